@@ -1,0 +1,82 @@
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// Intent is everything users asked for, with the choices made for it. The rows
+// are what the store keeps.
+type Intent struct {
+	Networks   map[hcn.GUID]*Network
+	Endpoints  map[hcn.GUID]*Endpoint
+	Namespaces map[hcn.GUID]*NamespaceRow
+}
+
+// Network is the stored form of a network: the document as it is shown, and
+// what was chosen once and kept.
+type Network struct {
+	Doc hcn.HostComputeNetwork
+	// Seq orders objects by creation.
+	Seq uint64
+	// Switch is the number of its switch in the BPF maps.
+	Switch uint32
+	// GatewayMAC of the host port, the same for the life of the network.
+	GatewayMAC MAC
+}
+
+// Endpoint is the stored form of an endpoint.
+type Endpoint struct {
+	Doc hcn.HostComputeEndpoint
+	Seq uint64
+	// MAC and Addrs as chosen; Doc shows the same as text.
+	MAC   MAC
+	Addrs []netip.Prefix
+	// Attach is nil while the endpoint is in no namespace.
+	Attach *Attachment
+	// Detached says that the compartment vanished under the endpoint.
+	Detached bool
+}
+
+// Attachment is an endpoint's place in a compartment.
+type Attachment struct {
+	Namespace hcn.GUID
+	// Interface in the compartment (eth0), unique there.
+	Interface string
+	// Index counts the attachments of the namespace; it breaks ties of the
+	// gateway priority.
+	Index int
+}
+
+// NamespaceRow is the stored form of an HCN namespace.
+type NamespaceRow struct {
+	Doc     hcn.HostComputeNamespace
+	Seq     uint64
+	Number  uint32 // compartment number
+	Sysctls map[string]string
+	// Boot is the boot ID of the host run in which the namespace was made: it
+	// vanishes with that run.
+	Boot string
+	// Containers listed in the namespace, by container ID.
+	Containers []string
+}
+
+// Facts are what the host says about itself.
+type Facts struct {
+	// BootID of this run of the host.
+	BootID string
+	// Uplink is the device of the default route, UplinkMTU its MTU (1500 when
+	// there is no uplink).
+	Uplink    string
+	UplinkMTU int
+	// HostAddrs are the host's addresses on devices that are not ours, with
+	// their prefixes; Routes all destinations of its tables but the default;
+	// Resolvers the name servers it uses. A network that is made must collide
+	// with none of them.
+	HostAddrs []netip.Prefix
+	Routes    []netip.Prefix
+	Resolvers []netip.Addr
+	// Offline lists families without any default route; for information.
+	NoDefault4, NoDefault6 bool
+}

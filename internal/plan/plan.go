@@ -1,0 +1,246 @@
+// Package plan is the compiler between intent and kernel.
+//
+// Users state what they want as HCN documents. [Compile] turns those, together
+// with what is known of this host, into one [Plan]: every namespace, device,
+// address, route, switch port, translation and name that has to exist. The
+// appliers in internal/dataplane make the kernel match it and decide nothing
+// themselves, so what explains the data path (this package) and what builds it
+// (the appliers) read the same value and cannot disagree.
+//
+// Entries of a Plan are immutable once compiled: a change replaces the pointer.
+// That is what makes a [Delta] cheap, and lets an applier look at what an object
+// was while it removes it.
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// Plan is the whole state wanted of this host's kernel. An applier may be given
+// the same Plan for ever.
+type Plan struct {
+	// Revision of the store that this plan was compiled from.
+	Revision uint64
+	// Host says which settings of the host itself the plan needs.
+	Host Host
+	// Namespaces that have to exist, by HCN namespace GUID. The resolver's
+	// compartment is among them, under [ResolverNamespace].
+	Namespaces map[hcn.GUID]*Namespace
+	// Switches, one per network, by network GUID.
+	Switches map[hcn.GUID]*Switch
+	// Ports of all switches.
+	Ports map[PortID]*Port
+}
+
+// Host holds the settings of the host's own network namespace that the plan
+// needs. They are turned on when needed and put back when nothing needs them.
+type Host struct {
+	// Forward4 and Forward6 ask for packet forwarding between interfaces.
+	Forward4, Forward6 bool
+}
+
+// Namespace is a compartment: a network namespace bound at Path.
+type Namespace struct {
+	ID   hcn.GUID
+	Path string // /run/netns/hns-<guid in lower case>
+	// Sysctls of the namespace's stack, keyed as below /proc/sys, for example
+	// "net/ipv4/ip_unprivileged_port_start". Written when the namespace is made.
+	Sysctls map[string]string
+}
+
+// Mode says what a switch is connected to.
+type Mode uint8
+
+// The modes of a switch, as the HCN network types demand them.
+const (
+	// ModeNAT: a host port with the gateway address, forwarding and translation.
+	ModeNAT Mode = iota + 1
+	// ModeInternal: a host port, no forwarding, no translation.
+	ModeInternal
+	// ModePrivate: no host port; the host sees no frame.
+	ModePrivate
+)
+
+// Switch is the virtual switch of one network.
+type Switch struct {
+	// Number identifies the switch in the BPF maps. It is chosen once, kept in
+	// the store and never 0.
+	Number  uint32
+	Network hcn.GUID
+	Name    string
+	Mode    Mode
+	MTU     int
+	Subnets []Subnet
+	// HostPort and ResolverPort name the switch's own ports in Plan.Ports; ""
+	// where the switch has none.
+	HostPort     PortID
+	ResolverPort PortID
+	// HostDevice is the host's own vNIC on the switch (bhh…), "" without one.
+	HostDevice string
+	DNS        DNS
+}
+
+// Subnet is one address space of a switch.
+type Subnet struct {
+	Prefix  netip.Prefix // masked
+	Gateway netip.Addr   // invalid when the subnet has none (Private)
+}
+
+// DNS is what the resolver of a network serves and where.
+type DNS struct {
+	// Listen holds the addresses the resolver owns in its compartment, the
+	// gateway addresses. Empty: the network has no resolver.
+	Listen []netip.Addr
+	// Namespace is the path of the compartment to listen in, Device the
+	// interface to bind to.
+	Namespace, Device string
+	// Upstreams are asked for what is not ours. Empty: the host's resolvers.
+	Upstreams []netip.AddrPort
+	// HostNames (host.internal) are answered with HostAddrs.
+	HostAddrs []netip.Addr
+	// Domain and Search of the network, lower case, no trailing dot.
+	Domain string
+	Search []string
+}
+
+// PortID names a port: an endpoint's GUID, or HostPortID and ResolverPortID of
+// a network.
+type PortID string
+
+// PortKind says what is behind a port.
+type PortKind uint8
+
+// The kinds of port. The numbers are those of enum port_kind in bpf/lib.
+const (
+	// PortContainer is the host side of an endpoint's veth (or its tap).
+	PortContainer PortKind = iota + 1
+	// PortHost is the switch side of the host's own vNIC.
+	PortHost
+	// PortResolver is the switch side of the resolver's vNIC. It shares the
+	// gateway's addresses and MAC with the host port; the switch hands it what
+	// is addressed to the gateway's port 53, so no packet is rewritten and the
+	// host's own port 53 stays free.
+	PortResolver
+)
+
+// Port is a port of a switch and the vNIC at its other end.
+type Port struct {
+	ID       PortID
+	Kind     PortKind
+	Network  hcn.GUID
+	Switch   uint32
+	Endpoint hcn.GUID // "" for host and resolver ports
+	// Name is the endpoint's name, Names all that the resolver answers for it
+	// (lower case, no trailing dot, without domain).
+	Name  string
+	Names []string
+	// Device is the switch side, in the host's namespace: bhp…
+	Device string
+	// Alias is the interface alias that marks the device as ours.
+	Alias string
+	// AltName is a further name for the switch side (policy PortName), or "".
+	AltName string
+	// MAC of the vNIC, and the addresses it may use: the source guard admits no
+	// others, its link-local address included.
+	MAC       MAC
+	Addrs     []netip.Addr
+	LinkLocal netip.Addr
+	// VNIC is the other end.
+	VNIC VNIC
+	// Forwards are the host's ports published to this endpoint.
+	Forwards []Forward
+}
+
+// VNIC is the interface in a compartment (or in the host) at a port's far end.
+// It is born there, in the same message that creates the pair.
+type VNIC struct {
+	// Namespace path, "" for the host's own namespace.
+	Namespace string
+	Device    string // eth0, bhh…, bhr…
+	Alias     string
+	MAC       MAC
+	MTU       int
+	// Addrs to assign, with the prefix length the interface gets.
+	Addrs []netip.Prefix
+	// LinkLocal address to assign (/64), fixed so that no duplicate address
+	// detection has to pass before the interface works.
+	LinkLocal netip.Addr
+	Routes    []Route
+}
+
+// Route in a compartment. Dst unmasked bits are zero.
+type Route struct {
+	Dst    netip.Prefix
+	Via    netip.Addr // invalid: on-link
+	OnLink bool       // Via is reachable on the link although no address covers it
+	Metric int        // 0: the kernel's default
+}
+
+// Scope says on which of the host's addresses a published port answers.
+type Scope uint8
+
+// The scopes of a published port.
+const (
+	// ScopeAddress: the single address in Forward.Bind. A loopback address there
+	// means that only the host itself reaches it.
+	ScopeAddress Scope = iota + 1
+	// ScopeAll: every address of the host, loopback included.
+	ScopeAll
+	// ScopeLAN: every address of the host except loopback.
+	ScopeLAN
+)
+
+// Forward publishes one port of the host to an endpoint, in one family.
+type Forward struct {
+	Protocol uint8 // 6 TCP, 17 UDP
+	Scope    Scope
+	Bind     netip.Addr // valid with ScopeAddress
+	Port     uint16     // on the host
+	To       netip.AddrPort
+}
+
+// Is4 tells the family of the forward.
+func (f Forward) Is4() bool { return f.To.Addr().Is4() }
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+// ObjectError ties an error to the object that it is about, so that the engine
+// can tell the one caller and go on with the others. Appliers join several with
+// errors.Join.
+type ObjectError struct {
+	Kind string // "namespace", "network" or "port"
+	ID   string
+	Err  error
+}
+
+func (e *ObjectError) Error() string { return e.Kind + " " + e.ID + ": " + e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *ObjectError) Unwrap() error { return e.Err }
+
+// Drift is one difference between kernel and plan that somebody else made and
+// an applier repaired.
+type Drift struct {
+	Object string // what was wrong: "link bhp…", "table inet bulkhead"
+	ID     string // the port, network or namespace it belongs to
+	Found  string // "missing", "down", "program detached", …
+}
+
+// Change is what an object was and what it becomes; nil means absent.
+type Change[T any] struct{ Old, New *T }
+
+// Delta lists what differs between two plans.
+type Delta struct {
+	Host       bool
+	Namespaces map[hcn.GUID]Change[Namespace]
+	Switches   map[hcn.GUID]Change[Switch]
+	Ports      map[PortID]Change[Port]
+}
+
+// Empty tells whether there is nothing to do.
+func (d *Delta) Empty() bool {
+	return !d.Host && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0
+}
