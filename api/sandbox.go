@@ -1,0 +1,57 @@
+package api
+
+import (
+	"io"
+	"time"
+)
+
+// SandboxConfig is everything a sandbox needs to make a container: the spec
+// with every choice made, resolved against image and network. It never needs to
+// ask back.
+type SandboxConfig struct {
+	ID   string
+	Name string
+	Spec ContainerSpec
+	// Image is the image's configuration; Layers its unpacked layers, topmost
+	// first, as overlayfs wants them in lowerdir.
+	Image  ImageConfig
+	Layers []string
+	// NetnsPath of the compartment.
+	NetnsPath string
+	// Hosts, ResolvConf and Hostname are the container's private /etc/hosts,
+	// /etc/resolv.conf and /etc/hostname.
+	Hosts      string
+	ResolvConf string
+	Hostname   string
+}
+
+// SandboxState is what a sandbox knows of a container.
+type SandboxState struct {
+	Status    string // StatusCreated, StatusRunning, StatusExited; "" = unknown to the sandbox
+	PID       int
+	ExitCode  int
+	OOMKilled bool
+	Started   time.Time
+	Finished  time.Time
+}
+
+// SandboxExit reports that a container's first process ended.
+type SandboxExit struct {
+	ID string
+}
+
+// Streams connect a client with a process. Nil streams are closed or discarded.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Resize carries window sizes of the client's terminal.
+	Resize <-chan WindowSize
+	// DetachKeys end an attach without ending the process; nil: none.
+	DetachKeys []byte
+}
+
+// WindowSize of a terminal, in characters.
+type WindowSize struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
