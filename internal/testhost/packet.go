@@ -1,0 +1,6 @@
+package testhost
+
+import "net"
+
+// MAC is a hardware address.
+type MAC = net.HardwareAddr
