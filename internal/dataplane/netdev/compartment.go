@@ -1,0 +1,294 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// compartmentPrefix starts the file names of our compartments; nobody else's start with it.
+const compartmentPrefix = "hns-"
+
+// bornWith are the settings of a new compartment. Its addresses, the link-local ones too, come from the plan, so
+// nothing may have to be probed, advertised or generated. The kernel skips duplicate detection only if "all" and the
+// device agree; the other two count for devices that are born later, which is all of them.
+var bornWith = [...][2]string{
+	{"net/ipv6/conf/all/accept_dad", "0"},
+	{"net/ipv6/conf/default/accept_dad", "0"},
+	{"net/ipv6/conf/default/accept_ra", "0"},
+	{"net/ipv6/conf/default/addr_gen_mode", "1"},
+}
+
+// space is a network namespace opened for a pass: a file descriptor for links to be born in, a socket to configure
+// them, and what was listed there.
+type space struct {
+	path string // "" for the host's own
+	fd   int    // -1 for the host's own
+	conn *conn
+	own  bool // the socket is ours to close
+	// shared keeps the namespace open for the whole pass.
+	shared bool
+	// next is the index of the next device in a namespace that was just made, 0 in others.
+	next   int
+	listed bool
+	links  map[string]link
+	addrs  []address
+	routes []route
+}
+
+func (s *space) close() {
+	if s.own {
+		s.conn.close()
+		unix.Close(s.fd)
+	}
+}
+
+// list reads the namespace once.
+func (s *space) list() error {
+	if s.listed {
+		return nil
+	}
+	links, err := s.conn.listLinks()
+	if err != nil {
+		return err
+	}
+	s.links = make(map[string]link, len(links))
+	for _, l := range links {
+		s.links[l.name] = l
+	}
+	if s.addrs, err = s.conn.listAddresses(); err != nil {
+		return err
+	}
+	s.routes, err = s.conn.listRoutes()
+	s.listed = err == nil
+	return err
+}
+
+// space opens a namespace by path, once per pass.
+func (ps *pass) space(path string) (*space, error) {
+	if s := ps.spaces[path]; s != nil {
+		return s, nil
+	}
+	if path == "" {
+		s := &space{fd: -1, conn: ps.n.host}
+		ps.spaces[path] = s
+		return s, nil
+	}
+	fd, err := ps.n.openNamespace(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &space{path: path, fd: fd, own: true}
+	err = ps.n.within(fd, func() (err error) { s.conn, err = openConn(ps.n.writes); return err })
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open netlink in %s: %w", path, err)
+	}
+	ps.spaces[path] = s
+	return s, nil
+}
+
+// openNamespace opens a bound network namespace. ErrVanished: there is none.
+func (n *Netdev) openNamespace(path string) (fd int, err error) {
+	err = n.home.do(func() error { fd, err = openNetns(path); return err })
+	return fd, err
+}
+
+func openNetns(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return -1, fmt.Errorf("%w: %s does not exist", ErrVanished, path)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open %s: %w", path, err)
+	}
+	var fs unix.Statfs_t
+	if err = unix.Fstatfs(fd, &fs); err == nil && fs.Type == unix.NSFS_MAGIC {
+		var kind int
+		kind, err = unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+		if err == nil && kind == unix.CLONE_NEWNET {
+			return fd, nil
+		}
+	}
+	unix.Close(fd)
+	if err != nil {
+		return -1, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return -1, fmt.Errorf("%w: %s is no network namespace", ErrVanished, path)
+}
+
+// within runs fn on a thread in the network namespace behind fd.
+func (n *Netdev) within(fd int, fn func() error) error {
+	return n.home.elsewhere(func() error { return unix.Setns(fd, unix.CLONE_NEWNET) }, fn)
+}
+
+// Enter runs fn on a thread inside the network namespace bound at path. Sockets that fn opens stay there; goroutines
+// that it starts are outside.
+func (n *Netdev) Enter(path string, fn func() error) error {
+	fd, err := n.openNamespace(path)
+	if err != nil {
+		return fmt.Errorf("enter %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	return n.within(fd, fn)
+}
+
+// ensureNamespace makes a compartment unless it is there. It is bound when it is complete, so after a crash there is
+// either a whole one or a file that is none and is used again.
+func (ps *pass) ensureNamespace(ns *plan.Namespace) error {
+	if err := ps.n.checkPath(ns); err != nil {
+		return err
+	}
+	if ps.n.reap.dying(ns.Path) {
+		if err := ps.n.reap.wait(ps.ctx); err != nil {
+			return err
+		}
+	}
+	_, err := ps.space(ns.Path)
+	if !errors.Is(err, ErrVanished) {
+		return err
+	}
+	if err := ps.n.prepareDir(); err != nil {
+		return err
+	}
+	s := &space{path: ns.Path, fd: -1, own: true, next: 2}
+	move := func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+		return nil
+	}
+	if err := ps.n.home.elsewhere(move, func() error { return ps.n.furnish(s, ns) }); err != nil {
+		return err
+	}
+	ps.spaces[ns.Path] = s
+	return nil
+}
+
+// furnish sets up the namespace that the calling thread is in, and binds it.
+func (n *Netdev) furnish(s *space, ns *plan.Namespace) (err error) {
+	s.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the new namespace: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(s.fd)
+			if s.conn != nil {
+				s.conn.close()
+			}
+		}
+	}()
+	if s.conn, err = openConn(n.writes); err != nil {
+		return err
+	}
+	for _, kv := range bornWith {
+		// A kernel without IPv6 has none of these.
+		if err := n.writeSysctl(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := n.writeSysctls(ns.Sysctls); err != nil {
+		return err
+	}
+	const loopback = 1 // the first device of every namespace
+	if err := s.conn.write(setLink("set lo up", loopback, unix.IFF_UP)); err != nil {
+		return err
+	}
+	return n.bind(ns.Path)
+}
+
+func (n *Netdev) bind(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o444)
+	if err != nil {
+		return fmt.Errorf("make %s: %w", path, err)
+	}
+	unix.Close(fd)
+	n.writes.Add(1)
+	if err := unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind the namespace at %s: %w", path, err)
+	}
+	return nil
+}
+
+// checkPath keeps a bad plan from making or removing files anywhere else.
+func (n *Netdev) checkPath(ns *plan.Namespace) error {
+	if filepath.Dir(ns.Path) != n.opts.NetnsDir || !strings.HasPrefix(filepath.Base(ns.Path), compartmentPrefix) {
+		return fmt.Errorf("compartment path %s is not %s/%s…", ns.Path, n.opts.NetnsDir, compartmentPrefix)
+	}
+	return nil
+}
+
+// prepareDir makes the directory of bound namespaces as iproute2 does: a shared mount of itself. If it were a plain
+// directory, the first "ip netns add" would lay such a mount over it, and with it copies of our mounts that would keep
+// our compartments alive after we unmount them.
+func (n *Netdev) prepareDir() error {
+	return n.home.do(func() error {
+		dir := n.opts.NetnsDir
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, dir, 0, 0, &st)
+		if err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+			return nil
+		}
+		if err := n.updateRecord(func(r *record) { r.NetnsDir = true }); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make the directory of namespaces: %w", err)
+		}
+		if err := unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("make %s a mount: %w", dir, err)
+		}
+		if err := unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("share mount %s: %w", dir, err)
+		}
+		return nil
+	})
+}
+
+// listNamespaces gives the paths of all files that are named like compartments of ours.
+func (n *Netdev) listNamespaces() (paths []string, err error) {
+	err = n.home.do(func() error {
+		entries, err := os.ReadDir(n.opts.NetnsDir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("list compartments: %w", err)
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), compartmentPrefix) {
+				paths = append(paths, filepath.Join(n.opts.NetnsDir, e.Name()))
+			}
+		}
+		return nil
+	})
+	return paths, err
+}
+
+// removeNamespace unbinds a compartment. Processes in it keep the namespace itself alive until they end.
+func (n *Netdev) removeNamespace(path string) error {
+	// More than one mount lies there only if somebody has bound over ours.
+	for range 8 {
+		n.writes.Add(1)
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
+// sortedPorts gives the ports of a map in a fixed order, so that passes and their errors repeat.
+func sortedPorts[V any](m map[plan.PortID]V) []plan.PortID { return slices.Sorted(maps.Keys(m)) }

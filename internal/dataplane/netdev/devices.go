@@ -1,0 +1,105 @@
+package netdev
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Sync compares all that is ours with the plan and makes or mends what differs; removing is left to Finish. A compartment
+// that has vanished under a container is reported and not made again, since its processes are gone with it; only the
+// resolver's is. A second Sync writes nothing.
+func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
+	ps := d.n.newPass(ctx, true)
+	defer ps.close()
+	if err := ps.listHost(); err != nil {
+		return nil, err
+	}
+	ps.fail(ps.applyHost(p.Host))
+	for _, id := range slices.Sorted(maps.Keys(p.Namespaces)) {
+		ps.syncNamespace(p.Namespaces[id])
+	}
+	for _, id := range sortedPorts(p.Ports) {
+		if err := ctx.Err(); err != nil {
+			ps.fail(err)
+			break
+		}
+		// A vanished compartment is reported once, not for every port.
+		if err := ps.ensurePort(p.Ports[id]); !errors.Is(err, ErrVanished) {
+			ps.fail(portError(p.Ports[id], err))
+		}
+		ps.release(p.Ports[id].VNIC.Namespace)
+	}
+	return ps.drift, errors.Join(ps.errs...)
+}
+
+func (ps *pass) syncNamespace(ns *plan.Namespace) {
+	_, err := ps.space(ns.Path)
+	switch {
+	case errors.Is(err, ErrVanished):
+		ps.found(string(ns.ID), "namespace "+ns.Path, "vanished")
+		if ns.ID == plan.ResolverNamespace {
+			ps.fail(namespaceError(ns, ps.ensureNamespace(ns)))
+		}
+	case err != nil:
+		ps.fail(namespaceError(ns, err))
+	}
+	if s := ps.spaces[ns.Path]; s != nil && ns.ID == plan.ResolverNamespace {
+		s.shared = true // every network has a port there
+	}
+	ps.release(ns.Path)
+}
+
+// release closes a namespace that is not likely to be needed again in this pass: thousands may be looked at.
+func (ps *pass) release(path string) {
+	if s := ps.spaces[path]; s != nil && s.own && !s.shared {
+		s.close()
+		delete(ps.spaces, path)
+	}
+}
+
+// Update makes the compartments and ports of a change.
+func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) error {
+	ps := d.n.newPass(ctx, false)
+	defer ps.close()
+	if delta.Host {
+		ps.fail(ps.applyHost(p.Host))
+	}
+	for _, c := range delta.Namespaces {
+		switch {
+		case c.New == nil:
+		case c.Old == nil:
+			ps.fail(namespaceError(c.New, ps.ensureNamespace(c.New)))
+		default:
+			ps.fail(namespaceError(c.New, ps.updateSysctls(c)))
+		}
+	}
+	for _, id := range sortedPorts(delta.Ports) {
+		c := delta.Ports[id]
+		switch {
+		case c.New == nil:
+		case c.Old == nil:
+			ps.fail(portError(c.New, ps.createPort(c.New)))
+		default:
+			ps.fail(portError(c.New, ps.ensurePort(c.New)))
+		}
+	}
+	return errors.Join(ps.errs...)
+}
+
+// updateSysctls writes the settings that a change of a compartment touches.
+func (ps *pass) updateSysctls(c plan.Change[plan.Namespace]) error {
+	changed := map[string]string{}
+	for k, v := range c.New.Sysctls {
+		if c.Old.Sysctls[k] != v {
+			changed[k] = v
+		}
+	}
+	if len(changed) == 0 {
+		return nil
+	}
+	return ps.n.Enter(c.New.Path, func() error { return ps.n.writeSysctls(changed) })
+}

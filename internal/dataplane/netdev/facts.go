@@ -1,0 +1,138 @@
+package netdev
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Facts says what the host looks like without us: its uplink, addresses, routes and resolvers.
+func (n *Netdev) Facts(ctx context.Context) (plan.Facts, error) {
+	f := plan.Facts{UplinkMTU: 1500}
+	if err := ctx.Err(); err != nil {
+		return f, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return f, fmt.Errorf("read the boot ID: %w", err)
+	}
+	f.BootID = strings.TrimSpace(string(boot))
+	links, err := n.host.listLinks()
+	if err != nil {
+		return f, fmt.Errorf("list links: %w", err)
+	}
+	byIndex := make(map[int]link, len(links))
+	for _, l := range links {
+		byIndex[l.index] = l
+	}
+	addrs, err := n.host.listAddresses()
+	if err != nil {
+		return f, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if l := byIndex[a.index]; !l.ours() && l.flags&unix.IFF_LOOPBACK == 0 && !a.prefix.Addr().IsLinkLocalUnicast() {
+			f.HostAddrs = append(f.HostAddrs, a.prefix)
+		}
+	}
+	routes, err := n.host.listRoutes()
+	if err != nil {
+		return f, fmt.Errorf("list routes: %w", err)
+	}
+	routeFacts(&f, routes, byIndex)
+	err = n.home.do(func() (err error) {
+		f.Resolvers, err = readResolvers(n.opts.ResolvConf, n.opts.SystemdResolvConf)
+		return err
+	})
+	return f, err
+}
+
+// routeFacts picks the uplink (the default route of the lowest metric in the main table, IPv4 before IPv6) and the
+// destinations that a network must not collide with.
+func routeFacts(f *plan.Facts, routes []route, links map[int]link) {
+	var uplink [2]*route // of IPv4 and IPv6
+	for _, r := range routes {
+		l := links[r.oif]
+		if l.ours() {
+			continue
+		}
+		a := r.dst.Addr()
+		if r.dst.Bits() == 0 {
+			i := 0
+			if a.Is6() {
+				i = 1
+			}
+			usable := r.kind == unix.RTN_UNICAST && r.table == unix.RT_TABLE_MAIN
+			if usable && (uplink[i] == nil || r.metric < uplink[i].metric) {
+				uplink[i] = &r
+			}
+			continue
+		}
+		if a.IsMulticast() || a.IsLinkLocalUnicast() && a.Is6() || l.flags&unix.IFF_LOOPBACK != 0 && a.IsLoopback() ||
+			r.dst == netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), 32) {
+			continue
+		}
+		if !slices.Contains(f.Routes, r.dst) {
+			f.Routes = append(f.Routes, r.dst)
+		}
+	}
+	f.NoDefault4, f.NoDefault6 = uplink[0] == nil, uplink[1] == nil
+	for _, r := range uplink {
+		if r != nil {
+			f.Uplink = links[r.oif].name
+			f.UplinkMTU = links[r.oif].mtu
+			return
+		}
+	}
+}
+
+// readResolvers reads resolv.conf, and what lies behind it when it only names the stub of systemd-resolved: containers
+// cannot reach that.
+func readResolvers(file, behindStub string) ([]netip.Addr, error) {
+	all, err := nameservers(file)
+	if err != nil {
+		return nil, err
+	}
+	stub := func(a netip.Addr) bool {
+		return a == netip.AddrFrom4([4]byte{127, 0, 0, 53}) || a == netip.AddrFrom4([4]byte{127, 0, 0, 54})
+	}
+	if !slices.ContainsFunc(all, stub) {
+		return all, nil
+	}
+	real, err := nameservers(behindStub)
+	if err != nil || len(real) == 0 {
+		return all, err
+	}
+	return real, nil
+}
+
+// nameservers reads the name servers of a resolv.conf; a file that is missing has none.
+func nameservers(file string) ([]netip.Addr, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the host's resolvers: %w", err)
+	}
+	var all []netip.Addr
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
+		fields := strings.Fields(s.Text())
+		if len(fields) < 2 || fields[0] != "nameserver" {
+			continue
+		}
+		if a, err := netip.ParseAddr(fields[1]); err == nil && !slices.Contains(all, a.Unmap()) {
+			all = append(all, a.Unmap())
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,120 @@
+package netdev
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Sync sets the switch sides up and removes every link and compartment of ours that the plan does not hold. The links
+// and compartments themselves go in the background.
+func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
+	ps := f.n.newPass(ctx, true)
+	defer ps.close()
+	if err := ps.listHost(); err != nil {
+		return nil, err
+	}
+	var up []write
+	wanted := map[string]bool{}
+	for _, id := range sortedPorts(p.Ports) {
+		port := p.Ports[id]
+		wanted[port.Device] = true
+		if port.VNIC.Namespace == "" {
+			wanted[port.VNIC.Device] = true
+		}
+		l, ok := ps.links[port.Device]
+		if !ok || !l.ours() || l.group == groupDying || l.up() {
+			continue // what is missing or foreign was reported by Devices
+		}
+		if !f.n.takeFresh(l.index) {
+			ps.found(string(id), "link "+port.Device, "down")
+		}
+		up = append(up, setLink("set "+port.Device+" up", l.index, unix.IFF_UP))
+	}
+	ps.fail(f.n.host.write(up...))
+	for _, l := range ps.links {
+		switch {
+		case !l.ours():
+		case l.group == groupDying:
+			f.n.reap.wake()
+		case !wanted[l.name]:
+			f.n.log.InfoContext(ctx, "removing left-over link", "link", l.name, "alias", l.alias)
+			ps.fail(f.n.kill(l))
+		}
+	}
+	ps.fail(f.pruneNamespaces(p))
+	return ps.drift, errors.Join(ps.errs...)
+}
+
+func (f *Finish) pruneNamespaces(p *plan.Plan) error {
+	paths, err := f.n.listNamespaces()
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for _, ns := range p.Namespaces {
+		keep[ns.Path] = true
+	}
+	for _, path := range slices.DeleteFunc(paths, func(s string) bool { return keep[s] }) {
+		f.n.reap.namespace(path)
+	}
+	return nil
+}
+
+// Update sets the ports of a change up and takes away those that went. Links that are not ours are left alone.
+func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) error {
+	ps := f.n.newPass(ctx, false)
+	defer ps.close()
+	var up []write
+	for _, id := range sortedPorts(delta.Ports) {
+		c := delta.Ports[id]
+		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
+			ps.fail(portError(c.Old, f.n.killPort(c.Old)))
+		}
+		if c.New == nil {
+			continue
+		}
+		l, ok, err := f.n.host.linkByName(c.New.Device)
+		ps.fail(portError(c.New, err))
+		if ok && l.ours() && l.group == groupOurs && !l.up() {
+			f.n.takeFresh(l.index)
+			up = append(up, setLink("set "+c.New.Device+" up", l.index, unix.IFF_UP))
+		}
+	}
+	ps.fail(f.n.host.write(up...))
+	for _, c := range delta.Namespaces {
+		if c.Old != nil && (c.New == nil || c.New.Path != c.Old.Path) {
+			if err := f.n.checkPath(c.Old); err != nil {
+				ps.fail(namespaceError(c.Old, err))
+				continue
+			}
+			f.n.reap.namespace(c.Old.Path)
+		}
+	}
+	return errors.Join(ps.errs...)
+}
+
+func (n *Netdev) killPort(p *plan.Port) error {
+	l, ok, err := n.host.linkByName(p.Device)
+	if err != nil || !ok || !l.ours() {
+		return err
+	}
+	return n.kill(l)
+}
+
+// kill hands a link to the reaper: the caller pays for one message, not for the kernel's grace period. The name is not
+// freed, since a rename waits for such a period too; who needs it again waits for the reaper.
+func (n *Netdev) kill(l link) error {
+	w := setLink("mark link "+l.name+" as dying", l.index, 0, attrUint32(unix.IFLA_GROUP, groupDying))
+	w.fine = []unix.Errno{unix.ENODEV}
+	if err := n.host.write(w); err != nil {
+		return err
+	}
+	n.takeFresh(l.index)
+	n.reap.wake()
+	return nil
+}

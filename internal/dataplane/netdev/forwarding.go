@@ -1,0 +1,242 @@
+package netdev
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Forwarding belongs to the whole host, so it is turned on only while a network needs it, and every value that was
+// changed for it is written down first and put back later. Two side effects of the kernel are dealt with:
+//   - With IPv6 forwarding on, a device with accept_ra=1 ignores router advertisements, and a host that has its default
+//     route from one is cut off when the route expires. Such devices get accept_ra=2 beforehand.
+//   - Writing the switch for all devices overwrites the one of each device. Those that were on are noted as well.
+
+// record is what has to be put back, kept in the state directory.
+type record struct {
+	// Sysctls holds the former values of settings.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// NetnsDir says that the directory of bound namespaces is our doing.
+	NetnsDir bool `json:"netns_dir,omitempty"`
+}
+
+const (
+	forward4 = "net/ipv4/ip_forward"
+	forward6 = "net/ipv6/conf/all/forwarding"
+)
+
+func (n *Netdev) recordPath() string { return filepath.Join(n.opts.StateDir, "host-settings.json") }
+
+func (n *Netdev) readRecord() (record, error) {
+	r := record{Sysctls: map[string]string{}}
+	data, err := os.ReadFile(n.recordPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return r, fmt.Errorf("read the record of host settings: %w", err)
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("read the record of host settings in %s: %w", n.recordPath(), err)
+	}
+	if r.Sysctls == nil {
+		r.Sysctls = map[string]string{}
+	}
+	return r, nil
+}
+
+// writeRecord replaces the file in one step; with nothing to remember there is no file.
+func (n *Netdev) writeRecord(r record) error {
+	if len(r.Sysctls) == 0 && !r.NetnsDir {
+		if err := os.Remove(n.recordPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the record of host settings: %w", err)
+		}
+		return nil
+	}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the record of host settings: %w", err)
+	}
+	if err := writeFileAtomically(n.recordPath(), append(data, '\n')); err != nil {
+		return fmt.Errorf("write the record of host settings: %w", err)
+	}
+	return nil
+}
+
+func writeFileAtomically(name string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// updateRecord changes the record.
+func (n *Netdev) updateRecord(change func(*record)) error {
+	n.settings.Lock()
+	defer n.settings.Unlock()
+	r, err := n.readRecord()
+	if err != nil {
+		return err
+	}
+	change(&r)
+	return n.writeRecord(r)
+}
+
+// applyHost brings forwarding to what is wanted.
+func (ps *pass) applyHost(want plan.Host) error {
+	n := ps.n
+	n.settings.Lock()
+	defer n.settings.Unlock()
+	return n.home.do(func() error {
+		r, err := n.readRecord()
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, f := range []struct {
+			key  string
+			want bool
+		}{{forward4, want.Forward4}, {forward6, want.Forward6}} {
+			if f.want {
+				errs = append(errs, ps.forwardOn(&r, f.key))
+			} else {
+				errs = append(errs, ps.n.forwardOff(&r, f.key))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// forwardOn turns a family's forwarding on, unless it is. Where somebody else did so, it is left to them.
+func (ps *pass) forwardOn(r *record, key string) error {
+	have, err := readSysctl(key)
+	if err != nil {
+		return err
+	}
+	_, byUs := r.Sysctls[key]
+	if have == "1" && !byUs {
+		return nil
+	}
+	former := map[string]string{}
+	if !byUs {
+		former[key] = have
+	}
+	collect(former, familyDir(key), "forwarding", "1", have != "1" && !byUs)
+	var widen []string
+	if key == forward6 {
+		widen = collect(former, familyDir(key), "accept_ra", "1", true)
+	}
+	if len(former) > 0 {
+		for k, v := range former {
+			if _, known := r.Sysctls[k]; !known {
+				r.Sysctls[k] = v
+			}
+		}
+		if err := ps.n.writeRecord(*r); err != nil {
+			return err
+		}
+	}
+	for _, k := range widen {
+		if err := ps.n.writeSysctl(k, "2"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if have == "1" {
+		return nil
+	}
+	if byUs {
+		ps.found("host", "sysctl "+key, "%s", have)
+	}
+	return ps.n.writeSysctl(key, "1")
+}
+
+// collect notes the devices of the host, ours excepted, whose setting has the given value, and returns their keys.
+func collect(into map[string]string, dir, setting, value string, wanted bool) []string {
+	if !wanted {
+		return nil
+	}
+	entries, err := os.ReadDir("/proc/sys/" + dir)
+	if err != nil {
+		return nil // no such family in this kernel
+	}
+	var keys []string
+	for _, e := range entries {
+		name := e.Name()
+		if name == "all" || name == "default" && setting == "accept_ra" || ourName(name) {
+			continue
+		}
+		key := path.Join(dir, name, setting)
+		if v, err := readSysctl(key); err == nil && v == value {
+			into[key] = v
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+func familyDir(key string) string {
+	if key == forward4 {
+		return "net/ipv4/conf"
+	}
+	return "net/ipv6/conf"
+}
+
+// forwardOff puts back what forwardOn changed, except what somebody has changed since.
+func (n *Netdev) forwardOff(r *record, key string) error {
+	former, byUs := r.Sysctls[key]
+	if !byUs {
+		return nil
+	}
+	have, err := readSysctl(key)
+	if err != nil {
+		return err
+	}
+	if have == "1" && former != "1" {
+		if err := n.writeSysctl(key, former); err != nil {
+			return err
+		}
+	}
+	dir := familyDir(key) + "/"
+	for _, k := range slices.Sorted(maps.Keys(r.Sysctls)) {
+		if !strings.HasPrefix(k, dir) || k == key {
+			continue
+		}
+		have, err := readSysctl(k)
+		if errors.Is(err, os.ErrNotExist) {
+			delete(r.Sysctls, k)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		// "2" is what we made of accept_ra; any other value is somebody's wish by now.
+		if have != r.Sysctls[k] && (path.Base(k) != "accept_ra" || have == "2") {
+			if err := n.writeSysctl(k, r.Sysctls[k]); err != nil {
+				return err
+			}
+		}
+		delete(r.Sysctls, k)
+	}
+	delete(r.Sysctls, key)
+	return n.writeRecord(*r)
+}

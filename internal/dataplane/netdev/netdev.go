@@ -1,0 +1,209 @@
+// Package netdev makes the devices of a plan: compartments, veth pairs, addresses, routes, and the few settings of the
+// host that they need. It also says what the host looks like (Facts) and wakes the engine when that changes (Watch).
+//
+// It acts twice in a pass. Devices runs first and leaves the switch side of every pair down; when the programs and
+// tables are in place, Finish sets it up and takes away what the plan no longer holds. So no frame passes before its
+// policy is there.
+//
+// Three facts of the kernel shape the code:
+//   - Moving a device to another namespace waits for an RCU grace period, 15 to 30 ms. So the far end of a pair is born
+//     in its compartment, by the message that makes the pair.
+//   - Deleting a device waits as well, but deleting a group of them waits once. So a dying link only changes its group,
+//     and one goroutine deletes the group (see reaper).
+//   - A link's alias cannot be given at its birth, its group can. So a link is ours by its name and either of the two,
+//     and a crash between the two messages leaves nothing that cannot be recognised.
+//
+// What is ours inside a compartment, where containers may add addresses and routes of their own, is marked with a
+// protocol number (see protoOurs): only what carries it is ever removed.
+package netdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// ErrVanished says that a compartment which has to exist does not: its file is gone, or is no network namespace.
+var ErrVanished = errors.New("the compartment has vanished")
+
+// Options of New. Only StateDir must be given.
+type Options struct {
+	// StateDir holds the record of host settings that were changed, so that they can be put back.
+	StateDir string
+	// NetnsDir is where compartments are bound; plan.NetnsDir if empty. A plan's paths must lie in it.
+	NetnsDir string
+	// ResolvConf and SystemdResolvConf are the host's resolver files; the second is read when the first only names the
+	// local stub of systemd-resolved.
+	ResolvConf, SystemdResolvConf string
+	Logger                        *slog.Logger
+}
+
+// Netdev owns our devices in one host: the network and mount namespace in which New was called.
+type Netdev struct {
+	opts Options
+	log  *slog.Logger
+	home *home
+	host *conn // in the host's network namespace
+	// grim is the reaper's own socket there: a deletion must not hold up the others.
+	grim  *conn
+	reap  *reaper
+	watch watchState
+
+	// writes counts changes made to the kernel.
+	writes *atomic.Int64
+	// settings guards the record of host settings.
+	settings sync.Mutex
+	// fresh holds the links that Devices has made and Finish has not yet set up.
+	freshMu sync.Mutex
+	fresh   map[int]bool
+}
+
+// New opens the host. Close has to be called.
+func New(opts Options) (*Netdev, error) {
+	if opts.StateDir == "" {
+		return nil, errors.New("netdev: no state directory given")
+	}
+	setDefault(&opts.NetnsDir, plan.NetnsDir)
+	setDefault(&opts.ResolvConf, "/etc/resolv.conf")
+	setDefault(&opts.SystemdResolvConf, "/run/systemd/resolve/resolv.conf")
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	opts.NetnsDir = filepath.Clean(opts.NetnsDir)
+	h, err := openHome()
+	if err != nil {
+		return nil, fmt.Errorf("open the host's namespaces: %w", err)
+	}
+	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), fresh: map[int]bool{}}
+	if err := h.do(n.openSockets); err != nil {
+		h.close()
+		return nil, fmt.Errorf("open the host's netlink sockets: %w", err)
+	}
+	n.reap = newReaper(n)
+	return n, nil
+}
+
+func (n *Netdev) openSockets() (err error) {
+	if n.host, err = openConn(n.writes); err != nil {
+		return err
+	}
+	if n.grim, err = openConn(n.writes); err != nil {
+		n.host.close()
+	}
+	return err
+}
+
+// Close ends the background work after what is under way.
+func (n *Netdev) Close() error {
+	n.reap.close()
+	n.grim.close()
+	n.host.close()
+	n.home.close()
+	return nil
+}
+
+func setDefault(s *string, value string) {
+	if *s == "" {
+		*s = value
+	}
+}
+
+// Devices is the applier that makes what is missing.
+type Devices struct{ n *Netdev }
+
+// Finish is the applier that sets ports up and removes what is left over.
+type Finish struct{ n *Netdev }
+
+// Devices gives the first applier.
+func (n *Netdev) Devices() *Devices { return &Devices{n} }
+
+// Finish gives the last applier.
+func (n *Netdev) Finish() *Finish { return &Finish{n} }
+
+// portError and namespaceError tie an error to its object; nil stays nil.
+func portError(p *plan.Port, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &plan.ObjectError{Kind: "port", ID: string(p.ID), Err: err}
+}
+
+func namespaceError(ns *plan.Namespace, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &plan.ObjectError{Kind: "namespace", ID: string(ns.ID), Err: err}
+}
+
+// pass is one run of an applier: what it has looked up and opened so far.
+type pass struct {
+	n   *Netdev
+	ctx context.Context
+	// report is set in a Sync: differences that are found are drift.
+	report bool
+	drift  []plan.Drift
+	// links of the host by name, once they were listed (nil before).
+	links  map[string]link
+	spaces map[string]*space
+	errs   []error
+}
+
+func (n *Netdev) newPass(ctx context.Context, report bool) *pass {
+	return &pass{n: n, ctx: ctx, report: report, spaces: map[string]*space{}}
+}
+
+func (ps *pass) close() {
+	for _, s := range ps.spaces {
+		s.close()
+	}
+}
+
+// found notes a difference that the pass is about to repair.
+func (ps *pass) found(id, object, format string, args ...any) {
+	if ps.report {
+		ps.drift = append(ps.drift, plan.Drift{Object: object, ID: id, Found: fmt.Sprintf(format, args...)})
+	}
+}
+
+// fail notes an error and goes on.
+func (ps *pass) fail(err error) {
+	if err != nil {
+		ps.errs = append(ps.errs, err)
+	}
+}
+
+// hostLink finds a link in the host's namespace.
+func (ps *pass) hostLink(name string) (link, bool, error) {
+	if ps.links != nil {
+		l, ok := ps.links[name]
+		return l, ok, nil
+	}
+	return ps.n.host.linkByName(name)
+}
+
+// listHost lists the host's links once, for a pass that will look at many.
+func (ps *pass) listHost() error {
+	links, err := ps.n.host.listLinks()
+	if err != nil {
+		return err
+	}
+	ps.links = make(map[string]link, len(links))
+	for _, l := range links {
+		ps.links[l.name] = l
+	}
+	return nil
+}
+
+// forget drops what is known of a host link after it was changed.
+func (ps *pass) forget(name string) { delete(ps.links, name) }
+
+// isGone tells that a link was deleted by somebody in the meantime, which is what the caller wanted.
+func isGone(err error) bool { return errors.Is(err, unix.ENODEV) }

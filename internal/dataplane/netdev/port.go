@@ -1,0 +1,319 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// createPort makes a port that is believed to be absent. When something is in the way it falls back to looking.
+func (ps *pass) createPort(p *plan.Port) error {
+	err := ps.makePair(p)
+	if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	// It may be this port's own former life, or another's whose interface had the same name: let the dying go.
+	if err := ps.n.reap.wait(ps.ctx); err != nil {
+		return err
+	}
+	if err = ps.makePair(p); !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	if l, ok, lookErr := ps.hostLink(p.Device); lookErr != nil {
+		return lookErr
+	} else if ok && l.ours() {
+		return ps.ensurePort(p)
+	} else if ok {
+		return foreignLink(l)
+	}
+	return fmt.Errorf("%w: an interface %s that is not ours exists in %s: remove it, or choose another name",
+		err, p.VNIC.Device, place(p.VNIC.Namespace))
+}
+
+func foreignLink(l link) error {
+	return fmt.Errorf("a %s link %s exists that is not ours (alias %q): remove or rename it", l.kind, l.name, l.alias)
+}
+
+func place(namespace string) string {
+	if namespace == "" {
+		return "the host"
+	}
+	return namespace
+}
+
+// makePair creates the pair and gives it all that the plan says.
+func (ps *pass) makePair(p *plan.Port) error {
+	s, err := ps.space(p.VNIC.Namespace)
+	if err != nil {
+		return err
+	}
+	w := newPair(p, s.fd, s.next)
+	if err := ps.n.host.write(w); err != nil {
+		return err
+	}
+	ps.forget(p.Device)
+	// Both ends as they are now; only their indices may have to be asked for.
+	near, ok, err := ps.n.host.linkByName(p.Device)
+	if err != nil || !ok {
+		return fmt.Errorf("find new link %s: %w", p.Device, errors.Join(err, missingIf(!ok)))
+	}
+	far := link{index: s.next, name: p.VNIC.Device, kind: "veth", mtu: p.VNIC.MTU, mac: p.VNIC.MAC, peer: near.index}
+	if s.next != 0 {
+		s.next++
+	} else if far, ok, err = s.conn.linkByName(p.VNIC.Device); err != nil || !ok {
+		return fmt.Errorf("find new interface %s: %w", p.VNIC.Device, errors.Join(err, missingIf(!ok)))
+	}
+	if ps.links != nil {
+		ps.links[near.name] = near
+	}
+	ps.n.noteFresh(near.index)
+	return ps.configure(p, s, near, far, true)
+}
+
+func missingIf(missing bool) error {
+	if missing {
+		return unix.ENODEV
+	}
+	return nil
+}
+
+// ensurePort compares a port with the kernel and writes the difference.
+func (ps *pass) ensurePort(p *plan.Port) error {
+	s, err := ps.space(p.VNIC.Namespace)
+	if err != nil {
+		return err
+	}
+	near, ok, err := ps.hostLink(p.Device)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		ps.found(string(p.ID), "link "+p.Device, "missing")
+		if err := ps.dropRenamed(p); err != nil {
+			return err
+		}
+		return ps.createPort(p)
+	case !near.ours():
+		return foreignLink(near)
+	case near.group == groupDying:
+		return ps.createPort(p)
+	}
+	if err := s.list(); err != nil {
+		return fmt.Errorf("list %s: %w", place(s.path), err)
+	}
+	far, ok := s.links[p.VNIC.Device]
+	if !ok || far.kind != "veth" || far.peer != near.index || near.peer != far.index {
+		// The vNIC was renamed, or moved to another namespace. A device that was in foreign hands is not taken back:
+		// the pair is made anew.
+		ps.found(string(p.ID), "link "+p.VNIC.Device+" in "+place(s.path), "moved away")
+		if err := ps.n.host.write(deleteLink(near)); err != nil {
+			return err
+		}
+		ps.forget(p.Device)
+		s.listed = false
+		return ps.createPort(p)
+	}
+	return ps.configure(p, s, near, far, false)
+}
+
+// dropRenamed deletes the pair of a port whose switch side somebody has renamed; its vNIC would be in the way.
+func (ps *pass) dropRenamed(p *plan.Port) error {
+	for name, l := range ps.links {
+		if l.alias == p.Alias && l.ours() && l.group == groupOurs && name != p.Device {
+			delete(ps.links, name)
+			if err := ps.n.host.write(deleteLink(l)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// configure writes what differs at both ends of a pair.
+func (ps *pass) configure(p *plan.Port, s *space, near, far link, fresh bool) error {
+	d := differ{ps: ps, id: string(p.ID), quiet: fresh}
+	d.near(p, near, fresh)
+	if err := ps.n.host.write(d.take()...); err != nil {
+		return err
+	}
+	if err := ps.ensureQuiet(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
+		return err
+	}
+	if s.path == "" {
+		if fresh {
+			if err := s.conn.write(setLink("prepare "+far.name, far.index, 0, noLinkLocal())); err != nil {
+				return err
+			}
+		}
+		if err := ps.ensureQuiet(fresh, string(p.ID), deviceSettings(true, far.name)); err != nil {
+			return err
+		}
+	}
+	d.far(p, s, far, fresh)
+	return s.conn.write(d.take()...)
+}
+
+// ensureQuiet is ensureSettings, without calling it drift on a device that was just made.
+func (ps *pass) ensureQuiet(fresh bool, id string, settings [][2]string) error {
+	report := ps.report
+	ps.report = report && !fresh
+	err := ps.ensureSettings(id, settings)
+	ps.report = report
+	return err
+}
+
+// differ collects the writes that make a device what the plan says.
+type differ struct {
+	ps     *pass
+	id     string
+	quiet  bool // nothing that is found is drift
+	writes []write
+}
+
+func (d *differ) take() []write {
+	w := d.writes
+	d.writes = nil
+	return w
+}
+
+func (d *differ) found(object, format string, args ...any) {
+	if !d.quiet {
+		d.ps.found(d.id, object, format, args...)
+	}
+}
+
+func (d *differ) add(w write) { d.writes = append(d.writes, w) }
+
+// near compares the switch side. Whether it is up is Finish's affair.
+func (d *differ) near(p *plan.Port, l link, fresh bool) {
+	object := "link " + p.Device
+	var attrs []*nl.RtAttr
+	if l.alias != p.Alias {
+		d.found(object, "alias %q", l.alias)
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(p.Alias)))
+	}
+	if l.mtu != p.VNIC.MTU {
+		d.found(object, "MTU %d", l.mtu)
+		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(p.VNIC.MTU)))
+	}
+	if l.group != groupOurs {
+		d.found(object, "group %d", l.group)
+		attrs = append(attrs, attrUint32(unix.IFLA_GROUP, groupOurs))
+	}
+	arp := l.flags&unix.IFF_NOARP == 0
+	if arp {
+		d.found(object, "answering ARP")
+	}
+	if fresh {
+		attrs = append(attrs, noLinkLocal())
+	}
+	if len(attrs) > 0 || arp {
+		d.add(setLink("configure "+p.Device, l.index, unix.IFF_NOARP, attrs...))
+	}
+	for _, name := range l.altNames {
+		if name != p.AltName {
+			d.found(object, "further name %s", name)
+			d.add(altName(l.index, name, unix.RTM_DELLINKPROP))
+		}
+	}
+	if p.AltName != "" && !slices.Contains(l.altNames, p.AltName) {
+		if len(l.altNames) > 0 || !fresh {
+			d.found(object, "without further name %s", p.AltName)
+		}
+		d.add(altName(l.index, p.AltName, unix.RTM_NEWLINKPROP))
+	}
+}
+
+// far compares the vNIC. Only what we set is looked at, and only what carries our mark is taken away.
+func (d *differ) far(p *plan.Port, s *space, l link, fresh bool) {
+	v := p.VNIC
+	object := "link " + v.Device + " in " + place(v.Namespace)
+	var attrs []*nl.RtAttr
+	if v.Alias != "" && l.alias != v.Alias {
+		d.found(object, "alias %q", l.alias)
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(v.Alias)))
+	}
+	if l.mac != v.MAC {
+		d.found(object, "MAC %s", l.mac)
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, v.MAC[:]))
+	}
+	if l.mtu != v.MTU {
+		d.found(object, "MTU %d", l.mtu)
+		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(v.MTU)))
+	}
+	if !l.up() {
+		d.found(object, "down")
+	}
+	if len(attrs) > 0 || !l.up() {
+		d.add(setLink("configure "+v.Device, l.index, unix.IFF_UP, attrs...))
+	}
+	var addrs []address
+	var routes []route
+	if !fresh {
+		addrs, routes = s.addrs, s.routes
+	}
+	d.addresses(object, v, l.index, addrs)
+	d.routes(object, v, l.index, routes)
+}
+
+func (d *differ) addresses(object string, v plan.VNIC, index int, have []address) {
+	want := slices.Clone(v.Addrs)
+	if v.LinkLocal.IsValid() {
+		want = append(want, netip.PrefixFrom(v.LinkLocal, 64))
+	}
+	for _, a := range want {
+		if !slices.ContainsFunc(have, func(h address) bool { return h.index == index && h.prefix == a }) {
+			d.found(object, "without address %s", a)
+			d.add(changeAddress(unix.RTM_NEWADDR, index, a, hasOwnRoute(v, a)))
+		}
+	}
+	for _, h := range have {
+		if h.index == index && h.proto == protoOurs && !slices.Contains(want, h.prefix) {
+			d.found(object, "address %s", h.prefix)
+			d.add(changeAddress(unix.RTM_DELADDR, index, h.prefix, false))
+		}
+	}
+}
+
+// hasOwnRoute tells that the plan itself routes an address's prefix on the link, so the kernel shall not.
+func hasOwnRoute(v plan.VNIC, a netip.Prefix) bool {
+	return slices.ContainsFunc(v.Routes, func(r plan.Route) bool { return r.Dst == a.Masked() && !r.Via.IsValid() })
+}
+
+// routes compares the main table. A stale route goes first: it may have the place of a new one.
+func (d *differ) routes(object string, v plan.VNIC, index int, have []route) {
+	// A link that was down, or an address that goes, has taken routes along: then "have" shows them missing, or the
+	// kernel drops them after this listing and the next Sync puts them back.
+	var missing []plan.Route
+	missing = append(missing, v.Routes...)
+	for _, h := range have {
+		if h.oif != index || h.proto != protoOurs || h.table != unix.RT_TABLE_MAIN {
+			continue
+		}
+		if i := slices.IndexFunc(missing, func(r plan.Route) bool { return sameRoute(h, r) }); i >= 0 {
+			missing = slices.Delete(missing, i, i+1)
+			continue
+		}
+		stale := plan.Route{Dst: h.dst, Via: h.via, OnLink: h.onLink, Metric: h.metric}
+		d.found(object, "route %s", routeText(stale))
+		d.add(changeRoute(unix.RTM_DELROUTE, index, stale))
+	}
+	for _, r := range missing {
+		d.found(object, "without route %s", routeText(r))
+		d.add(changeRoute(unix.RTM_NEWROUTE, index, r))
+	}
+}
+
+func sameRoute(h route, r plan.Route) bool {
+	metric := r.Metric
+	if metric == 0 && r.Dst.Addr().Is6() {
+		metric = metric6
+	}
+	return h.dst == r.Dst && h.via == r.Via && h.metric == metric && h.onLink == (r.OnLink && r.Via.IsValid())
+}

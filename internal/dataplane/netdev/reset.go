@@ -1,0 +1,84 @@
+package netdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sort"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Reset removes everything of ours from the host, puts its settings back, and returns when all is gone.
+func (n *Netdev) Reset(ctx context.Context) error {
+	empty := &plan.Plan{}
+	_, err := n.Finish().Sync(ctx, empty)
+	errs := []error{err, n.reap.wait(ctx)}
+	ps := n.newPass(ctx, false)
+	defer ps.close()
+	errs = append(errs, ps.applyHost(empty.Host), n.dropDir())
+	return errors.Join(errs...)
+}
+
+// dropDir takes the directory of namespaces away if it is our doing and nobody else uses it by now.
+func (n *Netdev) dropDir() error {
+	return n.home.do(func() error {
+		r, err := n.readRecord()
+		if err != nil || !r.NetnsDir {
+			return err
+		}
+		dir := n.opts.NetnsDir
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("look into %s: %w", dir, err)
+		}
+		if len(entries) == 0 {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("unmount %s: %w", dir, err)
+			}
+			// What is not empty below the mount belongs to somebody.
+			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) &&
+				!errors.Is(err, unix.EBUSY) {
+				return fmt.Errorf("remove %s: %w", dir, err)
+			}
+		}
+		return n.updateRecord(func(r *record) { r.NetnsDir = false })
+	})
+}
+
+// Leftovers lists everything of ours on the host, for a check after Reset: links, compartments, changed settings.
+func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	links, err := n.host.listLinks()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var all []string
+	for _, l := range links {
+		if l.ours() {
+			all = append(all, "link "+l.name)
+		}
+	}
+	paths, err := n.listNamespaces()
+	if err != nil {
+		return all, err
+	}
+	for _, p := range paths {
+		all = append(all, "compartment "+p)
+	}
+	n.settings.Lock()
+	r, err := n.readRecord()
+	n.settings.Unlock()
+	for _, k := range slices.Sorted(maps.Keys(r.Sysctls)) {
+		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
+	}
+	sort.Strings(all)
+	return all, err
+}

@@ -1,0 +1,274 @@
+package netdev
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// watchState is shared by the watcher and those whose doings it shall overlook.
+type watchState struct {
+	mu      sync.Mutex
+	running int
+	// expected holds compartments that the reaper removes.
+	expected map[string]bool
+}
+
+// expect tells the watcher that a compartment is removed by us.
+func (w *watchState) expect(path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running == 0 {
+		return
+	}
+	if w.expected == nil {
+		w.expected = map[string]bool{}
+	}
+	w.expected[path] = true
+}
+
+func (w *watchState) wasExpected(path string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.expected[path]
+	delete(w.expected, path)
+	return was
+}
+
+// watcher turns kernel events into wake-ups. It remembers which device indices are ours, only to tell events apart:
+// nothing that it learns goes into the engine.
+type watcher struct {
+	n       *Netdev
+	wake    func(cause string)
+	netlink *conn
+	inotify int
+	end     int // readable when the context ends
+	ours    map[int]bool
+}
+
+var watchGroups = []int{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+}
+
+// Watch calls wake whenever something happens to devices, addresses or routes of ours, to the host facts, or to our
+// compartments, until ctx ends. Our own routine changes do not wake. What happened has to be looked up: events may be
+// lost, and a loss wakes as well. ready, unless nil, is closed once events are caught.
+func (n *Netdev) Watch(ctx context.Context, wake func(cause string), ready chan<- struct{}) error {
+	w := &watcher{n: n, wake: wake, inotify: -1, end: -1, ours: map[int]bool{}}
+	if err := n.home.do(w.open); err != nil {
+		w.close()
+		return fmt.Errorf("watch the host's network: %w", err)
+	}
+	defer w.close()
+	n.watch.mu.Lock()
+	n.watch.running++
+	n.watch.mu.Unlock()
+	defer func() {
+		n.watch.mu.Lock()
+		n.watch.running--
+		n.watch.expected = nil
+		n.watch.mu.Unlock()
+	}()
+	w.learn()
+	if ready != nil {
+		close(ready)
+	}
+	var once sync.Mutex
+	closed := false
+	stop := context.AfterFunc(ctx, func() {
+		once.Lock()
+		defer once.Unlock()
+		if !closed {
+			unix.Write(w.end, binary.NativeEndian.AppendUint64(nil, 1))
+		}
+	})
+	defer func() {
+		stop()
+		once.Lock()
+		closed = true
+		once.Unlock()
+	}()
+	return w.run(ctx)
+}
+
+func (w *watcher) open() (err error) {
+	if w.netlink, err = openConn(w.n.writes); err != nil {
+		return err
+	}
+	for _, g := range watchGroups {
+		if err := unix.SetsockoptInt(w.netlink.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
+			return fmt.Errorf("join netlink group %d: %w", g, err)
+		}
+	}
+	// A burst of a thousand devices fits; without the privilege the default has to do.
+	_ = unix.SetsockoptInt(w.netlink.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+	if w.end, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+		return fmt.Errorf("open eventfd: %w", err)
+	}
+	if err := w.n.prepareDir(); err != nil {
+		return err
+	}
+	if w.inotify, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+		return fmt.Errorf("open inotify: %w", err)
+	}
+	const mask = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF
+	if _, err := unix.InotifyAddWatch(w.inotify, w.n.opts.NetnsDir, mask); err != nil {
+		return fmt.Errorf("watch %s: %w", w.n.opts.NetnsDir, err)
+	}
+	return nil
+}
+
+func (w *watcher) close() {
+	if w.netlink != nil {
+		w.netlink.close()
+	}
+	for _, fd := range []int{w.inotify, w.end} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+// learn notes which devices are ours now.
+func (w *watcher) learn() {
+	links, err := w.n.host.listLinks()
+	if err != nil {
+		return // unknown devices count as foreign and wake: too often rather than too rarely
+	}
+	clear(w.ours)
+	for _, l := range links {
+		if l.ours() {
+			w.ours[l.index] = true
+		}
+	}
+}
+
+func (w *watcher) run(ctx context.Context) error {
+	for {
+		fds := []unix.PollFd{
+			{Fd: int32(w.netlink.fd), Events: unix.POLLIN},
+			{Fd: int32(w.inotify), Events: unix.POLLIN},
+			{Fd: int32(w.end), Events: unix.POLLIN},
+		}
+		if _, err := unix.Poll(fds, int(time.Hour.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for kernel events: %w", err)
+		}
+		if fds[2].Revents != 0 || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if fds[0].Revents != 0 {
+			if err := w.readNetlink(); err != nil {
+				return err
+			}
+		}
+		if fds[1].Revents != 0 {
+			if err := w.readInotify(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (w *watcher) readNetlink() error {
+	msgs, err := w.netlink.receive()
+	if errors.Is(err, unix.ENOBUFS) {
+		w.learn()
+		w.wake("kernel events were lost")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read kernel events: %w", err)
+	}
+	for _, m := range msgs {
+		if cause := w.judge(m); cause != "" {
+			w.wake(cause)
+		}
+	}
+	return nil
+}
+
+// judge says why a message should wake the engine, or nothing.
+func (w *watcher) judge(m syscall.NetlinkMessage) string {
+	byUs := m.Header.Pid != 0 && (m.Header.Pid == w.n.host.portID || m.Header.Pid == w.n.grim.portID)
+	switch m.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return w.judgeLink(m, byUs)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		a := parseAddress(m.Data)
+		if byUs || w.ours[a.index] && m.Header.Pid == 0 {
+			return "" // the kernel's own follow-ups to what we did
+		}
+		return fmt.Sprintf("address %s changed", a.prefix)
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		r := parseRoute(m.Data)
+		// The local table only repeats the addresses.
+		if byUs || r.table == unix.RT_TABLE_LOCAL || w.ours[r.oif] && m.Header.Pid == 0 {
+			return ""
+		}
+		return fmt.Sprintf("route %s changed", r.dst)
+	}
+	return ""
+}
+
+func (w *watcher) judgeLink(m syscall.NetlinkMessage, byUs bool) string {
+	l := parseLink(m.Data)
+	gone := m.Header.Type == unix.RTM_DELLINK
+	switch ours := l.ours() || w.ours[l.index]; {
+	case !ours && byUs:
+		return ""
+	case !ours:
+		if l.kind == "" && len(m.Data) > 0 && nl.DeserializeIfInfomsg(m.Data).Family != unix.AF_UNSPEC {
+			return "" // bridge and IPv6 details of a device
+		}
+		return "link " + l.name + " changed"
+	case gone:
+		delete(w.ours, l.index)
+		if byUs || l.group == groupDying {
+			return ""
+		}
+		return "link " + l.name + " was deleted"
+	}
+	w.ours[l.index] = true
+	// After a switch side is set up the kernel reports its carrier by itself, with port ID 0. A vNIC that leaves its
+	// compartment shows as a carrier that is lost.
+	running := l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_RUNNING != 0
+	if byUs || l.group == groupDying || m.Header.Pid == 0 && running {
+		return ""
+	}
+	return "link " + l.name + " changed"
+}
+
+func (w *watcher) readInotify() error {
+	var buf [4096]byte
+	size, err := unix.Read(w.inotify, buf[:])
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read events of %s: %w", w.n.opts.NetnsDir, err)
+	}
+	for b := buf[:size]; len(b) >= unix.SizeofInotifyEvent; {
+		mask := binary.NativeEndian.Uint32(b[4:])
+		end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
+		name := unix.ByteSliceToString(b[unix.SizeofInotifyEvent:end])
+		b = b[end:]
+		path := filepath.Join(w.n.opts.NetnsDir, name)
+		switch {
+		case mask&(unix.IN_Q_OVERFLOW|unix.IN_DELETE_SELF) != 0:
+			w.wake("events of " + w.n.opts.NetnsDir + " were lost")
+		case !strings.HasPrefix(name, compartmentPrefix), w.n.watch.wasExpected(path):
+		default:
+			w.wake("compartment " + path + " changed")
+		}
+	}
+	return nil
+}
