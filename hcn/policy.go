@@ -1,6 +1,11 @@
 package hcn
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+)
 
 // EndpointPolicyType names a policy of an endpoint.
 type EndpointPolicyType string
@@ -73,4 +78,169 @@ const (
 type SubnetPolicy struct {
 	Type     SubnetPolicyType
 	Settings json.RawMessage `json:",omitempty"`
+}
+
+// policyWire is what a policy looks like when it comes in: some clients name the settings Data.
+type policyWire struct {
+	Type     *string
+	Settings json.RawMessage
+	Data     json.RawMessage
+}
+
+// decodePolicy reads a policy of any kind. When there is neither Settings nor Data, the members beside Type are the
+// settings: the vendor's own samples write subnet policies flat.
+func decodePolicy(b []byte) (string, json.RawMessage, error) {
+	var w policyWire
+	if err := json.Unmarshal(b, &w); err != nil {
+		return "", nil, Errorf(ErrInvalidPolicy, `a policy is {"Type":name,"Settings":object}: %w`, err)
+	}
+	typ := ""
+	if w.Type != nil {
+		typ = *w.Type
+	}
+	switch {
+	case len(w.Settings) > 0 && string(w.Settings) != "null":
+		return typ, w.Settings, nil
+	case len(w.Data) > 0 && string(w.Data) != "null":
+		return typ, w.Data, nil
+	}
+	var flat map[string]json.RawMessage
+	if err := json.Unmarshal(b, &flat); err != nil {
+		return "", nil, Errorf(ErrInvalidPolicy, "%w", err)
+	}
+	for name := range flat {
+		if slices.ContainsFunc([]string{"Type", "Settings", "Data"}, func(s string) bool { return strings.EqualFold(s, name) }) {
+			delete(flat, name)
+		}
+	}
+	if len(flat) == 0 {
+		return typ, nil, nil
+	}
+	settings, err := json.Marshal(flat)
+	return typ, settings, err
+}
+
+// UnmarshalJSON reads the policy and spells its type as the schema does.
+func (p *EndpointPolicy) UnmarshalJSON(b []byte) error {
+	t, s, err := decodePolicy(b)
+	*p = EndpointPolicy{Type: canonicalType(EndpointPolicyType(t), endpointSettings), Settings: s}
+	return err
+}
+
+// UnmarshalJSON reads the policy and spells its type as the schema does.
+func (p *NetworkPolicy) UnmarshalJSON(b []byte) error {
+	t, s, err := decodePolicy(b)
+	*p = NetworkPolicy{Type: canonicalType(NetworkPolicyType(t), networkSettings), Settings: s}
+	return err
+}
+
+// UnmarshalJSON reads the policy and spells its type as the schema does.
+func (p *SubnetPolicy) UnmarshalJSON(b []byte) error {
+	t, s, err := decodePolicy(b)
+	*p = SubnetPolicy{Type: canonicalType(SubnetPolicyType(t), subnetSettings), Settings: s}
+	return err
+}
+
+// Decode gives the settings as a value of the type that belongs to the policy, for example PortMappingPolicySetting.
+func (p EndpointPolicy) Decode() (any, error) {
+	return decodeSettings(p.Type, p.Settings, endpointSettings)
+}
+
+// Decode gives the settings as a value of the type that belongs to the policy.
+func (p NetworkPolicy) Decode() (any, error) {
+	return decodeSettings(p.Type, p.Settings, networkSettings)
+}
+
+// Decode gives the settings as a value of the type that belongs to the policy.
+func (p SubnetPolicy) Decode() (any, error) {
+	return decodeSettings(p.Type, p.Settings, subnetSettings)
+}
+
+// NewEndpointPolicy makes a policy of typed settings.
+func NewEndpointPolicy(t EndpointPolicyType, settings any) EndpointPolicy {
+	return EndpointPolicy{Type: t, Settings: mustSettings(settings)}
+}
+
+// NewNetworkPolicy makes a policy of typed settings.
+func NewNetworkPolicy(t NetworkPolicyType, settings any) NetworkPolicy {
+	return NetworkPolicy{Type: t, Settings: mustSettings(settings)}
+}
+
+// NewSubnetPolicy makes a policy of typed settings.
+func NewSubnetPolicy(t SubnetPolicyType, settings any) SubnetPolicy {
+	return SubnetPolicy{Type: t, Settings: mustSettings(settings)}
+}
+
+// mustSettings cannot fail for the settings types of this package; anything else is a programming error.
+func mustSettings(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("hcn: settings that are not JSON: " + err.Error())
+	}
+	return b
+}
+
+// settingsType reads the settings of one policy type, and checks them.
+type settingsType struct {
+	decode   func(json.RawMessage) (any, error)
+	validate func(v any, path string) error
+	shape    reflect.Type
+}
+
+// setting describes a settings type to the tables below.
+func setting[T validator]() settingsType {
+	return settingsType{
+		decode: func(b json.RawMessage) (any, error) {
+			var v T
+			err := json.Unmarshal(b, &v)
+			return v, err
+		},
+		validate: func(v any, path string) error { return v.(T).validate(path) },
+		shape:    reflect.TypeFor[T](),
+	}
+}
+
+// validator checks settings; path names them in errors.
+type validator interface{ validate(path string) error }
+
+// decodeSettings also takes absent settings: {} is what they mean.
+func decodeSettings[K ~string](t K, raw json.RawMessage, table map[K]settingsType) (any, error) {
+	s, ok := table[t]
+	if !ok {
+		return nil, unknownPolicy(t, table)
+	}
+	if len(raw) == 0 || string(raw) == "null" {
+		raw = json.RawMessage("{}")
+	}
+	v, err := s.decode(raw)
+	if err != nil {
+		e := AsError(jsonError(ErrInvalidPolicy, err))
+		return nil, Errorf(ErrInvalidPolicy, "%s settings: %s", t, e.Detail)
+	}
+	return v, nil
+}
+
+func unknownPolicy[K ~string](t K, table map[K]settingsType) error {
+	known := make([]string, 0, len(table))
+	for k := range table {
+		known = append(known, string(k))
+	}
+	slices.Sort(known)
+	if t == "" {
+		return Errorf(ErrInvalidPolicyType, "the policy has no Type: use one of %s", strings.Join(known, ", "))
+	}
+	return Errorf(ErrInvalidPolicyType, "%s is not a policy for this object: use one of %s", quote(string(t)),
+		strings.Join(known, ", "))
+}
+
+func canonicalType[K ~string](t K, table map[K]settingsType) K {
+	if _, ok := table[t]; ok {
+		return t
+	}
+	for k := range table {
+		if strings.EqualFold(string(k), string(t)) {
+			return k
+		}
+	}
+	return t
 }

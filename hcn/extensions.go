@@ -1,0 +1,119 @@
+package hcn
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// This file holds what Bulkhead adds to the HCN schema. Everything has the prefix "Bulkhead.", so that it can never meet a
+// future name of the schema; clients that know HCN alone see policies of an unknown type and leave them. The one addition
+// without the prefix is the optional Scope of PortMapping (see PortMappingPolicySetting).
+
+// Our endpoint policies.
+const (
+	// InterfaceName sets the name of the endpoint's interface in its compartment; without it the service picks eth0, eth1, …
+	InterfaceName EndpointPolicyType = "Bulkhead.InterfaceName"
+	// GatewayPriority decides which endpoint of a compartment owns the default routes: the highest wins, 0 is the default.
+	GatewayPriority EndpointPolicyType = "Bulkhead.GatewayPriority"
+	// Aliases are further DNS names of the endpoint on its network.
+	Aliases EndpointPolicyType = "Bulkhead.Aliases"
+)
+
+// Exclusions is our network policy: addresses that are never given out unless a client asks for exactly them.
+const Exclusions NetworkPolicyType = "Bulkhead.Exclusions"
+
+// InterfaceNameSetting belongs to InterfaceName.
+type InterfaceNameSetting struct {
+	Name string
+}
+
+func (s InterfaceNameSetting) validate(path string) error {
+	at := path + ".Name"
+	switch {
+	case s.Name == "":
+		return invalid(ErrInvalidPolicy, at, "it is empty: give the interface a name or drop the policy")
+	case len(s.Name) > 15:
+		return invalid(ErrInvalidPolicy, at, "%s has %d bytes, Linux allows 15 for an interface", quote(s.Name), len(s.Name))
+	case s.Name == "lo" || s.Name == "all" || s.Name == "default":
+		return invalid(ErrInvalidPolicy, at, "%s has a meaning of its own in every compartment: choose another name", quote(s.Name))
+	}
+	return checkInterfaceText(at, s.Name)
+}
+
+// GatewayPrioritySetting belongs to GatewayPriority.
+type GatewayPrioritySetting struct {
+	Priority int
+}
+
+func (s GatewayPrioritySetting) validate(path string) error {
+	if s.Priority < -1000 || s.Priority > 1000 {
+		return invalid(ErrInvalidPolicy, path+".Priority", "%d is out of range: use -1000 to 1000", s.Priority)
+	}
+	return nil
+}
+
+// AliasesSetting belongs to Aliases.
+type AliasesSetting struct {
+	Names []string `json:",omitempty"`
+}
+
+func (s AliasesSetting) validate(path string) error {
+	if err := checkCount(ErrInvalidPolicy, path+".Names", len(s.Names), 64); err != nil {
+		return err
+	}
+	for i, n := range s.Names {
+		if err := checkDomain(ErrInvalidPolicy, fmt.Sprintf("%s.Names[%d]", path, i), n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ExclusionsSetting belongs to Exclusions. A range is "first-last", both included.
+type ExclusionsSetting struct {
+	Prefixes []string `json:",omitempty"`
+	Ranges   []string `json:",omitempty"`
+}
+
+// AddrRange is an inclusive range of addresses of one family.
+type AddrRange struct {
+	From, To netip.Addr
+}
+
+// Contains reports whether a is in the range.
+func (r AddrRange) Contains(a netip.Addr) bool {
+	return a.BitLen() == r.From.BitLen() && r.From.Compare(a) <= 0 && a.Compare(r.To) <= 0
+}
+
+// AddrRanges parses both lists.
+func (s ExclusionsSetting) AddrRanges() ([]AddrRange, error) {
+	var out []AddrRange
+	for i, t := range s.Prefixes {
+		p, err := parseAddrOrPrefix(t)
+		if err != nil {
+			return nil, fmt.Errorf("Prefixes[%d]: %w", i, err)
+		}
+		out = append(out, AddrRange{p.Masked().Addr(), lastAddr(p)})
+	}
+	for i, t := range s.Ranges {
+		from, to, ok := strings.Cut(t, "-")
+		a, errA := parseAddr(strings.TrimSpace(from))
+		b, errB := parseAddr(strings.TrimSpace(to))
+		if !ok || errA != nil || errB != nil || a.BitLen() != b.BitLen() || b.Less(a) {
+			return nil, fmt.Errorf("Ranges[%d]: %s is not a range: write it like 10.0.0.10-10.0.0.20", i, quote(t))
+		}
+		out = append(out, AddrRange{a, b})
+	}
+	return out, nil
+}
+
+func (s ExclusionsSetting) validate(path string) error {
+	if err := checkCount(ErrInvalidPolicy, path, len(s.Prefixes)+len(s.Ranges), maxListEntries); err != nil {
+		return err
+	}
+	if _, err := s.AddrRanges(); err != nil {
+		return invalid(ErrInvalidPolicy, path, "%w", err)
+	}
+	return nil
+}

@@ -1,0 +1,334 @@
+package hcn
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+)
+
+// ActionType is what a rule does with a packet.
+type ActionType string
+
+// The actions. Pass belongs to tiers only: it goes on to the next tier.
+const (
+	ActionTypeAllow ActionType = "Allow"
+	ActionTypeBlock ActionType = "Block"
+	ActionTypePass  ActionType = "Pass"
+)
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (a *ActionType) UnmarshalJSON(b []byte) error {
+	return parseWordJSON(a, names{"Allow", "Block", "Pass"}, "Action", b)
+}
+
+// DirectionType is seen from the endpoint.
+type DirectionType string
+
+// The directions.
+const (
+	DirectionTypeIn  DirectionType = "In"
+	DirectionTypeOut DirectionType = "Out"
+)
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (d *DirectionType) UnmarshalJSON(b []byte) error {
+	return parseWordJSON(d, names{"In", "Out"}, "Direction", b)
+}
+
+// RuleType says where a rule acts.
+type RuleType string
+
+// The rule types. A Switch rule sits at the port, out of the container's reach; a Host rule is one of the host's firewall.
+const (
+	RuleTypeHost   RuleType = "Host"
+	RuleTypeSwitch RuleType = "Switch"
+)
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (r *RuleType) UnmarshalJSON(b []byte) error {
+	return parseWordJSON(r, names{"Host", "Switch"}, "RuleType", b)
+}
+
+// parseWordJSON is the body of UnmarshalJSON of an enum that is kept as text, because "not given" differs from the first name.
+func parseWordJSON[T ~string](dst *T, n names, what string, b []byte) error {
+	if string(b) == "null" {
+		return nil
+	}
+	s, err := scalarText(b)
+	if err == nil && s == "" {
+		*dst = ""
+		return nil
+	}
+	v, ok := n.parse(s)
+	if err != nil || !ok {
+		return Errorf(ErrInvalidPolicy, "%s %s is not known: use one of %s", what, quote(string(b)), strings.Join(n, ", "))
+	}
+	*dst = T(n[v])
+	return nil
+}
+
+// AclPolicySetting is one packet filter rule. Lists are comma separated; an empty one matches anything.
+type AclPolicySetting struct {
+	Id              string        `json:",omitempty"`
+	Protocols       string        `json:",omitempty"`
+	Action          ActionType    `json:",omitempty"`
+	Direction       DirectionType `json:",omitempty"`
+	LocalAddresses  string        `json:",omitempty"`
+	RemoteAddresses string        `json:",omitempty"`
+	LocalPorts      string        `json:",omitempty"`
+	RemotePorts     string        `json:",omitempty"`
+	RuleType        RuleType      `json:",omitempty"`
+	Priority        uint16        `json:",omitempty"`
+}
+
+func (s AclPolicySetting) validate(path string) error {
+	if s.Action != ActionTypeAllow && s.Action != ActionTypeBlock {
+		return invalid(ErrInvalidPolicy, path+".Action", "%s is not an action of an ACL: use Allow or Block", quote(string(s.Action)))
+	}
+	if err := checkDirection(path, s.Direction); err != nil {
+		return err
+	}
+	if s.RuleType == RuleTypeHost && s.Priority != 0 {
+		return invalid(ErrInvalidPolicy, path+".Priority", "a Host rule has none: leave it out")
+	}
+	return aclMatch{s.Protocols, s.LocalAddresses, s.RemoteAddresses, s.LocalPorts, s.RemotePorts}.validate(path)
+}
+
+// TierAclPolicySetting is one tier: an ordered stage of rules.
+type TierAclPolicySetting struct {
+	Name         string        `json:",omitempty"`
+	Direction    DirectionType `json:",omitempty"`
+	Order        uint16        `json:",omitempty"`
+	TierAclRules []TierAclRule `json:",omitempty"`
+}
+
+// TierAclRule is a rule in a tier.
+type TierAclRule struct {
+	Id                string     `json:",omitempty"`
+	Protocols         string     `json:",omitempty"`
+	TierAclRuleAction ActionType `json:",omitempty"`
+	LocalAddresses    string     `json:",omitempty"`
+	RemoteAddresses   string     `json:",omitempty"`
+	LocalPorts        string     `json:",omitempty"`
+	RemotePorts       string     `json:",omitempty"`
+	Priority          uint16     `json:",omitempty"`
+}
+
+func (s TierAclPolicySetting) validate(path string) error {
+	if s.Name == "" {
+		return invalid(ErrInvalidPolicy, path+".Name", "it is empty: name and direction identify the tier")
+	}
+	if err := checkText(ErrInvalidPolicy, path+".Name", s.Name); err != nil {
+		return err
+	}
+	if err := checkDirection(path, s.Direction); err != nil {
+		return err
+	}
+	if err := checkCount(ErrInvalidPolicy, path+".TierAclRules", len(s.TierAclRules), maxPolicies); err != nil {
+		return err
+	}
+	for i, r := range s.TierAclRules {
+		p := path + ".TierAclRules[" + strconv.Itoa(i) + "]"
+		if r.TierAclRuleAction == "" {
+			return invalid(ErrInvalidPolicy, p+".TierAclRuleAction", "it is missing: use Allow, Block or Pass")
+		}
+		m := aclMatch{r.Protocols, r.LocalAddresses, r.RemoteAddresses, r.LocalPorts, r.RemotePorts}
+		if err := m.validate(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkDirection(path string, d DirectionType) error {
+	if d == "" {
+		return invalid(ErrInvalidPolicy, path+".Direction", "it is missing: use In or Out")
+	}
+	return nil
+}
+
+// aclMatch is the part that rules of both kinds share.
+type aclMatch struct {
+	protocols, localAddresses, remoteAddresses, localPorts, remotePorts string
+}
+
+func (m aclMatch) validate(path string) error {
+	ports := true // whether every protocol of the rule has ports
+	list := commaList(m.protocols)
+	for _, p := range list {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n > 256 {
+			return invalid(ErrInvalidPolicy, path+".Protocols", "%s is not a protocol number: use 1, 2, 6, 17, 58 or 256 for any", quote(p))
+		}
+		ports = ports && (Protocol(n) == ProtocolTCP || Protocol(n) == ProtocolUDP)
+	}
+	ports = ports && len(list) > 0
+	for _, f := range []struct{ name, list string }{{"LocalPorts", m.localPorts}, {"RemotePorts", m.remotePorts}} {
+		if err := checkPortList(path+"."+f.name, f.list); err != nil {
+			return err
+		}
+		if f.list != "" && !ports {
+			return invalid(ErrInvalidPolicy, path+"."+f.name, "ports need Protocols to be 6 (TCP), 17 (UDP) or both")
+		}
+	}
+	if err := checkAddressList(path+".LocalAddresses", m.localAddresses); err != nil {
+		return err
+	}
+	return checkAddressList(path+".RemoteAddresses", m.remoteAddresses)
+}
+
+// commaList splits a list as ACL fields and sets write it; blanks around entries are allowed.
+func commaList(s string) []string {
+	if strings.TrimSpace(s) == "" {
+		return nil
+	}
+	list := strings.Split(s, ",")
+	for i := range list {
+		list[i] = strings.TrimSpace(list[i])
+	}
+	return list
+}
+
+func checkPortList(path, s string) error {
+	list := commaList(s)
+	if err := checkCount(ErrInvalidPolicy, path, len(list), maxListEntries); err != nil {
+		return err
+	}
+	for _, e := range list {
+		lo, hi, isRange := strings.Cut(e, "-")
+		if !isRange {
+			hi = lo
+		}
+		a, errA := strconv.ParseUint(strings.TrimSpace(lo), 10, 16)
+		b, errB := strconv.ParseUint(strings.TrimSpace(hi), 10, 16)
+		if errA != nil || errB != nil || a > b {
+			return invalid(ErrInvalidPolicy, path, "%s is not a port or a range like 80-90", quote(e))
+		}
+	}
+	return nil
+}
+
+// checkAddressList takes addresses, prefixes, and the Ids of address sets. Whether such a set exists is for the network to
+// say; here an entry that looks like an address must be one.
+func checkAddressList(path, s string) error {
+	list := commaList(s)
+	if err := checkCount(ErrInvalidPolicy, path, len(list), maxListEntries); err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e == "" {
+			return invalid(ErrInvalidPolicy, path, "there is an empty entry in the list: drop the comma")
+		}
+		if _, err := parseAddrOrPrefix(e); err != nil && strings.ContainsAny(e, "/:. ") {
+			return invalid(ErrInvalidPolicy, path, "%w", err)
+		}
+		if err := checkText(ErrInvalidPolicy, path, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// L4ProxyPolicySetting redirects matching outbound flows to a proxy.
+type L4ProxyPolicySetting struct {
+	IP            string   `json:",omitempty"`
+	Port          string   `json:",omitempty"`
+	Protocol      Protocol `json:",omitempty"`
+	ExceptionList []string `json:",omitempty"`
+	Destination   string   `json:",omitempty"`
+	OutboundNat   bool     `json:",omitempty"`
+}
+
+// UnmarshalJSON also takes Exceptions, the name that clients send, and a port that is a number.
+func (s *L4ProxyPolicySetting) UnmarshalJSON(b []byte) error {
+	type plain L4ProxyPolicySetting
+	w := struct {
+		plain
+		Exceptions []string
+		Port       json.RawMessage
+	}{}
+	if err := json.Unmarshal(b, &w); err != nil {
+		return err
+	}
+	*s = L4ProxyPolicySetting(w.plain)
+	s.ExceptionList = append(s.ExceptionList, w.Exceptions...)
+	if len(w.Port) == 0 || string(w.Port) == "null" {
+		return nil
+	}
+	var err error
+	s.Port, err = scalarText(w.Port)
+	return err
+}
+
+func (s L4ProxyPolicySetting) validate(path string) error {
+	if err := optionalAddr(path+".IP", s.IP); err != nil {
+		return err
+	}
+	if err := checkPort(path+".Port", s.Port); err != nil {
+		return err
+	}
+	if err := addrsOrPrefixes(path+".ExceptionList", s.ExceptionList); err != nil {
+		return err
+	}
+	return checkAddressList(path+".Destination", s.Destination)
+}
+
+func checkPort(path, s string) error {
+	if s == "" {
+		return nil
+	}
+	if n, err := strconv.ParseUint(s, 10, 16); err != nil || n == 0 {
+		return invalid(ErrInvalidPolicy, path, "%s is not a port: use 1 to 65535", quote(s))
+	}
+	return nil
+}
+
+// L4WfpProxyPolicySetting redirects flows inside the compartment to a side-car, whose own user is exempt.
+type L4WfpProxyPolicySetting struct {
+	InboundProxyPort   string               `json:",omitempty"`
+	OutboundProxyPort  string               `json:",omitempty"`
+	FilterTuple        FiveTuple            `json:",omitzero"`
+	UserSID            string               `json:",omitempty"`
+	InboundExceptions  L4WfpProxyExceptions `json:",omitzero"`
+	OutboundExceptions L4WfpProxyExceptions `json:",omitzero"`
+}
+
+// FiveTuple selects flows.
+type FiveTuple struct {
+	Protocols       string `json:",omitempty"`
+	LocalAddresses  string `json:",omitempty"`
+	RemoteAddresses string `json:",omitempty"`
+	LocalPorts      string `json:",omitempty"`
+	RemotePorts     string `json:",omitempty"`
+	Priority        uint16 `json:",omitempty"`
+}
+
+// L4WfpProxyExceptions are flows left alone.
+type L4WfpProxyExceptions struct {
+	IpAddressExceptions []string `json:",omitempty"`
+	PortExceptions      []string `json:",omitempty"`
+}
+
+func (s L4WfpProxyPolicySetting) validate(path string) error {
+	if err := checkPort(path+".InboundProxyPort", s.InboundProxyPort); err != nil {
+		return err
+	}
+	if err := checkPort(path+".OutboundProxyPort", s.OutboundProxyPort); err != nil {
+		return err
+	}
+	f := s.FilterTuple
+	if err := (aclMatch{f.Protocols, f.LocalAddresses, f.RemoteAddresses, f.LocalPorts, f.RemotePorts}).validate(path + ".FilterTuple"); err != nil {
+		return err
+	}
+	if err := s.InboundExceptions.validate(path + ".InboundExceptions"); err != nil {
+		return err
+	}
+	return s.OutboundExceptions.validate(path + ".OutboundExceptions")
+}
+
+func (e L4WfpProxyExceptions) validate(path string) error {
+	if err := addrsOrPrefixes(path+".IpAddressExceptions", e.IpAddressExceptions); err != nil {
+		return err
+	}
+	return checkPortList(path+".PortExceptions", strings.Join(e.PortExceptions, ","))
+}
