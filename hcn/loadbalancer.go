@@ -1,0 +1,192 @@
+package hcn
+
+import (
+	"encoding/json"
+	"slices"
+)
+
+// LoadBalancerFlags is a mask of load balancer options.
+type LoadBalancerFlags uint32
+
+// The load balancer flags.
+const (
+	EnableDirectServerReturn LoadBalancerFlags = 1 << iota
+	LoadBalancerIPv6
+)
+
+var loadBalancerFlagNames = flagNames{{1, "EnableDirectServerReturn"}, {2, "IPv6"}}
+
+func (f LoadBalancerFlags) String() string { return loadBalancerFlagNames.text(uint32(f)) }
+
+// UnmarshalJSON reads a number, a name, or names joined by "," or "|".
+func (f *LoadBalancerFlags) UnmarshalJSON(b []byte) error {
+	return parseFlagsJSON(f, loadBalancerFlagNames, "Flags", ErrInvalidParameter, b)
+}
+
+// PortMappingFlags is a mask of options of a load balancer's port.
+type PortMappingFlags uint32
+
+// The flags of a load balancer's port.
+const (
+	EnableInternalLoadBalancer PortMappingFlags = 1 << iota
+	LocalRoutedVip
+	UseMux
+	EnablePreserveDip
+	VipExternalIp
+)
+
+var portMappingFlagNames = flagNames{
+	{1, "EnableInternalLoadBalancer"}, {2, "LocalRoutedVip"}, {4, "UseMux"}, {8, "EnablePreserveDip"}, {16, "VipExternalIp"},
+	{4, "NotUsed"}, // the schema's name for UseMux
+}
+
+func (f PortMappingFlags) String() string { return portMappingFlagNames.text(uint32(f)) }
+
+// UnmarshalJSON reads a number, a name, or names joined by "," or "|".
+func (f *PortMappingFlags) UnmarshalJSON(b []byte) error {
+	return parseFlagsJSON(f, portMappingFlagNames, "PortMappings.Flags", ErrInvalidParameter, b)
+}
+
+// DistributionType says what a back end is chosen by. It is a number on the wire.
+type DistributionType uint8
+
+// The distribution types.
+const (
+	DistributionNone DistributionType = iota // each connection by its five-tuple
+	DistributionSourceIPProtocol
+	DistributionSourceIP
+)
+
+var distributionNames = names{"None", "SourceIPProtocol", "SourceIP"}
+
+func (t DistributionType) String() string { return distributionNames.text(int(t)) }
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (t *DistributionType) UnmarshalJSON(b []byte) error {
+	return parseEnumJSON(t, distributionNames, "PortMappings.DistributionType", ErrInvalidParameter, b)
+}
+
+// LoadBalancerPortMapping is one port of a load balancer.
+type LoadBalancerPortMapping struct {
+	Protocol         Protocol         `json:",omitempty"`
+	InternalPort     uint16           `json:",omitempty"`
+	ExternalPort     uint16           `json:",omitempty"`
+	DistributionType DistributionType `json:",omitempty"`
+	Flags            PortMappingFlags `json:",omitempty"`
+}
+
+// HostComputeLoadBalancer spreads connections to virtual addresses over endpoints.
+type HostComputeLoadBalancer struct {
+	ID                   GUID                      `json:",omitempty"`
+	Owner                string                    `json:",omitempty"`
+	Name                 string                    `json:",omitempty"`
+	Version              uint64                    `json:",omitempty"`
+	HostComputeNetwork   GUID                      `json:",omitempty"`
+	HostComputeEndpoints []GUID                    `json:",omitempty"`
+	SourceVIP            string                    `json:",omitempty"`
+	FrontendVIPs         []string                  `json:",omitempty"`
+	PortMappings         []LoadBalancerPortMapping `json:",omitempty"`
+	Flags                LoadBalancerFlags         `json:",omitempty"`
+	AdditionalParams     json.RawMessage           `json:",omitempty"`
+	Health               *Health                   `json:",omitempty"`
+	State                uint16                    `json:",omitempty"`
+	SchemaVersion        SchemaVersion             `json:",omitzero"`
+}
+
+// Clone makes an independent copy.
+func (l *HostComputeLoadBalancer) Clone() *HostComputeLoadBalancer {
+	if l == nil {
+		return nil
+	}
+	c := *l
+	c.HostComputeEndpoints = slices.Clone(l.HostComputeEndpoints)
+	c.FrontendVIPs = slices.Clone(l.FrontendVIPs)
+	c.PortMappings = slices.Clone(l.PortMappings)
+	c.AdditionalParams = slices.Clone(l.AdditionalParams)
+	c.Health = l.Health.clone()
+	return &c
+}
+
+// Validate checks a load balancer: first the schema's rules, then that it is enforced.
+func (l *HostComputeLoadBalancer) Validate() error {
+	if err := l.validateSchema(); err != nil {
+		return err
+	}
+	if !supportLoadBalancers {
+		return Errorf(ErrRequestUnsupported, "a load balancer is not enforced by this version")
+	}
+	return nil
+}
+
+func (l *HostComputeLoadBalancer) validateSchema() error {
+	const code = ErrInvalidParameter
+	if err := checkName(code, "Name", l.Name); err != nil {
+		return err
+	}
+	if err := checkText(code, "Owner", l.Owner); err != nil {
+		return err
+	}
+	if err := checkOpaque(code, "AdditionalParams", l.AdditionalParams); err != nil {
+		return err
+	}
+	if err := checkFlags(code, "Flags", uint32(l.Flags), loadBalancerFlagNames); err != nil {
+		return err
+	}
+	if err := checkCount(code, "HostComputeEndpoints", len(l.HostComputeEndpoints), maxBackends); err != nil {
+		return err
+	}
+	for i, id := range l.HostComputeEndpoints {
+		if id.IsZero() {
+			return invalid(ErrEndpointNotFound, indexed("HostComputeEndpoints", i), "it is empty")
+		}
+	}
+	if err := checkCount(code, "FrontendVIPs", len(l.FrontendVIPs), maxListEntries); err != nil {
+		return err
+	}
+	for i, v := range l.FrontendVIPs {
+		if _, err := parseAddr(v); err != nil {
+			return invalid(ErrInvalidIP, indexed("FrontendVIPs", i), "%w", err)
+		}
+	}
+	if l.SourceVIP != "" {
+		if _, err := parseAddr(l.SourceVIP); err != nil {
+			return invalid(ErrInvalidIP, "SourceVIP", "%w", err)
+		}
+	}
+	return l.validatePorts()
+}
+
+func (l *HostComputeLoadBalancer) validatePorts() error {
+	if len(l.PortMappings) == 0 {
+		return invalid(ErrInvalidParameter, "PortMappings", "there is none: give at least one")
+	}
+	if err := checkCount(ErrInvalidParameter, "PortMappings", len(l.PortMappings), maxListEntries); err != nil {
+		return err
+	}
+	type tuple struct {
+		protocol Protocol
+		port     uint16
+	}
+	seen := map[tuple]bool{}
+	for i, m := range l.PortMappings {
+		at := indexed("PortMappings", i)
+		if m.Protocol != ProtocolTCP && m.Protocol != ProtocolUDP {
+			return invalid(ErrInvalidPolicy, at+".Protocol", "%d cannot be balanced: use 6 for TCP or 17 for UDP", uint32(m.Protocol))
+		}
+		if m.InternalPort == 0 {
+			return invalid(ErrInvalidInternalPort, at+".InternalPort", "set it to the port that the back ends listen on")
+		}
+		if err := checkFlags(ErrInvalidParameter, at+".Flags", uint32(m.Flags), portMappingFlagNames); err != nil {
+			return err
+		}
+		external := m.ExternalPort
+		if external == 0 {
+			external = m.InternalPort
+		}
+		if seen[tuple{m.Protocol, external}] {
+			return invalid(ErrPortAlreadyExists, at, "port %d/%s is in the list twice", external, m.Protocol)
+		}
+		seen[tuple{m.Protocol, external}] = true
+	}
+	return nil
+}

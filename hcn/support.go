@@ -1,0 +1,151 @@
+package hcn
+
+import "slices"
+
+// This file is the one place that says which parts of the schema have no effect yet. A document that asks for such a part is
+// decoded and checked like any other and then refused, because a setting accepted without effect is a defect: somebody would
+// believe in a packet filter that is not there. Who implements a part adds it here, and nothing else has to change.
+
+// supportedNetworkTypes are the types that can be created.
+var supportedNetworkTypes = []NetworkType{NAT, Internal, Private}
+
+// supportedNetworkFlags are the flags that are enforced, by network type. IsolateVSwitch asks for a switch that no other
+// network shares, and DisableHostPort on a Private network for a switch without host port: both are always so.
+var supportedNetworkFlags = map[NetworkType]NetworkFlags{
+	NAT:      commonNetworkFlags | EnableDnsProxy,
+	Internal: commonNetworkFlags | EnableDnsProxy,
+	Private:  commonNetworkFlags | DisableHostPort,
+}
+
+const commonNetworkFlags = EnableNonPersistent | EnablePersistent | IsolateVSwitch | DisableSharing
+
+// supportedSubnetFlags are the flags of a subnet that are enforced. On a network with a host port the gateway is that port's
+// address, so it cannot be given out there; without one nothing has to be reserved.
+var supportedSubnetFlags = map[NetworkType]SubnetFlags{
+	Private: DoNotReserveGatewayAddress,
+}
+
+// supportedIpSubnetFlags are the flags of an IpSubnet that are enforced.
+const supportedIpSubnetFlags IpSubnetFlags = 0
+
+// supportedEndpointFlags are the endpoint flags that are enforced.
+const supportedEndpointFlags = EnableLowInterfaceMetric
+
+// supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
+// historical and has nothing to enforce.
+var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
+	PortMapping:         {NAT},
+	OutBoundNAT:         {NAT}, // the form without fields only, see unsupportedSettings
+	PortName:            {NAT, Internal, Private},
+	EncapOverhead:       {NAT, Internal, Private},
+	InterfaceParameters: {NAT, Internal, Private},
+	L2Driver:            {NAT, Internal, Private},
+	InterfaceName:       {NAT, Internal, Private},
+	GatewayPriority:     {NAT, Internal, Private},
+	Aliases:             {NAT, Internal, Private},
+}
+
+// supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension and LayerConstraint are kept for the
+// clients that set them: there are no filtering extensions, and each of these networks has a switch of its own.
+var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
+	AutomaticDNS:     {NAT, Internal, Private},
+	SourceMacAddress: {NAT, Internal},
+	LayerConstraint:  {NAT, Internal, Private},
+	VSwitchExtension: {NAT, Internal, Private},
+	Exclusions:       {NAT, Internal, Private},
+}
+
+// supportedSubnetPolicies are the subnet policies that are enforced.
+var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{}
+
+// supportedNamespaceTypes are the kinds of compartment that can be made.
+var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault}
+
+// The kinds of objects that can be created at all.
+const (
+	supportLoadBalancers = false
+	supportRoutes        = false
+	supportEndpointPorts = false // ModifyEndpointSettingRequest with ResourceType Port
+)
+
+// unsupportedSettings names the part of an enforced policy's settings that is not enforced, or is empty.
+func unsupportedSettings(settings any) string {
+	if s, ok := settings.(OutboundNatPolicySetting); ok && !s.plain() {
+		return "is not enforced by this version with VirtualIP, Exceptions, Destinations, Flags or MaxPortPoolUsage: " +
+			"leave them out, the network hides all its endpoints behind the host anyway"
+	}
+	return ""
+}
+
+func unsupported(path, what string) error {
+	return invalid(ErrRequestUnsupported, path, "%s is not enforced by this version: leave it out", what)
+}
+
+// checkSupport refuses what Validate found correct but nothing enforces.
+func (n *HostComputeNetwork) checkSupport() error {
+	if extra := n.Flags &^ supportedNetworkFlags[n.Type]; extra != 0 {
+		return unsupported("Flags", extra.String()+" on a network of type "+n.Type.String())
+	}
+	for i, p := range n.Policies {
+		if !slices.Contains(supportedNetworkPolicies[p.Type], n.Type) {
+			return unsupported(policyPath(i), "policy "+string(p.Type)+" on a network of type "+n.Type.String())
+		}
+	}
+	for path, s := range n.subnets() {
+		if extra := s.Flags &^ supportedSubnetFlags[n.Type]; extra != 0 {
+			return unsupported(path+".Flags", extra.String()+" on a network of type "+n.Type.String())
+		}
+		for i, p := range s.Policies {
+			if !slices.Contains(supportedSubnetPolicies[p.Type], n.Type) {
+				return unsupported(path+"."+policyPath(i), "policy "+string(p.Type)+" on a network of type "+n.Type.String())
+			}
+		}
+		for i, b := range s.IpSubnets {
+			if extra := b.Flags &^ supportedIpSubnetFlags; extra != 0 {
+				return unsupported(indexed(path+".IpSubnets", i)+".Flags", extra.String())
+			}
+		}
+	}
+	return nil
+}
+
+// checkTypeSupport comes before all else: which rules hold depends on the type.
+func (n *HostComputeNetwork) checkTypeSupport() error {
+	if slices.Contains(supportedNetworkTypes, n.Type) {
+		return nil
+	}
+	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal or Private", n.Type)
+}
+
+// checkSupport refuses what no network type enforces; checkSupportOn refuses what the endpoint's own type does not.
+func (e *HostComputeEndpoint) checkSupport() error {
+	if extra := e.Flags &^ supportedEndpointFlags; extra != 0 {
+		return unsupported("Flags", extra.String())
+	}
+	for i, p := range e.Policies {
+		if len(supportedEndpointPolicies[p.Type]) == 0 {
+			return unsupported(policyPath(i), "policy "+string(p.Type))
+		}
+		settings, err := p.Decode()
+		if err != nil {
+			return err
+		}
+		if why := unsupportedSettings(settings); why != "" {
+			return invalid(ErrRequestUnsupported, policyPath(i), "policy %s %s", p.Type, why)
+		}
+	}
+	return nil
+}
+
+func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
+	for i, p := range e.Policies {
+		if slices.Contains(supportedEndpointPolicies[p.Type], t) {
+			continue
+		}
+		if p.Type == PortMapping {
+			return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use a NAT network", t)
+		}
+		return unsupported(policyPath(i), "policy "+string(p.Type)+" on a network of type "+t.String())
+	}
+	return nil
+}
