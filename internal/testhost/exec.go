@@ -89,8 +89,8 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 
 // Kill sends SIGKILL and waits until the program is gone.
 func (c *Cmd) Kill() {
-	c.Process.Kill()
-	c.Wait()
+	_ = c.Process.Kill()
+	_ = c.Wait()
 }
 
 func (b *box) add(c *Cmd) {
@@ -116,7 +116,7 @@ func (b *box) collect() {
 	cmds := append([]*Cmd(nil), b.cmds...)
 	b.mu.Unlock()
 	for _, c := range cmds {
-		c.Wait()
+		_ = c.Wait()
 	}
 }
 
@@ -141,6 +141,7 @@ func (h *Host) MustFail(t testing.TB, name string, args ...string) string {
 }
 
 func (h *Host) run(t testing.TB, name string, args []string) (string, string, error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), commandTimeout)
 	defer cancel()
 	c := h.Command(ctx, name, args...)

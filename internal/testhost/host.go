@@ -82,9 +82,13 @@ type Option func(*Host)
 // WithName sets the host name, by which it also appears in failures. The default is host-<random>.
 func WithName(name string) Option { return func(h *Host) { h.name = name } }
 
-// RequireRoot skips the test without root, or fails it where REQUIRE_ROOT=1 promises that root is there.
+// RequireRoot skips the test without root, or fails it where REQUIRE_ROOT=1 promises that root is there. It also skips
+// under -short, by which "make test-unit" leaves privileged tests out when root runs it.
 func RequireRoot(t testing.TB) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("needs root, which -short leaves out")
+	}
 	if os.Geteuid() == 0 {
 		return
 	}
@@ -137,8 +141,8 @@ func (h *Host) start() error {
 	h.init = cmd
 	h.t.Cleanup(h.teardown)
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
-		cmd.Process.Kill()
-		cmd.Wait()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 		return fmt.Errorf("set up its mounts: %q, %w: %s", line, err, stderr.String())
 	}
 	if h.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)); err != nil {
@@ -349,11 +353,11 @@ func (h *Host) teardown() {
 	if err != nil {
 		h.t.Errorf("%s: its init is gone before the test ended: %v", h.name, err)
 	}
-	h.init.Process.Kill()
+	_ = h.init.Process.Kill()
 	dead := make(chan struct{})
 	go func() {
 		h.box.collect()
-		h.init.Wait()
+		_ = h.init.Wait() // "signal: killed", as meant
 		close(dead)
 	}()
 	select {

@@ -100,7 +100,7 @@ func (h *Host) Route(dst, via string) {
 // MAC is a device's hardware address.
 func (h *Host) MAC(dev string) MAC {
 	h.t.Helper()
-	return MAC(h.Link(dev).Attrs().HardwareAddr)
+	return h.Link(dev).Attrs().HardwareAddr
 }
 
 // Sysctl sets a setting in the host, such as net.ipv4.ip_forward. A dot in a device name is written as a slash.

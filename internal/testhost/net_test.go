@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -126,8 +127,7 @@ func findProcess(arg string) int {
 	for _, e := range entries {
 		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
 		if strings.HasSuffix(string(cmdline), "\x00"+arg+"\x00") {
-			var pid int
-			fmt.Sscan(e.Name(), &pid)
+			pid, _ := strconv.Atoi(e.Name())
 			return pid
 		}
 	}

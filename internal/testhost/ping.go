@@ -57,7 +57,9 @@ func (h *Host) ping(addr netip.Addr, count int, interval time.Duration) error {
 			return err
 		}
 		deadline := time.Now().Add(interval)
-		conn.SetDeadline(deadline)
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
 		if _, last = conn.WriteTo(b, dst); last != nil {
 			// No route, or no neighbour: this may pass, so use up the interval.
 			waitUntil(h.t.Context(), deadline)

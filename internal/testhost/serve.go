@@ -56,7 +56,7 @@ func (h *Host) ListenHTTP(addr netip.AddrPort, handler http.Handler) string {
 		})
 	}
 	srv := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
-	go srv.Serve(l)
+	go func() { _ = srv.Serve(l) }()
 	h.t.Cleanup(func() { srv.Close() })
 	return "http://" + l.Addr().String()
 }
@@ -99,7 +99,7 @@ func (h *Host) TCPEcho(addr netip.AddrPort) netip.AddrPort {
 			}
 			go func() {
 				defer c.Close()
-				io.Copy(c, c)
+				_, _ = io.Copy(c, c)
 			}()
 		}
 	}()
@@ -123,7 +123,7 @@ func (h *Host) UDPEcho(addr netip.AddrPort) netip.AddrPort {
 				return
 			}
 			if err == nil {
-				conn.WriteTo(fmt.Appendf(nil, "%s %s", from, buf[:n]), from)
+				_, _ = conn.WriteTo(fmt.Appendf(nil, "%s %s", from, buf[:n]), from)
 			}
 		}
 	}()
@@ -144,7 +144,9 @@ func (h *Host) UDPAsk(to netip.AddrPort, payload string) (string, error) {
 	var last error
 	for ctx.Err() == nil {
 		next := time.Now().Add(200 * time.Millisecond)
-		conn.SetDeadline(next)
+		if err := conn.SetDeadline(next); err != nil {
+			return "", err
+		}
 		if _, last = conn.Write([]byte(payload)); last == nil {
 			var n int
 			if n, last = conn.Read(buf); last == nil {

@@ -1,0 +1,155 @@
+# Everything a contributor runs. `make help` lists the targets.
+# Targets for parts that a checkout does not have say so and succeed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GO       ?= go
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+FUZZTIME ?= 15s
+# Extra flags for go test, such as TESTFLAGS='-run TestCable -v'.
+TESTFLAGS ?=
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BINARY  := bin/bulkhead
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := .cache/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+HAVE_CMD := $(wildcard cmd/bulkhead/*.go)
+HAVE_E2E := $(wildcard test/e2e/*_test.go)
+IS_ROOT  := $(filter 0,$(shell id -u))
+
+# As root, and in CI, a test that cannot get its privileges fails instead of skipping.
+ifneq ($(IS_ROOT)$(CI),)
+export REQUIRE_ROOT := 1
+endif
+
+GOTESTSUM := $(GO) tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped --
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 18
+
+.PHONY: deps
+deps: ## install the Debian packages for building, running and testing (root)
+	./scripts/deps.sh build runtime test
+
+.PHONY: go-ready
+go-ready:
+	@command -v $(GO) >/dev/null || { echo "make: no Go found; install Go 1.21 or newer from https://go.dev/dl, it fetches the version in go.mod by itself" >&2; exit 1; }
+
+.PHONY: build
+build: go-ready ## build bin/bulkhead, static (the default)
+ifneq ($(HAVE_CMD),)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/bulkhead
+else
+	@echo "build: there is no cmd/bulkhead yet; building the packages only"
+	CGO_ENABLED=0 $(GO) build -trimpath ./...
+endif
+
+.PHONY: generate
+generate: go-ready ## regenerate BPF objects, their Go bindings and the reference documents
+	./scripts/deps.sh build
+	$(GO) generate ./...
+
+.PHONY: generate-check
+generate-check: go-ready ## regenerate, and fail if anything changed
+	./scripts/deps.sh build
+	./scripts/generate-check.sh
+
+.PHONY: test
+test: go-ready ## run all tests: unit, privileged and end to end (best as root)
+ifneq ($(IS_ROOT),)
+	./scripts/deps.sh build runtime test
+	$(if $(HAVE_CMD),$(MAKE) --no-print-directory build)
+else
+	@echo "test: not root, so the tests that need it are skipped; sudo make test runs them all"
+endif
+	$(GOTESTSUM) -timeout 15m $(TESTFLAGS) ./...
+
+.PHONY: test-unit
+test-unit: go-ready ## run the tests that need no privileges
+	$(GOTESTSUM) -short -timeout 5m $(TESTFLAGS) ./...
+
+.PHONY: test-root
+test-root: go-ready ## run unit and privileged tests, without end to end (root)
+	@[ -n "$(IS_ROOT)" ] || { echo "test-root: needs root: sudo make test-root" >&2; exit 1; }
+	./scripts/deps.sh runtime test
+	$(GOTESTSUM) -count=1 -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -v /test/e2e)
+
+.PHONY: e2e
+e2e: go-ready ## run the end-to-end scripts against the real binary (root)
+ifneq ($(HAVE_E2E),)
+	@[ -n "$(IS_ROOT)" ] || { echo "e2e: needs root: sudo make e2e" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	$(MAKE) --no-print-directory build
+	$(GOTESTSUM) -count=1 -timeout 15m $(TESTFLAGS) ./test/e2e/...
+else
+	@echo "e2e: there is no test/e2e yet"
+endif
+
+$(GOLANGCI):
+	GOBIN=$(abspath $(dir $@)) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+.PHONY: lint
+lint: go-ready $(GOLANGCI) ## check style of Go and shell; LINT=./internal/x/... for a part
+	$(GOLANGCI) run $(or $(LINT),./...)
+	./scripts/lint-shell.sh
+
+.PHONY: fmt
+fmt: $(GOLANGCI) ## format the Go files
+	$(GOLANGCI) fmt $(or $(LINT),./...)
+
+.PHONY: demo demo-keep
+demo: ## show it all on this machine, in namespaces of its own, and clean up (root)
+	@$(call script,demo.sh)
+demo-keep: ## the same, but leave it running to play with
+	@$(call script,demo.sh --keep)
+
+.PHONY: bench
+bench: ## measure attach, detach, run and the data path beside other tools (root)
+	@$(call script,bench.sh)
+
+# A script installs the packages that it needs beyond runtime and test by itself.
+script = [ -x scripts/$(firstword $(1)) ] || { echo "$@: there is no scripts/$(firstword $(1)) yet"; exit 0; }; \
+	[ -n "$(IS_ROOT)" ] || { echo "$@: needs root: sudo make $@" >&2; exit 1; }; \
+	./scripts/deps.sh build runtime test; $(MAKE) --no-print-directory build; exec ./scripts/$(1)
+
+.PHONY: fuzz
+fuzz: go-ready ## run every fuzz target for FUZZTIME (15s)
+	FUZZTIME=$(FUZZTIME) ./scripts/fuzz.sh
+
+BINDIR  := $(DESTDIR)$(PREFIX)/bin
+UNITDIR := $(DESTDIR)$(PREFIX)/lib/systemd/system
+MANDIR  := $(DESTDIR)$(PREFIX)/share/man/man1
+BASHDIR := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSHDIR  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISHDIR := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+.PHONY: install
+install: build ## install binary, service, completion and man pages below PREFIX
+	@[ -x $(BINARY) ] || { echo "install: there is no $(BINARY)" >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(BINDIR)/bulkhead
+	mkdir -p $(UNITDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/bulkhead.service >$(UNITDIR)/bulkhead.service
+	$(BINARY) completion bash >$(BASHDIR)/bulkhead
+	$(BINARY) completion zsh >$(ZSHDIR)/_bulkhead
+	$(BINARY) completion fish >$(FISHDIR)/bulkhead.fish
+	$(foreach page,$(wildcard docs/man/*.1),install -m 644 $(page) $(MANDIR)/ &&) true
+ifeq ($(DESTDIR),)
+	getent group bulkhead >/dev/null || groupadd --system bulkhead
+	@echo "installed; members of the group bulkhead may use the daemon; start it: systemctl daemon-reload && systemctl enable --now bulkhead"
+endif
+
+.PHONY: uninstall
+uninstall: ## remove what install put below PREFIX (state and containers stay: bulkhead reset removes those)
+	rm -f $(BINDIR)/bulkhead $(UNITDIR)/bulkhead.service $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
+		$(FISHDIR)/bulkhead.fish $(MANDIR)/bulkhead.1 $(MANDIR)/bulkhead-*.1
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist

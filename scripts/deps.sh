@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Installs the Debian packages of the named groups, those that are missing.
+#   scripts/deps.sh [--list] GROUP...     groups: build runtime test bench
+# build:   compile the BPF programs      runtime: what the daemon calls
+# test:    what tests and demo call      bench:   the tools we measure ourselves against
+set -euo pipefail
+
+declare -A groups=(
+	[build]="clang-14 llvm-14 gcc make"
+	[runtime]="nftables iproute2 runc conmon conntrack"
+	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils curl jq docker-registry mmdebstrap busybox-static shellcheck"
+	[bench]="podman containernetworking-plugins crun"
+)
+
+list=
+if [[ ${1-} == --list ]]; then
+	list=1
+	shift
+fi
+if (($# == 0)); then
+	echo "usage: $0 [--list] GROUP...   (groups: ${!groups[*]})" >&2
+	exit 2
+fi
+
+missing=()
+for group in "$@"; do
+	if [[ -z ${groups[$group]-} ]]; then
+		echo "deps: no group $group; there are: ${!groups[*]}" >&2
+		exit 2
+	fi
+	for package in ${groups[$group]}; do
+		status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+		[[ $status == installed ]] || missing+=("$package")
+	done
+done
+
+if ((${#missing[@]} == 0)); then
+	exit 0
+fi
+if [[ -n $list ]]; then
+	printf '%s\n' "${missing[@]}"
+	exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+	echo "deps: this is no Debian; install what these packages hold: ${missing[*]}" >&2
+	exit 1
+fi
+if ((EUID != 0)); then
+	echo "deps: missing: ${missing[*]}; install them with: sudo $0 $*" >&2
+	exit 1
+fi
+
+# Some of the packages bring a service (a registry on port 5000, for one). None is wanted: while this policy is in
+# place, package scripts start nothing. Somebody else's policy stays as it is.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy && ! -L $policy ]]; then
+	trap 'rm -f "$policy"' EXIT
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
+
+echo "deps: installing Debian packages: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+echo "deps: installed ${#missing[@]} packages"
