@@ -1,0 +1,459 @@
+package hcn
+
+import (
+	"encoding/json"
+	"slices"
+)
+
+// RequestType is what a modify request does.
+type RequestType uint8
+
+// The request types, in the order of their numbers on the wire.
+const (
+	RequestTypeAdd RequestType = iota
+	RequestTypeRemove
+	RequestTypeUpdate
+	RequestTypeRefresh
+	RequestTypeReset
+)
+
+var requestTypeNames = names{"Add", "Remove", "Update", "Refresh", "Reset"}
+
+func (t RequestType) String() string { return requestTypeNames.text(int(t)) }
+
+// MarshalText writes the name.
+func (t RequestType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads a name in any letter case, or the number.
+func (t *RequestType) UnmarshalText(b []byte) error {
+	return parseEnum(t, requestTypeNames, "RequestType", ErrInvalidJSON, string(b))
+}
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (t *RequestType) UnmarshalJSON(b []byte) error {
+	return parseEnumJSON(t, requestTypeNames, "RequestType", ErrInvalidJSON, b)
+}
+
+// NetworkResourceType is the part of a network that a request modifies. It is kept as text: a request that names none must be
+// refused, not read as the first.
+type NetworkResourceType string
+
+// The parts of a network.
+const (
+	NetworkResourceTypePolicy    NetworkResourceType = "Policy"
+	NetworkResourceTypeDNS       NetworkResourceType = "DNS"
+	NetworkResourceTypeExtension NetworkResourceType = "Extension"
+	NetworkResourceTypeSubnet    NetworkResourceType = "Subnet"
+	NetworkResourceTypeIPSubnet  NetworkResourceType = "IPSubnet"
+)
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (t *NetworkResourceType) UnmarshalJSON(b []byte) error {
+	return parseResourceType(t, names{"Policy", "DNS", "Extension", "Subnet", "IPSubnet"}, b)
+}
+
+// EndpointResourceType is the part of an endpoint that a request modifies.
+type EndpointResourceType string
+
+// The parts of an endpoint.
+const (
+	EndpointResourceTypePort   EndpointResourceType = "Port"
+	EndpointResourceTypePolicy EndpointResourceType = "Policy"
+)
+
+// UnmarshalJSON reads a name in any letter case, or the number.
+func (t *EndpointResourceType) UnmarshalJSON(b []byte) error {
+	return parseResourceType(t, names{"Port", "Policy"}, b)
+}
+
+func parseResourceType[T ~string](dst *T, n names, b []byte) error {
+	if err := parseWordJSON(dst, n, "ResourceType", b); err != nil {
+		return Errorf(ErrInvalidJSON, "%s", AsError(err).Detail)
+	}
+	return nil
+}
+
+// ModifyNetworkSettingRequest changes a network.
+type ModifyNetworkSettingRequest struct {
+	ResourceUri  string              `json:",omitempty"`
+	ResourceType NetworkResourceType `json:",omitempty"`
+	RequestType  RequestType
+	Settings     json.RawMessage `json:",omitempty"`
+}
+
+// ModifyEndpointSettingRequest changes an endpoint.
+type ModifyEndpointSettingRequest struct {
+	ResourceUri  string               `json:",omitempty"`
+	ResourceType EndpointResourceType `json:",omitempty"`
+	RequestType  RequestType
+	Settings     json.RawMessage `json:",omitempty"`
+}
+
+// ModifyNamespaceSettingRequest attaches something to a namespace or detaches it.
+type ModifyNamespaceSettingRequest struct {
+	ResourceUri  string                 `json:",omitempty"`
+	ResourceType *NamespaceResourceType `json:",omitempty"`
+	RequestType  RequestType
+	Settings     json.RawMessage `json:",omitempty"`
+}
+
+// PolicyNetworkRequest is the settings of a network request for Policy.
+type PolicyNetworkRequest struct {
+	Policies []NetworkPolicy
+}
+
+// PolicyEndpointRequest is the settings of an endpoint request for Policy.
+type PolicyEndpointRequest struct {
+	Policies []EndpointPolicy
+}
+
+// SubnetNetworkRequest is the settings of a network request for Subnet. Remove needs only each ID.
+type SubnetNetworkRequest struct {
+	Subnets []Subnet
+}
+
+// IpSubnetNetworkRequest is the settings of a network request for IPSubnet.
+type IpSubnetNetworkRequest struct {
+	SubnetId  GUID
+	IpSubnets []IpSubnet
+}
+
+// ExtensionNetworkRequest is the settings of a network request for Extension.
+type ExtensionNetworkRequest struct {
+	Id        GUID
+	IsEnabled bool
+}
+
+// PortEndpointRequest is the settings of an endpoint request for Port: make a switch port for a NIC of a VM.
+type PortEndpointRequest struct {
+	PortId           GUID
+	VirtualNicName   string `json:",omitempty"`
+	VirtualMachineId GUID   `json:",omitempty"`
+}
+
+// requestSettings reads the settings of a request. Only Refresh and Reset may leave them out.
+func requestSettings[T any](raw json.RawMessage, what RequestType) (T, error) {
+	var none T
+	if len(raw) == 0 || string(raw) == "null" {
+		if what == RequestTypeRefresh || what == RequestTypeReset {
+			return none, nil
+		}
+		return none, invalid(ErrInvalidJSON, "Settings", "it is missing")
+	}
+	v, err := Decode[T](raw)
+	if err != nil {
+		e := AsError(err)
+		return none, Errorf(e.Code, "Settings: %s", e.Detail)
+	}
+	return *v, nil
+}
+
+// Validate checks what can be said of the request without its network.
+func (r *ModifyNetworkSettingRequest) Validate() error {
+	var err error
+	switch r.ResourceType {
+	case NetworkResourceTypePolicy:
+		var s PolicyNetworkRequest
+		if s, err = requestSettings[PolicyNetworkRequest](r.Settings, r.RequestType); err == nil {
+			err = validateRequested(s.Policies, r.RequestType, func(p NetworkPolicy, at string) error {
+				return validatePolicy(p.Type, p.Settings, at, networkSettings)
+			})
+		}
+	case NetworkResourceTypeDNS:
+		var s Dns
+		if s, err = requestSettings[Dns](r.Settings, r.RequestType); err == nil {
+			err = s.validate(ErrInvalidNetwork, "Settings")
+		}
+	case NetworkResourceTypeExtension:
+		var s ExtensionNetworkRequest
+		if s, err = requestSettings[ExtensionNetworkRequest](r.Settings, r.RequestType); err == nil && s.Id.IsZero() && r.needsSettings() {
+			err = invalid(ErrSwitchExtensionNotFound, "Settings.Id", "it is missing")
+		}
+	case NetworkResourceTypeSubnet:
+		_, err = requestSettings[SubnetNetworkRequest](r.Settings, r.RequestType)
+	case NetworkResourceTypeIPSubnet:
+		_, err = requestSettings[IpSubnetNetworkRequest](r.Settings, r.RequestType)
+	default:
+		err = missingResourceType("Policy, DNS, Extension, Subnet, IPSubnet")
+	}
+	return err
+}
+
+func (r *ModifyNetworkSettingRequest) needsSettings() bool {
+	return r.RequestType != RequestTypeRefresh && r.RequestType != RequestTypeReset
+}
+
+func missingResourceType(list string) error {
+	return invalid(ErrInvalidJSON, "ResourceType", "it is missing: use one of %s", list)
+}
+
+func validateRequested[P any](list []P, what RequestType, check func(p P, at string) error) error {
+	if err := checkCount(ErrInvalidPolicy, "Settings.Policies", len(list), maxPolicies); err != nil {
+		return err
+	}
+	if what == RequestTypeReset || what == RequestTypeRemove {
+		return nil // Reset reads types alone, and what Remove does not find is an error of its own
+	}
+	for i, p := range list {
+		if err := check(p, "Settings."+policyPath(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Apply is the network after the request. The network itself is not touched: all of the request holds, or none of it.
+// newID makes the IDs of new subnets.
+func (r *ModifyNetworkSettingRequest) Apply(n *HostComputeNetwork, newID func() GUID) (*HostComputeNetwork, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	c := n.Clone()
+	if r.RequestType == RequestTypeRefresh {
+		return c, nil
+	}
+	var err error
+	switch r.ResourceType {
+	case NetworkResourceTypePolicy:
+		var s PolicyNetworkRequest
+		if s, err = requestSettings[PolicyNetworkRequest](r.Settings, r.RequestType); err == nil {
+			c.Policies, err = ModifyNetworkPolicies(c.Policies, r.RequestType, s.Policies)
+		}
+	case NetworkResourceTypeDNS:
+		err = r.applyDNS(c)
+	case NetworkResourceTypeExtension:
+		err = r.applyExtension(c)
+	case NetworkResourceTypeSubnet:
+		err = r.applySubnets(c)
+	case NetworkResourceTypeIPSubnet:
+		err = r.applyIPSubnets(c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.Defaults(newID)
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (r *ModifyNetworkSettingRequest) applyDNS(n *HostComputeNetwork) error {
+	s, err := requestSettings[Dns](r.Settings, r.RequestType)
+	if err != nil {
+		return err
+	}
+	drop := func(list, gone []string) []string {
+		return slices.DeleteFunc(list, func(s string) bool { return slices.Contains(gone, s) })
+	}
+	add := func(list, more []string) []string { return append(drop(list, more), more...) }
+	switch r.RequestType {
+	case RequestTypeUpdate:
+		n.Dns = s
+	case RequestTypeReset:
+		n.Dns = Dns{}
+	case RequestTypeRemove:
+		if s.Domain == n.Dns.Domain {
+			n.Dns.Domain = ""
+		}
+		n.Dns.Search, n.Dns.ServerList, n.Dns.Options =
+			drop(n.Dns.Search, s.Search), drop(n.Dns.ServerList, s.ServerList), drop(n.Dns.Options, s.Options)
+	default:
+		if s.Domain != "" {
+			n.Dns.Domain = s.Domain
+		}
+		n.Dns.Search, n.Dns.ServerList, n.Dns.Options =
+			add(n.Dns.Search, s.Search), add(n.Dns.ServerList, s.ServerList), add(n.Dns.Options, s.Options)
+	}
+	return nil
+}
+
+// applyExtension keeps the state of an extension as the policy that a create would have set it with.
+func (r *ModifyNetworkSettingRequest) applyExtension(n *HostComputeNetwork) error {
+	s, err := requestSettings[ExtensionNetworkRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return err
+	}
+	found := false
+	n.Policies = slices.DeleteFunc(n.Policies, func(p NetworkPolicy) bool {
+		if p.Type != VSwitchExtension {
+			return false
+		}
+		v, err := p.Decode()
+		x, ok := v.(VSwitchExtensionPolicySetting)
+		hit := err == nil && ok && (x.ExtensionID == s.Id || r.RequestType == RequestTypeReset)
+		found = found || hit
+		return hit
+	})
+	switch r.RequestType {
+	case RequestTypeReset:
+		return nil
+	case RequestTypeRemove:
+		if !found {
+			return invalid(ErrSwitchExtensionNotFound, "Settings.Id", "the network has no extension %s", s.Id)
+		}
+		return nil
+	}
+	n.Policies = append(n.Policies, NewNetworkPolicy(VSwitchExtension, VSwitchExtensionPolicySetting{ExtensionID: s.Id, Enable: s.IsEnabled}))
+	return nil
+}
+
+// applySubnets puts new subnets into the first ipam.
+func (r *ModifyNetworkSettingRequest) applySubnets(n *HostComputeNetwork) error {
+	s, err := requestSettings[SubnetNetworkRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return err
+	}
+	if r.RequestType == RequestTypeReset {
+		return invalid(ErrRequestUnsupported, "RequestType", "subnets cannot be reset, endpoints live in them: use Remove for those to go")
+	}
+	for i, sub := range s.Subnets {
+		at := indexed("Settings.Subnets", i)
+		if r.RequestType == RequestTypeAdd {
+			if len(n.Ipams) == 0 {
+				n.Ipams = []Ipam{{}}
+			}
+			n.Ipams[0].Subnets = append(n.Ipams[0].Subnets, sub)
+			continue
+		}
+		k, j := n.findSubnet(sub.ID)
+		if k < 0 {
+			return invalid(ErrSubnetNotFound, at+".ID", "network %s has no subnet %s", n.label(), quote(string(sub.ID)))
+		}
+		list := n.Ipams[k].Subnets
+		if r.RequestType == RequestTypeRemove {
+			n.Ipams[k].Subnets = slices.Delete(list, j, j+1)
+		} else {
+			list[j] = sub
+		}
+	}
+	return nil
+}
+
+func (n *HostComputeNetwork) findSubnet(id GUID) (ipam, subnet int) {
+	for i := range n.Ipams {
+		for j := range n.Ipams[i].Subnets {
+			if !id.IsZero() && n.Ipams[i].Subnets[j].ID == id {
+				return i, j
+			}
+		}
+	}
+	return -1, -1
+}
+
+func (r *ModifyNetworkSettingRequest) applyIPSubnets(n *HostComputeNetwork) error {
+	s, err := requestSettings[IpSubnetNetworkRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return err
+	}
+	k, j := n.findSubnet(s.SubnetId)
+	if k < 0 {
+		return invalid(ErrSubnetNotFound, "Settings.SubnetId", "network %s has no subnet %s", n.label(), quote(string(s.SubnetId)))
+	}
+	sub := &n.Ipams[k].Subnets[j]
+	if r.RequestType == RequestTypeReset {
+		sub.IpSubnets = nil
+		return nil
+	}
+	for i, b := range s.IpSubnets {
+		if r.RequestType == RequestTypeAdd {
+			sub.IpSubnets = append(sub.IpSubnets, b)
+			continue
+		}
+		at := slices.IndexFunc(sub.IpSubnets, func(o IpSubnet) bool { return !b.ID.IsZero() && o.ID == b.ID })
+		if at < 0 {
+			return invalid(ErrSubnetNotFound, indexed("Settings.IpSubnets", i)+".ID", "subnet %s has no block %s", s.SubnetId, quote(string(b.ID)))
+		}
+		if r.RequestType == RequestTypeRemove {
+			sub.IpSubnets = slices.Delete(sub.IpSubnets, at, at+1)
+		} else {
+			sub.IpSubnets[at] = b
+		}
+	}
+	return nil
+}
+
+// Validate checks what can be said of the request without its endpoint.
+func (r *ModifyEndpointSettingRequest) Validate() error {
+	switch r.ResourceType {
+	case EndpointResourceTypePolicy:
+		s, err := requestSettings[PolicyEndpointRequest](r.Settings, r.RequestType)
+		if err != nil {
+			return err
+		}
+		return validateRequested(s.Policies, r.RequestType, func(p EndpointPolicy, at string) error {
+			return validatePolicy(p.Type, p.Settings, at, endpointSettings)
+		})
+	case EndpointResourceTypePort:
+		if _, err := requestSettings[PortEndpointRequest](r.Settings, r.RequestType); err != nil {
+			return err
+		}
+		if !supportEndpointPorts {
+			return invalid(ErrRequestUnsupported, "ResourceType", "a switch port for a VM cannot be made by this version")
+		}
+		return nil
+	}
+	return missingResourceType("Policy, Port")
+}
+
+// Apply is the endpoint after the request, checked against its network. The endpoint itself is not touched.
+func (r *ModifyEndpointSettingRequest) Apply(e *HostComputeEndpoint, n *HostComputeNetwork) (*HostComputeEndpoint, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	c := e.Clone()
+	if r.RequestType == RequestTypeRefresh || r.ResourceType != EndpointResourceTypePolicy {
+		return c, nil
+	}
+	s, err := requestSettings[PolicyEndpointRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return nil, err
+	}
+	if c.Policies, err = ModifyEndpointPolicies(c.Policies, r.RequestType, s.Policies); err != nil {
+		return nil, err
+	}
+	if err := c.ValidateFor(n); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Resource is what the request attaches or detaches; the ID of an endpoint is in canonical form. For Refresh and Reset, which
+// need no settings, the ID may be empty: all of that type.
+func (r *ModifyNamespaceSettingRequest) Resource() (NamespaceResource, error) {
+	if r.ResourceType == nil {
+		return NamespaceResource{}, missingResourceType("Endpoint, Container")
+	}
+	s, err := requestSettings[struct{ EndpointId, ContainerId, ID string }](r.Settings, r.RequestType)
+	if err != nil {
+		return NamespaceResource{}, err
+	}
+	res := NamespaceResource{Type: *r.ResourceType, Data: NamespaceResourceData{ID: s.ContainerId}}
+	field := "Settings.ContainerId"
+	if res.Type == NamespaceResourceTypeEndpoint {
+		res.Data.ID, field = s.EndpointId, "Settings.EndpointId"
+	}
+	if res.Data.ID == "" {
+		res.Data.ID = s.ID
+	}
+	if res.Data.ID == "" {
+		if r.RequestType == RequestTypeRefresh || r.RequestType == RequestTypeReset {
+			return res, nil
+		}
+		return NamespaceResource{}, invalid(ErrInvalidJSON, field, "it is missing")
+	}
+	if res.Type == NamespaceResourceTypeEndpoint {
+		id, err := ParseGUID(res.Data.ID)
+		if err != nil {
+			return NamespaceResource{}, Errorf(ErrGUIDConversionFailure, "%s: %s", field, AsError(err).Detail)
+		}
+		res.Data.ID = string(id)
+	}
+	return res, res.validate("Settings")
+}
+
+// Validate checks the request.
+func (r *ModifyNamespaceSettingRequest) Validate() error {
+	_, err := r.Resource()
+	return err
+}
