@@ -1,0 +1,139 @@
+/* Ends of a frame's way: counting, sampled events, and the report of a test run. */
+#ifndef BULKHEAD_DROP_H
+#define BULKHEAD_DROP_H
+
+#include "maps.h"
+#include "parse.h"
+
+/* Events: at most this many per CPU and window, and one per port, reason and
+ * millisecond*10, so that one flooding port does not hide the others. */
+#define EVENT_WINDOW_NS 100000000ULL
+#define EVENTS_PER_WINDOW 100
+#define EVENT_SPACING_NS 10000000ULL
+
+/* In a test run the program writes down what it did; a real frame's cb is not ours. */
+static __always_inline void report(struct __sk_buff *skb, const struct pkt *p, __u32 outcome, __u32 reason, __u32 port,
+				   __u32 copies)
+{
+	if (!(p->flags & PKT_TEST))
+		return;
+	skb->cb[0] = outcome;
+	skb->cb[1] = reason;
+	skb->cb[2] = port;
+	skb->cb[3] = copies;
+	skb->cb[4] = p->rule;
+}
+
+static __always_inline void count_tx(const struct pkt *p)
+{
+	struct stats *s;
+
+	if (p->flags & PKT_TEST)
+		return;
+	s = bpf_map_lookup_elem(&bh_stats_v1, &p->ifindex);
+	if (s) {
+		s->tx_packets++;
+		s->tx_bytes += p->len;
+	}
+}
+
+static __always_inline void count_rx(__u32 port, __u32 len)
+{
+	struct stats *s = bpf_map_lookup_elem(&bh_stats_v1, &port);
+
+	if (s) {
+		s->rx_packets++;
+		s->rx_bytes += len;
+	}
+}
+
+static __always_inline int event_allowed(struct drop_count *c, __u64 now)
+{
+	struct event_budget *b;
+	__u32 zero = 0;
+
+	if (now - c->last_event < EVENT_SPACING_NS)
+		return 0;
+	b = bpf_map_lookup_elem(&bh_budget_v1, &zero);
+	if (!b)
+		return 0;
+	if (now - b->window >= EVENT_WINDOW_NS) {
+		b->window = now;
+		b->used = 0;
+	}
+	if (b->used >= EVENTS_PER_WINDOW) {
+		b->lost++;
+		return 0;
+	}
+	b->used++;
+	c->last_event = now;
+	return 1;
+}
+
+static __always_inline void event(const struct pkt *p, __u32 port, enum drop_reason reason, __u64 now)
+{
+	struct drop_event *e = bpf_ringbuf_reserve(&bh_events_v1, sizeof(*e), 0);
+
+	if (!e)
+		return;
+	e->time = now;
+	e->port = port;
+	e->sw = p->src.sw;
+	e->reason = reason;
+	e->rule = p->rule;
+	e->len = p->len;
+	e->ethertype = p->ethertype;
+	e->sport = p->sport;
+	e->dport = p->dport;
+	e->proto = p->proto;
+	e->icmp_type = p->type;
+	__builtin_memcpy(e->smac, p->smac, ETH_ALEN);
+	__builtin_memcpy(e->dmac, p->dmac, ETH_ALEN);
+	__builtin_memcpy(e->src, p->src.ip, 16);
+	__builtin_memcpy(e->dst, p->dst.ip, 16);
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* A verification border, off the fast path. A full table costs only the split by
+ * reason: the port's own total is elsewhere. */
+__noinline int count_drop(struct pkt *p, __u32 reason)
+{
+	struct drop_key key = {};
+	struct drop_count *c;
+	struct stats *s;
+	__u64 now;
+
+	if (!p || p->flags & PKT_TEST)
+		return 0;
+	key.port = p->kind ? p->ifindex : 0;
+	key.reason = reason;
+	c = bpf_map_lookup_elem(&bh_drops_v1, &key);
+	if (!c) {
+		struct drop_count none = {};
+
+		bpf_map_update_elem(&bh_drops_v1, &key, &none, BPF_NOEXIST);
+		c = bpf_map_lookup_elem(&bh_drops_v1, &key);
+	}
+	if (c) {
+		__sync_fetch_and_add(&c->packets, 1);
+		__sync_fetch_and_add(&c->bytes, p->len);
+	}
+	if (reason >= DROP_QUIET)
+		return 0;
+	s = bpf_map_lookup_elem(&bh_stats_v1, &p->ifindex);
+	if (s)
+		s->tx_dropped++;
+	now = bpf_ktime_get_ns();
+	if (c && event_allowed(c, now))
+		event(p, key.port, reason, now);
+	return 0;
+}
+
+static __always_inline int drop(struct __sk_buff *skb, struct pkt *p, int reason)
+{
+	count_drop(p, reason);
+	report(skb, p, OUTCOME_DROP, reason, 0, 0);
+	return TC_ACT_SHOT;
+}
+
+#endif

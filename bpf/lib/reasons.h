@@ -1,0 +1,38 @@
+/* The one list of reasons why the switch drops a frame. Go gets it by bpf2go; the
+ * words for people are in reason.go. Numbers go out in events and metrics: append,
+ * never renumber. */
+#ifndef BULKHEAD_REASONS_H
+#define BULKHEAD_REASONS_H
+
+enum drop_reason {
+	DROP_NONE = 0,
+	DROP_UNKNOWN_PORT = 1,	   /* the device is no port of any switch */
+	DROP_MALFORMED = 2,	   /* headers that contradict the frame's length */
+	DROP_VLAN = 3,		   /* tagged */
+	DROP_ETHERTYPE = 4,	   /* neither IPv4, IPv6 nor ARP */
+	DROP_SOURCE_MAC = 5,	   /* not the port's MAC */
+	DROP_SOURCE_ADDRESS = 6,   /* not the port's address */
+	DROP_MARTIAN = 7,	   /* an address that may not be on a wire */
+	DROP_ARP_SPOOF = 8,	   /* an ARP sender that is not the port */
+	DROP_ND_SPOOF = 9,	   /* a neighbour message that speaks for another */
+	DROP_ND_INVALID = 10,	   /* a neighbour message no stack would accept */
+	DROP_ROUTER_ADVERT = 11,   /* a container playing router */
+	DROP_REDIRECT = 12,	   /* an ICMP redirect from a container */
+	DROP_DHCP_SERVER = 13,	   /* a container playing DHCP server */
+	DROP_EXTENSION_HEADERS = 14, /* a chain too long to read */
+	DROP_FRAGMENT = 15,	   /* fragments that hide what they are */
+	DROP_RESOLVER = 16,	   /* the resolver's port sends more than answers */
+	DROP_UNKNOWN_ADDRESS = 17, /* ARP or ND for an address nobody has */
+	DROP_UNKNOWN_MAC = 18,	   /* unicast to a MAC nobody has */
+	DROP_TO_SELF = 19,	   /* addressed to its sender */
+	DROP_GROUP_UNICAST = 20,   /* a unicast packet in a group frame */
+	DROP_KERNEL = 21,	   /* the kernel refused a change to the frame */
+	/* From here on: traffic every stack sends and this switch has no use for. It is
+	 * counted, but as no loss and without an event. */
+	DROP_QUIET = 64,
+	DROP_ROUTER_SOLICIT = 64, /* no router advertises here */
+	DROP_MEMBERSHIP = 65,	  /* MLD, IGMP: groups are flooded anyway */
+	DROP_DAD = 66,		  /* a port asking for its own address */
+};
+
+#endif

@@ -1,0 +1,76 @@
+/* The program on every port of a switch: tc ingress of the port's device, so it sees
+ * what the vNIC behind it sends. It ends every frame itself, by a redirect or a drop:
+ * nothing goes on into the stack of the namespace it runs in. */
+#include "include/helpers.h"
+#include "include/net.h"
+
+#include "lib/arp.h"
+#include "lib/deliver.h"
+#include "lib/drop.h"
+#include "lib/guard.h"
+#include "lib/maps.h"
+#include "lib/nd.h"
+#include "lib/parse.h"
+#include "lib/step.h"
+
+/* Types that only the ring buffer and skb->cb carry would not reach Go otherwise. */
+struct drop_event *unused_drop_event __attribute__((unused));
+struct report *unused_report __attribute__((unused));
+enum port_kind *unused_port_kind __attribute__((unused));
+struct __sk_buff *unused_skb __attribute__((unused));
+
+static __always_inline int neighbour(struct __sk_buff *skb, struct pkt *p)
+{
+	if (p->ethertype == ETH_P_ARP)
+		return arp(skb, p);
+	if (is_icmp6(p, ND_SOLICIT) || is_icmp6(p, ND_ADVERT))
+		return nd(skb, p);
+	return STEP_NEXT;
+}
+
+SEC("tc")
+int bh_from_port(struct __sk_buff *skb)
+{
+	struct pkt p = {};
+	const struct port *port;
+	int step;
+
+	p.ifindex = skb->ifindex;
+	p.len = skb->len;
+	/* A received frame always has the index of its device; a built one has none. */
+	if (!skb->ingress_ifindex)
+		p.flags = PKT_TEST;
+	port = bpf_map_lookup_elem(&bh_ports_v1, &p.ifindex);
+	if (!port)
+		return drop(skb, &p, DROP_UNKNOWN_PORT);
+	p.kind = port->kind;
+	p.src.sw = port->sw;
+	p.dst.sw = port->sw;
+	__builtin_memcpy(p.port_mac, port->mac, ETH_ALEN);
+
+	step = parse(skb, &p);
+	if (step)
+		return drop(skb, &p, step);
+	step = guard(&p);
+	if (step)
+		return drop(skb, &p, step);
+	step = neighbour(skb, &p);
+	if (step == STEP_ANSWERED) {
+		report(skb, &p, OUTCOME_ANSWER, 0, p.ifindex, 1);
+		return bpf_redirect(p.ifindex, 0);
+	}
+	if (step)
+		return drop(skb, &p, step);
+
+	/* Layers of the sending port come here, in this order: ACLs → load balancing and
+	 * rewrites → routing and encapsulation. Each takes the pkt and may change it. */
+
+	if (p.flags & PKT_GROUP)
+		return replicate(skb, &p);
+	return deliver(skb, &p);
+}
+
+/* The kernel lends some of its functions only to programs under a licence that the GPL
+ * can take in: what lies under bpf/ is offered under either of these, besides the
+ * licence of the whole. */
+char bh_license[] SEC("license") = "Dual MIT/GPL";

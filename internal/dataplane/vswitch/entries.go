@@ -1,0 +1,184 @@
+package vswitch
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Flags of an address's owner (OWNER_* in bpf/lib/structs.h).
+const (
+	ownerGateway  = 1
+	ownerResolver = 2
+)
+
+// portState is everything that one port has in the maps, as worked out from the plan
+// and the indexes of its devices.
+type portState struct {
+	id     plan.PortID
+	device string
+	index  uint32
+	entry  bpfPort
+	macs   map[bpfMacKey]bpfDest
+	addrs  map[bpfAddrKey]bpfOwner
+	// dest is how to reach it; member says that it gets broadcast.
+	dest   bpfDest
+	member bool
+}
+
+func (s *portState) equal(o *portState) bool {
+	return s.index == o.index && s.device == o.device && s.entry == o.entry && s.dest == o.dest &&
+		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs)
+}
+
+func mapsEqual[K, V comparable](a, b map[K]V) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			return false
+		}
+	}
+	return true
+}
+
+// want works out a port's entries.
+func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
+	sw := p.Switches[port.Network]
+	if sw == nil || sw.Number != port.Switch || sw.Number == 0 {
+		return nil, portError(port.ID, "its switch %d is not in the plan", port.Switch)
+	}
+	index, err := a.dev.index(port.Device)
+	if err != nil {
+		return nil, portError(port.ID, "%w", err)
+	}
+	s := &portState{
+		id: port.ID, device: port.Device, index: index,
+		entry: bpfPort{Sw: sw.Number, Mac: port.MAC, Kind: uint8(port.Kind)},
+		dest:  bpfDest{Port: index, Device: index, Kind: uint8(port.Kind)},
+		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{},
+		member: port.Kind != plan.PortResolver,
+	}
+	if port.Kind == plan.PortHost {
+		if s.dest.Device, err = a.dev.index(port.VNIC.Device); err != nil {
+			return nil, portError(port.ID, "%w", err)
+		}
+	}
+	// The resolver shares the host's MAC and addresses: they are the host's in the maps.
+	if port.Kind == plan.PortResolver && sw.HostPort != "" {
+		return s, nil
+	}
+	s.macs[bpfMacKey{Sw: sw.Number, Mac: port.MAC}] = s.dest
+	for _, addr := range port.Addrs {
+		s.addrs[addrKey(sw.Number, addr)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, addr)}
+	}
+	if port.LinkLocal.IsValid() {
+		s.addrs[addrKey(sw.Number, port.LinkLocal)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, port.LinkLocal)}
+	}
+	return s, nil
+}
+
+func ownerFlags(sw *plan.Switch, port *plan.Port, addr netip.Addr) uint8 {
+	if port.Kind == plan.PortContainer {
+		return 0
+	}
+	flags := uint8(ownerGateway)
+	if sw.ResolverPort != "" && slices.Contains(sw.DNS.Listen, addr) {
+		flags |= ownerResolver
+	}
+	return flags
+}
+
+// addrKey maps IPv4 into 16 bytes, as the programs do.
+func addrKey(sw uint32, addr netip.Addr) bpfAddrKey { return bpfAddrKey{Sw: sw, Ip: addr.As16()} }
+
+// sortedPorts gives the ports in a fixed order, so that two that claim the same thing
+// are settled the same way each time.
+func sortedPorts(p *plan.Plan) []*plan.Port {
+	out := make([]*plan.Port, 0, len(p.Ports))
+	for _, port := range p.Ports {
+		out = append(out, port)
+	}
+	slices.SortFunc(out, func(a, b *plan.Port) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// wanted is what all ports of a plan need: the whole content of the maps.
+type wanted struct {
+	states  map[plan.PortID]*portState
+	ports   map[uint32]bpfPort
+	macs    map[bpfMacKey]bpfDest
+	addrs   map[bpfAddrKey]bpfOwner
+	groups  map[uint32][]bpfDest // switch → members
+	devices map[string]bool
+}
+
+func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
+	n := len(p.Ports)
+	w := &wanted{
+		states: make(map[plan.PortID]*portState, n), ports: make(map[uint32]bpfPort, n),
+		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n),
+		groups: map[uint32][]bpfDest{}, devices: make(map[string]bool, n),
+	}
+	var errs []error
+	for _, port := range sortedPorts(p) {
+		s, err := a.want(p, port)
+		if err == nil {
+			err = w.add(s)
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return w, errs
+}
+
+// add takes a port in, unless another one has what it claims.
+func (w *wanted) add(s *portState) error {
+	if _, ok := w.ports[s.index]; ok {
+		return portError(s.id, "device %s is another port's", s.device)
+	}
+	for k := range s.macs {
+		if _, ok := w.macs[k]; ok {
+			return portError(s.id, "MAC %s is another port's on switch %d", plan.MAC(k.Mac), k.Sw)
+		}
+	}
+	for k, o := range s.addrs {
+		if _, ok := w.addrs[k]; ok {
+			return portError(s.id, "address %s (MAC %s) is another port's on switch %d",
+				netip.AddrFrom16(k.Ip).Unmap(), plan.MAC(o.Mac), k.Sw)
+		}
+	}
+	if s.member && len(w.groups[s.entry.Sw]) >= MaxMembers {
+		return portError(s.id, "switch %d has %d ports, the most it can have", s.entry.Sw, MaxMembers)
+	}
+	w.states[s.id], w.ports[s.index], w.devices[s.device] = s, s.entry, true
+	for k, v := range s.macs {
+		w.macs[k] = v
+	}
+	for k, v := range s.addrs {
+		w.addrs[k] = v
+	}
+	if s.member {
+		w.groups[s.entry.Sw] = append(w.groups[s.entry.Sw], s.dest)
+	} else if _, ok := w.groups[s.entry.Sw]; !ok {
+		w.groups[s.entry.Sw] = nil
+	}
+	return nil
+}
+
+// fullMap says what E2BIG means.
+func fullMap(err error, m *ebpf.Map) error {
+	if errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("it is full with %d entries: %w", m.MaxEntries(), err)
+	}
+	return err
+}

@@ -1,0 +1,248 @@
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// bpffs is where systemd mounts the BPF file system.
+const bpffs = "/sys/fs/bpf"
+
+// pins is the directory of our pinned objects: maps/, progs/ and links/ below dir.
+type pins struct{ dir string }
+
+func (p pins) maps() string            { return filepath.Join(p.dir, "maps") }
+func (p pins) progs() string           { return filepath.Join(p.dir, "progs") }
+func (p pins) links() string           { return filepath.Join(p.dir, "links") }
+func (p pins) program() string         { return filepath.Join(p.progs(), bpfProgBhFromPort) }
+func (p pins) mapFile(n string) string { return filepath.Join(p.maps(), n) }
+func (p pins) link(dev string) string  { return filepath.Join(p.links(), dev) }
+
+// prepare makes the directories, and mounts bpffs in its usual place where nobody did
+// (systemd does; containers and bare init systems may not).
+func (p pins) prepare() error {
+	on, err := onBPFFS(p.dir)
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", p.dir, err)
+	}
+	if !on {
+		if filepath.Dir(p.dir) != bpffs {
+			return fmt.Errorf("pin directory %s is not on a BPF file system: mount one there first (mount -t bpf bpf %s)",
+				p.dir, filepath.Dir(p.dir))
+		}
+		if err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return fmt.Errorf("mount the BPF file system on %s: %w", bpffs, err)
+		}
+	}
+	for _, d := range []string{p.maps(), p.progs(), p.links()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("make pin directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// onBPFFS asks the nearest ancestor that exists.
+func onBPFFS(dir string) (bool, error) {
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err == nil {
+			return uint32(st.Type) == unix.BPF_FS_MAGIC, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == "/" || dir == "." {
+			return false, err
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// names lists a pin directory; an absent one is empty.
+func names(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	out := make([]string, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// remove deletes a pin; absent is fine.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove pin: %w", err)
+	}
+	return nil
+}
+
+// load opens the pinned maps, or creates and pins them, and settles which program runs:
+// the pinned one if it is the same code over the same maps, else a new one. Reusing it
+// is what lets a restart leave every attachment alone.
+func (a *Applier) load() error {
+	spec, err := loadBpf()
+	if err != nil {
+		return fmt.Errorf("read the BPF object: %w", err)
+	}
+	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: a.pins.maps()}}
+	if err := spec.LoadAndAssign(&a.objs, opts); err != nil {
+		return explainLoad(err, a.pins.maps())
+	}
+	old, err := ebpf.LoadPinnedProgram(a.pins.program(), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned program: %w", err)
+	}
+	same, err := sameProgram(a.objs.BhFromPort, old)
+	if err != nil || !same {
+		return errors.Join(err, old.Close())
+	}
+	err = a.objs.BhFromPort.Close()
+	a.objs.BhFromPort = old
+	return err
+}
+
+// explainLoad adds the next step to what commonly goes wrong.
+func explainLoad(err error, dir string) error {
+	var ve *ebpf.VerifierError
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return fmt.Errorf("a map in %s has another layout than this version's of the same name; "+
+			"`bulkhead reset` removes it, and the next start fills a new one: %w", dir, err)
+	case errors.As(err, &ve):
+		return fmt.Errorf("the kernel's verifier refuses the switch program; "+
+			"`bulkhead doctor` lists what it needs: %+v", ve)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("load the switch program (needs root, or CAP_BPF and CAP_NET_ADMIN): %w", err)
+	}
+	return fmt.Errorf("load the switch program: %w", err)
+}
+
+// sameProgram compares code (the kernel's tag is a hash of the instructions, map
+// numbers left out) and then the maps themselves: a pin that somebody removed has been
+// created anew, while the old program still looks into the old map.
+func sameProgram(a, b *ebpf.Program) (bool, error) {
+	x, err := a.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask about the loaded program: %w", err)
+	}
+	y, err := b.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask about the pinned program: %w", err)
+	}
+	if x.Tag != y.Tag {
+		return false, nil
+	}
+	have := map[ebpf.MapID]bool{}
+	ids, _ := y.MapIDs()
+	for _, id := range ids {
+		have[id] = true
+	}
+	ids, _ = x.MapIDs()
+	for _, id := range ids {
+		if !have[id] {
+			return false, nil
+		}
+	}
+	return len(ids) == len(have), nil
+}
+
+// ensurePins puts back the pins of the maps and the program, and says which were gone.
+// The kernel objects live on while we hold them.
+func (a *Applier) ensurePins() (missing []string, err error) {
+	if err := a.pins.prepare(); err != nil {
+		return nil, err
+	}
+	var errs []error
+	for name, m := range mapsOf(&a.objs) {
+		if exists(a.pins.mapFile(name)) {
+			continue
+		}
+		missing = append(missing, name)
+		// The library believes that it is pinned, until told otherwise.
+		errs = append(errs, m.Unpin(), m.Pin(a.pins.mapFile(name)))
+		a.writes++
+	}
+	pinned, err := a.programPinned()
+	errs = append(errs, err)
+	if !pinned {
+		if a.objs.BhFromPort.IsPinned() {
+			missing = append(missing, bpfProgBhFromPort)
+		}
+		errs = append(errs, remove(a.pins.program()), a.objs.BhFromPort.Unpin(), a.objs.BhFromPort.Pin(a.pins.program()))
+		a.writes++
+	}
+	if err := errors.Join(errs...); err != nil {
+		return missing, fmt.Errorf("pin in %s: %w", a.pins.dir, err)
+	}
+	return missing, nil
+}
+
+// programPinned tells whether the pinned program is the one in use.
+func (a *Applier) programPinned() (bool, error) {
+	p, err := ebpf.LoadPinnedProgram(a.pins.program(), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer p.Close()
+	x, err := p.Info()
+	if err != nil {
+		return false, err
+	}
+	y, err := a.objs.BhFromPort.Info()
+	if err != nil {
+		return false, err
+	}
+	i, _ := x.ID()
+	j, _ := y.ID()
+	return i == j, nil
+}
+
+// pruneOldPins removes pins of objects that this version does not have, left by another
+// version. Only called when every attachment runs this version's program.
+func (a *Applier) pruneOldPins() error {
+	maps, err := names(a.pins.maps())
+	if err != nil {
+		return err
+	}
+	progs, err := names(a.pins.progs())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	known := mapsOf(&a.objs)
+	for _, n := range maps {
+		if _, ok := known[n]; !ok {
+			errs = append(errs, remove(a.pins.mapFile(n)))
+			a.writes++
+		}
+	}
+	for _, n := range progs {
+		if n != bpfProgBhFromPort {
+			errs = append(errs, remove(filepath.Join(a.pins.progs(), n)))
+			a.writes++
+		}
+	}
+	return errors.Join(errs...)
+}

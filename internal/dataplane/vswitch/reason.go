@@ -1,0 +1,93 @@
+package vswitch
+
+import "fmt"
+
+// Reason says why the switch dropped a frame: enum drop_reason of bpf/lib/reasons.h.
+type Reason uint32
+
+// The reasons, in the words of the enum.
+const (
+	ReasonUnknownPort      = Reason(bpfDropReasonDROP_UNKNOWN_PORT)
+	ReasonMalformed        = Reason(bpfDropReasonDROP_MALFORMED)
+	ReasonVLAN             = Reason(bpfDropReasonDROP_VLAN)
+	ReasonEtherType        = Reason(bpfDropReasonDROP_ETHERTYPE)
+	ReasonSourceMAC        = Reason(bpfDropReasonDROP_SOURCE_MAC)
+	ReasonSourceAddress    = Reason(bpfDropReasonDROP_SOURCE_ADDRESS)
+	ReasonMartian          = Reason(bpfDropReasonDROP_MARTIAN)
+	ReasonARPSpoof         = Reason(bpfDropReasonDROP_ARP_SPOOF)
+	ReasonNDSpoof          = Reason(bpfDropReasonDROP_ND_SPOOF)
+	ReasonNDInvalid        = Reason(bpfDropReasonDROP_ND_INVALID)
+	ReasonRouterAdvert     = Reason(bpfDropReasonDROP_ROUTER_ADVERT)
+	ReasonRedirect         = Reason(bpfDropReasonDROP_REDIRECT)
+	ReasonDHCPServer       = Reason(bpfDropReasonDROP_DHCP_SERVER)
+	ReasonExtensionHeaders = Reason(bpfDropReasonDROP_EXTENSION_HEADERS)
+	ReasonFragment         = Reason(bpfDropReasonDROP_FRAGMENT)
+	ReasonResolver         = Reason(bpfDropReasonDROP_RESOLVER)
+	ReasonUnknownAddress   = Reason(bpfDropReasonDROP_UNKNOWN_ADDRESS)
+	ReasonUnknownMAC       = Reason(bpfDropReasonDROP_UNKNOWN_MAC)
+	ReasonToSelf           = Reason(bpfDropReasonDROP_TO_SELF)
+	ReasonGroupUnicast     = Reason(bpfDropReasonDROP_GROUP_UNICAST)
+	ReasonKernel           = Reason(bpfDropReasonDROP_KERNEL)
+	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
+	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
+	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
+)
+
+// words are a short name, stable for metrics and filters, and an explanation.
+var words = map[Reason][2]string{
+	ReasonUnknownPort:      {"unknown-port", "the device is no port of any switch (cut off, or not set up yet)"},
+	ReasonMalformed:        {"malformed", "the headers contradict the length of the frame"},
+	ReasonVLAN:             {"vlan-tag", "tagged frames do not enter this switch"},
+	ReasonEtherType:        {"ethertype", "neither IPv4, IPv6 nor ARP"},
+	ReasonSourceMAC:        {"source-mac", "the source MAC is not the endpoint's"},
+	ReasonSourceAddress:    {"source-address", "the source address is not the endpoint's"},
+	ReasonMartian:          {"martian", "an address that may not appear on a network"},
+	ReasonARPSpoof:         {"arp-spoof", "ARP speaks for a MAC or address that is not the endpoint's"},
+	ReasonNDSpoof:          {"nd-spoof", "neighbour discovery speaks for a MAC or address that is not the endpoint's"},
+	ReasonNDInvalid:        {"nd-invalid", "a neighbour discovery message that no stack would accept"},
+	ReasonRouterAdvert:     {"router-advert", "an endpoint advertises itself as router"},
+	ReasonRedirect:         {"redirect", "an endpoint sends ICMP redirects"},
+	ReasonDHCPServer:       {"dhcp-server", "an endpoint answers as DHCP server"},
+	ReasonExtensionHeaders: {"extension-headers", "more IPv6 extension headers than are read"},
+	ReasonFragment:         {"fragment", "a fragment that hides its transport header, or part of a name query"},
+	ReasonResolver:         {"resolver", "the resolver's port may only answer from port 53"},
+	ReasonUnknownAddress:   {"unknown-address", "ARP or neighbour discovery for an address that no endpoint has"},
+	ReasonUnknownMAC:       {"unknown-mac", "addressed to a MAC that no endpoint has"},
+	ReasonToSelf:           {"to-self", "addressed to its own sender"},
+	ReasonGroupUnicast:     {"group-unicast", "a unicast packet in a broadcast or multicast frame"},
+	ReasonKernel:           {"kernel", "the kernel refused to change the frame"},
+	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
+	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
+	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},
+}
+
+// Reasons lists all of them in the order of their numbers.
+func Reasons() []Reason {
+	var out []Reason
+	for r := Reason(1); r <= ReasonDAD; r++ {
+		if _, ok := words[r]; ok {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// String is the reason's short name.
+func (r Reason) String() string {
+	if w, ok := words[r]; ok {
+		return w[0]
+	}
+	if r == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("reason-%d", uint32(r))
+}
+
+// Explain says it in a sentence.
+func (r Reason) Explain() string { return words[r][1] }
+
+// Quiet tells traffic that every stack sends and the switch has no use for: it is
+// counted by reason but is no loss.
+func (r Reason) Quiet() bool { return r >= Reason(bpfDropReasonDROP_QUIET) }
+
+func (r Reason) enum() bpfDropReason { return bpfDropReason(r) }

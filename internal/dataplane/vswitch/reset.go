@@ -1,0 +1,104 @@
+package vswitch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Reset detaches everything of ours and removes all pins below dir ("" for the default
+// one). It needs no working switch: it is the way out when the pins are from another
+// version. Frames stop at once, for nothing but the programs forwards them.
+func Reset(ctx context.Context, dir string) error {
+	if dir == "" {
+		dir = DefaultBPFDir
+	}
+	errs := []error{removeFilters(ctx)}
+	if err := os.RemoveAll(dir); err != nil {
+		errs = append(errs, fmt.Errorf("remove pins: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// Reset is the function of that name for this applier's pins. The applier is of no use
+// afterwards.
+func (a *Applier) Reset(ctx context.Context) error {
+	return errors.Join(Reset(ctx, a.pins.dir), a.Close())
+}
+
+// removeFilters takes our clsact filters off the devices that have our names.
+func removeFilters(ctx context.Context) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	devs, err := portDevices(h)
+	if err != nil {
+		return err
+	}
+	c := &clsact{nl: h}
+	var errs []error
+	for _, d := range devs {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		errs = append(errs, c.detach(d))
+	}
+	return errors.Join(errs...)
+}
+
+func portDevices(h *netlink.Handle) ([]string, error) {
+	links, err := h.LinkList()
+	// An interrupted dump is a complete answer to "which of ours are there": what came
+	// or went meanwhile is seen next time.
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var out []string
+	for _, l := range links {
+		if n := l.Attrs().Name; strings.HasPrefix(n, plan.PortPrefix) {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+// Leftovers lists pins below dir ("" for the default one) that serve no port of the plan:
+// all of them for an empty plan.
+func Leftovers(dir string, p *plan.Plan) ([]string, error) {
+	if dir == "" {
+		dir = DefaultBPFDir
+	}
+	keep := map[string]bool{}
+	for _, port := range p.Ports {
+		keep[filepath.Join(dir, "links", port.Device)] = true
+	}
+	var out []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		isLink := filepath.Dir(path) == filepath.Join(dir, "links")
+		if !keep[path] && (isLink || len(p.Ports) == 0) {
+			out = append(out, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for pins: %w", err)
+	}
+	return out, nil
+}

@@ -1,0 +1,81 @@
+package vswitch
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Outcome is what the program did with a frame.
+type Outcome uint32
+
+// The outcomes (enum outcome in bpf/lib/structs.h).
+const (
+	Dropped    = Outcome(bpfOutcomeOUTCOME_DROP)
+	Delivered  = Outcome(bpfOutcomeOUTCOME_DELIVER)
+	Answered   = Outcome(bpfOutcomeOUTCOME_ANSWER)
+	Replicated = Outcome(bpfOutcomeOUTCOME_REPLICATE)
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case Dropped:
+		return "dropped"
+	case Delivered:
+		return "delivered"
+	case Answered:
+		return "answered"
+	case Replicated:
+		return "replicated"
+	}
+	return fmt.Sprintf("outcome-%d", uint32(o))
+}
+
+// Result of a run.
+type Result struct {
+	Outcome Outcome
+	Reason  Reason
+	// To is the receiving port when Delivered.
+	To plan.PortID
+	// Copies says how many ports got it when Replicated.
+	Copies int
+	// Rule that decided; 0: none.
+	Rule uint32
+	// Frame as it leaves the program; the answer when Answered.
+	Frame []byte
+}
+
+// Run asks the loaded program, with the maps as they are, what becomes of a frame that
+// the vNIC behind a port sends. Nothing is sent and nothing is counted.
+func (a *Applier) Run(port plan.PortID, frame []byte) (Result, error) {
+	a.mu.Lock()
+	s := a.applied[port]
+	a.mu.Unlock()
+	if s == nil {
+		return Result{}, fmt.Errorf("run a frame from port %s: the port is not on any switch", port)
+	}
+	return a.run(s.index, frame)
+}
+
+// run leaves ingress_ifindex zero, which no received frame has: that is how the program
+// knows.
+func (a *Applier) run(index uint32, frame []byte) (Result, error) {
+	var out bpfSkBuff
+	buf := make([]byte, len(frame)+256) // an answer may be longer
+	opts := &ebpf.RunOptions{Data: frame, DataOut: buf, Context: bpfSkBuff{Ifindex: index}, ContextOut: &out}
+	if _, err := a.objs.BhFromPort.Run(opts); err != nil {
+		return Result{}, fmt.Errorf("run the switch program: %w", err)
+	}
+	r := Result{
+		Outcome: Outcome(out.Cb[0]), Reason: Reason(out.Cb[1]), Copies: int(out.Cb[3]), Rule: out.Cb[4],
+		Frame: opts.DataOut,
+	}
+	if r.Outcome == Delivered {
+		a.mu.Lock()
+		r.To = a.byIndex[out.Cb[2]]
+		a.mu.Unlock()
+	}
+	return r, nil
+}

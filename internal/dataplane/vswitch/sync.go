@@ -1,0 +1,311 @@
+package vswitch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Sync lists what is in the kernel, compares it with the plan and writes the
+// differences. It reports as drift what this process had applied and finds changed. Ports
+// whose device is missing come back as errors; the others are served.
+func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	missing, err := a.ensurePins()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.list(); err != nil {
+		return nil, err
+	}
+	w, werrs := a.wantAll(p)
+	errs = append(errs, werrs...)
+	drift := a.compare(w, missing)
+
+	// What is not wanted goes first: a removed port is cut off before anything else.
+	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs))
+	attached, werrs := a.writeAll(ctx, p, w)
+	errs = append(errs, werrs...)
+	drift = append(drift, attached...)
+	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
+	a.listed = true
+	return drift, errors.Join(errs...)
+}
+
+func (a *Applier) list() error {
+	if err := a.tables.list(); err != nil {
+		return err
+	}
+	a.groups = readGroups(a.tables)
+	return a.tables.drops.list()
+}
+
+// writeAll writes every port's entries, then attaches, then lets it be reached by
+// broadcast.
+func (a *Applier) writeAll(ctx context.Context, p *plan.Plan, w *wanted) (drift []plan.Drift, errs []error) {
+	for id, s := range w.states {
+		if err := ctx.Err(); err != nil {
+			return drift, append(errs, err)
+		}
+		old := a.applied[id]
+		if err := a.write(s); err != nil {
+			errs = append(errs, portError(id, "%w", err))
+			continue
+		}
+		found, err := a.attach(s)
+		if err != nil {
+			errs = append(errs, portError(id, "%w", err))
+			continue
+		}
+		if found != "" && old != nil && old.index == s.index {
+			drift = append(drift, plan.Drift{Object: "port " + s.device, ID: string(id), Found: found})
+		}
+		a.remember(s)
+	}
+	for sw, members := range w.groups {
+		if err := a.groups.reconcile(sw, members); err != nil {
+			errs = append(errs, fmt.Errorf("broadcast list of switch %d: %w", sw, err))
+		}
+	}
+	for network, sw := range p.Switches {
+		if err := a.groups.setResolver(sw.Number, a.resolverIndex(w, sw)); err != nil {
+			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
+		}
+		if _, ok := w.groups[sw.Number]; !ok {
+			w.groups[sw.Number] = nil // a switch without ports is still one
+		}
+	}
+	return drift, errs
+}
+
+func (a *Applier) resolverIndex(w *wanted, sw *plan.Switch) uint32 {
+	if s := w.states[sw.ResolverPort]; s != nil {
+		return s.index
+	}
+	return 0
+}
+
+// pruneRest removes what no port has any more: member slots, counters, attachments,
+// memory of ports, and (only when all went well) pins of other versions.
+func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
+	errs := []error{a.groups.prune(w.groups)}
+	a.groups = readGroups(a.tables)
+	for index := range a.tables.stats.have {
+		if _, ok := w.ports[index]; !ok {
+			errs = append(errs, a.tables.stats.delete(index))
+		}
+	}
+	for k := range a.tables.drops.have {
+		if _, ok := w.ports[k.Port]; !ok && k.Port != 0 {
+			errs = append(errs, a.tables.drops.delete(k))
+		}
+	}
+	gone, err := a.att.prune(w.devices)
+	a.writes += len(gone)
+	errs = append(errs, err)
+	for id, s := range a.applied {
+		if _, ok := p.Ports[id]; !ok || w.states[id] == nil {
+			delete(a.applied, id)
+			if a.byIndex[s.index] == id {
+				delete(a.byIndex, s.index)
+			}
+		}
+	}
+	if whole && err == nil {
+		errs = append(errs, a.pruneOldPins())
+	}
+	return errs
+}
+
+// write puts a port's entries in place. Counters first: the program counts only where
+// there is an entry.
+func (a *Applier) write(s *portState) error {
+	if err := a.ensureStats(s.index); err != nil {
+		return err
+	}
+	if err := a.tables.ports.set(s.index, s.entry); err != nil {
+		return err
+	}
+	for k, v := range s.addrs {
+		if err := a.tables.addrs.set(k, v); err != nil {
+			return err
+		}
+	}
+	for k, v := range s.macs {
+		if err := a.tables.macs.set(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Applier) ensureStats(index uint32) error {
+	if a.tables.stats.have[index] {
+		return nil
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	m := a.objs.BhStatsV1
+	if err := m.Update(&index, make([]bpfStats, cpus), ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return fmt.Errorf("make counters: %w", fullMap(err, m))
+	}
+	a.tables.stats.have[index] = true
+	a.writes++
+	return nil
+}
+
+func (a *Applier) attach(s *portState) (found string, err error) {
+	found, err = a.att.ensure(s.device, s.index)
+	if found != "" {
+		a.writes++
+	}
+	return found, err
+}
+
+func (a *Applier) remember(s *portState) {
+	a.applied[s.id] = s
+	a.byIndex[s.index] = s.id
+}
+
+// compare finds what this process had put in place and somebody changed since. What it
+// never applied is not drift but work.
+func (a *Applier) compare(w *wanted, missingPins []string) []plan.Drift {
+	var out []plan.Drift
+	if a.listed {
+		for _, name := range missingPins {
+			out = append(out, plan.Drift{Object: "pin " + name, Found: "missing"})
+		}
+	}
+	for id, s := range w.states {
+		old := a.applied[id]
+		if old == nil || !old.equal(s) {
+			continue
+		}
+		for _, name := range a.differs(s) {
+			out = append(out, plan.Drift{Object: "map " + name, ID: string(id), Found: "entry missing or changed"})
+		}
+	}
+	return append(out, a.foreign(w)...)
+}
+
+// differs names the maps that do not hold what the port has in them.
+func (a *Applier) differs(s *portState) []string {
+	var out []string
+	if e, ok := a.tables.ports.have[s.index]; !ok || e != s.entry {
+		out = append(out, bpfMapBhPortsV1)
+	}
+	if !holds(a.tables.macs.have, s.macs) {
+		out = append(out, bpfMapBhMacsV1)
+	}
+	if !holds(a.tables.addrs.have, s.addrs) {
+		out = append(out, bpfMapBhAddrsV1)
+	}
+	if !a.tables.stats.have[s.index] {
+		out = append(out, bpfMapBhStatsV1)
+	}
+	return out
+}
+
+func holds[K, V comparable](have, want map[K]V) bool {
+	for k, v := range want {
+		if h, ok := have[k]; !ok || h != v {
+			return false
+		}
+	}
+	return true
+}
+
+// foreign finds entries that neither the plan nor anything we applied explains.
+func (a *Applier) foreign(w *wanted) []plan.Drift {
+	if !a.listed {
+		return nil // left by a run that was killed
+	}
+	known := make(map[bpfMacKey]bool)
+	knownAddr := make(map[bpfAddrKey]bool)
+	for _, s := range a.applied {
+		for k := range s.macs {
+			known[k] = true
+		}
+		for k := range s.addrs {
+			knownAddr[k] = true
+		}
+	}
+	var out []plan.Drift
+	note := func(name string, n int) {
+		if n > 0 {
+			out = append(out, plan.Drift{Object: "map " + name, Found: fmt.Sprintf("%d foreign entries", n)})
+		}
+	}
+	note(bpfMapBhPortsV1, strangers(a.tables.ports.have, w.ports, func(k uint32) bool { _, ok := a.byIndex[k]; return ok }))
+	note(bpfMapBhMacsV1, strangers(a.tables.macs.have, w.macs, func(k bpfMacKey) bool { return known[k] }))
+	note(bpfMapBhAddrsV1, strangers(a.tables.addrs.have, w.addrs, func(k bpfAddrKey) bool { return knownAddr[k] }))
+	return out
+}
+
+func strangers[K, V comparable](have, want map[K]V, known func(K) bool) int {
+	n := 0
+	for k := range have {
+		if _, ok := want[k]; !ok && !known(k) {
+			n++
+		}
+	}
+	return n
+}
+
+// Check tells cheaply whether the kernel still holds what was last applied for this
+// plan: false asks for a Sync. It reads each map in a few batches and asks each device
+// once.
+func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.listed || len(a.applied) != len(p.Ports) {
+		return false, nil
+	}
+	for name := range mapsOf(&a.objs) {
+		if !exists(a.pins.mapFile(name)) {
+			return false, nil
+		}
+	}
+	if err := a.tables.list(); err != nil {
+		return false, err
+	}
+	a.groups = readGroups(a.tables)
+	entries := 0
+	for id, s := range a.applied {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		if p.Ports[id] == nil || len(a.differs(s)) > 0 {
+			return false, nil
+		}
+		entries += len(s.addrs)
+		if ok, err := a.att.attached(s.device, s.index); !ok || err != nil {
+			return false, err
+		}
+	}
+	return len(a.tables.ports.have) == len(a.applied) && len(a.tables.addrs.have) == entries && a.groupsWhole(), nil
+}
+
+// groupsWhole checks that every member port is on its switch's list once.
+func (a *Applier) groupsWhole() bool {
+	members := 0
+	for _, s := range a.applied {
+		if !s.member {
+			continue
+		}
+		members++
+		slot, ok := a.groups.at[s.entry.Sw][s.index]
+		if !ok || a.tables.members.have[bpfMemberKey{Sw: s.entry.Sw, Slot: slot}] != s.dest {
+			return false
+		}
+	}
+	return members == len(a.tables.members.have)
+}

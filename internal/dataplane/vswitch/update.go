@@ -1,0 +1,166 @@
+package vswitch
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Update applies what differs between two plans, p being the newer one. It touches only
+// the ports that d names, and those that a changed switch gives another meaning, so its
+// cost does not grow with the number of ports.
+func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.listed {
+		if err := a.list(); err != nil {
+			return err
+		}
+		a.listed = true
+	}
+	var errs []error
+	states := map[plan.PortID]*portState{}
+	for id, port := range touched(p, d) {
+		var next *portState
+		if port != nil {
+			var err error
+			if next, err = a.want(p, port); err != nil {
+				errs = append(errs, err)
+			} else {
+				states[id] = next
+			}
+		}
+		// What goes away goes before anything comes: an address may move to another port
+		// in the same step, and a removed port is cut off at once.
+		if err := a.release(id, next); err != nil {
+			errs = append(errs, portError(id, "%w", err))
+		}
+	}
+	for id, s := range states {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := a.place(s); err != nil {
+			errs = append(errs, portError(id, "%w", err))
+		}
+	}
+	for network, c := range d.Switches {
+		if c.New != nil {
+			continue
+		}
+		if err := a.groups.forget(c.Old.Number); err != nil {
+			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// touched gives the ports that a delta concerns, nil for those that are gone. A switch
+// says whether its host port's addresses have a resolver behind them.
+func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
+	out := make(map[plan.PortID]*plan.Port, len(d.Ports))
+	for id, c := range d.Ports {
+		out[id] = c.New
+	}
+	for _, c := range d.Switches {
+		if c.New == nil {
+			continue
+		}
+		for _, id := range []plan.PortID{c.New.HostPort, c.New.ResolverPort} {
+			if port := p.Ports[id]; port != nil {
+				out[id] = port
+			}
+		}
+	}
+	return out
+}
+
+// release removes from the maps what a port had and next (nil: nothing) does not have.
+func (a *Applier) release(id plan.PortID, next *portState) error {
+	old := a.applied[id]
+	if old == nil || (next != nil && next.equal(old)) {
+		return nil
+	}
+	if next != nil && next.index == old.index && next.entry.Sw == old.entry.Sw {
+		return errors.Join(
+			dropMissing(a.tables.macs, old.macs, next.macs),
+			dropMissing(a.tables.addrs, old.addrs, next.addrs))
+	}
+	errs := []error{
+		a.tables.ports.drop(old.index),
+		dropMissing(a.tables.macs, old.macs, nil),
+		dropMissing(a.tables.addrs, old.addrs, nil),
+		a.groups.remove(old.entry.Sw, old.index),
+	}
+	if plan.PortKind(old.entry.Kind) == plan.PortResolver {
+		errs = append(errs, a.groups.setResolver(old.entry.Sw, 0))
+	}
+	if next == nil || next.device != old.device {
+		errs = append(errs, a.att.detach(old.device))
+		a.writes++
+	}
+	errs = append(errs, a.forgetCounters(old.index))
+	delete(a.applied, id)
+	delete(a.byIndex, old.index)
+	return errors.Join(errs...)
+}
+
+func dropMissing[K, V comparable](t *table[K, V], old, next map[K]V) error {
+	var errs []error
+	for k, v := range old {
+		if _, stays := next[k]; !stays {
+			errs = append(errs, t.dropIf(k, v))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Applier) forgetCounters(index uint32) error {
+	errs := []error{a.tables.stats.delete(index)}
+	for _, r := range Reasons() {
+		errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
+	}
+	return errors.Join(errs...)
+}
+
+// place puts a port's entries and program in place. Its device is still down.
+func (a *Applier) place(s *portState) error {
+	if err := a.conflict(s); err != nil {
+		return err
+	}
+	if err := a.write(s); err != nil {
+		return err
+	}
+	if _, err := a.attach(s); err != nil {
+		return err
+	}
+	a.remember(s)
+	if plan.PortKind(s.entry.Kind) == plan.PortResolver {
+		return a.groups.setResolver(s.entry.Sw, s.index)
+	}
+	return a.groups.add(s.entry.Sw, s.dest)
+}
+
+// conflict refuses what another port has.
+func (a *Applier) conflict(s *portState) error {
+	other := func(index uint32) bool {
+		id, ok := a.byIndex[index]
+		return ok && id != s.id
+	}
+	if other(s.index) {
+		return errors.New("device " + s.device + " is another port's")
+	}
+	for k := range s.macs {
+		if d, ok := a.tables.macs.have[k]; ok && other(d.Port) {
+			return errors.New("MAC " + plan.MAC(k.Mac).String() + " is another port's on this switch")
+		}
+	}
+	for k := range s.addrs {
+		if o, ok := a.tables.addrs.have[k]; ok && other(o.Port) {
+			return errors.New("address " + netip.AddrFrom16(k.Ip).Unmap().String() + " is another port's on this switch")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+// Package vswitch is the virtual switch: eBPF programs on the ports, and the maps
+// they read.
+//
+// There is no Linux bridge. Every port's device carries one program on its ingress
+// (bpf/port.bpf.c) that sees what the vNIC behind the port sends, checks who it claims
+// to be, answers ARP and neighbour discovery, and hands the frame straight to the
+// receiving port. The program ends every frame itself. With no program nothing is
+// forwarded at all: a failure closes the switch and never opens it.
+//
+// # What lives where
+//
+// The maps hold what the plan says, keyed so that one port is a handful of entries and
+// adding it touches no other port's. Programs, maps and (with TCX) the attachments are
+// pinned in bpffs, so they work without the daemon. A daemon that starts finds them,
+// compares, and writes only what differs, which after a restart is nothing.
+//
+// # Upgrades
+//
+// A pinned map's layout never changes under its name: a new layout is a new name
+// (bh_ports_v1 → bh_ports_v2). A new daemon creates its maps, fills them from the plan,
+// then moves each attachment to its program with one atomic link update, and last removes
+// pins that it does not know. Between, the old program reads the old maps: no packet meets
+// half of anything. What is not in the plan (counters) starts again at zero, unless its map
+// kept its name.
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// The include directory comes by -I for the headers' sake only; sources name theirs by
+// relative path, so the object does not depend on where the tree lies.
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type drop_event -type drop_reason -type report -type outcome -type port_kind -type __sk_buff bpf ../../../bpf/port.bpf.c -- -O2 -Wall -Werror -mcpu=v3 -nostdinc -I../../../bpf/include
+
+// DefaultBPFDir is where maps, programs and links are pinned.
+const DefaultBPFDir = "/sys/fs/bpf/bulkhead"
+
+// MaxMembers is how many ports of one switch can get broadcast: the bound of the
+// replication loop (MAX_MEMBERS in bpf/lib/deliver.h).
+const MaxMembers = 4096
+
+// AttachMode is the way programs get onto devices.
+type AttachMode string
+
+// The attach modes.
+const (
+	// AttachAuto takes TCX where the kernel has it (6.6), else clsact.
+	AttachAuto AttachMode = ""
+	// AttachTCX uses BPF links: pinned, replaced atomically, not removable by tc.
+	AttachTCX AttachMode = "tcx"
+	// AttachClsact uses a filter on the clsact qdisc.
+	AttachClsact AttachMode = "clsact"
+)
+
+// Options say where the switch keeps its objects.
+type Options struct {
+	// BPFDir holds the pins; "" is DefaultBPFDir. It must lie in a bpffs.
+	BPFDir string
+	// Attach forces a way to attach, for tests and for kernels that misbehave.
+	Attach AttachMode
+	Log    *slog.Logger
+}
+
+// Applier makes the switch's maps and attachments match a plan. It works in the
+// network namespace of the thread that calls it, which must be the one that New was
+// called in: the host's.
+type Applier struct {
+	log  *slog.Logger
+	pins pins
+	objs bpfObjects
+	att  attacher
+	dev  *deviceIndex
+
+	// eventsOpen is set while somebody reads drop events: the ring has one reader.
+	eventsOpen chan struct{}
+
+	mu sync.Mutex
+	// tables mirror what is in the kernel, once listed.
+	tables *tables
+	groups *groups
+	listed bool
+	// applied holds what each port got in its last successful application by this
+	// process; a difference from it is somebody else's doing.
+	applied map[plan.PortID]*portState
+	byIndex map[uint32]plan.PortID
+	// writes counts changes to the kernel, for those who ask whether there were any.
+	writes int
+}
+
+// New opens or creates the pinned maps and the program. It attaches nothing.
+func New(opts Options) (*Applier, error) {
+	if opts.BPFDir == "" {
+		opts.BPFDir = DefaultBPFDir
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := require(); err != nil {
+		return nil, err
+	}
+	a := &Applier{
+		log:        opts.Log,
+		pins:       pins{dir: opts.BPFDir},
+		eventsOpen: make(chan struct{}, 1),
+		applied:    map[plan.PortID]*portState{},
+		byIndex:    map[uint32]plan.PortID{},
+	}
+	if err := a.open(opts.Attach); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *Applier) open(mode AttachMode) error {
+	if err := a.pins.prepare(); err != nil {
+		return err
+	}
+	if err := a.load(); err != nil {
+		return err
+	}
+	a.tables = newTables(&a.objs, &a.writes)
+	var err error
+	if a.dev, err = newDeviceIndex(); err != nil {
+		return err
+	}
+	a.att, err = newAttacher(mode, a.pins, a.objs.BhFromPort)
+	return err
+}
+
+// Close lets go of the kernel objects. Pins stay, and so do the attachments.
+func (a *Applier) Close() error {
+	var errs []error
+	if a.att != nil {
+		errs = append(errs, a.att.close())
+	}
+	if a.dev != nil {
+		errs = append(errs, a.dev.close())
+	}
+	errs = append(errs, closeObjects(&a.objs))
+	return errors.Join(errs...)
+}
+
+// Mode tells how programs are attached.
+func (a *Applier) Mode() AttachMode { return a.att.mode() }
+
+// Writes counts the changes made to the kernel by this applier.
+func (a *Applier) Writes() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.writes
+}
+
+// closeObjects is Close of the generated type, for objects of which some may be nil.
+func closeObjects(o *bpfObjects) error {
+	var errs []error
+	for _, m := range mapsOf(o) {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	if o.BhFromPort != nil {
+		errs = append(errs, o.BhFromPort.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// mapsOf lists the maps by their pinned names.
+func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		bpfMapBhPortsV1: o.BhPortsV1, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
+		bpfMapBhSwitchesV1: o.BhSwitchesV1, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
+		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
+	}
+}
+
+// portError ties an error to a port.
+func portError(id plan.PortID, format string, args ...any) error {
+	return &plan.ObjectError{Kind: "port", ID: string(id), Err: fmt.Errorf(format, args...)}
+}
