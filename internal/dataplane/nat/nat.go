@@ -1,0 +1,296 @@
+package nat
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Config is what an Applier needs from its surroundings.
+type Config struct {
+	// Netns is the path of the host's network namespace; "" is the one the process runs in.
+	Netns string
+	Log   *slog.Logger
+}
+
+// Applier makes the host's netfilter match a plan. Its methods may be called from several goroutines; Sync and Update
+// take turns.
+type Applier struct {
+	log   *slog.Logger
+	netns *os.File // nil: the process's own namespace
+	k     kernel
+	// openNft gives access to the nft program; tests put knftables' fake here.
+	openNft func() (knftables.Interface, error)
+	// ports are the reservations of published ports.
+	ports *Reservations
+	// commits remembers the generations that we made, for the watch.
+	commits commits
+
+	mu sync.Mutex
+	// applied is what the sets hold if nobody else touched them, nil before the first Sync; forwards what the ports
+	// published then.
+	applied elements
+}
+
+// New makes an Applier. It touches nothing yet.
+func New(c Config) (*Applier, error) {
+	a := &Applier{log: c.Log}
+	if c.Netns != "" {
+		f, err := os.Open(c.Netns)
+		if err != nil {
+			return nil, fmt.Errorf("open the host's network namespace: %w", err)
+		}
+		a.netns, a.k.netns = f, int(f.Fd())
+	}
+	a.openNft = func() (knftables.Interface, error) {
+		return knftables.New(knftables.InetFamily, TableName, knftables.NoObjectCommentEmulation)
+	}
+	a.ports = newReservations(a.inNetns)
+	return a, nil
+}
+
+// Close releases the port reservations and what New opened. The table stays: traffic does not depend on the daemon.
+func (a *Applier) Close() error {
+	a.ports.releaseAll()
+	if a.netns != nil {
+		return a.netns.Close()
+	}
+	return nil
+}
+
+// Reservations are the host ports held by sockets of ours.
+func (a *Applier) Reservations() *Reservations { return a.ports }
+
+// Sync lists our table, compares and writes the difference in one transaction: with a table that is missing or was
+// changed, all of it. It reports what others had changed since the last call.
+func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	want, errs := planElements(p)
+	have, err := a.k.list()
+	if err != nil {
+		return nil, err
+	}
+	drift := a.drift(have)
+	if have.seal == seal(have.static) && have.exists {
+		err = a.commit(func() error { return a.k.write(have.elements.without(want), want.without(have.elements)) })
+	} else {
+		err = a.install(ctx, want, have.exists)
+	}
+	if err != nil {
+		return drift, errors.Join(append(errs, err)...)
+	}
+	a.applied = want
+	// What the kernel held beyond the plan may have been used by connections, whoever put it there.
+	errs = append(errs, a.flush(flushesOf(have.elements.without(want), want.without(have.elements)))...)
+	drift = append(drift, a.ports.follow(p)...)
+	return drift, errors.Join(errs...)
+}
+
+// seal is the comment that vouches for a table: the rules this program would write, and how the kernel lists them.
+func seal(static string) string {
+	text := sha256.Sum256([]byte(rulesetText()))
+	return hex.EncodeToString(text[:12]) + "-" + static
+}
+
+// sameText tells whether a seal was made for the rules that this program would write.
+func sameText(s string) bool {
+	want := seal("")
+	return len(s) > len(want) && s[:len(want)] == want
+}
+
+// drift lists what others changed. Before the first Sync there is nothing to compare elements with, and a table that
+// is missing or from another version is nobody's fault.
+func (a *Applier) drift(have *listing) []plan.Drift {
+	object := "table inet " + TableName
+	switch {
+	case !have.exists && a.applied != nil:
+		return []plan.Drift{{Object: object, Found: "missing"}}
+	case have.exists && have.seal != seal(have.static) && (a.applied != nil || sameText(have.seal)):
+		return []plan.Drift{{Object: object, Found: "changed"}}
+	case !have.exists || a.applied == nil:
+		return nil
+	}
+	var out []plan.Drift
+	for k, e := range a.applied.without(have.elements) {
+		found := "missing"
+		if _, ok := have.elements[k]; ok {
+			found = "changed"
+		}
+		out = append(out, plan.Drift{Object: describeElement(k, e), ID: e.owner, Found: found})
+	}
+	for k, e := range have.elements.without(a.applied) {
+		if _, ok := a.applied[k]; !ok {
+			out = append(out, plan.Drift{Object: describeElement(k, e), Found: "not ours"})
+		}
+	}
+	return out
+}
+
+// install writes the whole table by nft, then seals it.
+func (a *Applier) install(ctx context.Context, want elements, existed bool) error {
+	kept, err := a.k.readCounters()
+	if err != nil {
+		return err
+	}
+	err = a.inNetns(func() error {
+		nft, err := a.openNft()
+		if err != nil {
+			return err
+		}
+		tx := nft.NewTransaction()
+		buildTable(tx, want, kept, existed)
+		return a.commit(func() error { return nft.Run(ctx, tx) })
+	})
+	if err != nil {
+		return fmt.Errorf("write table inet %s: %w", TableName, err)
+	}
+	return a.sealTable()
+}
+
+// sealTable vouches for the table as it is now. Somebody who changes it between nft's commit and the listing is not
+// noticed by this; the window is the time of one listing.
+func (a *Applier) sealTable() error {
+	now, err := a.k.list()
+	if err != nil {
+		return err
+	}
+	return a.commit(func() error { return a.k.writeSeal(seal(now.static)) })
+}
+
+// Update writes the elements of the objects in d, and nothing else.
+func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error {
+	a.mu.Lock()
+	synced := a.applied != nil
+	a.mu.Unlock()
+	if !synced {
+		_, err := a.Sync(ctx, p)
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was, is, errs := deltaElements(d)
+	errs = append(errs, a.refuseTaken(was, is)...)
+	del, add := was.without(is), is.without(was)
+	if len(del) > 0 || len(add) > 0 {
+		if err := a.commit(func() error { return a.k.write(del, add) }); err != nil {
+			if err = a.relist(ctx, p, err); err != nil {
+				return errors.Join(append(errs, err)...)
+			}
+		} else {
+			a.remember(del, add)
+		}
+	}
+	errs = append(errs, a.flush(append(flushesOf(del, add), flushesOfGone(d)...))...)
+	errs = append(errs, a.ports.followDelta(d)...)
+	return errors.Join(errs...)
+}
+
+// relist is the way out when the kernel refused a difference, because somebody had changed the sets.
+func (a *Applier) relist(ctx context.Context, p *plan.Plan, cause error) error {
+	a.log.Warn("elements differ from what was written; listing the table", "err", cause)
+	have, err := a.k.list()
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	want, _ := planElements(p) // its errors are those of the delta, or were told before
+	if have.exists && have.seal == seal(have.static) {
+		err = a.commit(func() error { return a.k.write(have.elements.without(want), want.without(have.elements)) })
+	} else {
+		err = a.install(ctx, want, have.exists)
+	}
+	if err == nil {
+		a.applied = want
+	}
+	return err
+}
+
+func (a *Applier) remember(del, add elements) {
+	for k := range del {
+		delete(a.applied, k)
+	}
+	for k, e := range add {
+		a.applied[k] = e
+	}
+}
+
+// deltaElements are the elements of the changed objects, before and after.
+func deltaElements(d *plan.Delta) (was, is elements, errs []error) {
+	was, is = elements{}, elements{}
+	for _, c := range d.Switches {
+		was.addSwitch(c.Old)
+		is.addSwitch(c.New)
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.Ports)) {
+		c := d.Ports[id]
+		_ = was.addPort(c.Old) // a conflict in there was told when it was new
+		if err := is.addPort(c.New); err != nil {
+			errs = append(errs, portError(id, err))
+		}
+	}
+	return was, is, errs
+}
+
+// refuseTaken takes out of is what an unchanged port holds, and out of was what another port won.
+func (a *Applier) refuseTaken(was, is elements) []error {
+	var errs []error
+	for k, e := range is {
+		have, ok := a.applied[k]
+		if _, changing := was[k]; !ok || changing || e.kind != "port" || have.owner == e.owner {
+			continue
+		}
+		delete(is, k)
+		errs = append(errs, portError(plan.PortID(e.owner), fmt.Errorf("publish %v: published to port %s already", e.keyText, have.owner)))
+	}
+	for k, e := range was {
+		if have, ok := a.applied[k]; ok && have.owner != e.owner {
+			delete(was, k)
+		}
+	}
+	return errs
+}
+
+// Reset removes our table and releases all reservations. Connections that were translated end with it.
+func (a *Applier) Reset(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	have, err := a.k.list()
+	if err != nil {
+		return err
+	}
+	if err := a.commit(a.k.deleteTable); err != nil {
+		return err
+	}
+	errs := a.flush(flushesOf(have.elements, nil))
+	a.applied = nil
+	a.ports.releaseAll()
+	return errors.Join(errs...)
+}
+
+// Leftovers lists what Reset would remove from the kernel.
+func (a *Applier) Leftovers(context.Context) ([]string, error) {
+	c, err := a.k.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	exists, _, err := checksum(c)
+	if err != nil || !exists {
+		return nil, err
+	}
+	return []string{"table inet " + TableName}, nil
+}
+
+// Counters are the drop counters by reason, and nothing while there is no table.
+func (a *Applier) Counters() (map[string]Counter, error) { return a.k.readCounters() }

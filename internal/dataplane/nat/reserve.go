@@ -1,0 +1,365 @@
+package nat
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Reservations hold the host ports that are published, so that a host process that binds one fails, and the reverse.
+// Netfilter alone would let both succeed, and the process would never see a packet.
+//
+// A reservation is a socket. TCP sockets listen, because that is the only state which keeps out a process that sets
+// SO_REUSEADDR (nearly all servers) and can yet be entered while old connections are in TIME_WAIT. Nothing is ever
+// accepted: a filter that takes no packet sits on the socket before it listens. It also means that a client which comes
+// while the ruleset is being repaired is not refused but tries again.
+type Reservations struct {
+	inNetns func(func() error) error
+
+	mu   sync.Mutex
+	held map[reservation]*holder
+	next uint16 // where HostPick goes on looking
+}
+
+// reservation is what two forwards must not share.
+type reservation struct {
+	proto uint8
+	bind  netip.Addr // unspecified: all addresses of the family
+	port  uint16
+}
+
+type holder struct {
+	owner string
+	fd    int
+	// planned says that a plan has had the forward, so that it goes when the plan drops it. A reservation made for an
+	// endpoint that is just being created is in no plan yet.
+	planned bool
+}
+
+// PortConflict says who has a host port. Owner is the holder among our own, otherwise Process ("nginx (pid 812)") is
+// the program that has it, where it can be found.
+type PortConflict struct {
+	Proto   uint8
+	Addr    netip.Addr
+	Port    uint16
+	Owner   string
+	Process string
+}
+
+func (e *PortConflict) Error() string {
+	where := protoName(e.Proto) + " " + netip.AddrPortFrom(e.Addr, e.Port).String()
+	switch {
+	case e.Owner != "":
+		return where + " is published by " + e.Owner
+	case e.Process != "":
+		return where + " is in use by process " + e.Process
+	}
+	return where + " is in use by a process of the host that cannot be told"
+}
+
+func newReservations(inNetns func(func() error) error) *Reservations {
+	return &Reservations{inNetns: inNetns, held: map[reservation]*holder{}}
+}
+
+func keyOf(f plan.Forward) reservation {
+	return reservation{proto: f.Protocol, bind: bindAddr(f), port: f.Port}
+}
+
+// Owner is how a port of the plan is named as holder of host ports.
+func Owner(p *plan.Port) string {
+	if p.Name == "" {
+		return "endpoint " + string(p.Endpoint)
+	}
+	return "endpoint " + p.Name + " (" + string(p.Endpoint) + ")"
+}
+
+// Reserve takes the host port of a forward for owner. Taking it twice for the same owner is success; a port that
+// somebody has is a *PortConflict.
+func (r *Reservations) Reserve(f plan.Forward, owner string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reserve(f, owner)
+}
+
+func (r *Reservations) reserve(f plan.Forward, owner string) error {
+	k := keyOf(f)
+	if h, ok := r.held[k]; ok {
+		if h.owner == owner {
+			return nil
+		}
+		return &PortConflict{Proto: k.proto, Addr: k.bind, Port: k.port, Owner: h.owner}
+	}
+	if k.bind.IsLinkLocalUnicast() && k.bind.Is6() {
+		return fmt.Errorf("reserve %s: a link-local address cannot be published: its clients' addresses cannot be forwarded", Describe(f))
+	}
+	var fd int
+	err := r.inNetns(func() (err error) {
+		fd, err = k.open()
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return r.conflict(k)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("reserve %s: the host has no address %s: %w", Describe(f), k.bind, err)
+	case err != nil:
+		return fmt.Errorf("reserve %s: %w", Describe(f), err)
+	}
+	r.held[k] = &holder{owner: owner, fd: fd}
+	return nil
+}
+
+// conflict finds out who is in the way: one of ours on another address that overlaps, or a process.
+func (r *Reservations) conflict(k reservation) error {
+	c := &PortConflict{Proto: k.proto, Addr: k.bind, Port: k.port}
+	for o, h := range r.held {
+		same := o.proto == k.proto && o.port == k.port && o.bind.Is4() == k.bind.Is4()
+		if same && (o.bind.IsUnspecified() || k.bind.IsUnspecified()) {
+			c.Owner = h.owner
+			return c
+		}
+	}
+	// Not knowing the process is part of the answer, not a second error.
+	_ = r.inNetns(func() error {
+		c.Process = findProcess(k)
+		return nil
+	})
+	return c
+}
+
+// dropAll is a socket filter that takes no byte of any packet.
+var dropAll = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+
+// open makes the socket that holds the port.
+func (k reservation) open() (int, error) {
+	family, kind := unix.AF_INET6, unix.SOCK_DGRAM
+	if k.bind.Is4() {
+		family = unix.AF_INET
+	}
+	if k.proto == unix.IPPROTO_TCP {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, int(k.proto))
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := k.occupy(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (k reservation) occupy(fd int) error {
+	prog := unix.SockFprog{Len: uint16(len(dropAll)), Filter: &dropAll[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
+		return os.NewSyscallError("attach filter", err)
+	}
+	if k.proto == unix.IPPROTO_TCP {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(k.port), Addr: as4(k.bind)}
+	if k.bind.Is6() {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+		sa = &unix.SockaddrInet6{Port: int(k.port), Addr: k.bind.As16()}
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	if k.proto == unix.IPPROTO_TCP {
+		// Two sockets with SO_REUSEADDR may be bound to one port; only the first can listen.
+		return os.NewSyscallError("listen", unix.Listen(fd, 0))
+	}
+	return nil
+}
+
+func as4(a netip.Addr) [4]byte {
+	if a.Is4() {
+		return a.As4()
+	}
+	return [4]byte{}
+}
+
+// Release gives a forward's host port back, if owner has it.
+func (r *Reservations) Release(f plan.Forward, owner string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h, ok := r.held[keyOf(f)]; ok && h.owner == owner {
+		r.drop(keyOf(f))
+	}
+}
+
+func (r *Reservations) drop(k reservation) {
+	unix.Close(r.held[k].fd)
+	delete(r.held, k)
+}
+
+func (r *Reservations) releaseAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k := range r.held {
+		r.drop(k)
+	}
+}
+
+// Holder tells who has a forward's host port among our own.
+func (r *Reservations) Holder(f plan.Forward) (owner string, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h, ok := r.held[keyOf(f)]
+	if !ok {
+		return "", false
+	}
+	return h.owner, true
+}
+
+// HostPick finds a port that is free for all the given forwards together (several protocols, families, addresses),
+// whose Port is not looked at, and reserves it for owner.
+func (r *Reservations) HostPick(owner string, fs ...plan.Forward) (uint16, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	low, high := r.zone()
+	if r.next < low || r.next > high {
+		r.next = low
+	}
+	for range int(high) - int(low) + 1 {
+		p := r.next
+		if r.next++; r.next > high || r.next < low {
+			r.next = low
+		}
+		err := r.reserveAll(owner, p, fs)
+		if err == nil {
+			return p, nil
+		}
+		if _, taken := errors.AsType[*PortConflict](err); !taken {
+			return 0, err
+		}
+	}
+	return 0, fmt.Errorf("pick a host port: all of %d to %d are in use", low, high)
+}
+
+func (r *Reservations) reserveAll(owner string, p uint16, fs []plan.Forward) error {
+	for i, f := range fs {
+		f.Port = p
+		if _, mine := r.held[keyOf(f)]; mine {
+			r.undo(p, fs[:i])
+			return &PortConflict{Proto: f.Protocol, Addr: bindAddr(f), Port: p, Owner: owner}
+		}
+		if err := r.reserve(f, owner); err != nil {
+			r.undo(p, fs[:i])
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Reservations) undo(p uint16, fs []plan.Forward) {
+	for _, f := range fs {
+		f.Port = p
+		r.drop(keyOf(f))
+	}
+}
+
+// zone is where ports are picked from: above those that the kernel gives to outgoing connections, if there are enough
+// of them, so that the two do not compete; else the dynamic range of RFC 6335.
+func (r *Reservations) zone() (low, high uint16) {
+	low, high = 49153, 65535
+	_ = r.inNetns(func() error {
+		b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+		var from, to int
+		if _, scanErr := fmt.Sscan(string(b), &from, &to); err == nil && scanErr == nil && to >= 32768 && to <= 64511 {
+			low = uint16(to + 1)
+		}
+		return err
+	})
+	return low, high
+}
+
+// follow makes the reservations match a plan: after a restart it takes the ports again. One that it cannot take is
+// reported, not fatal: the data path works without.
+func (r *Reservations) follow(p *plan.Plan) []plan.Drift {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wanted := map[reservation]bool{}
+	for _, port := range p.Ports {
+		for _, f := range port.Forwards {
+			wanted[keyOf(f)] = true
+		}
+	}
+	for k, h := range r.held {
+		if h.planned && !wanted[k] {
+			r.drop(k)
+		}
+	}
+	var drift []plan.Drift
+	for id, port := range p.Ports {
+		for _, f := range port.Forwards {
+			if err := r.plan(f, Owner(port)); err != nil {
+				drift = append(drift, plan.Drift{Object: "host port " + Describe(f), ID: string(id), Found: err.Error()})
+			}
+		}
+	}
+	slices.SortFunc(drift, func(a, b plan.Drift) int { return strings.Compare(a.Object, b.Object) })
+	return drift
+}
+
+// plan takes or takes over the port for the owner that the plan names.
+func (r *Reservations) plan(f plan.Forward, owner string) error {
+	if h, ok := r.held[keyOf(f)]; ok {
+		h.owner, h.planned = owner, true
+		return nil
+	}
+	err := r.reserve(f, owner)
+	if err == nil {
+		r.held[keyOf(f)].planned = true
+	}
+	return err
+}
+
+// followDelta does the same for the ports of a delta.
+func (r *Reservations) followDelta(d *plan.Delta) []error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wanted := map[reservation]bool{}
+	for _, c := range d.Ports {
+		if c.New != nil {
+			for _, f := range c.New.Forwards {
+				wanted[keyOf(f)] = true
+			}
+		}
+	}
+	for _, c := range d.Ports {
+		if c.Old == nil {
+			continue
+		}
+		for _, f := range c.Old.Forwards {
+			if h, ok := r.held[keyOf(f)]; ok && h.planned && !wanted[keyOf(f)] {
+				r.drop(keyOf(f))
+			}
+		}
+	}
+	var errs []error
+	for id, c := range d.Ports {
+		if c.New == nil {
+			continue
+		}
+		for _, f := range c.New.Forwards {
+			if err := r.plan(f, Owner(c.New)); err != nil {
+				errs = append(errs, portError(id, err))
+			}
+		}
+	}
+	return errs
+}

@@ -1,0 +1,233 @@
+package nat
+
+import (
+	"fmt"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+)
+
+// TableName is the table's name; its family is inet.
+const TableName = "bulkhead"
+
+// The sets and maps of the table.
+const (
+	setNATVNICs    = "nat_vnics"
+	setSameNetwork = "same_network"
+	setPrefixes4   = "prefixes4"
+	setPrefixes6   = "prefixes6"
+	mapAddress4    = "ports_address4"
+	mapAddress6    = "ports_address6"
+	mapAll4        = "ports_all4"
+	mapAll6        = "ports_all6"
+	mapLAN4        = "ports_lan4"
+	mapLAN6        = "ports_lan6"
+	setSeal        = "seal"
+)
+
+// setSpec describes a set, or a map when value is given. The text of doc goes into docs/nftables.md.
+type setSpec struct {
+	name, key, value string
+	interval         bool
+	doc              string
+}
+
+func sets() []setSpec {
+	return []setSpec{
+		{setNATVNICs, "ifname", "", false, "The host's vNICs on NAT networks. A vNIC of ours that is not here belongs to an Internal network, or to none."},
+		{setSameNetwork, "ifname . ifname", "", false, "A NAT network's vNIC paired with itself: nftables cannot compare the two interface names of a packet."},
+		{setPrefixes4, "ipv4_addr", "", true, "The IPv4 prefixes of all networks with a host vNIC, gateway addresses included."},
+		{setPrefixes6, "ipv6_addr", "", true, "The IPv6 prefixes of all networks with a host vNIC."},
+		{mapAddress4, "ipv4_addr . inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on one IPv4 address: address, protocol and port to container."},
+		{mapAddress6, "ipv6_addr . inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on one IPv6 address."},
+		{mapAll4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host, loopback included."},
+		{mapAll6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host, loopback included."},
+		{mapLAN4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host except loopback."},
+		{mapLAN6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host except loopback."},
+		{setSeal, "inet_service", "", false, "One element whose comment is a checksum over the table's chains, rules and sets as the kernel lists them. No rule uses it; a difference means that somebody changed the table, and it is written anew."},
+	}
+}
+
+// The reasons for which the table drops, each a named counter.
+const (
+	DropPort      = "drop_port"
+	DropLoopback  = "drop_loopback"
+	DropSpoofed   = "drop_spoofed"
+	DropDirect    = "drop_direct"
+	DropIsolation = "drop_isolation"
+	DropInternal  = "drop_internal"
+	DropRedirect  = "drop_redirect"
+)
+
+type counterSpec struct{ name, doc string }
+
+func counters() []counterSpec {
+	return []counterSpec{
+		{DropPort, "A frame came up into the host's stack from a switch port: only the port's program may touch those."},
+		{DropLoopback, "To or from a loopback address, coming from a network or going to one, other than a host process's own."},
+		{DropSpoofed, "From outside with a source address of one of our networks."},
+		{DropDirect, "From outside to a container's or a gateway's own address instead of a published port."},
+		{DropIsolation, "From one network to another, not through a published port."},
+		{DropInternal, "Forwarding to or from an Internal network."},
+		{DropRedirect, "ICMP redirects that the host would send into a network because of hairpin traffic."},
+	}
+}
+
+// chainSpec is a chain and its rules; a chain without a hook is jumped to.
+type chainSpec struct {
+	name, kind, hook string
+	priority         string
+	doc              string
+	rules            []string
+}
+
+func drop(reason string) string { return " counter name " + reason + " drop" }
+
+func chains() []chainSpec {
+	return append(translationChains(), filterChains()...)
+}
+
+func translationChains() []chainSpec {
+	loop4, loop6 := "ip daddr 127.0.0.0/8 ", "ip6 daddr ::1 "
+	tuple := "meta l4proto . th dport map @"
+	return []chainSpec{
+		{name: "publish", doc: "Turns a published address and port of the host into the container's. An exact address goes before all addresses. IPv6 link-local destinations are left out: their clients' source addresses cannot be forwarded.", rules: []string{
+			"dnat ip to ip daddr . " + tuple + mapAddress4,
+			"dnat ip6 to ip6 daddr . " + tuple + mapAddress6,
+			"ip6 daddr fe80::/10 return",
+			"fib daddr type != local return",
+			"meta nfproto ipv4 dnat ip to " + tuple + mapAll4,
+			"meta nfproto ipv6 dnat ip6 to " + tuple + mapAll6,
+			loop4 + "return",
+			loop6 + "return",
+			"meta nfproto ipv4 dnat ip to " + tuple + mapLAN4,
+			"meta nfproto ipv6 dnat ip6 to " + tuple + mapLAN6,
+		}},
+		{name: "prerouting", kind: "nat", hook: "prerouting", priority: "-100", doc: "Published ports for what arrives from networks and from outside; never for a loopback destination.", rules: []string{
+			loop4 + "return",
+			loop6 + "return",
+			"goto publish",
+		}},
+		{name: "output", kind: "nat", hook: "output", priority: "-100", doc: "Published ports for the host's own processes, loopback included.", rules: []string{
+			"goto publish",
+		}},
+		{name: "to_network_source", doc: "Sources that a container could not answer: loopback, and a container of the same network, which would be answered past the host. Both become the gateway's address. A client's address is otherwise kept.", rules: []string{
+			"ip saddr 127.0.0.0/8 masquerade fully-random",
+			"ip6 saddr ::1 masquerade fully-random",
+			"iifname . oifname @" + setSameNetwork + " ct status dnat masquerade fully-random",
+		}},
+		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours gets the address of that device, at a random port.", rules: []string{
+			`oifname "bhh*" goto to_network_source`,
+			"iifname @" + setNATVNICs + " masquerade fully-random",
+		}},
+	}
+}
+
+func filterChains() []chainSpec {
+	return []chainSpec{
+		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours.", rules: []string{
+			`iifname "lo" accept`,
+			`iifname "bhh*" goto guard_network`,
+			`iifname "bhp*"` + drop(DropPort),
+			"ip daddr @" + setPrefixes4 + drop(DropDirect),
+			"ip6 daddr @" + setPrefixes6 + drop(DropDirect),
+			"ip saddr @" + setPrefixes4 + drop(DropSpoofed),
+			"ip6 saddr @" + setPrefixes6 + drop(DropSpoofed),
+		}},
+		{name: "guard_network", doc: "Loopback addresses never come out of a network, although its vNIC accepts them for translated answers.", rules: []string{
+			"ip daddr 127.0.0.0/8" + drop(DropLoopback),
+			"ip saddr 127.0.0.0/8" + drop(DropLoopback),
+			"ip6 daddr ::1" + drop(DropLoopback),
+			"ip6 saddr ::1" + drop(DropLoopback),
+		}},
+		{name: "mss", kind: "filter", hook: "forward", priority: "-150", doc: "Clamps the segment size of TCP connections across a network's border to the path's MTU, both ways.", rules: []string{
+			`oifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
+			`iifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
+		}},
+		{name: "forward", kind: "filter", hook: "forward", priority: "0", doc: "Sends what concerns a network to the two chains below; everything else passes untouched.", rules: []string{
+			`oifname "bhh*" goto to_network`,
+			`iifname "bhh*" goto from_network`,
+		}},
+		{name: "to_network", doc: "Into a network: answers, published ports, and subnets of the same network; the rest is dropped by reason.", rules: []string{
+			"oifname != @" + setNATVNICs + drop(DropInternal),
+			"ip saddr 127.0.0.0/8" + drop(DropLoopback),
+			`iifname "bhh*" iifname != @` + setNATVNICs + drop(DropInternal),
+			"ct state established,related accept",
+			"ct status dnat accept",
+			"iifname . oifname @" + setSameNetwork + " accept",
+			`iifname "bhh*"` + drop(DropIsolation),
+			"counter name " + DropDirect + " drop",
+		}},
+		{name: "from_network", doc: "Out of a network by a device that is not ours: allowed from NAT networks only.", rules: []string{
+			"iifname != @" + setNATVNICs + drop(DropInternal),
+		}},
+		{name: "redirects", kind: "filter", hook: "output", priority: "0", doc: "Hairpin traffic goes back where it came from, which makes the host advise a shorter path; following that would go around the translation.", rules: []string{
+			`oifname "bhh*" icmp type redirect` + drop(DropRedirect),
+			`oifname "bhh*" icmpv6 type nd-redirect` + drop(DropRedirect),
+		}},
+	}
+}
+
+// buildTable fills a transaction with the whole table: dropping what is there, then counters, sets, chains, rules and
+// elements. It is one transaction, so there is no moment without rules. kept holds values of drop counters to go on from.
+func buildTable(tx *knftables.Transaction, want elements, kept map[string]Counter, existed bool) {
+	table := &knftables.Table{}
+	tx.Add(table)
+	if existed {
+		tx.Delete(table)
+		tx.Add(table)
+	}
+	for _, c := range counters() {
+		k := kept[c.name]
+		tx.Add(&knftables.Counter{Name: c.name, Packets: &k.Packets, Bytes: &k.Bytes})
+	}
+	for _, s := range sets() {
+		var flags []knftables.SetFlag
+		if s.interval {
+			flags = append(flags, knftables.IntervalFlag)
+		}
+		if s.value == "" {
+			tx.Add(&knftables.Set{Name: s.name, Type: s.key, Flags: flags})
+		} else {
+			tx.Add(&knftables.Map{Name: s.name, Type: s.key + " : " + s.value, Flags: flags})
+		}
+	}
+	for _, c := range chains() {
+		tx.Add(c.object())
+	}
+	for _, c := range chains() {
+		for _, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: r})
+		}
+	}
+	want.addText(tx)
+}
+
+func (c chainSpec) object() *knftables.Chain {
+	chain := &knftables.Chain{Name: c.name}
+	if c.hook != "" {
+		chain.Type = knftables.PtrTo(knftables.BaseChainType(c.kind))
+		chain.Hook = knftables.PtrTo(knftables.BaseChainHook(c.hook))
+		chain.Priority = knftables.PtrTo(knftables.BaseChainPriority(c.priority))
+	}
+	return chain
+}
+
+// rulesetText is the static part of the table as text: what a new version of the program compares by, and what the
+// reference document shows.
+func rulesetText() string {
+	var b strings.Builder
+	for _, c := range counters() {
+		fmt.Fprintf(&b, "counter %s\n", c.name)
+	}
+	for _, s := range sets() {
+		fmt.Fprintf(&b, "set %s %s : %s %v\n", s.name, s.key, s.value, s.interval)
+	}
+	for _, c := range chains() {
+		fmt.Fprintf(&b, "chain %s %s %s %s\n", c.name, c.kind, c.hook, c.priority)
+		for _, r := range c.rules {
+			fmt.Fprintf(&b, "\t%s\n", r)
+		}
+	}
+	return b.String()
+}
