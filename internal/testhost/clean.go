@@ -89,7 +89,8 @@ func processesIn(pidns string) []string {
 func (h *Host) cgroupDirs() []string {
 	var dirs []string
 	for _, m := range mounts("/proc/self/mountinfo") {
-		if m.kind != "cgroup" && m.kind != "cgroup2" {
+		// With cgroup v1 a tmpfs holds the mount points; what mistakes it for a hierarchy leaves directories there.
+		if m.kind != "cgroup" && m.kind != "cgroup2" && m.point != "/sys/fs/cgroup" {
 			continue
 		}
 		dir := filepath.Join(m.point, h.CgroupParent())

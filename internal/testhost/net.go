@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ type Cable struct {
 	MTU              int      // 0 is the kernel's default
 }
 
-// Connect lays a cable from h to other and sets both ends up.
+// Connect lays a cable from h to other and sets both ends up; it is ready for traffic when Connect returns.
 func (h *Host) Connect(other *Host, c Cable) {
 	h.t.Helper()
 	if c.Dev == "" {
@@ -38,6 +39,8 @@ func (h *Host) Connect(other *Host, c Cable) {
 	}
 	h.Up(c.Dev)
 	other.Up(c.PeerDev)
+	h.awaitCarrier(c.Dev)
+	other.awaitCarrier(c.PeerDev)
 	h.Addr(c.Dev, c.Addrs...)
 	other.Addr(c.PeerDev, c.PeerAddrs...)
 }
@@ -58,6 +61,18 @@ func (h *Host) Up(dev string) {
 	if err := h.handle.LinkSetUp(h.Link(dev)); err != nil {
 		h.t.Fatalf("%s: set %s up: %v", h.name, dev, err)
 	}
+}
+
+// awaitCarrier waits until the kernel has taken notice that both ends of a cable are up, which it does in the
+// background. Before that IPv6 is deaf on the device, and a frame sent by a test would be lost.
+func (h *Host) awaitCarrier(dev string) {
+	h.t.Helper()
+	Eventually(h.t, 5*time.Second, func() error {
+		if state := h.Link(dev).Attrs().OperState; state != netlink.OperUp {
+			return fmt.Errorf("%s: %s is %s, want up", h.name, dev, state)
+		}
+		return nil
+	})
 }
 
 // Addr adds addresses to a device. They work at once: there is no duplicate address detection.

@@ -140,8 +140,8 @@ func TestKernelAnswersBuiltPackets(t *testing.T) {
 		"icmp6 na 2001:db8::2 is-at " + bm.String(): testhost.Frame(
 			testhost.Ethernet{Src: am, Dst: testhost.MulticastMAC(testhost.SolicitedNode(b6))},
 			testhost.IPv6{Src: a6, Dst: testhost.SolicitedNode(b6)}, testhost.NS{Target: b6, SourceMAC: am}),
-		"icmp echo-reply id 7 seq 9":                testhost.Frame(eth, v4, testhost.Echo{ID: 7, Seq: 9}),
-		"icmp6 echo-reply id 7 seq 9":               testhost.Frame(eth, v6, testhost.Echo{ID: 7, Seq: 9}),
+		"icmp echo-reply id 7 seq 9":  testhost.Frame(eth, v4, testhost.Echo{ID: 7, Seq: 9}),
+		"icmp6 echo-reply id 7 seq 9": testhost.Frame(eth, v6, testhost.Echo{ID: 7, Seq: 9}),
 		"192.0.2.2 > 192.0.2.1 ttl 64 tcp 81 > 1000 [RA]": testhost.Frame(
 			eth, v4, testhost.TCP{SrcPort: 1000, DstPort: 81, Flags: "S"}),
 		"2001:db8::2 > 2001:db8::1 hlim 64 tcp 81 > 1000 [RA]": testhost.Frame(
