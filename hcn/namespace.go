@@ -63,6 +63,18 @@ type NamespaceResource struct {
 	Data NamespaceResourceData
 }
 
+// UnmarshalJSON reads the resource and puts the ID of an endpoint into canonical form.
+func (r *NamespaceResource) UnmarshalJSON(b []byte) error {
+	type plain NamespaceResource
+	if err := json.Unmarshal(b, (*plain)(r)); err != nil {
+		return err
+	}
+	if g, err := ParseGUID(r.Data.ID); err == nil && r.Type == NamespaceResourceTypeEndpoint {
+		r.Data.ID = string(g)
+	}
+	return nil
+}
+
 // NamespaceResourceData names the thing.
 type NamespaceResourceData struct {
 	ID string

@@ -31,8 +31,8 @@ const (
 	Encryption                  EndpointPolicyType = "Encryption"
 )
 
-// EndpointPolicy is a policy as it is on the wire. Settings stay the client's bytes, because a query must show them
-// again; Decode gives them typed.
+// EndpointPolicy is a policy as it is on the wire. Settings stay the client's own, because a query must show them again;
+// Decode gives them typed.
 type EndpointPolicy struct {
 	Type     EndpointPolicyType
 	Settings json.RawMessage `json:",omitempty"`
@@ -124,6 +124,9 @@ func decodePolicy(b []byte) (string, json.RawMessage, error) {
 func (p *EndpointPolicy) UnmarshalJSON(b []byte) error {
 	t, s, err := decodePolicy(b)
 	*p = EndpointPolicy{Type: canonicalType(EndpointPolicyType(t), endpointSettings), Settings: s}
+	if known, ok := endpointSettings[p.Type]; ok {
+		p.Settings = canonicalize(s, known)
+	}
 	return err
 }
 
@@ -131,6 +134,9 @@ func (p *EndpointPolicy) UnmarshalJSON(b []byte) error {
 func (p *NetworkPolicy) UnmarshalJSON(b []byte) error {
 	t, s, err := decodePolicy(b)
 	*p = NetworkPolicy{Type: canonicalType(NetworkPolicyType(t), networkSettings), Settings: s}
+	if known, ok := networkSettings[p.Type]; ok {
+		p.Settings = canonicalize(s, known)
+	}
 	return err
 }
 
@@ -138,6 +144,9 @@ func (p *NetworkPolicy) UnmarshalJSON(b []byte) error {
 func (p *SubnetPolicy) UnmarshalJSON(b []byte) error {
 	t, s, err := decodePolicy(b)
 	*p = SubnetPolicy{Type: canonicalType(SubnetPolicyType(t), subnetSettings), Settings: s}
+	if known, ok := subnetSettings[p.Type]; ok {
+		p.Settings = canonicalize(s, known)
+	}
 	return err
 }
 

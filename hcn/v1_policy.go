@@ -76,6 +76,9 @@ func EndpointPolicyFromV1(raw json.RawMessage) (EndpointPolicy, error) {
 		return EndpointPolicy{}, err
 	}
 	p := EndpointPolicy{Type: canonicalType(EndpointPolicyType(typ), endpointSettings)}
+	if s, ok := m["Settings"].(map[string]any); ok && len(m) == 1 {
+		m = s // a client that mixes the versions
+	}
 	for _, t := range v1Policies {
 		if strings.EqualFold(t.v1, typ) {
 			p.Type = t.v2
