@@ -27,8 +27,8 @@
 //
 //   - IPv4: net.ipv4.conf.<vNIC>.route_localnet=1;
 //   - IPv6 has no such switch. A look-up for ::1 is strict about the interface (rt6_need_strict), so what is needed is a
-//     route to it on that device: `ip -6 route add local ::1/128 dev <vNIC> table local metric 2048`. The kernel's own
-//     ::1 on lo has metric 0 and goes on serving everything else. Without the route the answer is counted as
+//     route to it on that device: `ip -6 route add local ::1/128 dev <vNIC> table local metric <2048 + ifindex>` (each
+//     needs a metric of its own). The kernel's ::1 on lo has metric 0 and goes on serving everything else. Without the route the answer is counted as
 //     Ip6InNoRoutes and the connection hangs in SYN_RECV; verified on 6.18, TCP and UDP.
 //
 // Both are per device, on our devices only, and belong to the netdev applier. The guard drops what arrives there
