@@ -17,15 +17,11 @@ import (
 // compartmentPrefix starts the file names of our compartments; nobody else's start with it.
 const compartmentPrefix = "hns-"
 
-// bornWith are the settings of a new compartment. Its addresses, the link-local ones too, come from the plan, so
-// nothing may have to be probed, advertised or generated. The kernel skips duplicate detection only if "all" and the
-// device agree; the other two count for devices that are born later, which is all of them.
-var bornWith = [...][2]string{
-	{"net/ipv6/conf/all/accept_dad", "0"},
-	{"net/ipv6/conf/default/accept_dad", "0"},
-	{"net/ipv6/conf/default/accept_ra", "0"},
-	{"net/ipv6/conf/default/addr_gen_mode", "1"},
-}
+// bornWith are the settings of a new compartment. A vNIC's addresses and routes come from the plan alone, so it shall
+// not ask for a router. Duplicate detection and the kernel's own link-local address need no setting: the addresses of
+// the plan are marked (IFA_F_NODAD), and each vNIC is told so when it is set up. What a container makes for itself
+// behaves as it does on any Linux.
+var bornWith = [...][2]string{{"net/ipv6/conf/default/accept_ra", "0"}}
 
 // space is a network namespace opened for a pass: a file descriptor for links to be born in, a socket to configure
 // them, and what was listed there.
@@ -190,8 +186,9 @@ func (n *Netdev) furnish(s *space, ns *plan.Namespace) (err error) {
 	if s.conn, err = openConn(n.writes); err != nil {
 		return err
 	}
+	n.proc.another()
 	for _, kv := range bornWith {
-		// A kernel without IPv6 has none of these.
+		// A kernel without IPv6 has none.
 		if err := n.writeSysctl(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

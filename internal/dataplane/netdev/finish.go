@@ -40,7 +40,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 		switch {
 		case !l.ours():
 		case l.group == groupDying:
-			f.n.reap.wake()
+			f.n.reap.link(l)
 		case !wanted[l.name]:
 			f.n.log.InfoContext(ctx, "removing left-over link", "link", l.name, "alias", l.alias)
 			ps.fail(f.n.kill(l))
@@ -115,6 +115,6 @@ func (n *Netdev) kill(l link) error {
 		return err
 	}
 	n.takeFresh(l.index)
-	n.reap.wake()
+	n.reap.link(l)
 	return nil
 }

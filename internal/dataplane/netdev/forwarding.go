@@ -129,7 +129,7 @@ func (ps *pass) applyHost(want plan.Host) error {
 
 // forwardOn turns a family's forwarding on, unless it is. Where somebody else did so, it is left to them.
 func (ps *pass) forwardOn(r *record, key string) error {
-	have, err := readSysctl(key)
+	have, err := ps.n.readSysctl(key)
 	if err != nil {
 		return err
 	}
@@ -141,10 +141,10 @@ func (ps *pass) forwardOn(r *record, key string) error {
 	if !byUs {
 		former[key] = have
 	}
-	collect(former, familyDir(key), "forwarding", "1", have != "1" && !byUs)
+	ps.n.collect(former, familyDir(key), "forwarding", "1", have != "1" && !byUs)
 	var widen []string
 	if key == forward6 {
-		widen = collect(former, familyDir(key), "accept_ra", "1", true)
+		widen = ps.n.collect(former, familyDir(key), "accept_ra", "1", true)
 	}
 	if len(former) > 0 {
 		for k, v := range former {
@@ -171,7 +171,7 @@ func (ps *pass) forwardOn(r *record, key string) error {
 }
 
 // collect notes the devices of the host, ours excepted, whose setting has the given value, and returns their keys.
-func collect(into map[string]string, dir, setting, value string, wanted bool) []string {
+func (n *Netdev) collect(into map[string]string, dir, setting, value string, wanted bool) []string {
 	if !wanted {
 		return nil
 	}
@@ -186,7 +186,7 @@ func collect(into map[string]string, dir, setting, value string, wanted bool) []
 			continue
 		}
 		key := path.Join(dir, name, setting)
-		if v, err := readSysctl(key); err == nil && v == value {
+		if v, err := n.readSysctl(key); err == nil && v == value {
 			into[key] = v
 			keys = append(keys, key)
 		}
@@ -207,7 +207,7 @@ func (n *Netdev) forwardOff(r *record, key string) error {
 	if !byUs {
 		return nil
 	}
-	have, err := readSysctl(key)
+	have, err := n.readSysctl(key)
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (n *Netdev) forwardOff(r *record, key string) error {
 		if !strings.HasPrefix(k, dir) || k == key {
 			continue
 		}
-		have, err := readSysctl(k)
+		have, err := n.readSysctl(k)
 		if errors.Is(err, os.ErrNotExist) {
 			delete(r.Sysctls, k)
 			continue

@@ -55,13 +55,9 @@ func birth(name string, mtu int) []*nl.RtAttr {
 
 // setLink changes a link that is named by index; flags says which of IFF_UP, IFF_NOARP to turn on.
 func setLink(doing string, index int, flags uint32, attrs ...*nl.RtAttr) write {
-	return setLinkMasked(doing, index, flags, flags, attrs...)
-}
-
-func setLinkMasked(doing string, index int, flags, mask uint32, attrs ...*nl.RtAttr) write {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	head.Index, head.Flags, head.Change = int32(index), flags, mask
+	head.Index, head.Flags, head.Change = int32(index), flags, flags
 	req.AddData(head)
 	for _, a := range attrs {
 		req.AddData(a)
@@ -69,12 +65,14 @@ func setLinkMasked(doing string, index int, flags, mask uint32, attrs ...*nl.RtA
 	return write{doing: doing, req: req}
 }
 
-// noLinkLocal keeps IPv6 on a link from giving itself an address. It has to stand in a message before the one that sets
-// the link up, as the kernel handles the flags of a message first.
-func noLinkLocal() *nl.RtAttr {
+// noLinkLocal keeps IPv6 on a link from giving itself an address. It has to come before the message that sets the link
+// up. A link without IPv6 (kernel, or MTU below 1,280) needs none.
+func noLinkLocal(name string, index int) write {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenNone})
-	return spec
+	w := setLink("turn off the kernel's link-local address of "+name, index, 0, spec)
+	w.fine = []unix.Errno{unix.EAFNOSUPPORT}
+	return w
 }
 
 func altName(index int, name string, kind int) write {
@@ -82,9 +80,9 @@ func altName(index int, name string, kind int) write {
 	if kind == unix.RTM_DELLINKPROP {
 		verb = "take away"
 	}
-	req := nl.NewNetlinkRequest(kind, unix.NLM_F_EXCL)
+	req := nl.NewNetlinkRequest(kind, 0)
 	if kind == unix.RTM_NEWLINKPROP {
-		req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_APPEND
+		req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL | unix.NLM_F_APPEND
 	}
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	head.Index = int32(index)

@@ -55,6 +55,7 @@ type Netdev struct {
 	// grim is the reaper's own socket there: a deletion must not hold up the others.
 	grim  *conn
 	reap  *reaper
+	proc  procTree
 	watch watchState
 
 	// writes counts changes made to the kernel.
@@ -64,6 +65,7 @@ type Netdev struct {
 	// fresh holds the links that Devices has made and Finish has not yet set up.
 	freshMu sync.Mutex
 	fresh   map[int]bool
+	closing sync.Once
 }
 
 // New opens the host. Close has to be called.
@@ -82,7 +84,7 @@ func New(opts Options) (*Netdev, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the host's namespaces: %w", err)
 	}
-	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), fresh: map[int]bool{}}
+	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), fresh: map[int]bool{}, proc: procTree{fd: -1}}
 	if err := h.do(n.openSockets); err != nil {
 		h.close()
 		return nil, fmt.Errorf("open the host's netlink sockets: %w", err)
@@ -101,12 +103,15 @@ func (n *Netdev) openSockets() (err error) {
 	return err
 }
 
-// Close ends the background work after what is under way.
+// Close ends the background work after what was asked for is done. A second Close does nothing.
 func (n *Netdev) Close() error {
-	n.reap.close()
-	n.grim.close()
-	n.host.close()
-	n.home.close()
+	n.closing.Do(func() {
+		n.reap.close()
+		n.grim.close()
+		n.host.close()
+		n.proc.close()
+		n.home.close()
+	})
 	return nil
 }
 

@@ -30,6 +30,7 @@ type link struct {
 type address struct {
 	index  int
 	prefix netip.Prefix // address and length, not masked
+	flags  uint32
 	proto  uint8
 }
 
@@ -124,6 +125,8 @@ func parseAddress(m []byte) address {
 			local, _ = netip.AddrFromSlice(v)
 		case unix.IFA_ADDRESS:
 			addr, _ = netip.AddrFromSlice(v)
+		case unix.IFA_FLAGS:
+			a.flags = nl.NativeEndian().Uint32(v)
 		case ifaProto:
 			a.proto = v[0]
 		}

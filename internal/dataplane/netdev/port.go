@@ -146,11 +146,6 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, fresh bool) er
 		return err
 	}
 	if s.path == "" {
-		if fresh {
-			if err := s.conn.write(setLink("prepare "+far.name, far.index, 0, noLinkLocal())); err != nil {
-				return err
-			}
-		}
 		if err := ps.ensureQuiet(fresh, string(p.ID), deviceSettings(true, far.name)); err != nil {
 			return err
 		}
@@ -210,9 +205,6 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 	if arp {
 		d.found(object, "answering ARP")
 	}
-	if fresh {
-		attrs = append(attrs, noLinkLocal())
-	}
 	if len(attrs) > 0 || arp {
 		d.add(setLink("configure "+p.Device, l.index, unix.IFF_NOARP, attrs...))
 	}
@@ -250,6 +242,9 @@ func (d *differ) far(p *plan.Port, s *space, l link, fresh bool) {
 	if !l.up() {
 		d.found(object, "down")
 	}
+	if fresh {
+		d.add(noLinkLocal(v.Device, l.index))
+	}
 	if len(attrs) > 0 || !l.up() {
 		d.add(setLink("configure "+v.Device, l.index, unix.IFF_UP, attrs...))
 	}
@@ -267,16 +262,24 @@ func (d *differ) addresses(object string, v plan.VNIC, index int, have []address
 	if v.LinkLocal.IsValid() {
 		want = append(want, netip.PrefixFrom(v.LinkLocal, 64))
 	}
-	for _, a := range want {
-		if !slices.ContainsFunc(have, func(h address) bool { return h.index == index && h.prefix == a }) {
-			d.found(object, "without address %s", a)
-			d.add(changeAddress(unix.RTM_NEWADDR, index, a, hasOwnRoute(v, a)))
-		}
-	}
+	// What is stale goes first: an IPv4 address that is the second of its subnet is deleted with the first.
+	kept := have[:0:0]
 	for _, h := range have {
-		if h.index == index && h.proto == protoOurs && !slices.Contains(want, h.prefix) {
+		if h.index != index {
+			continue
+		}
+		wrong := !slices.Contains(want, h.prefix) || h.flags&unix.IFA_F_NOPREFIXROUTE != 0 != hasOwnRoute(v, h.prefix)
+		if h.proto == protoOurs && wrong {
 			d.found(object, "address %s", h.prefix)
 			d.add(changeAddress(unix.RTM_DELADDR, index, h.prefix, false))
+			continue
+		}
+		kept = append(kept, h)
+	}
+	for _, a := range want {
+		if !slices.ContainsFunc(kept, func(h address) bool { return h.prefix == a }) {
+			d.found(object, "without address %s", a)
+			d.add(changeAddress(unix.RTM_NEWADDR, index, a, hasOwnRoute(v, a)))
 		}
 	}
 }
@@ -304,10 +307,23 @@ func (d *differ) routes(object string, v plan.VNIC, index int, have []route) {
 		d.found(object, "route %s", routeText(stale))
 		d.add(changeRoute(unix.RTM_DELROUTE, index, stale))
 	}
+	// A gateway must be reachable before a route may name it.
+	slices.SortStableFunc(missing, func(a, b plan.Route) int { return needs(a) - needs(b) })
 	for _, r := range missing {
 		d.found(object, "without route %s", routeText(r))
 		d.add(changeRoute(unix.RTM_NEWROUTE, index, r))
 	}
+}
+
+// needs ranks a route by what has to be there before it.
+func needs(r plan.Route) int {
+	switch {
+	case !r.Via.IsValid():
+		return 0
+	case r.OnLink:
+		return 1
+	}
+	return 2
 }
 
 func sameRoute(h route, r plan.Route) bool {

@@ -3,6 +3,8 @@ package netdev
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 )
 
@@ -21,12 +23,13 @@ type reaper struct {
 	// progress is closed and replaced whenever served moves.
 	progress chan struct{}
 	paths    map[string]bool // compartments to remove
+	links    map[int]string  // names of the links to delete, by index
 }
 
 func newReaper(n *Netdev) *reaper {
 	r := &reaper{
 		n: n, stop: make(chan struct{}), done: make(chan struct{}), kick: make(chan struct{}, 1),
-		progress: make(chan struct{}), paths: map[string]bool{},
+		progress: make(chan struct{}), paths: map[string]bool{}, links: map[int]string{},
 	}
 	go r.run()
 	return r
@@ -46,6 +49,14 @@ func (r *reaper) wake() {
 	case r.kick <- struct{}{}:
 	default:
 	}
+}
+
+// link asks for the deletion of a link that is in the dying group.
+func (r *reaper) link(l link) {
+	r.mu.Lock()
+	r.links[l.index] = l.name
+	r.mu.Unlock()
+	r.wake()
 }
 
 // namespace asks for the removal of a compartment.
@@ -105,14 +116,13 @@ func (r *reaper) run() {
 func (r *reaper) round() {
 	r.mu.Lock()
 	until := r.asked
-	paths := make([]string, 0, len(r.paths))
-	for p := range r.paths {
-		paths = append(paths, p)
-	}
+	paths := slices.Sorted(maps.Keys(r.paths))
+	links := r.links
+	r.links = map[int]string{}
 	r.mu.Unlock()
 
 	// Links first: closing a compartment would make the kernel take its links one by one.
-	if err := r.n.deleteDying(); err != nil {
+	if err := r.n.deleteDying(links); err != nil {
 		r.n.log.Warn("dying links stay for now", "error", err)
 	}
 	for _, p := range paths {
@@ -132,27 +142,24 @@ func (r *reaper) round() {
 	r.mu.Unlock()
 }
 
-// deleteDying deletes the dying group: in one message if nobody else has put a link into it, else one by one.
-func (n *Netdev) deleteDying() error {
-	links, err := n.grim.listLinks()
-	if err != nil {
-		return err
-	}
-	var mine []write
-	foreign := false
-	for _, l := range links {
-		switch {
-		case l.group != groupDying:
-		case l.ours():
-			mine = append(mine, deleteLink(l))
-		default:
-			foreign = true
+// deleteDying deletes links of the dying group: one by its index, several by the group in one message, unless somebody
+// else has put a link into it. Only for that is the host listed, which takes a while when there are thousands.
+func (n *Netdev) deleteDying(dying map[int]string) error {
+	if len(dying) > 1 {
+		links, err := n.grim.listLinks()
+		if err != nil {
+			return err
+		}
+		foreign := slices.ContainsFunc(links, func(l link) bool { return l.group == groupDying && !l.ours() })
+		if !foreign {
+			return n.grim.write(deleteGroup(groupDying))
 		}
 	}
-	if len(mine) > 1 && !foreign {
-		mine = []write{deleteGroup(groupDying)}
+	var ws []write
+	for index, name := range dying {
+		ws = append(ws, deleteLink(link{index: index, name: name}))
 	}
-	return n.grim.write(mine...)
+	return n.grim.write(ws...)
 }
 
 // fresh remembers links that Devices has just made: that they are down is not drift.

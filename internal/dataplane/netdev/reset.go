@@ -73,9 +73,13 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 	for _, p := range paths {
 		all = append(all, "compartment "+p)
 	}
-	n.settings.Lock()
-	r, err := n.readRecord()
-	n.settings.Unlock()
+	var r record
+	err = n.home.do(func() (err error) {
+		n.settings.Lock()
+		defer n.settings.Unlock()
+		r, err = n.readRecord()
+		return err
+	})
 	for _, k := range slices.Sorted(maps.Keys(r.Sysctls)) {
 		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
 	}

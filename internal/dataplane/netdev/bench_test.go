@@ -1,0 +1,109 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// BenchmarkAttachDetach attaches one endpoint with a compartment of its own to a host that has 1, 100 or 1,000 already,
+// and detaches it. detach-ms is what the caller waits for; gone-ms includes the reaper.
+func BenchmarkAttachDetach(b *testing.B) {
+	for _, standing := range []int{0, 100, 1000} {
+		b.Run(fmt.Sprint(standing), func(b *testing.B) {
+			_, n := openProcess(b)
+			base := onlyNetwork()
+			for i := range standing {
+				addEndpoint(base, i+1)
+			}
+			apply(b, n, &plan.Plan{}, base)
+			var attach, detach, gone []time.Duration
+			for b.Loop() {
+				p := onlyNetwork()
+				p.Namespaces, p.Ports = clone(base.Namespaces), clone(base.Ports)
+				addEndpoint(p, 5000)
+				come, leave := delta(base, p), delta(p, base)
+				start := time.Now()
+				update(b, n, p, come)
+				attach = append(attach, time.Since(start))
+				start = time.Now()
+				update(b, n, base, leave)
+				detach = append(detach, time.Since(start))
+				if err := n.reap.wait(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				gone = append(gone, time.Since(start))
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(quantile(attach, 0.5), "attach-ms")
+			b.ReportMetric(quantile(attach, 0.95), "attach-p95-ms")
+			b.ReportMetric(quantile(detach, 0.5), "detach-ms")
+			b.ReportMetric(quantile(gone, 0.5), "gone-ms")
+		})
+	}
+}
+
+// BenchmarkDetachMany attaches 300 endpoints and detaches all at once.
+func BenchmarkDetachMany(b *testing.B) {
+	_, n := openProcess(b)
+	base, p := onlyNetwork(), onlyNetwork()
+	p.Namespaces, p.Ports = clone(base.Namespaces), clone(base.Ports)
+	for i := range 300 {
+		addEndpoint(p, i+1)
+	}
+	apply(b, n, &plan.Plan{}, base)
+	var attach, detach, gone []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		update(b, n, p, delta(base, p))
+		attach = append(attach, time.Since(start)/300)
+		start = time.Now()
+		update(b, n, base, delta(p, base))
+		detach = append(detach, time.Since(start))
+		if err := n.reap.wait(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		gone = append(gone, time.Since(start))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(attach, 0.5), "attach-each-ms")
+	b.ReportMetric(quantile(detach, 0.5), "detach-all-ms")
+	b.ReportMetric(quantile(gone, 0.5), "gone-all-ms")
+}
+
+// BenchmarkSync compares a host of 1,000 endpoints with its plan, as every restart of the daemon does.
+func BenchmarkSync(b *testing.B) {
+	_, n := openProcess(b)
+	p := onlyNetwork()
+	for i := range 1000 {
+		addEndpoint(p, i+1)
+	}
+	apply(b, n, &plan.Plan{}, p)
+	for b.Loop() {
+		quiet(b, n, p)
+	}
+}
+
+func update(b *testing.B, n *Netdev, p *plan.Plan, d *plan.Delta) {
+	b.Helper()
+	if err := errors.Join(n.Devices().Update(b.Context(), p, d), n.Finish().Update(b.Context(), p, d)); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func quantile(d []time.Duration, q float64) float64 {
+	slices.Sort(d)
+	return float64(d[int(q*float64(len(d)-1))].Microseconds()) / 1000
+}
+
+func clone[K comparable, V any](m map[K]V) map[K]V {
+	c := make(map[K]V, len(m)+1)
+	for k, v := range m {
+		c[k] = v
+	}
+	return c
+}

@@ -1,0 +1,426 @@
+package netdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/testhost"
+)
+
+func TestApplyToEmptyHost(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	golden(t, "sample.txt", dump(t, h))
+	quiet(t, n, p)
+
+	for key, want := range map[string]string{
+		"net.ipv4.ip_forward":          "1",
+		"net.ipv6.conf.all.forwarding": "1",
+		"net.ipv4.conf." + p.Ports[plan.HostPortID(network)].VNIC.Device + ".route_localnet": "1",
+		"net.ipv6.conf." + p.Ports[plan.HostPortID(network)].Device + ".disable_ipv6":        "1",
+	} {
+		if got := h.SysctlValue(key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+	got := h.Run(t, "ip", "netns", "exec", "hns-"+guid('C', 2).Lower(), "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if got != "0" {
+		t.Errorf("sysctl of the compartment is %s, want 0", got)
+	}
+	if out := h.Run(t, "ip", "-n", "hns-"+guid('C', 1).Lower(), "-6", "addr"); strings.Contains(out, "tentative") {
+		t.Errorf("an address is still being probed:\n%s", out)
+	}
+}
+
+func TestSyncMakesTheHostsOwnThings(t *testing.T) {
+	t.Parallel()
+	_, n := open(t)
+	p := onlyNetwork()
+	if _, err := resync(t, n, p); err != nil {
+		t.Fatal(err)
+	}
+	quiet(t, n, p)
+}
+
+func TestRestartWritesNothing(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	n2 := openIn(t, h)
+	quiet(t, n2, p)
+	// The same change once more is no error either: the daemon may have died before it noted the success.
+	if err := tryApply(t, n2, &plan.Plan{}, p); err != nil {
+		t.Fatal(err)
+	}
+	quiet(t, n2, p)
+}
+
+func TestRepair(t *testing.T) {
+	t.Parallel()
+	eth0 := "ip -n hns-" + guid('C', 1).Lower() + " "
+	p := sample()
+	host, one := p.Ports[plan.HostPortID(network)], p.Ports[plan.EndpointPortID(guid('E', 1))]
+	cases := []struct {
+		name, do, found string
+	}{
+		{"switch side deleted", "ip link del " + one.Device, "missing"},
+		{"switch side down", "ip link set " + one.Device + " down", "down"},
+		{"switch side renamed", "ip link set " + one.Device + " name stolen", "missing"},
+		{"switch side MTU", "ip link set " + one.Device + " mtu 1300", "MTU 1300"},
+		{"switch side alias", "ip link set " + one.Device + " alias mine", `alias "mine"`},
+		{"switch side ARP", "ip link set " + one.Device + " arp on", "answering ARP"},
+		{"vNIC deleted", eth0 + "link del eth0", "missing"},
+		{"vNIC down", eth0 + "link set eth0 down", "down"},
+		{"vNIC MTU", eth0 + "link set eth0 mtu 1300", "MTU 1300"},
+		{"vNIC MAC", eth0 + "link set eth0 address 02:99:99:99:99:99", "MAC 02:99:99:99:99:99"},
+		{"vNIC renamed", eth0 + "link set eth0 down && " + eth0 + "link set eth0 name lan0", "moved away"},
+		{"vNIC moved", eth0 + "link set eth0 netns 1", "moved away"},
+		{"IPv4 address", eth0 + "addr del 10.77.1.1/16 dev eth0", "without address 10.77.1.1/16"},
+		{"IPv6 address", eth0 + "addr del fd77::1:1/64 dev eth0", "without address fd77::1:1/64"},
+		{"link-local address", eth0 + "addr del fe80::1:ff:fe00:1/64 dev eth0", "without address fe80::1:ff:fe00:1/64"},
+		{"IPv4 route", eth0 + "route del default", "without route 0.0.0.0/0 via 10.77.0.1"},
+		{"IPv6 route", eth0 + "-6 route del default", "without route ::/0 via fd77::1"},
+		{"route of ours changed", eth0 + "route replace default via 10.77.0.9 proto 98", "without route 0.0.0.0/0 via 10.77.0.1"},
+		{"host vNIC deleted", "ip link del " + host.VNIC.Device, "missing"},
+		{"gateway address", "ip addr del 10.77.0.1/16 dev " + host.VNIC.Device, "without address 10.77.0.1/16"},
+		{"forwarding off", "sysctl -w net.ipv4.ip_forward=0", "0"},
+		{"forwarding off, IPv6", "sysctl -w net.ipv6.conf.all.forwarding=0", "0"},
+		{"route_localnet", "sysctl -w net.ipv4.conf." + host.VNIC.Device + ".route_localnet=0", "0"},
+		{"resolver's compartment", "ip netns del hns-resolver", "vanished"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			h, n := open(t)
+			apply(t, n, &plan.Plan{}, p)
+			before := dump(t, h)
+			h.Run(t, "bash", "-c", c.do)
+			drift, err := resync(t, n, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(fmt.Sprint(drift), c.found) {
+				t.Errorf("drift %q, want one with %q", drift, c.found)
+			}
+			for _, d := range drift {
+				if d.ID == "" || d.Object == "" {
+					t.Errorf("drift %+v names no object", d)
+				}
+			}
+			if after := dump(t, h); sortLines(after) != sortLines(before) {
+				t.Errorf("not repaired:\n%s\nwas\n%s", after, before)
+			}
+			quiet(t, n, p)
+		})
+	}
+}
+
+func TestVanishedCompartmentIsLeftToTheEngine(t *testing.T) {
+	t.Parallel()
+	for name, do := range map[string]string{
+		"deleted": "ip netns del NS", "unmounted": "umount /run/netns/NS", "never made": "ip netns del NS; ip link",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, n := open(t)
+			p := sample()
+			apply(t, n, &plan.Plan{}, p)
+			h.Run(t, "bash", "-c", strings.ReplaceAll(do, "NS", "hns-"+guid('C', 1).Lower()))
+			drift, err := resync(t, n, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := plan.Drift{Object: "namespace " + plan.NamespacePath(guid('C', 1)), ID: string(guid('C', 1)), Found: "vanished"}
+			if len(drift) != 1 || drift[0] != want {
+				t.Errorf("drift %+v, want %+v", drift, want)
+			}
+			one := p.Ports[plan.EndpointPortID(guid('E', 1))]
+			err = n.Devices().Update(t.Context(), p, &plan.Delta{Ports: map[plan.PortID]plan.Change[plan.Port]{one.ID: {New: one}}})
+			var object *plan.ObjectError
+			if !errors.Is(err, ErrVanished) || !errors.As(err, &object) || object.ID != string(one.ID) {
+				t.Errorf("attach to it: %v", err)
+			}
+			// The engine may have it made again.
+			apply(t, n, &plan.Plan{}, p)
+			quiet(t, n, p)
+		})
+	}
+}
+
+func TestOthersThingsSurvive(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	h.Run(t, "bash", "-c", `set -e
+		ip link add br0 type bridge; ip link set br0 up
+		ip link add veth0 type veth peer name veth1; ip addr add 10.9.9.1/24 dev veth0; ip link set veth0 up
+		ip link add bhp0 type veth peer name x0; ip link set bhp0 alias "someone else"
+		ip link add bhh0 type bridge
+		ip netns add other; ip route add 10.88.0.0/16 via 10.9.9.9`)
+	others := dump(t, h)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	one := "hns-" + guid('C', 1).Lower()
+	h.Run(t, "bash", "-c", "ip -n "+one+" addr add 10.77.5.5/16 dev eth0; ip -n "+one+" route add 10.99.0.0/16 via 10.77.0.1")
+	quiet(t, n, p)
+	if out := h.Run(t, "ip", "-n", one, "route"); !strings.Contains(out, "10.99.0.0/16") {
+		t.Errorf("the container's own route is gone:\n%s", out)
+	}
+	// A stranger in the dying group keeps it from being deleted as a whole.
+	h.Run(t, "ip", "link", "set", "veth0", "group", fmt.Sprint(groupDying))
+	if err := n.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.Run(t, "ip", "link", "set", "veth0", "group", "0")
+	if after := dump(t, h); after != others {
+		t.Errorf("others' things changed:\n%s\nwere\n%s", after, others)
+	}
+	left, err := n.Leftovers(t.Context())
+	if err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+	if got := h.SysctlValue("net.ipv4.ip_forward") + h.SysctlValue("net.ipv6.conf.all.forwarding"); got != "00" {
+		t.Errorf("forwarding stays on: %s", got)
+	}
+}
+
+func TestForeignDeviceInTheWay(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := sample()
+	one, two := p.Ports[plan.EndpointPortID(guid('E', 1))], p.Ports[plan.EndpointPortID(guid('E', 2))]
+	h.Run(t, "ip", "link", "add", one.Device, "type", "bridge")
+	h.Run(t, "ip", "netns", "add", "hns-"+guid('C', 2).Lower())
+	h.Run(t, "ip", "-n", "hns-"+guid('C', 2).Lower(), "link", "add", "eth0", "type", "bridge")
+	d := delta(&plan.Plan{}, p)
+	err := n.Devices().Update(t.Context(), p, d)
+	for _, want := range []string{
+		"port " + string(one.ID) + ": a bridge link " + one.Device + " exists that is not ours",
+		"port " + string(two.ID) + ": create veth pair",
+		"an interface eth0 that is not ours exists in " + two.VNIC.Namespace,
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v\nwant %s", err, want)
+		}
+	}
+	if err := n.Finish().Update(t.Context(), p, d); err != nil {
+		t.Error(err)
+	}
+	if out := h.Run(t, "ip", "link", "show", one.Device); strings.Contains(out, ",UP") {
+		t.Errorf("the foreign device was set up: %s", out)
+	}
+	apply(t, n, p, &plan.Plan{})
+	h.Run(t, "ip", "link", "show", one.Device)
+}
+
+func TestDetachAndReattach(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	base, p := onlyNetwork(), sample()
+	apply(t, n, &plan.Plan{}, p)
+	// A fresh plan shares nothing with the old one: all ports and compartments count as changed.
+	for range 3 {
+		gone := delta(p, base)
+		if err := n.Devices().Update(t.Context(), base, gone); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Finish().Update(t.Context(), base, gone); err != nil {
+			t.Fatal(err)
+		}
+		// At once again, under the same names, while the reaper may be at work.
+		apply(t, n, base, p)
+		quiet(t, n, p)
+	}
+	apply(t, n, p, base)
+	apply(t, n, base, base)
+	if out := h.Run(t, "ls", "/run/netns"); out != "hns-resolver" {
+		t.Errorf("compartments left: %s", out)
+	}
+	quiet(t, n, base)
+}
+
+func TestChangeOfAPort(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	q := *p
+	q.Ports = map[plan.PortID]*plan.Port{}
+	for id, v := range p.Ports {
+		q.Ports[id] = v
+	}
+	changed := *p.Ports[plan.EndpointPortID(guid('E', 2))]
+	changed.AltName = "other-name"
+	changed.VNIC.MTU = 1300
+	changed.VNIC.Addrs = []netip.Prefix{netip.MustParsePrefix("10.77.9.9/16"), changed.VNIC.Addrs[1]}
+	changed.VNIC.Routes = []plan.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.77.0.254"), Metric: 50}}
+	q.Ports[changed.ID] = &changed
+	apply(t, n, p, &q)
+	quiet(t, n, &q)
+	golden(t, "changed.txt", dump(t, h))
+
+	// Into another compartment.
+	moved := changed
+	moved.VNIC.Namespace, moved.VNIC.Device = plan.NamespacePath(guid('C', 1)), "eth1"
+	moved.VNIC.Routes = nil
+	r := q
+	r.Ports = map[plan.PortID]*plan.Port{moved.ID: &moved}
+	for id, v := range q.Ports {
+		if id != moved.ID {
+			r.Ports[id] = v
+		}
+	}
+	apply(t, n, &q, &r)
+	quiet(t, n, &r)
+}
+
+func TestCrashLeftovers(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := onlyNetwork()
+	addEndpoint(p, 1)
+	one, gone := p.Ports[plan.EndpointPortID(guid('E', 1))], plan.DeviceName(plan.PortPrefix, "gone")
+	dead := "hns-" + guid('C', 1).Lower()
+	h.Run(t, "bash", "-c", fmt.Sprintf(`set -e
+		touch /run/netns/%[1]s /run/netns/hns-dead              # killed before the bind
+		ip netns add hns-gone                                   # no longer wanted
+		ip link add %[2]s group %[4]d type veth peer name half0 # killed before the alias, wanted
+		ip link add %[3]s group %[4]d type veth peer name half1 # the same, not wanted
+		ip link add bhpdying group %[5]d type veth peer name half2`, dead, one.Device, gone, groupOurs, groupDying))
+	apply(t, n, &plan.Plan{}, p)
+	if _, err := resync(t, n, p); err != nil {
+		t.Fatal(err)
+	}
+	quiet(t, n, p)
+	if out := h.Run(t, "ls", "-x", "/run/netns"); strings.Join(strings.Fields(out), " ") != dead+" hns-resolver" {
+		t.Errorf("compartments: %s", out)
+	}
+	if out := h.Run(t, "ip", "-o", "link"); strings.Contains(out, "half") || strings.Contains(out, gone) || strings.Contains(out, "dying") {
+		t.Errorf("links left over:\n%s", out)
+	}
+}
+
+func TestResetLeavesNothing(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	h.Run(t, "rmdir", "/run/netns")
+	before := h.Run(t, "bash", "-c", "find /proc/sys/net -type f -readable 2>/dev/null | sort | xargs grep -sH . | grep -v '/neigh/\\|random\\|slab\\|count'")
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	left, err := n.Leftovers(t.Context())
+	if err != nil || len(left) < 8 {
+		t.Errorf("in use, Leftovers names %v, %v", left, err)
+	}
+	if err := n.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after := h.Run(t, "bash", "-c", "find /proc/sys/net -type f -readable 2>/dev/null | sort | xargs grep -sH . | grep -v '/neigh/\\|random\\|slab\\|count'")
+	if before != after {
+		t.Errorf("settings of the host changed:\n%s", diffLines(before, after))
+	}
+	h.MustFail(t, "ls", "-d", "/run/netns")
+	if out := h.Run(t, "ls", "-A", "/var/lib/bulkhead"); out != "" {
+		t.Errorf("left in the state directory: %s", out)
+	}
+}
+
+func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	h.Run(t, "bash", "-c", "ip link add up0 type veth peer name up1; ip link add fw0 type veth peer name fw1")
+	h.Sysctl("net.ipv6.conf.up0.accept_ra", "1")
+	h.Sysctl("net.ipv6.conf.fw0.forwarding", "1")
+	p := onlyNetwork()
+	apply(t, n, &plan.Plan{}, p)
+	if got := h.SysctlValue("net.ipv6.conf.up0.accept_ra"); got != "2" {
+		t.Errorf("accept_ra of the uplink is %s, want 2", got)
+	}
+	// A crash in between keeps what is to be put back.
+	n2 := openIn(t, h)
+	apply(t, n2, p, &plan.Plan{})
+	for key, want := range map[string]string{
+		"net.ipv6.conf.up0.accept_ra": "1", "net.ipv6.conf.fw0.forwarding": "1", "net.ipv6.conf.up0.forwarding": "0",
+		"net.ipv6.conf.all.forwarding": "0", "net.ipv4.ip_forward": "0",
+	} {
+		if got := h.SysctlValue(key); got != want {
+			t.Errorf("%s is %s, want %s as before", key, got, want)
+		}
+	}
+}
+
+func TestForwardingOfOthersStays(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	h.Sysctl("net.ipv4.ip_forward", "1")
+	p := onlyNetwork()
+	apply(t, n, &plan.Plan{}, p)
+	apply(t, n, p, &plan.Plan{})
+	if got := h.SysctlValue("net.ipv4.ip_forward"); got != "1" {
+		t.Errorf("forwarding that somebody else turned on is %s", got)
+	}
+}
+
+func TestSettingsOutsideTheCompartmentAreRefused(t *testing.T) {
+	t.Parallel()
+	_, n := open(t)
+	for _, key := range []string{"kernel/panic", "net/../kernel/panic", "net/ipv4/no_such_thing"} {
+		p := &plan.Plan{Namespaces: map[hcn.GUID]*plan.Namespace{}}
+		id := guid('C', 1)
+		p.Namespaces[id] = &plan.Namespace{ID: id, Path: plan.NamespacePath(id), Sysctls: map[string]string{key: "1"}}
+		err := tryApply(t, n, &plan.Plan{}, p)
+		var object *plan.ObjectError
+		if !errors.As(err, &object) || object.Kind != "namespace" || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s: error %v, want one of the namespace that names it", key, err)
+		}
+	}
+	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+}
+
+func TestManyDetachedAtOnce(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	base, p := onlyNetwork(), onlyNetwork()
+	for i := range 60 {
+		addEndpoint(p, i+1)
+	}
+	apply(t, n, &plan.Plan{}, p)
+	start := time.Now()
+	d := delta(p, base)
+	if err := errors.Join(n.Devices().Update(t.Context(), base, d), n.Finish().Update(t.Context(), base, d)); err != nil {
+		t.Fatal(err)
+	}
+	caller := time.Since(start)
+	testhost.Eventually(t, 5*time.Second, func() error {
+		if left := strings.Count(h.Run(t, "ip", "-o", "link"), "bhp"); left > 3 { // the switch sides of host and resolver, and one in "bhh…@bhp…"
+			return fmt.Errorf("%d links left", left)
+		}
+		return nil
+	})
+	t.Logf("detached 60: %s for the caller", caller)
+}
+
+func TestCloseFinishesTheWork(t *testing.T) {
+	t.Parallel()
+	h := testhost.New(t)
+	n := openIn(t, h)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	if err := n.Finish().Update(context.Background(), &plan.Plan{}, delta(p, &plan.Plan{})); err != nil {
+		t.Fatal(err)
+	}
+	n.Close()
+	if out := h.Run(t, "bash", "-c", "ip -o link; ls /run/netns"); strings.Contains(out, "bhp") || strings.Contains(out, "hns") {
+		t.Errorf("left behind by Close:\n%s", out)
+	}
+}
