@@ -1,0 +1,305 @@
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/api"
+)
+
+// Check tells what is wrong with a configuration as far as that shows without its
+// root file system, and what of it will be done differently.
+func (r *Runtime) Check(cfg api.SandboxConfig) (warnings []string, err error) {
+	if err := checkConfig(cfg); err != nil {
+		return nil, err
+	}
+	plan, err := r.planMounts(cfg)
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.facts(cfg, plan)
+	if err != nil {
+		return nil, err
+	}
+	_, warnings, err = buildSpec(cfg, f)
+	return warnings, err
+}
+
+func checkConfig(cfg api.SandboxConfig) error {
+	if err := checkID(cfg.ID); err != nil {
+		return err
+	}
+	if iso := cfg.Spec.Isolation; iso != "" && iso != "process" {
+		return fmt.Errorf("%w: isolation %q is not available here; only \"process\" is", ErrInvalid, iso)
+	}
+	if w := cfg.Spec.WorkingDir; w != "" && !filepath.IsAbs(w) {
+		return fmt.Errorf("%w: workingDir %q is not an absolute path", ErrInvalid, w)
+	}
+	if strings.ContainsAny(cfg.Spec.WorkingDir+cfg.Image.WorkingDir, "\x00") {
+		return fmt.Errorf("%w: workingDir contains a NUL byte", ErrInvalid)
+	}
+	if h := strings.TrimSpace(cfg.Hostname); len(h) > 64 || strings.ContainsAny(h, "\x00\n ") {
+		return fmt.Errorf("%w: hostname %q is not one word of at most 64 bytes", ErrInvalid, h)
+	}
+	if cfg.NetnsPath != "" && !filepath.IsAbs(cfg.NetnsPath) {
+		return fmt.Errorf("%w: the namespace path %q is not absolute", ErrInvalid, cfg.NetnsPath)
+	}
+	for _, l := range cfg.Layers {
+		if !filepath.IsAbs(l) {
+			return fmt.Errorf("%w: the layer path %q is not absolute", ErrInvalid, l)
+		}
+	}
+	return nil
+}
+
+// Create makes a container ready to start. What a Create of the same id left that
+// was cut short, or a container that has ended, is cleared first; its writable
+// layer stays.
+func (r *Runtime) Create(ctx context.Context, cfg api.SandboxConfig) error {
+	if err := checkConfig(cfg); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	defer r.lock(cfg.ID)()
+	if err := r.create(ctx, cfg); err != nil {
+		return fmt.Errorf("create container %s: %w", cfg.ID, err)
+	}
+	return nil
+}
+
+func (r *Runtime) create(ctx context.Context, cfg api.SandboxConfig) (err error) {
+	id := cfg.ID
+	if exists(r.bundle(id)) {
+		if st, err := r.state(ctx, id); err == nil && st.Status == api.StatusRunning {
+			return ErrRunning
+		}
+	}
+	// Also when there is no bundle: a crash may have left anything.
+	if err := r.clear(ctx, id); err != nil {
+		return err
+	}
+	plan, err := r.planMounts(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			// The caller's context may be the reason.
+			if cerr := r.clear(context.WithoutCancel(ctx), id); cerr != nil {
+				err = errors.Join(err, cerr)
+			}
+		}
+	}()
+	for _, d := range []string{r.exitDir(), r.runtimeRoot(), r.bundle(id), filepath.Join(r.bundle(id), etcDir), filepath.Join(r.bundle(id), execDir), r.logDir(id)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := r.writeEtc(cfg); err != nil {
+		return err
+	}
+	if err := r.mountRootfs(id, cfg.Layers); err != nil {
+		return err
+	}
+	if err := r.writeSpec(cfg, plan); err != nil {
+		return err
+	}
+	if err := r.prepareLog(id); err != nil {
+		return err
+	}
+	if err := r.startMonitor(ctx, id, cfg.Spec.TTY, cfg.Spec.OpenStdin); err != nil {
+		return err
+	}
+	m, ok := r.monitorOf(id)
+	if !ok {
+		return errors.New("the container's monitor ended at once")
+	}
+	r.watch.add(id, m)
+	return nil
+}
+
+// writeSpec fills volumes, makes the working directory and writes the bundle's
+// document, all with the root file system mounted.
+func (r *Runtime) writeSpec(cfg api.SandboxConfig, plan mountPlan) error {
+	f, err := r.facts(cfg, plan)
+	if err != nil {
+		return err
+	}
+	name := cfg.Spec.User
+	if name == "" {
+		name = cfg.Image.User
+	}
+	if f.user, err = resolveUser(f.rootfs, name); err != nil {
+		return err
+	}
+	spec, warnings, err := buildSpec(cfg, f)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		r.log.Warn("container setting changed", "container", cfg.ID, "reason", w)
+	}
+	for _, v := range plan.fill {
+		if err := r.fillVolume(f.rootfs, v); err != nil {
+			return err
+		}
+	}
+	// Below a mount it is the mount's, and the runtime's to make.
+	if !slices.ContainsFunc(plan.fill, func(v volumeFill) bool { return strings.HasPrefix(spec.Process.Cwd+"/", v.target+"/") }) {
+		if err := makeDirInRoot(f.rootfs, spec.Process.Cwd); err != nil {
+			return fmt.Errorf("make working directory %s: %w", spec.Process.Cwd, err)
+		}
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("encode OCI spec: %w", err)
+	}
+	return writeFile(filepath.Join(r.bundle(cfg.ID), configFile), data, 0o600)
+}
+
+func (r *Runtime) facts(cfg api.SandboxConfig, plan mountPlan) (facts, error) {
+	f := facts{
+		rootfs:      r.rootfs(cfg.ID),
+		etc:         filepath.Join(r.bundle(cfg.ID), etcDir),
+		cgroupsPath: r.group(cfg.ID),
+		cgroups:     &r.cgroups,
+		mounts:      plan.mounts,
+		propagation: plan.propagation,
+		hardLimits:  ownHardLimits(),
+		swapLimit:   r.cgroups.swapLimit(),
+	}
+	var err error
+	if f.capabilities, err = ownCapabilities(); err != nil {
+		return f, err
+	}
+	f.raiseLimits = slices.Contains(f.capabilities, "CAP_SYS_RESOURCE")
+	if cfg.Spec.Privileged {
+		f.devices, err = hostDevices()
+	}
+	return f, err
+}
+
+// swapLimit tells whether swap is accounted by group.
+func (c *cgroups) swapLimit() bool {
+	if c.mode == cgroupV2 {
+		// Only groups below the root have the file; the controller says enough.
+		return c.has("memory")
+	}
+	return exists(filepath.Join(c.v1["memory"], "memory.memsw.limit_in_bytes"))
+}
+
+// writeEtc writes the files that go over the image's.
+func (r *Runtime) writeEtc(cfg api.SandboxConfig) error {
+	hostname := strings.TrimSpace(cfg.Hostname) + "\n"
+	for name, text := range map[string]string{"hosts": cfg.Hosts, "resolv.conf": cfg.ResolvConf, "hostname": hostname} {
+		path := filepath.Join(r.bundle(cfg.ID), etcDir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+		// Whatever our umask is, the container's users read these.
+		if err := os.Chmod(path, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Start lets the container's process run.
+func (r *Runtime) Start(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
+	defer r.lock(id)()
+	st, err := r.state(ctx, id)
+	switch {
+	case err != nil:
+	case st.Status == api.StatusRunning:
+		return nil
+	case st.Status == "":
+		err = ErrNotFound
+	case st.Status != api.StatusCreated:
+		err = fmt.Errorf("it is not created, but %s", st.Status)
+	default:
+		if err = r.oci.Start(ctx, id); err == nil {
+			break
+		}
+		err = &RuntimeError{Message: tidy(err.Error())}
+		// Started before, by a call that did not live to note it?
+		if now, serr := r.askRuntime(ctx, id, st); serr == nil && now.Status == api.StatusRunning {
+			err = nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	return r.markStarted(id)
+}
+
+func (r *Runtime) markStarted(id string) error {
+	path := filepath.Join(r.bundle(id), startedFile)
+	if err := writeFile(path, []byte(time.Now().UTC().Format(time.RFC3339Nano)), 0o600); err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	return nil
+}
+
+// Kill sends a signal, by name or number, to the container's first process.
+func (r *Runtime) Kill(ctx context.Context, id, signal string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("signal container: %w", err)
+	}
+	sig, err := parseSignal(signal)
+	if err != nil {
+		return fmt.Errorf("signal container %s: %w", id, err)
+	}
+	p, ok := r.initOf(id)
+	if !ok {
+		if !exists(r.bundle(id)) {
+			return fmt.Errorf("signal container %s: %w", id, ErrNotFound)
+		}
+		return fmt.Errorf("signal container %s: %w", id, ErrNotRunning)
+	}
+	defer p.close()
+	if err := p.signal(sig); err != nil {
+		return fmt.Errorf("signal container %s: %w", id, err)
+	}
+	return nil
+}
+
+// parseSignal reads "TERM", "SIGTERM", "15", "RTMIN+3".
+func parseSignal(s string) (unix.Signal, error) {
+	var n int
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	const rtmin, rtmax = 34, 64 // as the C library counts
+	switch {
+	case name == "RTMIN":
+		return rtmin, nil
+	case name == "RTMAX":
+		return rtmax, nil
+	case strings.HasPrefix(name, "RTMIN+"):
+		if _, err := fmt.Sscanf(name, "RTMIN+%d", &n); err == nil && n >= 0 && n <= rtmax-rtmin {
+			return unix.Signal(rtmin + n), nil
+		}
+	case strings.HasPrefix(name, "RTMAX-"):
+		if _, err := fmt.Sscanf(name, "RTMAX-%d", &n); err == nil && n >= 0 && n <= rtmax-rtmin {
+			return unix.Signal(rtmax - n), nil
+		}
+	default:
+		if sig := unix.SignalNum("SIG" + name); sig != 0 {
+			return sig, nil
+		}
+		if _, err := fmt.Sscanf(s, "%d", &n); err == nil && fmt.Sprint(n) == s && n > 0 && n <= rtmax {
+			return syscall.Signal(n), nil
+		}
+	}
+	return 0, fmt.Errorf("%w: there is no signal %q", ErrInvalid, s)
+}

@@ -1,0 +1,46 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/moby/sys/user"
+)
+
+// maxAccountFile bounds what we read of a container's account files.
+const maxAccountFile = 4 << 20
+
+// account is who a process runs as.
+type account struct {
+	uid, gid uint32
+	groups   []uint32
+	home     string
+}
+
+// resolveUser reads user[:group] with the account files of a root file system.
+// Without a user it is root; numbers need no entry.
+func resolveUser(root, spec string) (account, error) {
+	files := make([]io.Reader, 2)
+	for i, name := range []string{"/etc/passwd", "/etc/group"} {
+		data, err := readInRoot(root, name, maxAccountFile)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return account{}, fmt.Errorf("resolve user %q: %w", spec, err)
+		}
+		files[i] = bytes.NewReader(data)
+	}
+	u, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, files[0], files[1])
+	if err != nil {
+		return account{}, fmt.Errorf("resolve user %q: %w: %w", spec, ErrInvalid, err)
+	}
+	a := account{uid: uint32(u.Uid), gid: uint32(u.Gid), home: u.Home}
+	for _, g := range u.Sgids {
+		a.groups = append(a.groups, uint32(g))
+	}
+	if a.home == "" {
+		a.home = "/"
+	}
+	return a, nil
+}
