@@ -136,4 +136,3 @@ func (r *ModifyNetworkSettingRequest) applyIPSubnets(n *HostComputeNetwork) erro
 	}
 	return nil
 }
-
