@@ -1,0 +1,177 @@
+package hcn
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// seed adds every document of testdata.
+func seed(f *testing.F) {
+	f.Helper()
+	files, err := filepath.Glob("testdata/docs/*.json")
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+}
+
+// stable checks that what was decoded, written and decoded again is written the same, and that a clone is written the same.
+func stable[T any](t *testing.T, v *T, clone func(*T) *T) {
+	t.Helper()
+	first, err := json.Marshal(v)
+	if err != nil {
+		t.Fatalf("write: %v", err)
+	}
+	again, err := Decode[T](first)
+	if err != nil {
+		t.Fatalf("read back %s: %v", first, err)
+	}
+	second, err := json.Marshal(again)
+	if err != nil {
+		t.Fatalf("write again: %v", err)
+	}
+	if string(first) != string(second) {
+		t.Fatalf("not stable:\n%s\n%s", first, second)
+	}
+	copied, err := json.Marshal(clone(v))
+	if err != nil || string(copied) != string(first) {
+		t.Fatalf("the clone differs: %v\n%s\n%s", err, first, copied)
+	}
+}
+
+// ourError fails unless an error is one of ours with a code that has a name.
+func ourError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil && CodeOf(err) == ErrUnspecified {
+		t.Fatalf("an error without a code: %v", err)
+	}
+}
+
+func FuzzNetwork(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		UnknownMembers[HostComputeNetwork](b)
+		if v1, err := Decode[HNSNetwork](b); err == nil {
+			n, err := NetworkFromV1(v1)
+			ourError(t, err)
+			if err == nil {
+				ourError(t, n.validateSchema())
+			}
+		}
+		n, err := Decode[HostComputeNetwork](b)
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		stable(t, n, (*HostComputeNetwork).Clone)
+		ourError(t, n.validateSchema())
+		ourError(t, n.Validate())
+		n.Defaults(NewGUID)
+		NetworkToV1(n)
+		stable(t, n, (*HostComputeNetwork).Clone)
+	})
+}
+
+func FuzzEndpoint(f *testing.F) {
+	seed(f)
+	network := HostComputeNetwork{Ipams: []Ipam{{Subnets: []Subnet{{
+		IpAddressPrefix: "172.20.0.0/24", Routes: []Route{{NextHop: "172.20.0.1", DestinationPrefix: "0.0.0.0/0"}},
+	}}}}}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		UnknownMembers[HostComputeEndpoint](b)
+		if v1, err := Decode[HNSEndpoint](b); err == nil {
+			e, err := EndpointFromV1(v1)
+			ourError(t, err)
+			if err == nil {
+				ourError(t, e.validateSchema())
+			}
+		}
+		e, err := Decode[HostComputeEndpoint](b)
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		stable(t, e, (*HostComputeEndpoint).Clone)
+		ourError(t, e.ValidateFor(&network))
+		if e.Validate() == nil {
+			if _, err := e.PortMappings(); err != nil {
+				t.Fatalf("a valid endpoint does not decode: %v", err)
+			}
+		}
+		e.Defaults(&network)
+		EndpointToV1(e, &network)
+		stable(t, e, (*HostComputeEndpoint).Clone)
+	})
+}
+
+func FuzzNamespace(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := Decode[HostComputeNamespace](b)
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		stable(t, n, (*HostComputeNamespace).Clone)
+		ourError(t, n.Validate())
+		NamespaceFromV1(NamespaceToV1(n))
+	})
+}
+
+func FuzzModify(f *testing.F) {
+	seed(f)
+	f.Add([]byte(`{"ResourceType":"Policy","RequestType":"Update","Settings":{"Policies":[{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80}}]}}`))
+	f.Add([]byte(`{"ResourceType":"Subnet","RequestType":"Add","Settings":{"Subnets":[` + subnet4 + `]}}`))
+	f.Add([]byte(`{"ResourceType":"Endpoint","RequestType":"Add","Settings":{"EndpointId":"c0ffee00-0000-4000-8000-000000000001"}}`))
+	network := HostComputeNetwork{ID: NewGUID()}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, err := Decode[ModifyNetworkSettingRequest](b); err == nil {
+			n, err := r.Apply(&network, NewGUID)
+			ourError(t, err)
+			if err == nil && n.Validate() != nil {
+				t.Fatalf("the result is not valid: %v", n.Validate())
+			}
+		}
+		if r, err := Decode[ModifyEndpointSettingRequest](b); err == nil {
+			e, err := r.Apply(&HostComputeEndpoint{}, &network)
+			ourError(t, err)
+			if err == nil && e.ValidateFor(&network) != nil {
+				t.Fatalf("the result is not valid: %v", e.ValidateFor(&network))
+			}
+		}
+		if r, err := Decode[ModifyNamespaceSettingRequest](b); err == nil {
+			_, err := r.Resource()
+			ourError(t, err)
+		}
+	})
+}
+
+func FuzzQuery(f *testing.F) {
+	f.Add(`{"Filter":"{\"Name\":\"nat\"}"}`)
+	f.Add(`{"SchemaVersion":{"Major":2},"Flags":1,"Filter":{"IpAddress":"10.0.0.1","Flags":"1|2"}}`)
+	f.Fuzz(func(t *testing.T, s string) {
+		q, err := ParseQuery(s)
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		filter, err := q.Parse()
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		filter.MatchNetwork(&HostComputeNetwork{Name: "nat"})
+		filter.MatchEndpoint(&HostComputeEndpoint{IpConfigurations: []IpConfig{{IpAddress: "10.0.0.1"}}})
+		filter.MatchNamespace(&HostComputeNamespace{})
+		filter.MatchLoadBalancer(&HostComputeLoadBalancer{})
+		filter.MatchRoute(&HostComputeRoute{})
+	})
+}

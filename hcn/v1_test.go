@@ -1,0 +1,127 @@
+package hcn
+
+import (
+	"encoding/json"
+	"testing"
+)
+
+// TestVersion1 translates documents both ways; the golden files show them.
+func TestVersion1(t *testing.T) {
+	n, err := NetworkFromV1(readDoc[HNSNetwork](t, "v1-network"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Validate(); err != nil {
+		t.Error(err)
+	}
+	golden(t, "v1-network.v2", n)
+	golden(t, "v1-network.v1", NetworkToV1(n))
+
+	e, err := EndpointFromV1(readDoc[HNSEndpoint](t, "v1-endpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.validateSchema(); err != nil {
+		t.Error(err)
+	}
+	golden(t, "v1-endpoint.v2", e)
+	n.Flags |= EnableDnsProxy
+	golden(t, "v1-endpoint.v1", EndpointToV1(e, n))
+
+	ns := readDoc[HostComputeNamespace](t, "namespace")
+	golden(t, "v1-namespace.v1", NamespaceToV1(ns))
+	back := NamespaceFromV1(NamespaceToV1(ns))
+	if back.Type != NamespaceTypeHostDefault || back.ID != ns.ID || back.NamespaceId != 7 {
+		t.Errorf("namespace came back as %+v", back)
+	}
+}
+
+// TestVersion1RoundTrip: what went to version 1 and back means the same.
+func TestVersion1RoundTrip(t *testing.T) {
+	n := natNetwork(t, NAT)
+	for i := range n.AllSubnets() {
+		n.AllSubnets()[i].IpSubnets = nil // version 1 has no such thing
+	}
+	n.Dns.Domain, n.Dns.Options = "", nil
+	n.Owner, n.SchemaVersion = "", V2()
+	back, err := NetworkFromV1(NetworkToV1(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameJSON(t, back, n)
+
+	e := readDoc[HostComputeEndpoint](t, "endpoint-full")
+	e.Defaults(n)
+	eBack, err := EndpointFromV1(EndpointToV1(e, n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range e.IpConfigurations {
+		e.IpConfigurations[i].IpSubnetId = ""
+	}
+	e.Dns.Options = nil
+	if len(eBack.Policies) != len(e.Policies) {
+		t.Fatalf("%d policies, want %d", len(eBack.Policies), len(e.Policies))
+	}
+	for i, p := range e.Policies {
+		if !EqualEndpointPolicies(p, eBack.Policies[i]) {
+			t.Errorf("policy %d: got %s %s, want %s %s", i, eBack.Policies[i].Type, eBack.Policies[i].Settings, p.Type, p.Settings)
+		}
+	}
+	eBack.Policies = e.Policies
+	sameJSON(t, eBack, e)
+}
+
+func sameJSON(t *testing.T, got, want any) {
+	t.Helper()
+	g, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(g) != string(w) {
+		t.Errorf("got\n%s\nwant\n%s", g, w)
+	}
+}
+
+func TestVersion1Errors(t *testing.T) {
+	network := func(s string) error {
+		v, err := Decode[HNSNetwork]([]byte(s))
+		if err == nil {
+			_, err = NetworkFromV1(v)
+		}
+		return err
+	}
+	checkErr(t, network(`{"Type":"nat","Subnets":[{"AddressPrefix":"0.0.0.0/0"}]}`), 0, "")
+	checkErr(t, network(`{"Type":"nat","Subnets":[{"AddressPrefix":"ten"}]}`), ErrInvalidPrefix, "Subnets[0]: AddressPrefix")
+	checkErr(t, network(`{"Type":"bridge"}`), ErrInvalidNetworkType, "bridge")
+	checkErr(t, network(`{"Policies":[{"Type":"VLAN","VLAN":5}]}`), ErrInvalidSubnet, "Policies[0]")
+	checkErr(t, network(`{"Policies":[{"Type":"Magic"}]}`), ErrInvalidPolicyType, "Policies[0]")
+	checkErr(t, network(`{"Policies":[5]}`), ErrInvalidPolicy, "Policies[0]")
+	_, err := EndpointFromV1(&HNSEndpoint{Policies: []json.RawMessage{json.RawMessage(`{"Type":"Magic"}`)}})
+	checkErr(t, err, ErrInvalidPolicyType, "Policies[0]")
+}
+
+func TestUpdatePoliciesV1(t *testing.T) {
+	e := readDoc[HostComputeEndpoint](t, "endpoint-full")
+	e.Policies = append(e.Policies, NewEndpointPolicy(ACL, AclPolicySetting{Action: ActionTypeAllow, Direction: DirectionTypeIn}))
+	count := func(list []EndpointPolicy, typ EndpointPolicyType) (n int) {
+		for _, p := range list {
+			if p.Type == typ {
+				n++
+			}
+		}
+		return n
+	}
+	got, err := UpdatePoliciesV1(e.Policies, nil)
+	if err != nil || count(got, ACL) != 0 || len(got) != len(e.Policies)-1 {
+		t.Errorf("an empty list: %v, %v", got, err)
+	}
+	got, err = UpdatePoliciesV1(e.Policies, []json.RawMessage{json.RawMessage(`{"Type":"NAT","Protocol":"UDP","InternalPort":9}`)})
+	if err != nil || count(got, PortMapping) != 1 || count(got, ACL) != 1 {
+		t.Errorf("one mapping: %v, %v", got, err)
+	}
+}
