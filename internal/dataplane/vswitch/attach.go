@@ -104,7 +104,7 @@ func (t *tcx) ensure(dev string, index uint32) (string, error) {
 	case ok && pinned:
 		return "", nil
 	case ok && id != 0:
-		return "link not pinned", t.repin(dev, id)
+		return "link not pinned", t.repin(dev, index, id)
 	case pinned:
 		return t.update(dev, index)
 	}
@@ -123,9 +123,13 @@ func (t *tcx) attach(dev string, index uint32) error {
 	return errors.Join(l.Pin(t.pins.link(dev)), l.Close())
 }
 
-// repin finds the link by number when its file is gone but somebody still holds it.
-func (t *tcx) repin(dev string, id link.ID) error {
+// repin finds the link by number when its file is gone but somebody still holds it. Or
+// nobody does, and the kernel was only about to detach it.
+func (t *tcx) repin(dev string, index uint32, id link.ID) error {
 	l, err := link.NewFromID(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return t.attach(dev, index)
+	}
 	if err != nil {
 		return fmt.Errorf("open link of %s: %w", dev, err)
 	}

@@ -32,6 +32,12 @@ func (g *groups) slots(sw uint32) map[uint32]uint32 {
 	return g.at[sw]
 }
 
+// has tells whether a port is on the list, to be reached as d says.
+func (g *groups) has(sw uint32, d bpfDest) bool {
+	slot, ok := g.at[sw][d.Port]
+	return ok && g.t.members.have[bpfMemberKey{Sw: sw, Slot: slot}] == d
+}
+
 // add puts a port on the list, or corrects how it is reached.
 func (g *groups) add(sw uint32, d bpfDest) error {
 	entry := g.t.switches.have[sw]

@@ -165,6 +165,16 @@ func sameProgram(a, b *ebpf.Program) (bool, error) {
 	return len(ids) == len(have), nil
 }
 
+// pinsExist tells whether maps and program are pinned.
+func (a *Applier) pinsExist() bool {
+	for name := range mapsOf(&a.objs) {
+		if !exists(a.pins.mapFile(name)) {
+			return false
+		}
+	}
+	return exists(a.pins.program())
+}
+
 // ensurePins puts back the pins of the maps and the program, and says which were gone.
 // The kernel objects live on while we hold them.
 func (a *Applier) ensurePins() (missing []string, err error) {

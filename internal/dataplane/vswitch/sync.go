@@ -211,6 +211,13 @@ func (a *Applier) differs(s *portState) []string {
 	if !a.tables.stats.have[s.index] {
 		out = append(out, bpfMapBhStatsV1)
 	}
+	if s.member && !a.groups.has(s.entry.Sw, s.dest) {
+		out = append(out, bpfMapBhMembersV1)
+	}
+	isResolver := plan.PortKind(s.entry.Kind) == plan.PortResolver
+	if isResolver && a.tables.switches.have[s.entry.Sw].Resolver != s.index {
+		out = append(out, bpfMapBhSwitchesV1)
+	}
 	return out
 }
 
@@ -269,16 +276,14 @@ func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 	if !a.listed || len(a.applied) != len(p.Ports) {
 		return false, nil
 	}
-	for name := range mapsOf(&a.objs) {
-		if !exists(a.pins.mapFile(name)) {
-			return false, nil
-		}
+	if !a.pinsExist() {
+		return false, nil
 	}
 	if err := a.tables.list(); err != nil {
 		return false, err
 	}
 	a.groups = readGroups(a.tables)
-	entries := 0
+	addrs, members := 0, 0
 	for id, s := range a.applied {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -286,26 +291,14 @@ func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 		if p.Ports[id] == nil || len(a.differs(s)) > 0 {
 			return false, nil
 		}
-		entries += len(s.addrs)
+		addrs += len(s.addrs)
+		if s.member {
+			members++
+		}
 		if ok, err := a.att.attached(s.device, s.index); !ok || err != nil {
 			return false, err
 		}
 	}
-	return len(a.tables.ports.have) == len(a.applied) && len(a.tables.addrs.have) == entries && a.groupsWhole(), nil
-}
-
-// groupsWhole checks that every member port is on its switch's list once.
-func (a *Applier) groupsWhole() bool {
-	members := 0
-	for _, s := range a.applied {
-		if !s.member {
-			continue
-		}
-		members++
-		slot, ok := a.groups.at[s.entry.Sw][s.index]
-		if !ok || a.tables.members.have[bpfMemberKey{Sw: s.entry.Sw, Slot: slot}] != s.dest {
-			return false
-		}
-	}
-	return members == len(a.tables.members.have)
+	t := a.tables
+	return len(t.ports.have) == len(a.applied) && len(t.addrs.have) == addrs && len(t.members.have) == members, nil
 }
