@@ -9,6 +9,8 @@ GO       ?= go
 PREFIX   ?= /usr/local
 DESTDIR  ?=
 FUZZTIME ?= 15s
+# What to lint and format.
+PKGS     ?= ./...
 # Extra flags for go test, such as TESTFLAGS='-run TestCable -v'.
 TESTFLAGS ?=
 
@@ -96,13 +98,13 @@ $(GOLANGCI):
 	GOBIN=$(abspath $(dir $@)) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
 .PHONY: lint
-lint: go-ready $(GOLANGCI) ## check style of Go and shell; LINT=./internal/x/... for a part
-	$(GOLANGCI) run $(or $(LINT),./...)
+lint: go-ready $(GOLANGCI) ## check style of Go and shell; PKGS=./internal/x/... for a part
+	$(GOLANGCI) run $(PKGS)
 	./scripts/lint-shell.sh
 
 .PHONY: fmt
 fmt: $(GOLANGCI) ## format the Go files
-	$(GOLANGCI) fmt $(or $(LINT),./...)
+	$(GOLANGCI) fmt $(PKGS)
 
 .PHONY: demo demo-keep
 demo: ## show it all on this machine, in namespaces of its own, and clean up (root)

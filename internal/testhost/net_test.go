@@ -94,6 +94,7 @@ func TestNamespaceInHost(t *testing.T) {
 }
 
 func TestProcessesDieWithTheirHost(t *testing.T) {
+	testhost.RequireRoot(t)
 	t.Parallel()
 	var direct *testhost.Cmd
 	var detached int
@@ -185,6 +186,7 @@ func TestDoMount(t *testing.T) {
 
 // TestNothingIsLeft compares the machine before and after hosts with all sorts of things in them.
 func TestNothingIsLeft(t *testing.T) {
+	testhost.RequireRoot(t)
 	const parent = "/sys/fs/cgroup"
 	var group string
 	var pidns string
