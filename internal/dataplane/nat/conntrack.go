@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
-	"github.com/ti-mo/conntrack"
 	"github.com/ti-mo/netfilter"
 	vnetlink "github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -110,8 +110,12 @@ func parseForward(k elemKey, e elem) (plan.Forward, bool) {
 }
 
 // flush deletes the entries that any of the flushes selects.
+//
+// For IPv4 the kernel walks its table and deletes what matches a filter, one message for each flush (since 6.11). For
+// IPv6 that cannot be used: the comparison of addresses in its filter is inverted (seen on 6.18), so it would delete
+// every flow but the ones meant. Those entries are listed once, compared here and deleted one by one.
 func (a *Applier) flush(fs []flush) []error {
-	if len(fs) == 0 {
+	if len(fs) == 0 || a.noEntries() {
 		return nil
 	}
 	fs, err := a.expandLocal(fs)
@@ -123,14 +127,32 @@ func (a *Applier) flush(fs []flush) []error {
 		return []error{fmt.Errorf("open conntrack: %w", err)}
 	}
 	defer c.Close()
+	var four, six []flush
 	for _, f := range fs {
-		// The kernel walks its table and deletes what matches, in one message; since 6.11 by tuple.
-		if err := f.delete(c); err != nil {
-			a.log.Debug("conntrack cannot delete by filter; listing all entries", "err", err)
-			return a.flushByListing(fs)
+		if f.is4() {
+			four = append(four, f)
+		} else {
+			six = append(six, f)
 		}
 	}
-	return nil
+	errs := flushByListing(c, netfilter.ProtoIPv6, six)
+	for _, f := range four {
+		if err := f.delete(c); err != nil {
+			a.log.Debug("conntrack cannot delete by filter; listing all entries", "err", err)
+			return append(errs, flushByListing(c, netfilter.ProtoIPv4, four)...)
+		}
+	}
+	return errs
+}
+
+// noEntries tells that the host's namespace tracks nothing, which saves the walks.
+func (a *Applier) noEntries() bool {
+	none := false
+	_ = a.inNetns(func() error {
+		none = settingIs("net/netfilter/nf_conntrack_count", "0")
+		return nil
+	})
+	return none
 }
 
 // expandLocal turns "any of the host's addresses" into one flush for each.
@@ -195,15 +217,13 @@ const (
 	ctaFilterOrigFlags, ctaFilterReplyFlags = 1, 2
 	filterIPSrc, filterIPDst                = 1 << 0, 1 << 1
 	filterProtoNum, filterSrc, filterDst    = 1 << 3, 1 << 4, 1 << 5
-	ctDelete                                = 2
+	ctaZone, ctaID                          = 18, 12
+	ctaIPv4Src, ctaIPv6Src                  = 1, 3
+	ctGet, ctDelete                         = 1, 2
 )
 
-// delete asks the kernel to delete what the flush selects.
+// delete asks the kernel to delete the IPv4 entries that the flush selects.
 func (f flush) delete(c *netfilter.Conn) error {
-	family := netfilter.ProtoIPv6
-	if f.is4() {
-		family = netfilter.ProtoIPv4
-	}
 	orig, origFlags := tuple(ctaTupleOrig, f.proto, f.origSrc, f.origDst, 0, f.origPort)
 	reply, replyFlags := tuple(ctaTupleReply, f.proto, f.replySrc, netip.Addr{}, f.replyPort, 0)
 	attrs := []netfilter.Attribute{{Type: ctaFilter, Nested: true, Children: []netfilter.Attribute{
@@ -218,7 +238,7 @@ func (f flush) delete(c *netfilter.Conn) error {
 	}
 	// Version 1 says that the family is meant; version 0 ignores it.
 	m, err := netfilter.MarshalNetlink(netfilter.Header{
-		SubsystemID: netfilter.NFSubsysCTNetlink, MessageType: ctDelete, Family: family, Version: 1,
+		SubsystemID: netfilter.NFSubsysCTNetlink, MessageType: ctDelete, Family: netfilter.ProtoIPv4, Version: 1,
 		Flags: netlink.Request | netlink.Acknowledge,
 	}, attrs)
 	if err != nil {
@@ -244,11 +264,7 @@ func tuple(kind uint16, proto uint8, src, dst netip.Addr, sport, dport uint16) (
 		if !addr.IsValid() {
 			continue
 		}
-		kind := uint16(1 + i) // CTA_IP_V4_SRC, CTA_IP_V4_DST
-		if addr.Is6() {
-			kind += 2
-		}
-		ip.Children = append(ip.Children, netfilter.Attribute{Type: kind, Data: addr.AsSlice()})
+		ip.Children = append(ip.Children, netfilter.Attribute{Type: ctaIPv4Src + uint16(i), Data: addr.AsSlice()})
 		flags |= filterIPSrc << i
 	}
 	p := netfilter.Attribute{Type: ctaTupleProto, Nested: true}
@@ -273,37 +289,109 @@ func tuple(kind uint16, proto uint8, src, dst netip.Addr, sport, dport uint16) (
 	return out, flags
 }
 
-// flushByListing is for kernels before 6.11: it takes time with the size of the whole table.
-func (a *Applier) flushByListing(fs []flush) []error {
-	c, err := conntrack.Dial(&netlink.Config{NetNS: a.k.netns})
-	if err != nil {
-		return []error{fmt.Errorf("open conntrack: %w", err)}
+// entry is a conntrack entry as listed: what identifies it, and both its tuples.
+type entry struct {
+	identity    []netfilter.Attribute
+	orig, reply entryTuple
+}
+
+type entryTuple struct {
+	proto        uint8
+	src, dst     netip.Addr
+	sport, dport uint16
+}
+
+// flushByListing lists all entries of a family and deletes those that any of the flushes selects. Its time grows with
+// the table.
+func flushByListing(c *netfilter.Conn, family netfilter.ProtoFamily, fs []flush) []error {
+	if len(fs) == 0 {
+		return nil
 	}
-	defer c.Close()
-	flows, err := c.Dump(nil)
+	header := netfilter.Header{SubsystemID: netfilter.NFSubsysCTNetlink, MessageType: ctGet, Family: family, Flags: netlink.Request | netlink.Dump}
+	m, err := netfilter.MarshalNetlink(header, nil)
+	if err != nil {
+		return []error{fmt.Errorf("encode conntrack dump: %w", err)}
+	}
+	msgs, err := c.Query(m)
 	if err != nil {
 		return []error{fmt.Errorf("list conntrack: %w", err)}
 	}
+	header.MessageType, header.Flags = ctDelete, netlink.Request|netlink.Acknowledge
 	var errs []error
-	for _, flow := range flows {
-		for _, f := range fs {
-			if !f.matches(flow) {
-				continue
-			}
-			if err := c.Delete(flow); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("delete conntrack entry %s: %w", flow.TupleOrig, err))
-			}
-			break
+	for _, m := range msgs {
+		e, err := parseEntry(m.Data)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if !slices.ContainsFunc(fs, func(f flush) bool { return f.selects(e) }) {
+			continue
+		}
+		del, err := netfilter.MarshalNetlink(header, e.identity)
+		if err == nil {
+			_, err = c.Query(del)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) { // it ended by itself
+			errs = append(errs, fmt.Errorf("delete conntrack entry %v: %w", e.orig, err))
 		}
 	}
 	return errs
 }
 
-func (f flush) matches(flow conntrack.Flow) bool {
-	o, r := flow.TupleOrig, flow.TupleReply
-	addr := func(want, got netip.Addr) bool { return !want.IsValid() || want == got.Unmap() }
+func (f flush) selects(e entry) bool {
+	addr := func(want, got netip.Addr) bool { return !want.IsValid() || want == got }
 	number := func(want, got uint16) bool { return want == 0 || want == got }
-	return (f.proto == 0 || f.proto == o.Proto.Protocol) &&
-		addr(f.origSrc, o.IP.SourceAddress) && addr(f.origDst, o.IP.DestinationAddress) && addr(f.replySrc, r.IP.SourceAddress) &&
-		number(f.origPort, o.Proto.DestinationPort) && number(f.replyPort, r.Proto.SourcePort)
+	return (f.proto == 0 || f.proto == e.orig.proto) &&
+		addr(f.origSrc, e.orig.src) && addr(f.origDst, e.orig.dst) && addr(f.replySrc, e.reply.src) &&
+		number(f.origPort, e.orig.dport) && number(f.replyPort, e.reply.sport)
+}
+
+func parseEntry(data []byte) (entry, error) {
+	var e entry
+	ad, err := attributes(data)
+	if err != nil {
+		return e, err
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case ctaTupleOrig:
+			e.identity = append(e.identity, netfilter.Attribute{Type: ctaTupleOrig | unix.NLA_F_NESTED, Data: ad.Bytes()})
+			ad.Nested(e.orig.decode)
+		case ctaTupleReply:
+			ad.Nested(e.reply.decode)
+		case ctaZone, ctaID:
+			e.identity = append(e.identity, netfilter.Attribute{Type: ad.Type(), Data: ad.Bytes()})
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return e, fmt.Errorf("decode conntrack entry: %w", err)
+	}
+	return e, nil
+}
+
+func (t *entryTuple) decode(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		kind := ad.Type()
+		if kind != ctaTupleIP && kind != ctaTupleProto {
+			continue // the zone
+		}
+		ad.Nested(func(part *netlink.AttributeDecoder) error {
+			for part.Next() {
+				switch {
+				case kind == ctaTupleIP && (part.Type() == ctaIPv4Src || part.Type() == ctaIPv6Src):
+					t.src, _ = netip.AddrFromSlice(part.Bytes())
+				case kind == ctaTupleIP:
+					t.dst, _ = netip.AddrFromSlice(part.Bytes())
+				case kind == ctaTupleProto && part.Type() == ctaProtoNum:
+					t.proto = part.Uint8()
+				case kind == ctaTupleProto && part.Type() == ctaProtoSrc:
+					t.sport = part.Uint16()
+				case kind == ctaTupleProto && part.Type() == ctaProtoDst:
+					t.dport = part.Uint16()
+				}
+			}
+			return part.Err()
+		})
+	}
+	return ad.Err()
 }

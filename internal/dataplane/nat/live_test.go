@@ -433,7 +433,7 @@ func TestGoneEndpoint(t *testing.T) {
 	for _, f := range families {
 		list := tp.conntrack(f.inet)
 		if strings.Contains(list, "src="+f.web.String()+" ") || !strings.Contains(list, "src="+f.web2.String()+" ") {
-			t.Errorf("conntrack after web is gone:\n%s", list)
+			t.Errorf("%s: conntrack after web is gone:\n%s", f.name, list)
 		}
 	}
 }

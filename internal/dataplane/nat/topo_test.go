@@ -118,7 +118,7 @@ func (tp *topology) acceptLoopback(dev string) {
 // applier makes another Applier for the host, as a restarted daemon does.
 func (tp *topology) applier() *Applier {
 	tp.t.Helper()
-	a, err := New(Config{Netns: tp.host.NetnsPath(), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	a, err := New(Config{Netns: tp.host.NetnsPath(), Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		tp.t.Fatal(err)
 	}
