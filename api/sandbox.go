@@ -31,8 +31,10 @@ type SandboxState struct {
 	PID       int
 	ExitCode  int
 	OOMKilled bool
-	Started   time.Time
-	Finished  time.Time
+	// Error says why it ended where the exit code does not.
+	Error    string
+	Started  time.Time
+	Finished time.Time
 }
 
 // SandboxExit reports that a container's first process ended.

@@ -167,6 +167,15 @@ func (c *cgroups) kill(group string) {
 	}
 }
 
+// thaw lets a group run that somebody froze; frozen processes do not die.
+func (c *cgroups) thaw(group string) {
+	if c.mode == cgroupV2 {
+		_ = os.WriteFile(c.file("", group, "cgroup.freeze"), []byte("0"), 0)
+	} else if c.has("freezer") {
+		_ = os.WriteFile(c.file("freezer", group, "freezer.state"), []byte("THAWED"), 0)
+	}
+}
+
 // remove takes away a group with everything below it. The kernel refuses while a
 // dying process is still in it, so there are a few rounds.
 func (c *cgroups) remove(group string) error {

@@ -89,9 +89,9 @@ func (r *Runtime) tryOverlay() error {
 	return unmount(at)
 }
 
-// candidates are the OCI runtimes we know, the one that works on every kind of
-// cgroup hierarchy first.
-func candidates() []string { return []string{"runc", "crun"} }
+// candidates are the OCI runtimes we know. crun starts in a fraction of the time,
+// runc works on every kind of cgroup hierarchy.
+func candidates() []string { return []string{"crun", "runc"} }
 
 // chooseRuntime takes the configured runtime, or the first that can make a
 // container on this host. crun before 1.9, say, cannot with hybrid cgroups.

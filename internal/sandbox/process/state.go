@@ -51,6 +51,8 @@ func (r *Runtime) state(_ context.Context, id string) (api.SandboxState, error) 
 	switch {
 	case err == nil:
 		st.Status, st.ExitCode, st.Finished = api.StatusExited, code, finished
+		why, _ := os.ReadFile(filepath.Join(r.bundle(id), lostFile))
+		st.Error = string(why)
 		return st, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return api.SandboxState{}, err
@@ -66,7 +68,7 @@ func (r *Runtime) state(_ context.Context, id string) (api.SandboxState, error) 
 	case !alive:
 		// Its end was not written, and is settled by the watcher any moment.
 		st.Status, st.ExitCode, st.PID = api.StatusExited, lostExitCode, 0
-		st.Finished = time.Now().UTC()
+		st.Error, st.Finished = lostReason, time.Now().UTC()
 	case !st.Started.IsZero():
 		st.Status = api.StatusRunning
 	default:
@@ -111,7 +113,10 @@ func (r *Runtime) readExit(id string) (code int, finished time.Time, err error) 
 
 // lostExitCode is that of a container whose monitor died: its process is killed,
 // as nobody reads its output any more and its own code cannot be known.
-const lostExitCode = 128 + int(unix.SIGKILL)
+const (
+	lostExitCode = 128 + int(unix.SIGKILL)
+	lostReason   = "the container's monitor (conmon) was killed, so the container was ended"
+)
 
 // settle ends what is left of a container whose monitor has died without writing
 // an exit code. The caller holds the container's lock.
@@ -133,23 +138,12 @@ func (r *Runtime) settle(id string) {
 		return
 	}
 	r.log.Warn("the monitor of a container ended before the container; the container was killed", "container", id)
-	why := []byte("the container's monitor was killed, so the container was ended")
 	if err := errors.Join(
-		writeFile(filepath.Join(r.bundle(id), lostFile), why, 0o600),
+		writeFile(filepath.Join(r.bundle(id), lostFile), []byte(lostReason), 0o600),
 		writeFile(r.exitFile(id), []byte(strconv.Itoa(lostExitCode)), 0o600),
 	); err != nil {
 		r.log.Warn("exit of container not recorded", "container", id, "error", err)
 	}
-}
-
-// Reason says why a container ended where its exit code does not: when its monitor
-// died. Empty otherwise.
-func (r *Runtime) Reason(id string) string {
-	if checkID(id) != nil {
-		return ""
-	}
-	text, _ := os.ReadFile(filepath.Join(r.bundle(id), lostFile))
-	return string(text)
 }
 
 // List names every container of which anything is there: directories, mounts,
