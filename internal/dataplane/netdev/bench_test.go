@@ -3,6 +3,7 @@ package netdev
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 func BenchmarkAttachDetach(b *testing.B) {
 	for _, standing := range []int{0, 100, 1000} {
 		b.Run(fmt.Sprint(standing), func(b *testing.B) {
-			_, n := openProcess(b)
+			n := openProcess(b)
 			base := onlyNetwork()
 			for i := range standing {
 				addEndpoint(base, i+1)
@@ -24,7 +25,7 @@ func BenchmarkAttachDetach(b *testing.B) {
 			var attach, detach, gone []time.Duration
 			for b.Loop() {
 				p := onlyNetwork()
-				p.Namespaces, p.Ports = clone(base.Namespaces), clone(base.Ports)
+				p.Namespaces, p.Ports = maps.Clone(base.Namespaces), maps.Clone(base.Ports)
 				addEndpoint(p, 5000)
 				come, leave := delta(base, p), delta(p, base)
 				start := time.Now()
@@ -49,9 +50,9 @@ func BenchmarkAttachDetach(b *testing.B) {
 
 // BenchmarkDetachMany attaches 300 endpoints and detaches all at once.
 func BenchmarkDetachMany(b *testing.B) {
-	_, n := openProcess(b)
+	n := openProcess(b)
 	base, p := onlyNetwork(), onlyNetwork()
-	p.Namespaces, p.Ports = clone(base.Namespaces), clone(base.Ports)
+	p.Namespaces, p.Ports = maps.Clone(base.Namespaces), maps.Clone(base.Ports)
 	for i := range 300 {
 		addEndpoint(p, i+1)
 	}
@@ -77,7 +78,7 @@ func BenchmarkDetachMany(b *testing.B) {
 
 // BenchmarkSync compares a host of 1,000 endpoints with its plan, as every restart of the daemon does.
 func BenchmarkSync(b *testing.B) {
-	_, n := openProcess(b)
+	n := openProcess(b)
 	p := onlyNetwork()
 	for i := range 1000 {
 		addEndpoint(p, i+1)
@@ -98,12 +99,4 @@ func update(b *testing.B, n *Netdev, p *plan.Plan, d *plan.Delta) {
 func quantile(d []time.Duration, q float64) float64 {
 	slices.Sort(d)
 	return float64(d[int(q*float64(len(d)-1))].Microseconds()) / 1000
-}
-
-func clone[K comparable, V any](m map[K]V) map[K]V {
-	c := make(map[K]V, len(m)+1)
-	for k, v := range m {
-		c[k] = v
-	}
-	return c
 }

@@ -18,7 +18,7 @@ const inHost = "NETDEV_BENCH_IN_HOST"
 
 // openProcess opens the namespaces that the whole process is in, inside a fresh network and mount namespace; outside of
 // one it runs the calling benchmark again there, and skips what is left of it here.
-func openProcess(b *testing.B) (string, *Netdev) {
+func openProcess(b *testing.B) *Netdev {
 	b.Helper()
 	testhost.RequireRoot(b)
 	if os.Getenv(inHost) == "" {
@@ -37,7 +37,7 @@ func openProcess(b *testing.B) (string, *Netdev) {
 	if !n.home.process {
 		b.Fatal("the process is not in the host")
 	}
-	return "", n
+	return n
 }
 
 // BenchmarkInHost runs the other benchmarks in a process that lives in its host.

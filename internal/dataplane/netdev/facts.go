@@ -66,6 +66,9 @@ func routeFacts(f *plan.Facts, routes []route, links map[int]link) {
 			continue
 		}
 		a := r.dst.Addr()
+		if r.kind == unix.RTN_BROADCAST || r.kind == unix.RTN_ANYCAST || r.kind == unix.RTN_MULTICAST {
+			continue // parts of a prefix that is listed anyway
+		}
 		if r.dst.Bits() == 0 {
 			i := 0
 			if a.Is6() {
@@ -77,8 +80,7 @@ func routeFacts(f *plan.Facts, routes []route, links map[int]link) {
 			}
 			continue
 		}
-		if a.IsMulticast() || a.IsLinkLocalUnicast() && a.Is6() || l.flags&unix.IFF_LOOPBACK != 0 && a.IsLoopback() ||
-			r.dst == netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), 32) {
+		if a.IsMulticast() || a.IsLinkLocalUnicast() && a.Is6() || l.flags&unix.IFF_LOOPBACK != 0 && a.IsLoopback() {
 			continue
 		}
 		if !slices.Contains(f.Routes, r.dst) {

@@ -19,6 +19,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 		return nil, err
 	}
 	var up []write
+	var ready []*plan.Port
 	wanted := map[string]bool{}
 	for _, id := range sortedPorts(p.Ports) {
 		port := p.Ports[id]
@@ -27,15 +28,22 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 			wanted[port.VNIC.Device] = true
 		}
 		l, ok := ps.links[port.Device]
-		if !ok || !l.ours() || l.group == groupDying || l.up() {
+		if !ok || !l.ours() || l.group == groupDying {
 			continue // what is missing or foreign was reported by Devices
 		}
-		if !f.n.takeFresh(l.index) {
+		ready = append(ready, port)
+		if l.up() {
+			continue
+		}
+		if !f.n.known.isFresh(l.name) {
 			ps.found(string(id), "link "+port.Device, "down")
 		}
 		up = append(up, setLink("set "+port.Device+" up", l.index, unix.IFF_UP))
 	}
 	ps.fail(f.n.host.write(up...))
+	for _, port := range ready {
+		f.n.known.settle(port)
+	}
 	for _, l := range ps.links {
 		switch {
 		case !l.ours():
@@ -70,6 +78,7 @@ func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) er
 	ps := f.n.newPass(ctx, false)
 	defer ps.close()
 	var up []write
+	var ready []*plan.Port
 	for _, id := range sortedPorts(delta.Ports) {
 		c := delta.Ports[id]
 		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
@@ -80,12 +89,18 @@ func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) er
 		}
 		l, ok, err := f.n.host.linkByName(c.New.Device)
 		ps.fail(portError(c.New, err))
-		if ok && l.ours() && l.group == groupOurs && !l.up() {
-			f.n.takeFresh(l.index)
+		if !ok || !l.ours() || l.group != groupOurs {
+			continue
+		}
+		ready = append(ready, c.New)
+		if !l.up() {
 			up = append(up, setLink("set "+c.New.Device+" up", l.index, unix.IFF_UP))
 		}
 	}
 	ps.fail(f.n.host.write(up...))
+	for _, port := range ready {
+		f.n.known.settle(port)
+	}
 	for _, c := range delta.Namespaces {
 		if c.Old != nil && (c.New == nil || c.New.Path != c.Old.Path) {
 			if err := f.n.checkPath(c.Old); err != nil {
@@ -100,6 +115,10 @@ func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) er
 
 func (n *Netdev) killPort(p *plan.Port) error {
 	l, ok, err := n.host.linkByName(p.Device)
+	n.known.forget(p.Device)
+	if p.VNIC.Namespace == "" {
+		n.known.forget(p.VNIC.Device) // it goes with its pair
+	}
 	if err != nil || !ok || !l.ours() {
 		return err
 	}
@@ -111,10 +130,10 @@ func (n *Netdev) killPort(p *plan.Port) error {
 func (n *Netdev) kill(l link) error {
 	w := setLink("mark link "+l.name+" as dying", l.index, 0, attrUint32(unix.IFLA_GROUP, groupDying))
 	w.fine = []unix.Errno{unix.ENODEV}
+	n.known.forget(l.name)
 	if err := n.host.write(w); err != nil {
 		return err
 	}
-	n.takeFresh(l.index)
 	n.reap.link(l)
 	return nil
 }

@@ -56,16 +56,14 @@ type Netdev struct {
 	grim  *conn
 	reap  *reaper
 	proc  procTree
+	known registry
 	watch watchState
 
 	// writes counts changes made to the kernel.
 	writes *atomic.Int64
 	// settings guards the record of host settings.
 	settings sync.Mutex
-	// fresh holds the links that Devices has made and Finish has not yet set up.
-	freshMu sync.Mutex
-	fresh   map[int]bool
-	closing sync.Once
+	closing  sync.Once
 }
 
 // New opens the host. Close has to be called.
@@ -84,7 +82,7 @@ func New(opts Options) (*Netdev, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the host's namespaces: %w", err)
 	}
-	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), fresh: map[int]bool{}, proc: procTree{fd: -1}}
+	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), proc: procTree{fd: -1}}
 	if err := h.do(n.openSockets); err != nil {
 		h.close()
 		return nil, fmt.Errorf("open the host's netlink sockets: %w", err)

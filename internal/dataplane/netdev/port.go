@@ -53,8 +53,9 @@ func (ps *pass) makePair(p *plan.Port) error {
 	if err != nil {
 		return err
 	}
-	w := newPair(p, s.fd, s.next)
-	if err := ps.n.host.write(w); err != nil {
+	ps.n.known.note(p, true)
+	if err := ps.n.host.write(newPair(p, s.fd, s.next)); err != nil {
+		ps.n.known.forget(p.Device)
 		return err
 	}
 	ps.forget(p.Device)
@@ -72,7 +73,6 @@ func (ps *pass) makePair(p *plan.Port) error {
 	if ps.links != nil {
 		ps.links[near.name] = near
 	}
-	ps.n.noteFresh(near.index)
 	return ps.configure(p, s, near, far, true)
 }
 
@@ -137,6 +137,7 @@ func (ps *pass) dropRenamed(p *plan.Port) error {
 
 // configure writes what differs at both ends of a pair.
 func (ps *pass) configure(p *plan.Port, s *space, near, far link, fresh bool) error {
+	ps.n.known.note(p, fresh)
 	d := differ{ps: ps, id: string(p.ID), quiet: fresh}
 	d.near(p, near, fresh)
 	if err := ps.n.host.write(d.take()...); err != nil {

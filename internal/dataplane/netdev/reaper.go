@@ -161,18 +161,3 @@ func (n *Netdev) deleteDying(dying map[int]string) error {
 	}
 	return n.grim.write(ws...)
 }
-
-// fresh remembers links that Devices has just made: that they are down is not drift.
-func (n *Netdev) noteFresh(index int) {
-	n.freshMu.Lock()
-	defer n.freshMu.Unlock()
-	n.fresh[index] = true
-}
-
-func (n *Netdev) takeFresh(index int) bool {
-	n.freshMu.Lock()
-	defer n.freshMu.Unlock()
-	was := n.fresh[index]
-	delete(n.fresh, index)
-	return was
-}

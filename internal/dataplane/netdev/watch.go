@@ -219,29 +219,30 @@ func (w *watcher) judge(m syscall.NetlinkMessage) string {
 	return ""
 }
 
+// judgeLink judges an event of a link by how the link is now: the event may be old, and the kernel does not say whose
+// doing most of them are.
 func (w *watcher) judgeLink(m syscall.NetlinkMessage, byUs bool) string {
 	l := parseLink(m.Data)
-	gone := m.Header.Type == unix.RTM_DELLINK
-	switch ours := l.ours() || w.ours[l.index]; {
-	case !ours && byUs:
-		return ""
-	case !ours:
-		if l.kind == "" && len(m.Data) > 0 && nl.DeserializeIfInfomsg(m.Data).Family != unix.AF_UNSPEC {
-			return "" // bridge and IPv6 details of a device
+	if !l.ours() && !w.ours[l.index] {
+		if byUs || nl.DeserializeIfInfomsg(m.Data).Family != unix.AF_UNSPEC {
+			return "" // the latter are a device's bridge and IPv6 details
 		}
 		return "link " + l.name + " changed"
-	case gone:
-		delete(w.ours, l.index)
-		if byUs || l.group == groupDying {
-			return ""
-		}
-		return "link " + l.name + " was deleted"
 	}
-	w.ours[l.index] = true
-	// After a switch side is set up the kernel reports its carrier by itself, with port ID 0. A vNIC that leaves its
-	// compartment shows as a carrier that is lost.
-	running := l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_RUNNING != 0
-	if byUs || l.group == groupDying || m.Header.Pid == 0 && running {
+	w.ours[l.index] = m.Header.Type == unix.RTM_NEWLINK
+	if l.group == groupDying {
+		return ""
+	}
+	now, exists, err := w.n.host.linkByName(l.name)
+	switch {
+	case err != nil:
+		return "link " + l.name + " cannot be looked at"
+	case !exists && w.n.known.has(l.name):
+		return "link " + l.name + " was deleted"
+	case !exists, now.group == groupDying:
+		return ""
+	}
+	if right, ok := w.n.known.judge(now); right || !ok && byUs {
 		return ""
 	}
 	return "link " + l.name + " changed"
