@@ -88,11 +88,12 @@ func EndpointPolicyFromV1(raw json.RawMessage) (EndpointPolicy, error) {
 			}
 		}
 	}
-	if _, ok := endpointSettings[p.Type]; !ok {
+	known, ok := endpointSettings[p.Type]
+	if !ok {
 		return p, unknownPolicy(p.Type, endpointSettings)
 	}
-	p.Settings, err = json.Marshal(m)
-	return p, err
+	p.Settings = canonicalize(mustSettings(m), known)
+	return p, nil
 }
 
 // EndpointPolicyToV1 translates a policy to its flat form.
@@ -190,12 +191,12 @@ func subnetPolicyFromV1(raw json.RawMessage) (SubnetPolicy, error) {
 		return SubnetPolicy{}, err
 	}
 	t := canonicalType(SubnetPolicyType(typ), subnetSettings)
-	if _, ok := subnetSettings[t]; !ok {
+	known, ok := subnetSettings[t]
+	if !ok {
 		return SubnetPolicy{}, unknownPolicy(t, subnetSettings)
 	}
 	renames{{string(t), "IsolationId"}}.rename(m, 0, 1)
-	settings, err := json.Marshal(m)
-	return SubnetPolicy{Type: t, Settings: settings}, err
+	return SubnetPolicy{Type: t, Settings: canonicalize(mustSettings(m), known)}, nil
 }
 
 func subnetPolicyToV1(p SubnetPolicy) json.RawMessage {
@@ -224,10 +225,10 @@ func networkPolicyFromV1(n *HostComputeNetwork, subnets []Subnet, raw json.RawMe
 		return nil
 	}
 	t := canonicalType(NetworkPolicyType(typ), networkSettings)
-	if _, ok := networkSettings[t]; !ok {
+	known, ok := networkSettings[t]
+	if !ok {
 		return unknownPolicy(t, networkSettings)
 	}
-	settings, err := json.Marshal(m)
-	n.Policies = append(n.Policies, NetworkPolicy{Type: t, Settings: settings})
-	return err
+	n.Policies = append(n.Policies, NetworkPolicy{Type: t, Settings: canonicalize(mustSettings(m), known)})
+	return nil
 }
