@@ -182,6 +182,14 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	defer a.mu.Unlock()
 	was, is, errs := deltaElements(d)
 	errs = append(errs, a.refuseTaken(was, is)...)
+	a.ports.releaseGone(d)
+	refused, taken := a.ports.takeNew(d)
+	errs = append(errs, taken...)
+	for k := range refused {
+		if _, had := was[k]; !had { // a port that is published already stays so, as after a restart
+			delete(is, k)
+		}
+	}
 	del, add := was.without(is), is.without(was)
 	if len(del) > 0 || len(add) > 0 {
 		if err := a.commit(func() error { return a.k.write(del, add) }); err != nil {
@@ -193,7 +201,6 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		}
 	}
 	errs = append(errs, a.flush(append(flushesOf(del, add), flushesOfGone(d)...))...)
-	errs = append(errs, a.ports.followDelta(d)...)
 	return errors.Join(errs...)
 }
 

@@ -38,7 +38,9 @@ type reservation struct {
 
 type holder struct {
 	owner string
-	fd    int
+	// fd is the socket, or -1 while one of the same owner on all addresses covers this one: a port can so be published
+	// wider or narrower without being free in between.
+	fd int
 	// planned says that a plan has had the forward, so that it goes when the plan drops it. A reservation made for an
 	// endpoint that is just being created is in no plan yet.
 	planned bool
@@ -100,11 +102,7 @@ func (r *Reservations) reserve(f plan.Forward, owner string) error {
 	if k.bind.IsLinkLocalUnicast() && k.bind.Is6() {
 		return fmt.Errorf("reserve %s: a link-local address cannot be published: its clients' addresses cannot be forwarded", Describe(f))
 	}
-	var fd int
-	err := r.inNetns(func() (err error) {
-		fd, err = k.open()
-		return err
-	})
+	fd, err := r.openOver(k, owner)
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return r.conflict(k)
@@ -115,6 +113,64 @@ func (r *Reservations) reserve(f plan.Forward, owner string) error {
 	}
 	r.held[k] = &holder{owner: owner, fd: fd}
 	return nil
+}
+
+// openOver makes the socket for k, and settles with those of the same owner that overlap: an existing wider one covers
+// it, existing narrower ones give way.
+func (r *Reservations) openOver(k reservation, owner string) (int, error) {
+	wide := k
+	wide.bind = netip.IPv4Unspecified()
+	if k.bind.Is6() {
+		wide.bind = netip.IPv6Unspecified()
+	}
+	if h, ok := r.held[wide]; ok && h.owner == owner && k != wide {
+		return -1, nil
+	}
+	for _, h := range r.covered(k, owner) {
+		unix.Close(h.fd)
+		h.fd = -1
+	}
+	fd, err := r.open(k)
+	if err != nil {
+		err = errors.Join(err, r.reopen(k, owner))
+	}
+	return fd, err
+}
+
+// covered lists the narrower reservations of an owner that k, if it is one for all addresses, covers.
+func (r *Reservations) covered(k reservation, owner string) map[reservation]*holder {
+	out := map[reservation]*holder{}
+	for o, h := range r.held {
+		if k.bind.IsUnspecified() && o != k && o.proto == k.proto && o.port == k.port && o.bind.Is4() == k.bind.Is4() && h.owner == owner {
+			out[o] = h
+		}
+	}
+	return out
+}
+
+// reopen gives the reservations that k covered their own sockets back.
+func (r *Reservations) reopen(k reservation, owner string) error {
+	var errs []error
+	for o, h := range r.covered(k, owner) {
+		if h.fd < 0 {
+			fd, err := r.open(o)
+			if err != nil {
+				delete(r.held, o)
+				errs = append(errs, err)
+				continue
+			}
+			h.fd = fd
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reservations) open(k reservation) (fd int, err error) {
+	err = r.inNetns(func() error {
+		fd, err = k.open()
+		return err
+	})
+	return fd, err
 }
 
 // conflict finds out who is in the way: one of ours on another address that overlaps, or a process.
@@ -202,15 +258,23 @@ func (r *Reservations) Release(f plan.Forward, owner string) {
 }
 
 func (r *Reservations) drop(k reservation) {
-	unix.Close(r.held[k].fd)
+	h := r.held[k]
 	delete(r.held, k)
+	if h.fd >= 0 {
+		unix.Close(h.fd)
+		// What this one covered and cannot be taken again is in no list any more: the next Sync tries, and tells.
+		_ = r.reopen(k, h.owner)
+	}
 }
 
 func (r *Reservations) releaseAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for k := range r.held {
-		r.drop(k)
+	for k, h := range r.held {
+		if h.fd >= 0 {
+			unix.Close(h.fd)
+		}
+		delete(r.held, k)
 	}
 }
 
@@ -328,8 +392,8 @@ func (r *Reservations) plan(f plan.Forward, owner string) error {
 	return err
 }
 
-// followDelta does the same for the ports of a delta.
-func (r *Reservations) followDelta(d *plan.Delta) []error {
+// releaseGone gives back what the ports of a delta have no more.
+func (r *Reservations) releaseGone(d *plan.Delta) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	wanted := map[reservation]bool{}
@@ -350,16 +414,25 @@ func (r *Reservations) followDelta(d *plan.Delta) []error {
 			}
 		}
 	}
-	var errs []error
+}
+
+// takeNew takes what the ports of a delta have anew. A forward whose port somebody else has must not be translated
+// either: it would take the traffic away from there. refused holds those.
+func (r *Reservations) takeNew(d *plan.Delta) (refused map[elemKey]bool, errs []error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	refused = map[elemKey]bool{}
 	for id, c := range d.Ports {
 		if c.New == nil {
 			continue
 		}
 		for _, f := range c.New.Forwards {
 			if err := r.plan(f, Owner(c.New)); err != nil {
-				errs = append(errs, portError(id, err))
+				k, _ := forwardElement(f)
+				refused[k] = true
+				errs = append(errs, portError(id, fmt.Errorf("publish: %w", err)))
 			}
 		}
 	}
-	return errs
+	return refused, errs
 }
