@@ -9,14 +9,15 @@ import (
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
 
 // BenchmarkAttachDetach attaches one endpoint with a compartment of its own to a host that has 1, 100 or 1,000 already,
 // and detaches it. detach-ms is what the caller waits for; gone-ms includes the reaper.
 func BenchmarkAttachDetach(b *testing.B) {
-	for _, standing := range []int{0, 100, 1000} {
-		b.Run(fmt.Sprint(standing), func(b *testing.B) {
-			n := openProcess(b)
+	for _, c := range []struct{ standing, pool int }{{0, 0}, {100, 0}, {1000, 0}, {0, 8}, {1000, 8}} {
+		b.Run(fmt.Sprintf("standing=%d/pool=%d", c.standing, c.pool), func(b *testing.B) {
+			n, standing := openProcess(b, c.pool), c.standing
 			base := onlyNetwork()
 			for i := range standing {
 				addEndpoint(base, i+1)
@@ -24,6 +25,7 @@ func BenchmarkAttachDetach(b *testing.B) {
 			apply(b, n, &plan.Plan{}, base)
 			var attach, detach, gone []time.Duration
 			for b.Loop() {
+				testhost.Eventually(b, 5*time.Second, func() error { return n.pool.filled() })
 				p := onlyNetwork()
 				p.Namespaces, p.Ports = maps.Clone(base.Namespaces), maps.Clone(base.Ports)
 				addEndpoint(p, 5000)
@@ -50,7 +52,7 @@ func BenchmarkAttachDetach(b *testing.B) {
 
 // BenchmarkDetachMany attaches 300 endpoints and detaches all at once.
 func BenchmarkDetachMany(b *testing.B) {
-	n := openProcess(b)
+	n := openProcess(b, 0)
 	base, p := onlyNetwork(), onlyNetwork()
 	p.Namespaces, p.Ports = maps.Clone(base.Namespaces), maps.Clone(base.Ports)
 	for i := range 300 {
@@ -78,7 +80,7 @@ func BenchmarkDetachMany(b *testing.B) {
 
 // BenchmarkSync compares a host of 1,000 endpoints with its plan, as every restart of the daemon does.
 func BenchmarkSync(b *testing.B) {
-	n := openProcess(b)
+	n := openProcess(b, 0)
 	p := onlyNetwork()
 	for i := range 1000 {
 		addEndpoint(p, i+1)
@@ -99,4 +101,14 @@ func update(b *testing.B, n *Netdev, p *plan.Plan, d *plan.Delta) {
 func quantile(d []time.Duration, q float64) float64 {
 	slices.Sort(d)
 	return float64(d[int(q*float64(len(d)-1))].Microseconds()) / 1000
+}
+
+// filled says that the pool has all it wants.
+func (p *pool) filled() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.ready) < p.size {
+		return fmt.Errorf("pool has %d of %d", len(p.ready), p.size)
+	}
+	return nil
 }

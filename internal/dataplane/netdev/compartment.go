@@ -155,22 +155,33 @@ func (ps *pass) ensureNamespace(ns *plan.Namespace) error {
 	if err := ps.n.prepareDir(); err != nil {
 		return err
 	}
-	s := &space{path: ns.Path, fd: -1, own: true, next: 2}
-	move := func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	s := ps.n.pool.take()
+	if s == nil {
+		if s, err = ps.n.newNamespace(); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
-		return nil
 	}
-	if err := ps.n.home.elsewhere(move, func() error { return ps.n.furnish(s, ns) }); err != nil {
+	s.path = ns.Path
+	if err := ps.n.christen(s, ns); err != nil {
+		s.close()
 		return err
 	}
 	ps.spaces[ns.Path] = s
 	return nil
 }
 
-// furnish sets up the namespace that the calling thread is in, and binds it.
-func (n *Netdev) furnish(s *space, ns *plan.Namespace) (err error) {
+// christen gives a new namespace its own settings and then its name.
+func (n *Netdev) christen(s *space, ns *plan.Namespace) error {
+	if len(ns.Sysctls) > 0 {
+		if err := n.within(s.fd, func() error { return n.writeSysctls(ns.Sysctls) }); err != nil {
+			return err
+		}
+	}
+	return n.home.do(func() error { return n.bind(s.fd, ns.Path) })
+}
+
+// furnish sets up the namespace that the calling thread is in.
+func (n *Netdev) furnish(s *space) (err error) {
 	s.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the new namespace: %w", err)
@@ -193,24 +204,20 @@ func (n *Netdev) furnish(s *space, ns *plan.Namespace) (err error) {
 			return err
 		}
 	}
-	if err := n.writeSysctls(ns.Sysctls); err != nil {
-		return err
-	}
 	const loopback = 1 // the first device of every namespace
-	if err := s.conn.write(setLink("set lo up", loopback, unix.IFF_UP)); err != nil {
-		return err
-	}
-	return n.bind(ns.Path)
+	return s.conn.write(setLink("set lo up", loopback, unix.IFF_UP))
 }
 
-func (n *Netdev) bind(path string) error {
+// bind names a namespace. The directory entry is made first: a file that is no namespace is used again after a crash.
+func (n *Netdev) bind(ns int, path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o444)
 	if err != nil {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
 	unix.Close(fd)
 	n.writes.Add(1)
-	if err := unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(fmt.Sprintf("/proc/thread-self/fd/%d", ns), path, "none", unix.MS_BIND, ""); err != nil {
+		unix.Unlink(path)
 		return fmt.Errorf("bind the namespace at %s: %w", path, err)
 	}
 	return nil

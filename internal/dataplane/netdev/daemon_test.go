@@ -18,13 +18,13 @@ const inHost = "NETDEV_BENCH_IN_HOST"
 
 // openProcess opens the namespaces that the whole process is in, inside a fresh network and mount namespace; outside of
 // one it runs the calling benchmark again there, and skips what is left of it here.
-func openProcess(b *testing.B) *Netdev {
+func openProcess(b *testing.B, pool int) *Netdev {
 	b.Helper()
 	testhost.RequireRoot(b)
 	if os.Getenv(inHost) == "" {
 		b.Skip("runs by BenchmarkInHost")
 	}
-	n, err := New(Options{StateDir: b.TempDir()})
+	n, err := New(Options{StateDir: b.TempDir(), Pool: pool})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -32,9 +32,14 @@ func open(t testing.TB) (*testhost.Host, *Netdev) {
 // openIn is a daemon start: it may be done again in the same host.
 func openIn(t testing.TB, h *testhost.Host) *Netdev {
 	t.Helper()
+	return openWith(t, h, Options{StateDir: "/var/lib/bulkhead"})
+}
+
+func openWith(t testing.TB, h *testhost.Host, o Options) *Netdev {
+	t.Helper()
 	var n *Netdev
 	var err error
-	h.DoMount(func() { n, err = New(Options{StateDir: "/var/lib/bulkhead"}) })
+	h.DoMount(func() { n, err = New(o) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,9 @@ type Options struct {
 	// ResolvConf and SystemdResolvConf are the host's resolver files; the second is read when the first only names the
 	// local stub of systemd-resolved.
 	ResolvConf, SystemdResolvConf string
-	Logger                        *slog.Logger
+	// Pool is how many namespaces are kept ready for an attach; 0 for none.
+	Pool   int
+	Logger *slog.Logger
 }
 
 // Netdev owns our devices in one host: the network and mount namespace in which New was called.
@@ -55,6 +57,7 @@ type Netdev struct {
 	// grim is the reaper's own socket there: a deletion must not hold up the others.
 	grim  *conn
 	reap  *reaper
+	pool  *pool
 	proc  procTree
 	known registry
 	watch watchState
@@ -88,6 +91,7 @@ func New(opts Options) (*Netdev, error) {
 		return nil, fmt.Errorf("open the host's netlink sockets: %w", err)
 	}
 	n.reap = newReaper(n)
+	n.pool = newPool(n, opts.Pool)
 	return n, nil
 }
 
@@ -104,6 +108,7 @@ func (n *Netdev) openSockets() (err error) {
 // Close ends the background work after what was asked for is done. A second Close does nothing.
 func (n *Netdev) Close() error {
 	n.closing.Do(func() {
+		n.pool.close()
 		n.reap.close()
 		n.grim.close()
 		n.host.close()

@@ -424,3 +424,23 @@ func TestCloseFinishesTheWork(t *testing.T) {
 		t.Errorf("left behind by Close:\n%s", out)
 	}
 }
+
+func TestPool(t *testing.T) {
+	t.Parallel()
+	h := testhost.New(t)
+	n := openWith(t, h, Options{StateDir: "/var/lib/bulkhead", Pool: 2})
+	testhost.Eventually(t, 5*time.Second, n.pool.filled)
+	p := sample()
+	addEndpoint(p, 3) // more than the pool holds
+	apply(t, n, &plan.Plan{}, p)
+	quiet(t, n, p)
+	testhost.Eventually(t, 5*time.Second, n.pool.filled)
+	apply(t, n, p, &plan.Plan{})
+	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+	sample := sample()
+	apply(t, n, &plan.Plan{}, sample)
+	plain := openIn(t, h)
+	quiet(t, plain, sample)
+}

@@ -123,6 +123,7 @@ func (r *reaper) round() {
 
 	// Links first: closing a compartment would make the kernel take its links one by one.
 	if err := r.n.deleteDying(links); err != nil {
+		// They stay in the dying group; the next Finish.Sync asks again.
 		r.n.log.Warn("dying links stay for now", "error", err)
 	}
 	for _, p := range paths {
