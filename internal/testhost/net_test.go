@@ -1,10 +1,13 @@
 package testhost_test
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -120,6 +123,54 @@ func TestProcessesDieWithTheirHost(t *testing.T) {
 	if alive(detached) {
 		t.Error("a detached process outlives its host")
 	}
+}
+
+// TestHostsDieWithTheTestProcess kills another run of this test, which holds a host with a daemon in it.
+func TestHostsDieWithTheTestProcess(t *testing.T) {
+	testhost.RequireRoot(t)
+	if os.Getenv("TESTHOST_HOLD") != "" {
+		h := testhost.New(t)
+		h.Run(t, "bash", "-c", "setsid sleep 1000 >/dev/null 2>&1 </dev/null &")
+		fmt.Fprintf(os.Stderr, "holding %s\n", h.Run(t, "readlink", "/proc/1/ns/pid"))
+		<-t.Context().Done()
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	victim := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHostsDieWithTheTestProcess$")
+	victim.Env = append(os.Environ(), "TESTHOST_HOLD=1")
+	stderr, err := victim.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(stderr).ReadString('\n')
+	pidns, ok := strings.CutPrefix(strings.TrimSpace(line), "holding ")
+	if !ok || processesIn(pidns) == 0 {
+		t.Errorf("the other run made no host: %q", line)
+	}
+	_ = victim.Process.Kill()
+	_ = victim.Wait()
+	testhost.Eventually(t, 20*time.Second, func() error {
+		if n := processesIn(pidns); n > 0 {
+			return fmt.Errorf("%d processes live on after the test process was killed", n)
+		}
+		return nil
+	})
+}
+
+// processesIn counts the processes of a PID namespace.
+func processesIn(pidns string) int {
+	n := 0
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/pid")
+	for _, l := range links {
+		if target, _ := os.Readlink(l); target == pidns {
+			n++
+		}
+	}
+	return n
 }
 
 // findProcess finds a process by its last argument.

@@ -16,7 +16,6 @@ mount -t tmpfs -o mode=700 bulkhead /var/lib/bulkhead
 
 mount -t tmpfs -o mode=755 run /run
 mkdir -p /run/netns /run/lock /run/bulkhead
-mount --bind /run/netns /run/netns # as after the first "ip netns add"
 
 mount -t proc proc /proc
 # A new sysfs shows this network namespace's devices, but hides the cgroup mounts: carry them over.

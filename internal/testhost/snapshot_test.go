@@ -13,6 +13,7 @@ import (
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	h := testhost.New(t)
+	h.Run(t, "ip", "netns", "add", "first") // which makes /run/netns a mount of its own, once
 	before := h.Snapshot(t)
 	if again := h.Snapshot(t); again != before {
 		t.Fatalf("two snapshots of the same differ:\n%s", cmp.Diff(before, again))
@@ -55,7 +56,7 @@ func TestSnapshot(t *testing.T) {
 	if d := cmp.Diff(want, added); d != "" {
 		t.Errorf("what a snapshot adds (-want +got):\n%s", d)
 	}
-	if got := h.Snapshot(t, "netns", "pin"); got != "netns /run/netns/hns-x\npin /sys/fs/bpf/bulkhead" {
+	if got := h.Snapshot(t, "netns", "pin"); got != "netns /run/netns/first\nnetns /run/netns/hns-x\npin /sys/fs/bpf/bulkhead" {
 		t.Errorf("selected parts: %q", got)
 	}
 }
