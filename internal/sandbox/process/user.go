@@ -36,8 +36,13 @@ func resolveUser(root, spec string) (account, error) {
 		return account{}, fmt.Errorf("resolve user %q: %w: %w", spec, ErrInvalid, err)
 	}
 	a := account{uid: uint32(u.Uid), gid: uint32(u.Gid), home: u.Home}
+	// With its own group among the further ones, a process cannot shed it to get
+	// past permissions that are lower for the group than for others.
+	a.groups = []uint32{a.gid}
 	for _, g := range u.Sgids {
-		a.groups = append(a.groups, uint32(g))
+		if uint32(g) != a.gid {
+			a.groups = append(a.groups, uint32(g))
+		}
 	}
 	if a.home == "" {
 		a.home = "/"
