@@ -16,6 +16,8 @@ import (
 // kernel reads and writes nftables by netlink in one network namespace.
 type kernel struct {
 	netns int // descriptor; 0 is the caller's own namespace
+	// writer is kept open, since opening a socket costs as much as writing an element. Writes take turns.
+	writer *nftables.Conn
 }
 
 var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
@@ -32,7 +34,7 @@ type listing struct {
 var errMoved = errors.New("the ruleset changed while it was listed")
 
 // list reads the table. A listing is several dumps, so the generation is read before and after.
-func (k kernel) list() (*listing, error) {
+func (k *kernel) list() (*listing, error) {
 	var err error
 	for range 10 {
 		var l *listing
@@ -46,7 +48,7 @@ func (k kernel) list() (*listing, error) {
 	return nil, fmt.Errorf("list table inet %s: %w", TableName, err)
 }
 
-func (k kernel) listOnce() (*listing, error) {
+func (k *kernel) listOnce() (*listing, error) {
 	c, err := k.dial()
 	if err != nil {
 		return nil, err
@@ -77,7 +79,7 @@ func (k kernel) listOnce() (*listing, error) {
 	return l, nil
 }
 
-func (k kernel) dial() (*netlink.Conn, error) {
+func (k *kernel) dial() (*netlink.Conn, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.netns})
 	if err != nil {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
@@ -306,25 +308,51 @@ func udataString(b []byte) string {
 	return ""
 }
 
+func (k *kernel) open() (*nftables.Conn, error) {
+	if k.writer == nil {
+		c, err := nftables.New(nftables.WithNetNSFd(k.netns), nftables.AsLasting())
+		if err != nil {
+			return nil, fmt.Errorf("open nftables: %w", err)
+		}
+		k.writer = c
+	}
+	return k.writer, nil
+}
+
+// flush commits what was queued. After an error more answers may be waiting on the socket, so it is not used again.
+func (k *kernel) flush() error {
+	err := k.writer.Flush()
+	if err != nil {
+		err = errors.Join(err, k.close())
+	}
+	return err
+}
+
+func (k *kernel) close() error {
+	if k.writer == nil {
+		return nil
+	}
+	c := k.writer
+	k.writer = nil
+	return c.CloseLasting()
+}
+
 // elementsPerMessage keeps an element list below the 64 KiB that one netlink attribute can hold.
 const elementsPerMessage = 200
 
 // write deletes and adds elements in one transaction.
-func (k kernel) write(del, add elements) error {
+func (k *kernel) write(del, add elements) error {
 	if len(del) == 0 && len(add) == 0 {
 		return nil
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(k.netns))
+	c, err := k.open()
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	if err := queue(del, c.SetDeleteElements); err != nil {
 		return err
 	}
-	if err := queue(add, c.SetAddElements); err != nil {
-		return err
+	if err := errors.Join(queue(del, c.SetDeleteElements), queue(add, c.SetAddElements)); err != nil {
+		return errors.Join(err, k.close())
 	}
-	if err := c.Flush(); err != nil {
+	if err := k.flush(); err != nil {
 		return fmt.Errorf("write %d and delete %d elements: %w", len(add), len(del), err)
 	}
 	return nil
@@ -347,30 +375,30 @@ func queue(es elements, op func(*nftables.Set, []nftables.SetElement) error) err
 }
 
 // writeSeal stores the checksum in the table.
-func (k kernel) writeSeal(seal string) error {
-	c, err := nftables.New(nftables.WithNetNSFd(k.netns))
+func (k *kernel) writeSeal(seal string) error {
+	c, err := k.open()
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return err
 	}
 	set := &nftables.Set{Table: table, Name: setSeal}
 	c.FlushSet(set)
 	if err := c.SetAddElements(set, []nftables.SetElement{{Key: port(1), Comment: seal}}); err != nil {
-		return fmt.Errorf("encode seal: %w", err)
+		return errors.Join(fmt.Errorf("encode seal: %w", err), k.close())
 	}
-	if err := c.Flush(); err != nil {
+	if err := k.flush(); err != nil {
 		return fmt.Errorf("write seal: %w", err)
 	}
 	return nil
 }
 
 // deleteTable removes our table; its absence is success.
-func (k kernel) deleteTable() error {
-	c, err := nftables.New(nftables.WithNetNSFd(k.netns))
+func (k *kernel) deleteTable() error {
+	c, err := k.open()
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return err
 	}
 	c.DelTable(table)
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := k.flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete table inet %s: %w", TableName, err)
 	}
 	return nil
@@ -380,7 +408,7 @@ func (k kernel) deleteTable() error {
 type Counter struct{ Packets, Bytes uint64 }
 
 // readCounters reads our named counters; none when there is no table.
-func (k kernel) readCounters() (map[string]Counter, error) {
+func (k *kernel) readCounters() (map[string]Counter, error) {
 	c, err := k.dial()
 	if err != nil {
 		return nil, err

@@ -62,11 +62,16 @@ func New(c Config) (*Applier, error) {
 
 // Close releases the port reservations and what New opened. The table stays: traffic does not depend on the daemon.
 func (a *Applier) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.commits.mu.Lock()
+	defer a.commits.mu.Unlock()
 	a.ports.releaseAll()
+	errs := []error{a.k.close(), a.commits.close()}
 	if a.netns != nil {
-		return a.netns.Close()
+		errs = append(errs, a.netns.Close())
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Reservations are the host ports held by sockets of ours.

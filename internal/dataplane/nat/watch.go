@@ -18,6 +18,7 @@ import (
 type commits struct {
 	mu   sync.Mutex
 	ours map[uint32]bool
+	c    *netlink.Conn // to ask for the generation, kept open
 }
 
 // commit runs a function that makes one commit, and remembers its generation. The watch waits meanwhile, so it cannot
@@ -25,22 +26,36 @@ type commits struct {
 func (a *Applier) commit(write func() error) error {
 	a.commits.mu.Lock()
 	defer a.commits.mu.Unlock()
-	c, err := a.k.dial()
-	if err != nil {
-		return err
+	if a.commits.c == nil {
+		c, err := a.k.dial()
+		if err != nil {
+			return err
+		}
+		a.commits.c = c
 	}
-	defer c.Close()
-	before, err := generation(c)
+	before, err := generation(a.commits.c)
 	if err != nil {
-		return err
+		return errors.Join(err, a.commits.close())
 	}
 	if err := write(); err != nil {
 		return err
 	}
-	after, err := generation(c)
-	if err == nil && after == before+1 {
+	after, err := generation(a.commits.c)
+	if err != nil {
+		return errors.Join(err, a.commits.close())
+	}
+	if after == before+1 {
 		a.commits.remember(after)
 	}
+	return nil
+}
+
+func (c *commits) close() error {
+	if c.c == nil {
+		return nil
+	}
+	err := c.c.Close()
+	c.c = nil
 	return err
 }
 
