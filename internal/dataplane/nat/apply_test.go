@@ -81,6 +81,21 @@ func TestApply(t *testing.T) {
 		})
 	}
 
+	t.Run("update of a flushed ruleset", func(t *testing.T) {
+		tp.nft("flush", "ruleset")
+		tp.publish("far", forward(6, "all", 8088, addr("10.77.2.2"), 80))
+		if got := tp.nft("list", "table", "inet", TableName); !strings.Contains(got, "tcp . 8088 : 10.77.2.2 . 80") || !strings.Contains(got, "8080 : 10.77.1.2 . 80") {
+			t.Errorf("after the update:\n%s", got)
+		}
+		if drift := tp.sync(); len(drift) != 1 || drift[0].Found != "missing" {
+			t.Errorf("drift %v", drift)
+		}
+		tp.publish("far")
+		if drift := tp.sync(); len(drift) != 0 {
+			t.Errorf("drift after the repair: %v", drift)
+		}
+	})
+
 	t.Run("reset", func(t *testing.T) {
 		tp.nft("add", "table", "inet", "other")
 		if left, err := tp.a.Leftovers(t.Context()); err != nil || len(left) != 1 {

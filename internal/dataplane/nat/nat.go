@@ -21,7 +21,8 @@ import (
 type Config struct {
 	// Netns is the path of the host's network namespace; "" is the one the process runs in.
 	Netns string
-	Log   *slog.Logger
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // Applier makes the host's netfilter match a plan. Its methods may be called from several goroutines; Sync and Update
@@ -30,31 +31,30 @@ type Applier struct {
 	log   *slog.Logger
 	netns *os.File // nil: the process's own namespace
 	k     kernel
-	// openNft gives access to the nft program; tests put knftables' fake here.
-	openNft func() (knftables.Interface, error)
 	// ports are the reservations of published ports.
 	ports *Reservations
 	// commits remembers the generations that we made, for the watch.
 	commits commits
 
 	mu sync.Mutex
-	// applied is what the sets hold if nobody else touched them, nil before the first Sync; forwards what the ports
-	// published then.
+	// applied is what the sets hold if nobody else touched them, nil before the first Sync.
 	applied elements
+	// pending is drift that an Update met; the next Sync reports it.
+	pending []plan.Drift
 }
 
 // New makes an Applier. It touches nothing yet.
 func New(c Config) (*Applier, error) {
 	a := &Applier{log: c.Log}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
 	if c.Netns != "" {
 		f, err := os.Open(c.Netns)
 		if err != nil {
 			return nil, fmt.Errorf("open the host's network namespace: %w", err)
 		}
 		a.netns, a.k.netns = f, int(f.Fd())
-	}
-	a.openNft = func() (knftables.Interface, error) {
-		return knftables.New(knftables.InetFamily, TableName, knftables.NoObjectCommentEmulation)
 	}
 	a.ports = newReservations(a.inNetns)
 	return a, nil
@@ -83,24 +83,39 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	want, errs := planElements(p)
-	have, err := a.k.list()
-	if err != nil {
-		return nil, err
-	}
-	drift := a.drift(have)
-	if have.seal == seal(have.static) && have.exists {
-		err = a.commit(func() error { return a.k.write(have.elements.without(want), want.without(have.elements)) })
-	} else {
-		err = a.install(ctx, want, have.exists)
-	}
+	have, err := a.reconcile(ctx, want)
+	drift := a.pending
 	if err != nil {
 		return drift, errors.Join(append(errs, err)...)
 	}
-	a.applied = want
+	a.pending = nil
 	// What the kernel held beyond the plan may have been used by connections, whoever put it there.
 	errs = append(errs, a.flush(flushesOf(have.elements.without(want), want.without(have.elements)))...)
 	drift = append(drift, a.ports.follow(p)...)
 	return drift, errors.Join(errs...)
+}
+
+// reconcile makes the table hold what is wanted, and returns what it held before. What others had changed is added to
+// the pending drift.
+func (a *Applier) reconcile(ctx context.Context, want elements) (have *listing, err error) {
+	// Somebody may change the table between the listing and the write, which then fails as a whole.
+	for range 3 {
+		if have, err = a.k.list(); err != nil {
+			return nil, err
+		}
+		drift := a.drift(have)
+		if have.exists && have.seal == seal(have.static) {
+			err = a.commit(func() error { return a.k.write(have.elements.without(want), want.without(have.elements)) })
+		} else {
+			err = a.install(ctx, want, have.exists)
+		}
+		if err == nil {
+			a.applied = want
+			a.pending = append(a.pending, drift...)
+			return have, nil
+		}
+	}
+	return nil, err
 }
 
 // seal is the comment that vouches for a table: the rules this program would write, and how the kernel lists them.
@@ -150,7 +165,7 @@ func (a *Applier) install(ctx context.Context, want elements, existed bool) erro
 		return err
 	}
 	err = a.inNetns(func() error {
-		nft, err := a.openNft()
+		nft, err := knftables.New(knftables.InetFamily, TableName, knftables.NoObjectCommentEmulation)
 		if err != nil {
 			return err
 		}
@@ -198,7 +213,13 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	del, add := was.without(is), is.without(was)
 	if len(del) > 0 || len(add) > 0 {
 		if err := a.commit(func() error { return a.k.write(del, add) }); err != nil {
-			if err = a.relist(ctx, p, err); err != nil {
+			// Somebody changed the sets meanwhile: what is there has to be listed.
+			a.log.Info("the table differs from what was written", "err", err)
+			want, _ := planElements(p) // its errors are those of the delta, or were told before
+			for k := range refused {
+				delete(want, k)
+			}
+			if _, err := a.reconcile(ctx, want); err != nil {
 				return errors.Join(append(errs, err)...)
 			}
 		} else {
@@ -207,25 +228,6 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	}
 	errs = append(errs, a.flush(append(flushesOf(del, add), flushesOfGone(d)...))...)
 	return errors.Join(errs...)
-}
-
-// relist is the way out when the kernel refused a difference, because somebody had changed the sets.
-func (a *Applier) relist(ctx context.Context, p *plan.Plan, cause error) error {
-	a.log.Warn("elements differ from what was written; listing the table", "err", cause)
-	have, err := a.k.list()
-	if err != nil {
-		return errors.Join(cause, err)
-	}
-	want, _ := planElements(p) // its errors are those of the delta, or were told before
-	if have.exists && have.seal == seal(have.static) {
-		err = a.commit(func() error { return a.k.write(have.elements.without(want), want.without(have.elements)) })
-	} else {
-		err = a.install(ctx, want, have.exists)
-	}
-	if err == nil {
-		a.applied = want
-	}
-	return err
 }
 
 func (a *Applier) remember(del, add elements) {
