@@ -110,11 +110,11 @@ func readResolvers(file, behindStub string) ([]netip.Addr, error) {
 	if !slices.ContainsFunc(all, stub) {
 		return all, nil
 	}
-	real, err := nameservers(behindStub)
-	if err != nil || len(real) == 0 {
+	upstream, err := nameservers(behindStub)
+	if err != nil || len(upstream) == 0 {
 		return all, err
 	}
-	return real, nil
+	return upstream, nil
 }
 
 // nameservers reads the name servers of a resolv.conf; a file that is missing has none.

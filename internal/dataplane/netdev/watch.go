@@ -82,20 +82,20 @@ func (n *Netdev) Watch(ctx context.Context, wake func(cause string), ready chan<
 	if ready != nil {
 		close(ready)
 	}
-	var once sync.Mutex
+	var ending sync.Mutex
 	closed := false
 	stop := context.AfterFunc(ctx, func() {
-		once.Lock()
-		defer once.Unlock()
+		ending.Lock()
+		defer ending.Unlock()
 		if !closed {
 			unix.Write(w.end, binary.NativeEndian.AppendUint64(nil, 1))
 		}
 	})
 	defer func() {
 		stop()
-		once.Lock()
+		ending.Lock()
 		closed = true
-		once.Unlock()
+		ending.Unlock()
 	}()
 	return w.run(ctx)
 }
