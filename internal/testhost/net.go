@@ -1,6 +1,7 @@
 package testhost
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -75,7 +76,22 @@ func (h *Host) awaitCarrier(dev string) {
 	})
 }
 
-// Addr adds addresses to a device. They work at once: there is no duplicate address detection.
+// awaitLocal waits until the kernel takes packets for an IPv6 address, for which it adds a route in the background.
+func (h *Host) awaitLocal(addr netip.Addr) {
+	h.t.Helper()
+	Eventually(h.t, 5*time.Second, func() error {
+		routes, err := h.handle.RouteGet(addr.AsSlice())
+		if err == nil && (len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL) {
+			err = errors.New("no local route yet")
+		}
+		if err != nil {
+			return fmt.Errorf("%s: take %s as local: %w", h.name, addr, err)
+		}
+		return nil
+	})
+}
+
+// Addr adds addresses to a device. On one that is up they work when Addr returns: there is no duplicate address detection.
 func (h *Host) Addr(dev string, prefixes ...string) {
 	h.t.Helper()
 	for _, p := range prefixes {
@@ -89,6 +105,9 @@ func (h *Host) Addr(dev string, prefixes ...string) {
 		}
 		if err := h.handle.AddrAdd(h.Link(dev), a); err != nil {
 			h.t.Fatalf("%s: add %s to %s: %v", h.name, p, dev, err)
+		}
+		if prefix.Addr().Is6() && h.Link(dev).Attrs().OperState == netlink.OperUp {
+			h.awaitLocal(prefix.Addr())
 		}
 	}
 }
