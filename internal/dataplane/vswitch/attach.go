@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,8 +17,8 @@ type attacher interface {
 	mode() AttachMode
 	// ensure attaches if needed and says what it found instead ("" when all was well).
 	ensure(dev string, index uint32) (found string, err error)
-	// attached looks only.
-	attached(dev string, index uint32) (bool, error)
+	// attached looks only: is the program on each of these devices (name → index)?
+	attached(devs map[string]uint32) (bool, error)
 	// detach undoes ensure; a device that is gone has nothing attached.
 	detach(dev string) error
 	// prune detaches what is pinned for devices that keep does not name, and lists them.
@@ -89,12 +90,43 @@ func (t *tcx) find(index uint32) (id link.ID, ok bool, err error) {
 	return 0, false, nil
 }
 
-func (t *tcx) attached(dev string, index uint32) (bool, error) {
-	_, ok, err := t.find(index)
-	return ok && exists(t.pins.link(dev)), err
+func (t *tcx) attached(devs map[string]uint32) (bool, error) {
+	pinned, err := names(t.pins.links())
+	if err != nil {
+		return false, err
+	}
+	n := 0
+	for _, dev := range pinned {
+		index, ok := devs[dev]
+		if !ok {
+			continue
+		}
+		if _, ok, err := t.find(index); !ok || err != nil {
+			return false, err
+		}
+		n++
+	}
+	return n == len(devs), nil
 }
 
+// ensure tries for a moment when the pin has just been removed: until the kernel has let
+// go of the dying link, the program is attached, can be neither kept nor attached again.
 func (t *tcx) ensure(dev string, index uint32) (string, error) {
+	var found string
+	var err error
+	for range 50 {
+		if found, err = t.ensureOnce(dev, index); !errors.Is(err, fs.ErrExist) && !errors.Is(err, errDying) {
+			break
+		}
+		<-time.After(2 * time.Millisecond)
+	}
+	return found, err
+}
+
+// errDying says that a link has no holder left but still works.
+var errDying = errors.New("the link is being removed")
+
+func (t *tcx) ensureOnce(dev string, index uint32) (string, error) {
 	id, ok, err := t.find(index)
 	if err != nil {
 		return "", err
@@ -104,7 +136,7 @@ func (t *tcx) ensure(dev string, index uint32) (string, error) {
 	case ok && pinned:
 		return "", nil
 	case ok && id != 0:
-		return "link not pinned", t.repin(dev, index, id)
+		return "link not pinned", t.repin(dev, id)
 	case pinned:
 		return t.update(dev, index)
 	}
@@ -123,12 +155,11 @@ func (t *tcx) attach(dev string, index uint32) error {
 	return errors.Join(l.Pin(t.pins.link(dev)), l.Close())
 }
 
-// repin finds the link by number when its file is gone but somebody still holds it. Or
-// nobody does, and the kernel was only about to detach it.
-func (t *tcx) repin(dev string, index uint32, id link.ID) error {
+// repin finds the link by number when its file is gone but somebody still holds it.
+func (t *tcx) repin(dev string, id link.ID) error {
 	l, err := link.NewFromID(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		return t.attach(dev, index)
+		return errDying
 	}
 	if err != nil {
 		return fmt.Errorf("open link of %s: %w", dev, err)
@@ -160,7 +191,25 @@ func (t *tcx) update(dev string, index uint32) (string, error) {
 	return "program detached", t.attach(dev, index)
 }
 
-func (t *tcx) detach(dev string) error { return remove(t.pins.link(dev)) }
+// detach takes effect before it returns; removing the pin alone would leave the program
+// at work until the kernel gets round to it.
+func (t *tcx) detach(dev string) error { return detachLink(t.pins.link(dev)) }
+
+func detachLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open link: %w", err)
+	}
+	defer l.Close()
+	// A link whose device is gone has nothing to detach from.
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("detach link: %w", err)
+	}
+	return remove(path)
+}
 
 func (t *tcx) prune(keep map[string]bool) ([]string, error) { return pruneLinks(t.pins, keep) }
 
@@ -175,7 +224,7 @@ func pruneLinks(p pins, keep map[string]bool) ([]string, error) {
 	var errs []error
 	for _, dev := range have {
 		if !keep[dev] {
-			errs = append(errs, remove(p.link(dev)))
+			errs = append(errs, detachLink(p.link(dev)))
 			gone = append(gone, dev)
 		}
 	}
@@ -223,9 +272,13 @@ func (c *clsact) find(index uint32) (*netlink.BpfFilter, error) {
 	return nil, nil
 }
 
-func (c *clsact) attached(_ string, index uint32) (bool, error) {
-	f, err := c.find(index)
-	return f != nil && ebpf.ProgramID(f.Id) == c.id, err
+func (c *clsact) attached(devs map[string]uint32) (bool, error) {
+	for _, index := range devs {
+		if f, err := c.find(index); f == nil || ebpf.ProgramID(f.Id) != c.id || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 func (c *clsact) ensure(dev string, index uint32) (string, error) {

@@ -58,7 +58,7 @@ func (a *Applier) Counters(port plan.PortID) (Counters, error) {
 // Drops reads the drop counters of all ports, in order of port and reason.
 func (a *Applier) Drops() ([]DropCount, error) {
 	t := newTable[bpfDropKey, bpfDropCount](bpfMapBhDropsV1, a.objs.BhDropsV1, new(int))
-	if err := t.list(); err != nil {
+	if _, err := t.list(); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()

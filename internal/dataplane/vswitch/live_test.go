@@ -256,7 +256,7 @@ func TestFailClosed(t *testing.T) {
 		th.Eventually(t, 2*time.Second, func() error {
 			var ok bool
 			p.in(func() (err error) {
-				ok, err = p.lab.a.att.attached(p.a.Device, p.lab.a.applied[p.a.ID].index)
+				ok, err = p.lab.a.att.attached(map[string]uint32{p.a.Device: p.lab.a.applied[p.a.ID].index})
 				return err
 			})
 			if ok {

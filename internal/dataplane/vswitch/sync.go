@@ -35,15 +35,18 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
 	a.listed = true
-	return drift, errors.Join(errs...)
+	err = errors.Join(errs...)
+	a.dirty = err != nil
+	return drift, err
 }
 
 func (a *Applier) list() error {
-	if err := a.tables.list(); err != nil {
+	if _, err := a.tables.list(); err != nil {
 		return err
 	}
 	a.groups = readGroups(a.tables)
-	return a.tables.drops.list()
+	_, err := a.tables.drops.list()
+	return err
 }
 
 // writeAll writes every port's entries, then attaches, then lets it be reached by
@@ -269,36 +272,30 @@ func strangers[K, V comparable](have, want map[K]V, known func(K) bool) int {
 
 // Check tells cheaply whether the kernel still holds what was last applied for this
 // plan: false asks for a Sync. It reads each map in a few batches and asks each device
-// once.
+// once, so it can be called a few times a second.
 func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.listed || len(a.applied) != len(p.Ports) {
-		return false, nil
+	if !a.listed || a.dirty || len(a.applied) != len(p.Ports) || !a.pinsExist() {
+		return false, ctx.Err()
 	}
-	if !a.pinsExist() {
-		return false, nil
-	}
-	if err := a.tables.list(); err != nil {
+	changed, err := a.tables.list()
+	if err != nil {
 		return false, err
 	}
-	a.groups = readGroups(a.tables)
-	addrs, members := 0, 0
+	if changed {
+		a.dirty = true // the mirror has learnt the change: only Sync may forget it
+		return false, nil
+	}
+	devs := make(map[string]uint32, len(a.applied))
 	for id, s := range a.applied {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		if p.Ports[id] == nil || len(a.differs(s)) > 0 {
+		if p.Ports[id] == nil {
 			return false, nil
 		}
-		addrs += len(s.addrs)
-		if s.member {
-			members++
-		}
-		if ok, err := a.att.attached(s.device, s.index); !ok || err != nil {
-			return false, err
-		}
+		devs[s.device] = s.index
 	}
-	t := a.tables
-	return len(t.ports.have) == len(a.applied) && len(t.addrs.have) == addrs && len(t.members.have) == members, nil
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	return a.att.attached(devs)
 }

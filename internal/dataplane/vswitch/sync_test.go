@@ -37,7 +37,7 @@ func (l *lab) whole() {
 			return errors.Join(errs...)
 		}
 		t := newTables(&l.a.objs, new(int))
-		if err := t.list(); err != nil {
+		if _, err := t.list(); err != nil {
 			return err
 		}
 		if !maps.Equal(t.ports.have, w.ports) || !maps.Equal(t.macs.have, w.macs) || !maps.Equal(t.addrs.have, w.addrs) {

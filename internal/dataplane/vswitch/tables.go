@@ -14,6 +14,9 @@ type table[K, V comparable] struct {
 	m      *ebpf.Map
 	have   map[K]V
 	writes *int
+	// keys and values are the buffers of a listing.
+	keys   []K
+	values []V
 }
 
 func newTable[K, V comparable](name string, m *ebpf.Map, writes *int) *table[K, V] {
@@ -23,15 +26,36 @@ func newTable[K, V comparable](name string, m *ebpf.Map, writes *int) *table[K, 
 // batch is how many entries one system call reads.
 const batch = 4096
 
-// list reads the map into the mirror.
-func (t *table[K, V]) list() error {
-	t.have = make(map[K]V, len(t.have))
+// keyBatch is smaller: with per-CPU values an entry may be some kilobytes.
+const keyBatch = 512
+
+// list reads the map into the mirror, and tells whether it was another before. It is
+// nearly always the same: then nothing is allocated.
+func (t *table[K, V]) list() (changed bool, err error) {
+	n := 0
+	err = t.each(func(k K, v V) {
+		old, ok := t.have[k]
+		changed = changed || !ok || old != v
+		n++
+	})
+	if err != nil || (!changed && n == len(t.have)) {
+		return false, err
+	}
+	fresh := make(map[K]V, n)
+	err = t.each(func(k K, v V) { fresh[k] = v })
+	t.have = fresh
+	return true, err
+}
+
+func (t *table[K, V]) each(fn func(K, V)) error {
+	if t.keys == nil {
+		t.keys, t.values = make([]K, batch), make([]V, batch)
+	}
 	var cursor ebpf.MapBatchCursor
-	keys, values := make([]K, batch), make([]V, batch)
 	for {
-		n, err := t.m.BatchLookup(&cursor, keys, values, nil)
+		n, err := t.m.BatchLookup(&cursor, t.keys, t.values, nil)
 		for i := range n {
-			t.have[keys[i]] = values[i]
+			fn(t.keys[i], t.values[i])
 		}
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil
@@ -95,8 +119,8 @@ type tables struct {
 	switches *table[uint32, bpfVswitch]
 	members  *table[bpfMemberKey, bpfDest]
 	// stats keys have to exist for the program to count; their values are its own.
-	stats *keySet[uint32]
-	drops *keySet[bpfDropKey]
+	stats *keySet[uint32, bpfStats]
+	drops *keySet[bpfDropKey, bpfDropCount]
 }
 
 func newTables(o *bpfObjects, writes *int) *tables {
@@ -106,45 +130,64 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		addrs:    newTable[bpfAddrKey, bpfOwner](bpfMapBhAddrsV1, o.BhAddrsV1, writes),
 		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV1, o.BhSwitchesV1, writes),
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
-		stats:    &keySet[uint32]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
-		drops:    &keySet[bpfDropKey]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
+		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
+		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
 	}
 }
 
-func (t *tables) list() error {
-	return errors.Join(t.ports.list(), t.macs.list(), t.addrs.list(), t.switches.list(), t.members.list(), t.stats.list())
+// list reads all maps and tells whether anything was another before.
+func (t *tables) list() (changed bool, err error) {
+	var errs []error
+	for _, list := range []func() (bool, error){
+		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.stats.list,
+	} {
+		c, err := list()
+		changed = changed || c
+		errs = append(errs, err)
+	}
+	return changed, errors.Join(errs...)
 }
 
 // keySet is a map whose values belong to the program.
-type keySet[K comparable] struct {
+type keySet[K, V comparable] struct {
 	name   string
 	m      *ebpf.Map
 	have   map[K]bool
 	writes *int
+	keys   []K
+	values []V
 }
 
-func (s *keySet[K]) list() error {
-	s.have = map[K]bool{}
-	var key, next K
-	var prev any // nil starts at the first
+func (s *keySet[K, V]) list() (changed bool, err error) {
+	before := s.have
+	s.have = make(map[K]bool, len(before))
+	if s.values == nil {
+		// A per-CPU map gives one value for each CPU and key; none is looked at.
+		width := 1
+		if s.m.Type() == ebpf.PerCPUHash {
+			if width, err = ebpf.PossibleCPU(); err != nil {
+				return false, fmt.Errorf("count CPUs: %w", err)
+			}
+		}
+		s.keys, s.values = make([]K, keyBatch), make([]V, keyBatch*width)
+	}
+	var cursor ebpf.MapBatchCursor
 	for {
-		err := s.m.NextKey(prev, &next)
+		n, err := s.m.BatchLookup(&cursor, s.keys, s.values, nil)
+		for _, k := range s.keys[:n] {
+			s.have[k] = true
+			changed = changed || !before[k]
+		}
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
+			return changed || len(s.have) != len(before), nil
 		}
 		if err != nil {
-			return fmt.Errorf("list map %s: %w", s.name, err)
+			return true, fmt.Errorf("list map %s: %w", s.name, err)
 		}
-		key = next
-		if s.have[key] {
-			return nil // wrapped round under a concurrent change
-		}
-		s.have[key] = true
-		prev = &key
 	}
 }
 
-func (s *keySet[K]) delete(k K) error {
+func (s *keySet[K, V]) delete(k K) error {
 	err := s.m.Delete(&k)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = nil

@@ -14,6 +14,12 @@ import (
 func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	err := a.update(ctx, p, d)
+	a.dirty = a.dirty || err != nil
+	return err
+}
+
+func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error {
 	if !a.listed {
 		if err := a.list(); err != nil {
 			return err

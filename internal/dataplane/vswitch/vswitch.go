@@ -86,6 +86,8 @@ type Applier struct {
 	tables *tables
 	groups *groups
 	listed bool
+	// dirty says that the kernel may not hold what was applied.
+	dirty bool
 	// applied holds what each port got in its last successful application by this
 	// process; a difference from it is somebody else's doing.
 	applied map[plan.PortID]*portState
