@@ -74,8 +74,8 @@ func newTopology(t *testing.T) *topology {
 
 	net1 := testhost.Switch(t)
 	net1.Plug(tp.host, "bhha", "10.77.1.1/24", "fd77:1::1/64")
-	tp.web = tp.container("web", "10.77.1.2/24", "fd77:1::2/64")
-	tp.web2 = tp.container("web2", "10.77.1.3/24", "fd77:1::3/64")
+	tp.web = tp.container("web")
+	tp.web2 = tp.container("web2")
 	net1.Plug(tp.web, "eth0", "10.77.1.2/24", "fd77:1::2/64")
 	net1.Plug(tp.web2, "eth0", "10.77.1.3/24", "fd77:1::3/64")
 	tp.far = tp.container("far")
@@ -94,7 +94,7 @@ func newTopology(t *testing.T) *topology {
 	return tp
 }
 
-func (tp *topology) container(name string, _ ...string) *testhost.Host {
+func (tp *topology) container(name string) *testhost.Host {
 	h := testhost.New(tp.t, testhost.WithName(name))
 	h.Up("lo")
 	return h
@@ -199,7 +199,7 @@ func forward(proto uint8, bind string, port uint16, to netip.Addr, toPort uint16
 	return f
 }
 
-// web serves both families on port 80 of a container.
+// serve answers TCP and UDP on port 80 of the given addresses.
 func (tp *topology) serve(h *testhost.Host, addrs ...netip.Addr) {
 	for _, a := range addrs {
 		h.ListenHTTP(netip.AddrPortFrom(a, 80), nil)
