@@ -58,6 +58,9 @@ type NamespaceRow struct {
 	// Boot is the boot ID of the host run in which the namespace was made: it
 	// vanishes with that run.
 	Boot string
+	// Vanished says that the compartment went away under us: it is not made
+	// again, because what ran in it is gone too.
+	Vanished bool
 	// Containers listed in the namespace, by container ID.
 	Containers []string
 }

@@ -1,0 +1,384 @@
+package plan
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// Compile turns intent and facts into the whole plan. It is pure, and decides
+// nothing that has to be remembered: choices (addresses, numbers, interface
+// names) are in the rows already.
+func Compile(in *Intent, f *Facts) *Plan {
+	p := New()
+	p.Recompile(in, f, DirtyAll(in))
+	return p
+}
+
+// New is an empty plan.
+func New() *Plan {
+	return &Plan{
+		Namespaces: map[hcn.GUID]*Namespace{},
+		Switches:   map[hcn.GUID]*Switch{},
+		Ports:      map[PortID]*Port{},
+	}
+}
+
+// Dirty names the objects whose rows changed, were added or went away.
+type Dirty struct {
+	Networks, Endpoints, Namespaces map[hcn.GUID]struct{}
+}
+
+// DirtyAll names everything in the intent.
+func DirtyAll(in *Intent) Dirty {
+	d := Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
+	for id := range in.Networks {
+		d.Networks[id] = struct{}{}
+	}
+	for id := range in.Endpoints {
+		d.Endpoints[id] = struct{}{}
+	}
+	for id := range in.Namespaces {
+		d.Namespaces[id] = struct{}{}
+	}
+	return d
+}
+
+// Recompile brings the plan up to date for the dirty objects and returns what
+// changed. The cost follows the dirty objects and not the size of the host, so
+// that the thousandth endpoint costs what the first one does. Its result is the
+// same as that of Compile over everything (a test holds the two together); a
+// dirty network takes its endpoints along.
+func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
+	d := &Delta{
+		Namespaces: map[hcn.GUID]Change[Namespace]{},
+		Switches:   map[hcn.GUID]Change[Switch]{},
+		Ports:      map[PortID]Change[Port]{},
+	}
+	endpoints := dirty.Endpoints
+	if len(dirty.Networks) > 0 {
+		endpoints = map[hcn.GUID]struct{}{}
+		for id := range dirty.Endpoints {
+			endpoints[id] = struct{}{}
+		}
+		for id, e := range in.Endpoints {
+			if _, ok := dirty.Networks[e.Doc.HostComputeNetwork]; ok {
+				endpoints[id] = struct{}{}
+			}
+		}
+	}
+	for id := range dirty.Namespaces {
+		update(p.Namespaces, d.Namespaces, id, compileNamespace(in.Namespaces[id]))
+	}
+	for id := range dirty.Networks {
+		sw, host, resolver := compileNetwork(in.Networks[id], f)
+		update(p.Switches, d.Switches, id, sw)
+		update(p.Ports, d.Ports, HostPortID(id), host)
+		update(p.Ports, d.Ports, ResolverPortID(id), resolver)
+	}
+	for id := range endpoints {
+		update(p.Ports, d.Ports, EndpointPortID(id), compileEndpoint(in, in.Endpoints[id], f))
+	}
+	if len(dirty.Networks) > 0 {
+		p.recompileHost(d)
+	}
+	return d
+}
+
+// recompileHost derives what the switches together need: forwarding, and the
+// resolver's compartment.
+func (p *Plan) recompileHost(d *Delta) {
+	var host Host
+	var resolver *Namespace
+	for _, s := range p.Switches {
+		if s.ResolverPort != "" {
+			resolver = resolverCompartment()
+		}
+		if s.Mode != ModeNAT {
+			continue
+		}
+		for _, n := range s.Subnets {
+			host.Forward4 = host.Forward4 || n.Prefix.Addr().Is4()
+			host.Forward6 = host.Forward6 || n.Prefix.Addr().Is6()
+		}
+	}
+	update(p.Namespaces, d.Namespaces, ResolverNamespace, resolver)
+	d.Host = host != p.Host
+	p.Host = host
+}
+
+func resolverCompartment() *Namespace {
+	return &Namespace{ID: ResolverNamespace, Path: NamespacePath(ResolverNamespace)}
+}
+
+func update[K comparable, T any](now map[K]*T, changed map[K]Change[T], id K, want *T) {
+	old := now[id]
+	if old == nil && want == nil || reflect.DeepEqual(old, want) {
+		return
+	}
+	changed[id] = Change[T]{Old: old, New: want}
+	if want == nil {
+		delete(now, id)
+	} else {
+		now[id] = want
+	}
+}
+
+func compileNamespace(n *NamespaceRow) *Namespace {
+	if n == nil || n.Vanished || n.Doc.Type != hcn.NamespaceTypeHost {
+		return nil
+	}
+	return &Namespace{ID: n.Doc.ID, Path: NamespacePath(n.Doc.ID), Sysctls: n.Sysctls}
+}
+
+// mode of a network type; 0 for the types that have no switch of this kind.
+func mode(t hcn.NetworkType) Mode {
+	switch t {
+	case hcn.NAT:
+		return ModeNAT
+	case hcn.Internal:
+		return ModeInternal
+	case hcn.Private:
+		return ModePrivate
+	default:
+		return 0
+	}
+}
+
+// minMTU6 is the smallest MTU that IPv6 works on (RFC 8200, section 5).
+const minMTU6 = 1280
+
+func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
+	if n == nil || mode(n.Doc.Type) == 0 {
+		return nil, nil, nil
+	}
+	id := n.Doc.ID
+	sw = &Switch{
+		Number: n.Switch, Network: id, Name: n.Doc.Name, Mode: mode(n.Doc.Type),
+		MTU: max(f.UplinkMTU, minMTU6),
+		DNS: DNS{Domain: dnsName(n.Doc.Dns.Domain)},
+	}
+	for _, s := range n.Doc.Dns.Search {
+		sw.DNS.Search = append(sw.DNS.Search, dnsName(s))
+	}
+	for _, s := range n.Doc.Dns.ServerList {
+		if a, err := netip.ParseAddr(s); err == nil {
+			sw.DNS.Upstreams = append(sw.DNS.Upstreams, netip.AddrPortFrom(a.Unmap(), 53))
+		}
+	}
+	var gateways []netip.Prefix
+	for _, s := range n.Doc.AllSubnets() {
+		prefix, err := s.Prefix()
+		if err != nil {
+			continue // refused when the network was made
+		}
+		sub := Subnet{Prefix: prefix.Masked()}
+		if gw, ok := s.Gateway(); ok && sw.Mode != ModePrivate {
+			sub.Gateway = gw
+			gateways = append(gateways, netip.PrefixFrom(gw, prefix.Bits()))
+		}
+		sw.Subnets = append(sw.Subnets, sub)
+	}
+	if sw.Mode == ModePrivate {
+		return sw, nil, nil
+	}
+	host = &Port{
+		ID: HostPortID(id), Kind: PortHost, Network: id, Switch: n.Switch, Name: n.Doc.Name,
+		MAC: n.GatewayMAC, LinkLocal: n.GatewayMAC.LinkLocal(),
+		VNIC: VNIC{MAC: n.GatewayMAC, MTU: sw.MTU, Addrs: gateways, LinkLocal: n.GatewayMAC.LinkLocal()},
+	}
+	for _, g := range gateways {
+		host.Addrs = append(host.Addrs, g.Addr())
+	}
+	r := *host
+	resolver = &r
+	resolver.ID, resolver.Kind = ResolverPortID(id), PortResolver
+	resolver.VNIC.Namespace = NamespacePath(ResolverNamespace)
+	resolver.VNIC.Routes = nil
+	name(host, HostVNICPrefix, "vnic", string(id), n.Doc.Name)
+	name(resolver, ResolverPrefix, "resolver", string(id), n.Doc.Name)
+	sw.HostPort, sw.ResolverPort, sw.HostDevice = host.ID, resolver.ID, host.VNIC.Device
+	sw.DNS.Listen, sw.DNS.HostAddrs = host.Addrs, host.Addrs
+	sw.DNS.Namespace, sw.DNS.Device = resolver.VNIC.Namespace, resolver.VNIC.Device
+	return sw, host, resolver
+}
+
+// name gives a port its devices and their aliases.
+func name(p *Port, vnicPrefix, kind, id, label string) {
+	p.Device = DeviceName(PortPrefix, p.ID)
+	p.Alias = Alias("port", string(p.ID), label)
+	if vnicPrefix != "" {
+		p.VNIC.Device = DeviceName(vnicPrefix, p.ID)
+	}
+	p.VNIC.Alias = Alias(kind, id, label)
+}
+
+// compileEndpoint makes the port of an attached endpoint, nil for any other.
+func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
+	if e == nil || e.Attach == nil {
+		return nil
+	}
+	n, ns := in.Networks[e.Doc.HostComputeNetwork], in.Namespaces[e.Attach.Namespace]
+	if n == nil || compileNamespace(ns) == nil || mode(n.Doc.Type) == 0 {
+		return nil
+	}
+	id := e.Doc.ID
+	p := &Port{
+		ID: EndpointPortID(id), Kind: PortContainer, Network: n.Doc.ID, Switch: n.Switch,
+		Endpoint: id, Name: e.Doc.Name, Names: dnsNames(e),
+		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(),
+		VNIC: VNIC{
+			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
+			MAC: e.MAC, MTU: endpointMTU(e, f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
+			Routes: endpointRoutes(e, n),
+		},
+	}
+	for _, a := range e.Addrs {
+		p.Addrs = append(p.Addrs, a.Addr())
+	}
+	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
+		p.AltName = s[0].Name
+	}
+	name(p, "", "endpoint", string(id), e.Doc.Name)
+	p.Forwards = Forwards(e)
+	return p
+}
+
+func endpointMTU(e *Endpoint, f *Facts) int {
+	mtu := f.UplinkMTU
+	if s, err := hcn.SettingsOf[hcn.InterfaceParametersPolicySetting](e.Doc.Policies); err == nil && len(s) > 0 && s[0].Mtu > 0 {
+		mtu = int(s[0].Mtu)
+	}
+	if s, err := hcn.SettingsOf[hcn.EncapOverheadPolicySetting](e.Doc.Policies); err == nil {
+		for _, o := range s {
+			mtu -= int(o.Overhead)
+		}
+	}
+	return max(mtu, minMTU6)
+}
+
+// endpointRoutes are the routes of the endpoint's document. The default routes
+// carry the metric that the endpoint's priority among its compartment's gives;
+// a network that leads nowhere outside gets none.
+func endpointRoutes(e *Endpoint, n *Network) []Route {
+	var out []Route
+	docs := e.Doc.Routes
+	for _, r := range docs {
+		dst, via, err := r.Parse()
+		if err != nil {
+			continue // refused when the endpoint was made
+		}
+		if dst.Bits() == 0 && n.Doc.Type != hcn.NAT {
+			continue
+		}
+		if !hasFamily(e.Addrs, dst.Addr().Is4()) {
+			continue
+		}
+		route := Route{Dst: dst.Masked(), Via: via, Metric: int(r.Metric)}
+		if via.IsUnspecified() {
+			route.Via = netip.Addr{}
+		} else if !covered(e.Addrs, via) {
+			route.OnLink = true
+		}
+		if dst.Bits() == 0 && route.Metric == 0 {
+			route.Metric = gatewayMetric(e)
+		}
+		out = append(out, route)
+	}
+	return out
+}
+
+func hasFamily(addrs []netip.Prefix, v4 bool) bool {
+	for _, a := range addrs {
+		if a.Addr().Is4() == v4 {
+			return true
+		}
+	}
+	return false
+}
+
+func covered(addrs []netip.Prefix, via netip.Addr) bool {
+	for _, a := range addrs {
+		if a.Masked().Contains(via) {
+			return true
+		}
+	}
+	return false
+}
+
+// gatewayMetric orders the default routes of one compartment: the higher
+// priority first, then the earlier attachment. It follows from the endpoint
+// alone, so attaching a second one never changes the first one's routes.
+func gatewayMetric(e *Endpoint) int {
+	const (
+		base = 200_000
+		step = 64
+		low  = 2000 // EnableLowInterfaceMetric counts like a priority above all others
+	)
+	priority := 0
+	if s, err := hcn.SettingsOf[hcn.GatewayPrioritySetting](e.Doc.Policies); err == nil && len(s) > 0 {
+		priority = s[0].Priority
+	}
+	if e.Doc.Flags&hcn.EnableLowInterfaceMetric != 0 {
+		priority += low
+	}
+	return base - priority*step + min(e.Attach.Index, step-1)
+}
+
+func dnsName(s string) string { return strings.ToLower(strings.TrimSuffix(strings.TrimSpace(s), ".")) }
+
+// dnsNames are the endpoint's name and aliases, each once.
+func dnsNames(e *Endpoint) []string {
+	var out []string
+	seen := map[string]bool{"": true}
+	add := func(s string) {
+		if s = dnsName(s); !seen[s] {
+			seen[s] = true
+			out = append(out, s)
+		}
+	}
+	add(e.Doc.Name)
+	if all, err := hcn.SettingsOf[hcn.AliasesSetting](e.Doc.Policies); err == nil {
+		for _, s := range all {
+			for _, n := range s.Names {
+				add(n)
+			}
+		}
+	}
+	return out
+}
+
+// Forwards are the published ports of an endpoint, one for each family that the
+// endpoint has an address of, whether it is attached or not.
+func Forwards(e *Endpoint) []Forward {
+	mappings, err := e.Doc.PortMappings()
+	if err != nil {
+		return nil // refused when the endpoint was made
+	}
+	var out []Forward
+	for _, m := range mappings {
+		bind, one := m.Addr()
+		scope := ScopeAll
+		switch {
+		case one:
+			scope = ScopeAddress
+		case m.Scope == hcn.ScopeLAN:
+			scope = ScopeLAN
+		}
+		var has4, has6 bool
+		for _, a := range e.Addrs {
+			v4 := a.Addr().Is4()
+			if one && bind.Is4() != v4 || m.IPv6Only() && v4 || v4 && has4 || !v4 && has6 {
+				continue
+			}
+			has4, has6 = has4 || v4, has6 || !v4
+			out = append(out, Forward{
+				Protocol: uint8(m.Protocol), Scope: scope, Bind: bind, Port: m.ExternalPort,
+				To: netip.AddrPortFrom(a.Addr(), m.InternalPort),
+			})
+		}
+	}
+	return out
+}
