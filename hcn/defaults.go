@@ -13,19 +13,14 @@ func DefaultMacPool(n uint16) MacPool {
 }
 
 // Defaults fills in what the schema says about absent fields and needs no knowledge of the host. newID makes the IDs of
-// subnets. A network that says nothing about persistence gets the flag that Windows would act by, so that the answer shows
-// whether it will survive a restart of the host.
+// subnets. A network that says nothing about persistence is persistent, whatever its type, and the answer's flags show it:
+// Windows forgets NAT networks at a restart of the host, which its users report as a defect.
 func (n *HostComputeNetwork) Defaults(newID func() GUID) {
 	if n.SchemaVersion.Major == 0 {
 		n.SchemaVersion = V2()
 	}
 	if n.Flags&(EnablePersistent|EnableNonPersistent) == 0 {
-		switch n.Type {
-		case Transparent, L2Bridge, L2Tunnel, Overlay:
-			n.Flags |= EnablePersistent
-		default:
-			n.Flags |= EnableNonPersistent
-		}
+		n.Flags |= EnablePersistent
 	}
 	for _, s := range n.subnets() {
 		if s.ID.IsZero() {
