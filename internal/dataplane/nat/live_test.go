@@ -481,3 +481,15 @@ func segmentSize(t *testing.T, c net.Conn) int {
 	}
 	return mss
 }
+
+// TestPortDevice gives a switch port what it never has, an address, and finds it deaf all the same.
+func TestPortDevice(t *testing.T) {
+	tp := newTopology(t)
+	tp.sync()
+	other := tp.container("other")
+	tp.host.Connect(other, testhost.Cable{Dev: "bhpx", Addrs: []string{"198.51.100.1/24", "2001:db8:7::1/64"}, PeerAddrs: []string{"198.51.100.2/24", "2001:db8:7::2/64"}})
+	for _, at := range []string{"198.51.100.1", "2001:db8:7::1"} {
+		tp.host.ListenHTTP(netip.AddrPortFrom(addr(at), 90), nil)
+		tp.counts(t, DropPort, func() { silent(t, other, addr(at), 90) })
+	}
+}
