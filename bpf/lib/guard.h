@@ -90,6 +90,8 @@ static __always_inline int guard_resolver(const struct pkt *p, const struct owne
 		return DROP_SOURCE_ADDRESS;
 	if (is_icmp6(p, ND_SOLICIT))
 		return DROP_NONE;
+	if (p->flags & PKT_GROUP)
+		return DROP_RESOLVER;
 	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
 		return DROP_RESOLVER;
 	if (!(o->flags & OWNER_RESOLVER) || (!(p->flags & PKT_NO_L4) && p->sport != 53))
@@ -101,7 +103,7 @@ static __always_inline int guard_address(const struct pkt *p)
 {
 	const struct owner *o;
 
-	if (is_unspecified(p->src.ip) && unspecified_ok(p))
+	if (is_unspecified(p->src.ip) && unspecified_ok(p) && (p->kind != PORT_RESOLVER || is_icmp6(p, ND_SOLICIT)))
 		return DROP_NONE;
 	if (is_martian(p, p->src.ip) || is_group_ip(p, p->src.ip))
 		return DROP_MARTIAN;

@@ -65,9 +65,9 @@ func Probe() []Feature {
 }
 
 // require refuses a kernel that lacks something, naming all of it.
-func require() error {
+func require(reqs []requirement) error {
 	var errs []error
-	for _, r := range requirements() {
+	for _, r := range reqs {
 		if !r.needed {
 			continue
 		}

@@ -128,6 +128,8 @@ func TestDelivery(t *testing.T) {
 		{"resolver, later fragment of an answer", r.resolver, th.Frame(eth(r.mg, r.ma), th.IPv4{Src: gw4, Dst: r.a4, FragmentOffset: 1480, Protocol: 17}, th.Text("rest")), delivered(r.a.ID)},
 		{"resolver from another port", r.resolver, th.Frame(eth(r.mg, r.ma), v4(gw4, r.a4), udp(54, 1000)), dropped(ReasonResolver)},
 		{"resolver pings", r.resolver, th.Frame(eth(r.mg, r.ma), v4(gw4, r.a4), th.Echo{}), dropped(ReasonResolver)},
+		{"resolver broadcasts", r.resolver, th.Frame(eth(r.mg, r.all), v4(gw4, addr("255.255.255.255")), udp(53, 1000)), dropped(ReasonResolver)},
+		{"resolver as DHCP client", r.resolver, th.Frame(eth(r.mg, r.all), v4(addr("0.0.0.0"), addr("255.255.255.255")), udp(68, 67)), dropped(ReasonMartian)},
 		{"resolver as a container", r.resolver, th.Frame(eth(r.mg, r.ma), v4(r.b4, r.a4), udp(53, 1000)), dropped(ReasonSourceAddress)},
 		{"resolver broadcasts ARP replies", r.resolver, th.Frame(eth(r.mg, r.all), th.ARP{Reply: true, SenderMAC: r.mg, SenderIP: gw4, TargetIP: gw4}), dropped(ReasonARPSpoof)},
 		{"host to a, routed", r.host, th.Frame(eth(r.mg, r.ma), v4(outside4, r.a4), th.TCP{Flags: "S"}), delivered(r.a.ID)},

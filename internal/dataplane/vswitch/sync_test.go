@@ -372,12 +372,3 @@ func TestLeftovers(t *testing.T) {
 		return nil
 	})
 }
-
-func TestProbe(t *testing.T) {
-	th.RequireRoot(t)
-	for _, f := range Probe() {
-		if f.Needed && !f.OK {
-			t.Errorf("%s (since %s): %s", f.Name, f.Since, f.Detail)
-		}
-	}
-}

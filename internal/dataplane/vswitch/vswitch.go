@@ -104,7 +104,7 @@ func New(opts Options) (*Applier, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := require(); err != nil {
+	if err := require(requirements()); err != nil {
 		return nil, err
 	}
 	a := &Applier{
