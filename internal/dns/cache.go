@@ -56,9 +56,9 @@ func (e *entry) fresh(now time.Time) bool { return now.Before(e.expires) }
 
 func (e *entry) cost() int { return entryCost + len(e.msg) + 8*len(e.layout.ttls) }
 
-// ttlAt ages a TTL.
-func (e *entry) ttlAt(now time.Time) func(uint32) uint32 {
-	if len(e.layout.ttls) > 0 && !e.fresh(now) {
+// ttlAt ages a TTL. An expired reply gets one that brings the client back soon.
+func (e *entry) ttlAt(now time.Time, stale bool) func(uint32) uint32 {
+	if stale {
 		return func(uint32) uint32 { return staleTTL }
 	}
 	age := uint32(now.Sub(e.stored) / time.Second)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,11 +31,11 @@ type index struct {
 
 // zone is what one network knows.
 type zone struct {
-	sw    *plan.Switch // nil until the network itself is known
-	ports map[plan.PortID]*plan.Port
-	names map[string][]*plan.Port // in order of port ID
-	wild  map[string][]*plan.Port // by what follows "*."
-	addrs map[netip.Addr]*plan.Port
+	sw     *plan.Switch // nil until the network itself is known
+	ports  map[plan.PortID]*plan.Port
+	names  map[string][]*plan.Port // in order of port ID
+	wild   map[string][]*plan.Port // by what follows "*."
+	addrs  map[netip.Addr]*plan.Port
 	serial uint32
 }
 
@@ -254,4 +255,46 @@ func (x *index) others(z *zone, client netip.Addr) []*zone {
 	}
 	slices.SortFunc(zones, func(a, b *zone) int { return cmp.Compare(a.sw.Number, b.sw.Number) })
 	return zones
+}
+
+// all lists the ports that are indexed.
+func (x *index) all() []*plan.Port {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var ports []*plan.Port
+	for _, z := range x.zones {
+		for _, p := range z.ports {
+			ports = append(ports, p)
+		}
+	}
+	return ports
+}
+
+// networks lists the networks that are known.
+func (x *index) networks() []hcn.GUID {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Collect(maps.Keys(x.zones))
+}
+
+// has tells whether a port needs no change; only endpoints are kept.
+func (x *index) has(p *plan.Port) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if p.Kind != plan.PortContainer {
+		return true
+	}
+	z := x.zones[p.Network]
+	return z != nil && z.ports[p.ID] == p
+}
+
+// upstreams that a network names itself, and whether it is closed.
+func (x *index) upstreams(network hcn.GUID) (ups []netip.AddrPort, closed bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	z := x.zones[network]
+	if z == nil || z.sw == nil {
+		return nil, true
+	}
+	return z.sw.DNS.Upstreams, !z.forwards()
 }
