@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -33,8 +34,7 @@ type Attachment struct {
 	r    *Runtime
 	id   string
 	conn *net.UnixConn
-	tty  bool
-	in   bool // the process has an open standard input
+	in   bool // the container has a piped input
 }
 
 // Connect connects to a container's streams. Before Start, so that nothing is
@@ -43,30 +43,25 @@ func (r *Runtime) Connect(ctx context.Context, id string) (*Attachment, error) {
 	if err := checkID(id); err != nil {
 		return nil, fmt.Errorf("attach to container: %w", err)
 	}
-	spec, err := r.readSpec(id)
-	if err != nil {
-		return nil, fmt.Errorf("attach to container %s: %w", id, err)
-	}
-	m, ok := r.monitorOf(id)
-	if !ok {
+	in, running := r.pipedInput(id)
+	if !running {
 		return nil, fmt.Errorf("attach to container %s: %w", id, ErrNotRunning)
 	}
-	in := hasFlag(cmdline(m.pid), "-i")
-	m.close()
 	conn, err := dialAttach(ctx, r.bundle(id))
 	if err != nil {
 		return nil, fmt.Errorf("attach to container %s: %w", id, err)
 	}
-	return &Attachment{r: r, id: id, conn: conn, tty: spec.Process.Terminal, in: in}, nil
+	return &Attachment{r: r, id: id, conn: conn, in: in}, nil
 }
 
-func hasFlag(args []string, flag string) bool {
-	for _, a := range args {
-		if a == flag {
-			return true
-		}
+// pipedInput tells whether a container has an open input that is no terminal.
+func (r *Runtime) pipedInput(id string) (in, running bool) {
+	m, ok := r.monitorOf(id)
+	if !ok || exists(r.exitFile(id)) {
+		return false, false
 	}
-	return false
+	defer m.close()
+	return slices.Contains(cmdline(m.pid), "-i"), true
 }
 
 // Run carries the streams until the process ends (nil), the client leaves
@@ -82,15 +77,15 @@ func (a *Attachment) Run(ctx context.Context, s api.Streams) error {
 func (a *Attachment) run(ctx context.Context, s api.Streams) error {
 	defer a.conn.Close()
 	// To conmon, the end of any connection is the end of a piped input. One that
-	// only watches must not end it, so it watches the log.
+	// only watches must not end it: Attach watches the log instead.
 	if s.Stdin == nil && a.in {
-		return a.watchLog(ctx, s)
+		return fmt.Errorf("%w: a connection without input would end the container's; use Attach", ErrInvalid)
 	}
 	return carry(ctx, a.conn, s, a.r.bundle(a.id))
 }
 
-func (a *Attachment) watchLog(ctx context.Context, s api.Streams) error {
-	return a.r.logs(ctx, a.id, api.LogOptions{Follow: true, Stdout: true, Stderr: true}, func(l api.LogLine) error {
+func (r *Runtime) watchLog(ctx context.Context, id string, s api.Streams) error {
+	return r.logs(ctx, id, api.LogOptions{Follow: true, Stdout: true, Stderr: true}, func(l api.LogLine) error {
 		w, text := s.Stdout, l.Line
 		if l.Stream == "stderr" {
 			w = s.Stderr
@@ -112,17 +107,15 @@ func (a *Attachment) Close() error { return a.conn.Close() }
 // Attach connects a client with a container until either ends. It does not end
 // the container. The caller ends a blocked read of Stdin.
 func (r *Runtime) Attach(ctx context.Context, id string, s api.Streams) error {
-	if s.Stdin == nil {
-		// Without a connection of our own there is none to close.
-		if spec, err := r.readSpec(id); err == nil && !spec.Process.Terminal {
-			if m, ok := r.monitorOf(id); ok {
-				in := hasFlag(cmdline(m.pid), "-i")
-				m.close()
-				if in {
-					return (&Attachment{r: r, id: id}).watchLog(ctx, s)
-				}
-			}
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("attach to container: %w", err)
+	}
+	if in, running := r.pipedInput(id); in && running && s.Stdin == nil {
+		// Without a connection of our own there is none whose end is noticed.
+		if err := r.watchLog(ctx, id, s); err != nil {
+			return fmt.Errorf("attach to container %s: %w", id, err)
 		}
+		return nil
 	}
 	a, err := r.Connect(ctx, id)
 	if err != nil {

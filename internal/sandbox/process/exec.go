@@ -30,7 +30,7 @@ const detachedFile = "detached"
 
 // Exec runs a further process in a running container, and waits for its end
 // unless it is detached. When the context ends first, or the client cannot be
-// written to, the process is killed with its session. A command that is not there
+// written to, the process is killed with its descendants. A command that is not there
 // or cannot be run is an error together with the exit code 127 or 126.
 func (r *Runtime) Exec(ctx context.Context, id string, spec api.ExecSpec, s api.Streams) (int, error) {
 	if err := checkID(id); err != nil {
@@ -150,7 +150,7 @@ func exitOf(code int, err error) (int, error) {
 	case strings.Contains(text, "executable file") && strings.Contains(text, "not found"),
 		strings.Contains(text, "no such file or directory"):
 		return exitNotFound, err
-	case strings.Contains(text, "permission denied"), strings.Contains(text, "exec format error"), strings.Contains(text, "is a directory"):
+	case strings.Contains(text, "permission denied"), strings.Contains(text, "exec format error"), strings.Contains(text, "is a directory"), strings.Contains(text, "open executable"):
 		return exitCannotRun, err
 	}
 	return code, err
@@ -260,13 +260,13 @@ func (r *Runtime) sweepExecs(id string) {
 	}
 }
 
-// endExec kills what is left of an exec process and its session, and removes its
+// endExec kills what is left of an exec process and its descendants, and removes its
 // directory. After an orderly end there is nothing to kill.
 func (r *Runtime) endExec(id, dir string) {
 	m, monitored := openProc(filepath.Join(dir, monPidFile), isMonitor(dir))
 	if monitored && !m.exited() {
 		if p, ok := openProc(filepath.Join(dir, initPidFile), r.inCgroup(id)); ok {
-			r.killSession(id, p)
+			r.killTree(id, p)
 			p.close()
 		}
 		if !m.wait(context.Background(), monitorWait) {
@@ -281,30 +281,45 @@ func (r *Runtime) endExec(id, dir string) {
 	}
 }
 
-// killSession kills a process and those of its session, which the runtime opened
-// for it: the children of a shell go with the shell.
-func (r *Runtime) killSession(id string, leader *proc) {
-	const sessionField = 6
-	for _, d := range r.cgroups.dirs(r.group(id)) {
-		data, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
-		if err != nil {
-			continue
-		}
-		for f := range strings.FieldsSeq(string(data)) {
-			var pid int
-			if _, err := fmt.Sscan(f, &pid); err != nil || pid == leader.pid {
-				continue
-			}
-			p, ok := openPid(pid, func(pid int) bool {
-				sid, err := procStat(pid, sessionField)
-				return err == nil && sid == uint64(leader.pid) && r.inCgroup(id)(pid)
-			})
-			if ok {
+// killTree kills a process with its descendants and its session, which most
+// runtimes open for it: the children of a shell go with the shell.
+func (r *Runtime) killTree(id string, leader *proc) {
+	_ = leader.signal(unix.SIGSTOP) // it starts no more
+	for range 3 {
+		// Those found may have had children meanwhile.
+		for _, pid := range r.treeOf(id, leader.pid) {
+			if p, ok := openPid(pid, r.inCgroup(id)); ok {
 				_ = p.signal(unix.SIGKILL)
 				p.close()
 			}
 		}
-		break
 	}
 	_ = leader.signal(unix.SIGKILL)
+}
+
+// treeOf lists the processes of a container that descend from one, or are of the
+// session it leads.
+func (r *Runtime) treeOf(id string, leader int) []int {
+	const parentField, sessionField = 4, 6
+	pids, err := r.processes(id)
+	if err != nil {
+		return nil
+	}
+	in := map[uint64]bool{uint64(leader): true}
+	var tree []int
+	for grown := true; grown; {
+		grown = false
+		for _, pid := range pids {
+			if in[uint64(pid)] {
+				continue
+			}
+			parent, perr := procStat(pid, parentField)
+			session, serr := procStat(pid, sessionField)
+			if perr == nil && in[parent] || serr == nil && session == uint64(leader) {
+				in[uint64(pid)], grown = true, true
+				tree = append(tree, pid)
+			}
+		}
+	}
+	return tree
 }

@@ -77,19 +77,19 @@ func TestExec(t *testing.T) {
 		"terminal":     {spec: api.ExecSpec{Args: []string{"sh", "-c", "test -t 0 && echo $TERM; exit 3"}, TTY: true}, want: "xterm\r\n", code: 3},
 		"privileged":   {spec: api.ExecSpec{Args: []string{"sh", "-c", "grep -c CapEff:.00000000a80425fb /proc/self/status"}, Privileged: true}, want: "0\n", code: 1},
 		"not found":    {spec: api.ExecSpec{Args: []string{"/none"}}, code: 127, fails: "no such file"},
-		"a directory":  {spec: api.ExecSpec{Args: []string{"/etc"}}, code: 126, fails: "etc"},
+		"a directory":  {spec: api.ExecSpec{Args: []string{"/etc"}}, code: 126},
 		"nothing":      {code: -1, fails: "no command"},
 		"bad user":     {spec: api.ExecSpec{Args: []string{"true"}, User: "none"}, code: -1, fails: "unable to find user"},
-		"bad env":      {spec: api.ExecSpec{Args: []string{"true"}, Env: []string{"X"}}, code: -1, fails: "NAME=VALUE"},
+		"bad env":      {spec: api.ExecSpec{Args: []string{"true"}, Env: []string{"X"}}, code: -1, fails: "name=value"},
 		"huge":         {spec: api.ExecSpec{Args: []string{"true", strings.Repeat("x", 1<<20)}}, code: -1, fails: "longer"},
 		"detach input": {spec: api.ExecSpec{Args: []string{"cat"}, Detach: true, OpenStdin: true}, code: -1, fails: "detached"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, code, err := b.exec(id, c.spec, c.stdin)
-			if out != c.want && name != "exit code" || code != c.code || (err != nil) != (c.fails != "") {
+			if out != c.want && name != "exit code" || code != c.code || (err != nil) != (c.fails != "" || c.code == 126) {
 				t.Errorf("exit code %d, error %v, output %q\nwant %d, %q", code, err, out, c.code, c.want)
 			}
-			if err != nil && !strings.Contains(err.Error(), c.fails) {
+			if err != nil && !strings.Contains(strings.ToLower(err.Error()), c.fails) {
 				t.Errorf("error %v, want one that says %q", err, c.fails)
 			}
 		})
@@ -361,6 +361,9 @@ func TestMonitorKilled(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	b := newBed(t)
+	if missing := b.r.cgroups.missing(); len(missing) > 0 {
+		t.Skipf("this host's cgroups lack %v", missing)
+	}
 	id := b.startForever(func(c *api.SandboxConfig) {
 		c.Spec.Resources = api.Resources{CPUs: 0.5, Memory: 64 << 20, Pids: 33}
 	})
@@ -382,6 +385,9 @@ func TestLimits(t *testing.T) {
 
 func TestOutOfMemory(t *testing.T) {
 	b := newBed(t)
+	if !b.r.cgroups.has("memory") {
+		t.Skip("this host's cgroups lack the memory controller")
+	}
 	cfg := b.config("/bin/sh", "-c", "exec tail -n 1 /dev/zero")
 	cfg.Spec.Resources.Memory = 16 << 20
 	id := b.start(cfg)

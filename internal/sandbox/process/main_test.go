@@ -21,12 +21,23 @@ import (
 // mounts, processes and networks vanish with it, whatever a test does.
 const insideEnv = "BULKHEAD_TEST_INSIDE"
 
+// unifiedEnv shows the tests a host of cgroup version 2, even where the controllers
+// are bound to version 1. runtimeEnv names the OCI runtime.
+const (
+	unifiedEnv = "BULKHEAD_TEST_CGROUP2"
+	runtimeEnv = "BULKHEAD_TEST_RUNTIME"
+)
+
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 || os.Getenv(insideEnv) != "" {
 		os.Exit(m.Run())
 	}
 	// A shell as process 1, as it reaps the orphans that conmon leaves to it.
-	args := append([]string{"--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c", `"$0" "$@"; exit $?`}, os.Args...)
+	script := `"$0" "$@"; exit $?`
+	if os.Getenv(unifiedEnv) != "" {
+		script = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup || exit 1; " + script
+	}
+	args := append([]string{"--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script}, os.Args...)
 	cmd := exec.Command("unshare", args...)
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -73,7 +84,8 @@ func newBed(t testing.TB) *bed {
 	b := &bed{t: t, layer: filepath.Join(dir, "layer"), opts: Options{
 		StateDir: filepath.Join(dir, "lib", "containers"), RunDir: filepath.Join(dir, "run"),
 		CgroupParent: "/bulkhead-test-" + randomHex(4), LogSize: 1 << 20,
-		Logger: slog.New(slog.NewTextHandler(&testWriter{t: t}, nil)),
+		RuntimeBinary: os.Getenv(runtimeEnv),
+		Logger:        slog.New(slog.NewTextHandler(&testWriter{t: t}, nil)),
 	}}
 	b.makeLayer()
 	b.restart()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	runc "github.com/containerd/go-runc"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -93,28 +94,59 @@ func (r *Runtime) tryOverlay() error {
 // runc works on every kind of cgroup hierarchy.
 func candidates() []string { return []string{"crun", "runc"} }
 
+// choice is a runtime that was tried. It is kept in the run directory, so that a
+// restart of the daemon tries nothing: that would make a container.
+type choice struct {
+	Configured        string    `json:"configured"`
+	Binary            string    `json:"binary"`
+	Size              int64     `json:"size"`
+	Modified          time.Time `json:"modified"`
+	Cgroups           string    `json:"cgroups"`
+	RecursiveReadOnly bool      `json:"recursiveReadOnly"`
+}
+
 // chooseRuntime takes the configured runtime, or the first that can make a
 // container on this host. crun before 1.9, say, cannot with hybrid cgroups.
-func (r *Runtime) chooseRuntime(ctx context.Context, configured string) (string, error) {
-	if configured != "" {
-		bin, err := findBinary(configured, configured, filepath.Base(configured))
-		if err != nil {
-			return "", err
+func (r *Runtime) chooseRuntime(ctx context.Context, configured string) (choice, error) {
+	path := filepath.Join(r.runDir, ".chosen")
+	if data, err := os.ReadFile(path); err == nil {
+		var c choice
+		if json.Unmarshal(data, &c) == nil && c.Configured == configured && c.Cgroups == r.cgroups.mode && c.current() {
+			return c, nil
 		}
-		return bin, r.tryRuntime(ctx, bin)
+	}
+	names := candidates()
+	if configured != "" {
+		names = []string{configured}
 	}
 	var errs []error
-	for _, name := range candidates() {
-		bin, err := findBinary("", name, name)
+	for _, name := range names {
+		bin, err := findBinary("", name, filepath.Base(name))
 		if err == nil {
 			err = r.tryRuntime(ctx, bin)
 		}
-		if err == nil {
-			return bin, nil
+		if err != nil {
+			errs = append(errs, err)
+			continue
 		}
-		errs = append(errs, err)
+		c := choice{Configured: configured, Binary: bin, Cgroups: r.cgroups.mode}
+		c.RecursiveReadOnly = hasMountOption(ctx, r.client(bin), "rro")
+		if st, err := os.Stat(bin); err == nil {
+			c.Size, c.Modified = st.Size(), st.ModTime()
+		}
+		data, err := json.Marshal(c)
+		if err == nil {
+			err = writeFile(path, data, 0o600)
+		}
+		return c, err
 	}
-	return "", errors.Join(errs...)
+	return choice{}, errors.Join(errs...)
+}
+
+// current tells whether the program is still the one that was tried.
+func (c choice) current() bool {
+	st, err := os.Stat(c.Binary)
+	return err == nil && st.Size() == c.Size && st.ModTime().Equal(c.Modified)
 }
 
 // tryRuntime makes a container, which is never started, and deletes it.
@@ -130,15 +162,22 @@ func (r *Runtime) tryRuntime(ctx context.Context, bin string) error {
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: "rootfs", Readonly: true},
 		Process: &specs.Process{Args: []string{"/none"}, Cwd: "/", Env: []string{defaultPath}},
-		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+		},
 		Linux: &specs.Linux{
 			CgroupsPath: group,
+			Resources:   &specs.LinuxResources{Devices: deviceRules(false)}, // eBPF, with version 2
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}},
 		},
 	}
 	data, err := json.Marshal(spec)
 	if err == nil {
 		err = os.MkdirAll(filepath.Join(dir, "rootfs", "proc"), 0o755)
+	}
+	if err == nil {
+		err = os.Mkdir(filepath.Join(dir, "rootfs", "dev"), 0o755)
 	}
 	if err == nil {
 		// The runtime looks whether the program is there; it never runs.
@@ -170,7 +209,7 @@ func (r *Runtime) tryRuntime(ctx context.Context, bin string) error {
 	return err
 }
 
-func (r *Runtime) hasMountOption(ctx context.Context, option string) bool {
-	f, err := r.oci.Features(ctx)
+func hasMountOption(ctx context.Context, client *runc.Runc, option string) bool {
+	f, err := client.Features(ctx)
 	return err == nil && slices.Contains(f.MountOptions, option)
 }

@@ -107,11 +107,12 @@ func New(opts Options) (*Runtime, error) {
 	if r.cgroups, err = readCgroups(); err != nil {
 		return nil, fmt.Errorf("start container runtime: %w", err)
 	}
-	if r.runtimeBinary, err = r.chooseRuntime(context.Background(), opts.RuntimeBinary); err != nil {
+	chosen, err := r.chooseRuntime(context.Background(), opts.RuntimeBinary)
+	if err != nil {
 		return nil, fmt.Errorf("start container runtime: %w", err)
 	}
+	r.runtimeBinary, r.recursiveReadOnly = chosen.Binary, chosen.RecursiveReadOnly
 	r.oci = r.client(r.runtimeBinary)
-	r.recursiveReadOnly = r.hasMountOption(context.Background(), "rro")
 	if r.watch, err = newWatcher(r); err != nil {
 		return nil, fmt.Errorf("start container runtime: %w", err)
 	}

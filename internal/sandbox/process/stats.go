@@ -33,20 +33,29 @@ func (r *Runtime) PIDs(ctx context.Context, id string) ([]int, error) {
 	if err := r.running(ctx, id); err != nil {
 		return nil, fmt.Errorf("list processes of container %s: %w", id, err)
 	}
-	var pids []int
+	pids, err := r.processes(id)
+	if err != nil {
+		return nil, fmt.Errorf("list processes of container %s: %w", id, err)
+	}
+	return pids, nil
+}
+
+// processes are those in the container's cgroup.
+func (r *Runtime) processes(id string) ([]int, error) {
 	for _, d := range r.cgroups.dirs(r.group(id)) {
 		data, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
 		if err != nil {
 			continue // not every tree has the group
 		}
+		var pids []int
 		for f := range strings.FieldsSeq(string(data)) {
-			if pid, err := strconv.Atoi(f); err == nil {
+			if pid, err := strconv.Atoi(f); err == nil && pid > 1 {
 				pids = append(pids, pid)
 			}
 		}
 		return pids, nil
 	}
-	return nil, fmt.Errorf("list processes of container %s: %w", id, ErrNotRunning)
+	return nil, ErrNotRunning
 }
 
 func (r *Runtime) group(id string) string { return filepath.Join(r.cgroupParent, id) }
