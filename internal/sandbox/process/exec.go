@@ -68,7 +68,9 @@ func (r *Runtime) exec(ctx context.Context, id string, spec api.ExecSpec, s api.
 	case spec.OpenStdin:
 		args = append(args, "-i")
 	}
+	r.creating.RLock()
 	m, err := r.newMonitor(dir, !spec.Detach, args)
+	r.creating.RUnlock()
 	if err != nil {
 		return -1, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -265,7 +267,7 @@ func (r *Runtime) sweepExecs(id string) {
 func (r *Runtime) endExec(id, dir string) {
 	m, monitored := openProc(filepath.Join(dir, monPidFile), isMonitor(dir))
 	if monitored && !m.exited() {
-		if p, ok := openProc(filepath.Join(dir, initPidFile), r.inCgroup(id)); ok {
+		if p, ok := r.execProc(id, dir, m); ok {
 			r.killTree(id, p)
 			p.close()
 		}
@@ -278,6 +280,17 @@ func (r *Runtime) endExec(id, dir string) {
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		r.log.Warn("directory of a finished command not removed", "container", id, "error", err)
+	}
+}
+
+// execProc holds the process of an exec. The runtime names it only after it runs,
+// so a monitor that is alive is given time to.
+func (r *Runtime) execProc(id, dir string, m *proc) (*proc, bool) {
+	for deadline := time.Now().Add(monitorWait); ; waitShortly() {
+		p, ok := openProc(filepath.Join(dir, initPidFile), r.inCgroup(id))
+		if ok || m.exited() || time.Now().After(deadline) {
+			return p, ok
+		}
 	}
 }
 
