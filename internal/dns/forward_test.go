@@ -68,7 +68,11 @@ func inBubble(t *testing.T, f func(t *testing.T, fwd *forwarder, s *fakeServers,
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &fakeServers{start: time.Now(), answer: map[string]func(context.Context) ([]byte, error){}}
 		ups := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53"), netip.MustParseAddrPort("192.0.2.2:53")}
-		fwd := newForwarder(ctx, func() []netip.AddrPort { return ups }, newCache(100, 1<<20))
+		fwd := newForwarder(ctx, func() []netip.AddrPort {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return ups
+		}, newCache(100, 1<<20))
 		fwd.ask = s.ask
 		defer fwd.close()
 		defer cancel()
@@ -342,7 +346,9 @@ func TestOtherUpstreams(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { check(t, "old", outcome(f, q), "upstream rcode=0 ttl=60") })
 		time.Sleep(10 * time.Millisecond)
+		s.mu.Lock()
 		*ups = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:53")}
+		s.mu.Unlock()
 		s.says("192.0.2.9", replyTo(t, "x.example.com", 0, rrA(5, 9)))
 		check(t, "new", outcome(f, q), "upstream rcode=0 ttl=5")
 		wg.Wait()

@@ -166,7 +166,7 @@ func BenchmarkLocal(b *testing.B) {
 	for i := range 1000 {
 		p := testPort(parseArgs([]string{"net=blue", "addr=10.1.0.9"}))
 		p.ID = plan.PortID(string(rune('A'+i%26)) + string(rune('0'+i/26)))
-		p.Names = []string{"name-" + string(p.ID)}
+		p.Names, p.VNIC.Namespace = []string{"name-" + string(p.ID)}, string(p.ID)
 		if err := s.r.index.setPort(nil, p); err != nil {
 			b.Fatal(err)
 		}
@@ -196,6 +196,7 @@ func BenchmarkUpdate(b *testing.B) {
 	for i := range 1000 {
 		last = testPort(parseArgs([]string{"net=blue", "addr=10.1.0.9", "name=pool"}))
 		last.ID = plan.PortID(string(rune('A'+i%26)) + string(rune('0'+i/26)))
+		last.VNIC.Namespace = string(last.ID)
 		if err := r.index.setPort(nil, last); err != nil {
 			b.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -111,7 +112,7 @@ func (q *query) parseOPT(p *dnsmessage.Parser) int {
 	rcode := rcodeSuccess
 	for {
 		h, err := p.AdditionalHeader()
-		if err == dnsmessage.ErrSectionDone {
+		if errors.Is(err, dnsmessage.ErrSectionDone) {
 			return rcode
 		}
 		if err != nil {
