@@ -473,6 +473,7 @@ func TestCutShort(t *testing.T) {
 			}
 			must(t, b.r.Start(b.ctx(), cfg.ID))
 			must(t, b.r.Kill(b.ctx(), cfg.ID, "KILL"))
+			b.wait(cfg.ID)
 		},
 		"bundle lost": func(cfg api.SandboxConfig) {
 			b.start(cfg)

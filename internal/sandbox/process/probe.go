@@ -206,6 +206,7 @@ func (r *Runtime) tryRuntime(ctx context.Context, bin string) error {
 	if rerr := r.cgroups.remove(group); err == nil {
 		err = rerr
 	}
+	r.tidyParent()
 	return err
 }
 
