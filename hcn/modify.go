@@ -258,6 +258,15 @@ func (r *ModifyEndpointSettingRequest) Validate() error {
 	return missingResourceType("Policy, Port")
 }
 
+// NewEndpointPolicyRequest makes a request that changes an endpoint's policies.
+func NewEndpointPolicyRequest(t RequestType, policies []EndpointPolicy) (*ModifyEndpointSettingRequest, error) {
+	settings, err := json.Marshal(PolicyEndpointRequest{Policies: policies})
+	if err != nil {
+		return nil, Errorf(ErrInvalidPolicy, "%w", err)
+	}
+	return &ModifyEndpointSettingRequest{ResourceType: EndpointResourceTypePolicy, RequestType: t, Settings: settings}, nil
+}
+
 // Apply is the endpoint after the request, checked against its network. The endpoint itself is not touched.
 func (r *ModifyEndpointSettingRequest) Apply(e *HostComputeEndpoint, n *HostComputeNetwork) (*HostComputeEndpoint, error) {
 	if err := r.Validate(); err != nil {

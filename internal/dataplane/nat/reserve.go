@@ -76,12 +76,7 @@ func keyOf(f plan.Forward) reservation {
 }
 
 // Owner is how a port of the plan is named as holder of host ports.
-func Owner(p *plan.Port) string {
-	if p.Name == "" {
-		return "endpoint " + string(p.Endpoint)
-	}
-	return "endpoint " + p.Name + " (" + string(p.Endpoint) + ")"
-}
+func Owner(p *plan.Port) string { return plan.Owner(p.Name, p.Endpoint) }
 
 // Reserve takes the host port of a forward for owner. Taking it twice for the same owner is success; a port that
 // somebody has is a *PortConflict.

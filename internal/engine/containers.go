@@ -1,0 +1,461 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+const containerIDLen = 64
+
+// containerRow is the stored form of a container.
+type containerRow struct {
+	Doc api.Container
+	Seq uint64
+	// Want says that the container should be running: `start` sets it, `stop`
+	// clears it, and a restart policy decides for it when the process ends.
+	Want bool
+	// Stopped says that a user stopped it: unless-stopped leaves it alone after
+	// a restart of the daemon or the host.
+	Stopped bool
+	// Removing says that it is on its way out, whatever cuts the way short.
+	Removing bool
+	// Endpoints it brought along and takes with it, in order of attachment.
+	Endpoints []hcn.GUID
+	// Shares names the container whose compartment it uses, "" for its own.
+	Shares string
+}
+
+var containerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+func newContainerID() string {
+	var b [containerIDLen / 2]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
+// find resolves a reference: an ID, a name, or an unambiguous start of an ID.
+func (s *state) find(ref string) (*containerRow, error) {
+	if c := s.containers[ref]; c != nil {
+		return c, nil
+	}
+	if id, ok := s.ctrNames[ref]; ok {
+		return s.containers[id], nil
+	}
+	var found *containerRow
+	for id, c := range s.containers {
+		if ref != "" && strings.HasPrefix(id, ref) {
+			if found != nil {
+				return nil, api.Errorf(api.KindConflict, "container %q: several IDs start so", ref).Hint("give more of the ID, or the name")
+			}
+			found = c
+		}
+	}
+	if found == nil {
+		return nil, api.Errorf(api.KindNotFound, "container %q does not exist", ref).Hint("bulkhead ps -a")
+	}
+	return found, nil
+}
+
+// Containers lists all containers, oldest first.
+func (e *Engine) Containers() []api.Container {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	rows := slices.SortedFunc(maps.Values(e.st.containers), func(a, b *containerRow) int { return cmpSeq(a.Seq, b.Seq) })
+	out := make([]api.Container, len(rows))
+	for i, c := range rows {
+		out[i] = e.st.containerDoc(c)
+	}
+	return out
+}
+
+// Container is the document of one container.
+func (e *Engine) Container(ref string) (api.Container, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	c, err := e.st.find(ref)
+	if err != nil {
+		return api.Container{}, err
+	}
+	return e.st.containerDoc(c), nil
+}
+
+func (s *state) containerDoc(c *containerRow) api.Container {
+	doc := c.Doc
+	doc.Endpoints = nil
+	for _, id := range c.Endpoints {
+		ep := s.endpoints[id]
+		if ep == nil {
+			continue
+		}
+		sum := api.ContainerEndpoint{ID: id, MAC: ep.MAC.String()}
+		if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil {
+			sum.Network = n.Doc.Name
+		}
+		if ep.Attach != nil {
+			sum.Interface = ep.Attach.Interface
+		}
+		for _, a := range ep.Addrs {
+			sum.Addresses = append(sum.Addresses, a.String())
+		}
+		for _, r := range ep.Doc.Routes {
+			if dst, via, err := r.Parse(); err == nil && dst.Bits() == 0 {
+				sum.Gateways = append(sum.Gateways, via.String())
+			}
+		}
+		sum.Ports = portTexts(ep)
+		doc.Endpoints = append(doc.Endpoints, sum)
+	}
+	return doc
+}
+
+// portTexts writes published ports as people read them.
+func portTexts(ep *plan.Endpoint) []string {
+	mappings, err := ep.Doc.PortMappings()
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, m := range mappings {
+		where := "all"
+		if a, ok := m.Addr(); ok {
+			where = a.String()
+			if a.Is6() {
+				where = "[" + where + "]"
+			}
+		} else if m.Scope == hcn.ScopeLAN {
+			where = "lan"
+		}
+		out = append(out, fmt.Sprintf("%s:%d->%d/%s", where, m.ExternalPort, m.InternalPort, protoText(m.Protocol)))
+	}
+	return out
+}
+
+func protoText(p hcn.Protocol) string {
+	switch p {
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	}
+	return itoa(int(p))
+}
+
+// CreateContainer makes a container: its name, addresses, MACs and ports are its
+// own from here on. It does not start it.
+func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error) {
+	if err := checkSpec(&spec); err != nil {
+		return api.ContainerCreated{}, err
+	}
+	img, err := e.opt.Images.Inspect(spec.Image)
+	if err != nil {
+		return api.ContainerCreated{}, err
+	}
+	id := newContainerID()
+	warnings, err := e.opt.Sandbox.Check(api.SandboxConfig{ID: id, Name: spec.Name, Spec: spec, Image: img.Config, Hostname: hostnameOf(id, &spec)})
+	if err != nil {
+		return api.ContainerCreated{}, api.Errorf(api.KindInvalid, "create container %s: %w", spec.Name, err)
+	}
+	// Unpacking now finds out what is wrong with the image before anything is
+	// made for it.
+	if _, err := e.opt.Images.Layers(ctx, img.ID); err != nil {
+		return api.ContainerCreated{}, err
+	}
+	e.opt.Step("create-container")
+	var row *containerRow
+	_, err = e.commit(func(t *txn) error {
+		var err error
+		row, err = t.newContainer(id, spec, img)
+		return err
+	})
+	if err != nil {
+		return api.ContainerCreated{}, asAPI(err)
+	}
+	e.event("container", "create", id, row.Doc.Name, map[string]string{"image": spec.Image})
+	return api.ContainerCreated{ID: id, Name: row.Doc.Name, Warnings: warnings}, nil
+}
+
+// asAPI turns an HCN error into one of /v1, keeping its words.
+func asAPI(err error) error {
+	h := hcn.AsError(err)
+	if h == nil || h.Code == hcn.ErrUnspecified {
+		return err
+	}
+	kind := api.KindInternal
+	switch h.HTTPStatus() {
+	case 400:
+		kind = api.KindInvalid
+	case 404:
+		kind = api.KindNotFound
+	case 409:
+		kind = api.KindConflict
+	case 501:
+		kind = api.KindUnsupported
+	case 503:
+		kind = api.KindUnavailable
+	}
+	return api.Errorf(kind, "%w", err)
+}
+
+func checkSpec(s *api.ContainerSpec) error {
+	if s.Name != "" && !containerName.MatchString(s.Name) {
+		return api.Errorf(api.KindInvalid, "name: %.80q is not a container name: use letters, digits, '_', '.' and '-', starting with a letter or digit", s.Name)
+	}
+	if s.Image == "" {
+		return api.Errorf(api.KindInvalid, "image: it is missing").Hint("bulkhead image ls")
+	}
+	switch s.Isolation {
+	case "", "process":
+		s.Isolation = "process"
+	default:
+		return api.Errorf(api.KindUnsupported, "isolation: %.40q is not known: use process", s.Isolation)
+	}
+	switch s.Restart.Name {
+	case "", "no", "on-failure", "always", "unless-stopped":
+	default:
+		return api.Errorf(api.KindInvalid, "restart.name: %.40q is not known: use no, on-failure, always or unless-stopped", s.Restart.Name)
+	}
+	if s.AutoRemove && s.Restart.Name != "" && s.Restart.Name != "no" {
+		return api.Errorf(api.KindInvalid, "autoRemove: it contradicts the restart policy %s: choose one", s.Restart.Name)
+	}
+	share := strings.HasPrefix(s.NetworkMode, "container:")
+	if s.NetworkMode != "" && s.NetworkMode != "none" && !share {
+		return api.Errorf(api.KindInvalid, "networkMode: %.80q is not known: use none or container:NAME, or name networks", s.NetworkMode)
+	}
+	if s.NetworkMode != "" && (len(s.Networks) > 0 || len(s.Publish) > 0) {
+		return api.Errorf(api.KindInvalid, "networkMode: %s has no networks and publishes no ports of its own: drop one or the other", s.NetworkMode)
+	}
+	if len(s.Networks) > 32 || len(s.Publish) > 1024 {
+		return api.Errorf(api.KindInvalid, "networks, publish: at most 32 networks and 1024 published ports to a container")
+	}
+	for i, h := range s.ExtraHosts {
+		if _, err := netip.ParseAddr(h.Address); err != nil && h.Address != "host-gateway" {
+			return api.Errorf(api.KindInvalid, "extraHosts[%d].address: %.80q is no address: give one, or host-gateway", i, h.Address)
+		}
+		for _, n := range h.Names {
+			if n == "" || strings.ContainsAny(n, " \t\n\r#") {
+				return api.Errorf(api.KindInvalid, "extraHosts[%d].names: %.80q is no host name", i, n)
+			}
+		}
+	}
+	return nil
+}
+
+func (t *txn) newContainer(id string, spec api.ContainerSpec, img api.Image) (*containerRow, error) {
+	if spec.Name == "" {
+		spec.Name = t.freeName()
+	}
+	if other, ok := t.st.ctrNames[spec.Name]; ok {
+		return nil, api.Errorf(api.KindConflict, "the name %q belongs to container %.12s", spec.Name, other).Hint("bulkhead rm %s, or choose another name", spec.Name)
+	}
+	row := &containerRow{Seq: t.nextSeq(), Doc: api.Container{
+		ID: id, Name: spec.Name, Created: time.Now().UTC(), Spec: spec, ImageID: img.ID,
+		State: api.ContainerState{Status: api.StatusCreated},
+	}}
+	if ref, ok := strings.CutPrefix(spec.NetworkMode, "container:"); ok {
+		other, err := t.st.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		row.Shares = other.Doc.ID
+	}
+	if spec.NetworkMode == "" {
+		nets := spec.Networks
+		if len(nets) == 0 {
+			nets = []api.NetworkAttachment{{Network: DefaultNetworkName}}
+		}
+		for i, a := range nets {
+			ep, err := t.containerEndpoint(row, a, i == 0)
+			if err != nil {
+				return nil, err
+			}
+			row.Endpoints = append(row.Endpoints, ep.Doc.ID)
+		}
+	}
+	t.putContainer(id, row)
+	return row, nil
+}
+
+// containerEndpoint makes the endpoint by which a container is on a network. The
+// first one carries the published ports.
+func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first bool) (*plan.Endpoint, error) {
+	n, err := t.st.findNetwork(a.Network)
+	if err != nil {
+		return nil, err
+	}
+	doc := hcn.HostComputeEndpoint{
+		Name: c.Doc.Name, Owner: "bulkhead", HostComputeNetwork: n.Doc.ID,
+		MacAddress: hcn.MAC(a.MAC), SchemaVersion: hcn.V2(),
+	}
+	if err := containerAddresses(&doc, n, a.Addresses); err != nil {
+		return nil, err
+	}
+	if len(a.Aliases) > 0 {
+		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.Aliases, hcn.AliasesSetting{Names: a.Aliases}))
+	}
+	if a.Interface != "" {
+		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.InterfaceName, hcn.InterfaceNameSetting{Name: a.Interface}))
+	}
+	if a.GatewayPriority != 0 {
+		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.GatewayPriority, hcn.GatewayPrioritySetting{Priority: a.GatewayPriority}))
+	}
+	if first {
+		for i, p := range c.Doc.Spec.Publish {
+			policies, err := publishPolicies(p, has6(&n.Doc))
+			if err != nil {
+				return nil, fmt.Errorf("publish[%d]: %w", i, err)
+			}
+			doc.Policies = append(doc.Policies, policies...)
+		}
+	}
+	return t.newEndpoint("", n.Doc.ID, doc)
+}
+
+func has6(n *hcn.HostComputeNetwork) bool { return subnetOf(n, false) != nil }
+
+func subnetOf(n *hcn.HostComputeNetwork, v4 bool) *hcn.Subnet {
+	for _, s := range n.AllSubnets() {
+		if p, err := s.Prefix(); err == nil && p.Addr().Is4() == v4 {
+			return s
+		}
+	}
+	return nil
+}
+
+// containerAddresses takes the addresses a user gave; a family without one gets
+// one of the network's.
+func containerAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network, given []string) error {
+	if len(given) == 0 {
+		return nil
+	}
+	have := map[bool]bool{}
+	for _, g := range given {
+		a, err := netip.ParseAddr(g)
+		if err != nil {
+			return api.Errorf(api.KindInvalid, "address %.80q on network %q: %w", g, n.Doc.Name, err)
+		}
+		have[a.Is4()] = true
+		doc.IpConfigurations = append(doc.IpConfigurations, hcn.IpConfig{IpAddress: a.String()})
+	}
+	for _, v4 := range []bool{true, false} {
+		if s := subnetOf(&n.Doc, v4); s != nil && !have[v4] {
+			doc.IpConfigurations = append(doc.IpConfigurations, hcn.IpConfig{IpSubnetId: s.ID})
+		}
+	}
+	return nil
+}
+
+// findNetwork resolves a name or a GUID.
+func (s *state) findNetwork(ref string) (*plan.Network, error) {
+	if id, ok := s.netNames[ref]; ok {
+		return s.networks[id], nil
+	}
+	if id, err := hcn.ParseGUID(ref); err == nil && s.networks[id] != nil {
+		return s.networks[id], nil
+	}
+	return nil, api.Errorf(api.KindNotFound, "network %.80q does not exist", ref).Hint("bulkhead network ls, or bulkhead network create %.80s", ref)
+}
+
+// publishPolicies turns a user's wish into port mappings: the default exposes a
+// port to the host itself, and nothing wider is ever assumed.
+func publishPolicies(p api.PublishedPort, v6 bool) ([]hcn.EndpointPolicy, error) {
+	m := hcn.PortMappingPolicySetting{}
+	switch p.Protocol {
+	case "", "tcp":
+		m.Protocol = 6
+	case "udp":
+		m.Protocol = 17
+	default:
+		return nil, api.Errorf(api.KindInvalid, "protocol %.20q is not tcp or udp", p.Protocol)
+	}
+	var binds []hcn.PortMappingPolicySetting
+	switch p.Expose {
+	case "", "loopback":
+		m.VIP = "127.0.0.1"
+		binds = append(binds, m)
+		if v6 {
+			m.VIP = "::1"
+			binds = append(binds, m)
+		}
+	case "all":
+		binds = append(binds, m)
+	case "lan":
+		m.Scope = hcn.ScopeLAN
+		binds = append(binds, m)
+	default:
+		a, err := netip.ParseAddr(p.Expose)
+		if err != nil {
+			return nil, api.Errorf(api.KindInvalid, "expose %.80q is not loopback, lan, all or an address", p.Expose)
+		}
+		if m.VIP = a.Unmap().String(); a.IsUnspecified() {
+			m.VIP = ""
+		}
+		binds = append(binds, m)
+	}
+	count := max(int(p.Count), 1)
+	if p.ContainerPort == 0 {
+		return nil, api.Errorf(api.KindInvalid, "containerPort is missing")
+	}
+	if int(p.ContainerPort)+count > 1<<16 || p.HostPort != 0 && int(p.HostPort)+count > 1<<16 {
+		return nil, api.Errorf(api.KindInvalid, "the range of %d ports from %d goes beyond 65535", count, max(p.ContainerPort, p.HostPort))
+	}
+	var out []hcn.EndpointPolicy
+	for i := range count {
+		for _, b := range binds {
+			b.InternalPort = p.ContainerPort + uint16(i)
+			if p.HostPort != 0 {
+				b.ExternalPort = p.HostPort + uint16(i)
+			}
+			out = append(out, b.Policy())
+		}
+	}
+	return out, nil
+}
+
+// freeName makes a name nobody has: two words, as the field does it.
+func (t *txn) freeName() string {
+	for {
+		var b [4]byte
+		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+		name := nameFirst[int(b[0])%len(nameFirst)] + "-" + nameSecond[int(b[1])%len(nameSecond)]
+		if _, ok := t.st.ctrNames[name]; !ok {
+			return name
+		}
+		name += "-" + hex.EncodeToString(b[2:])
+		if _, ok := t.st.ctrNames[name]; !ok {
+			return name
+		}
+	}
+}
+
+// Parts of ships and what they are like.
+var (
+	nameFirst = []string{
+		"brave", "bright", "calm", "clever", "deep", "eager", "fair", "firm", "fleet", "grand", "keen", "level",
+		"light", "lucid", "merry", "mighty", "neat", "noble", "patient", "proud", "quick", "quiet", "ready", "sharp",
+		"sober", "solid", "steady", "stout", "swift", "tidy", "true", "vivid",
+	}
+	nameSecond = []string{
+		"anchor", "ballast", "beam", "bilge", "bow", "bowsprit", "bridge", "capstan", "cleat", "deck", "fender", "forecastle",
+		"galley", "hatch", "hawser", "helm", "hull", "jib", "keel", "lantern", "mast", "oar", "porthole", "prow",
+		"rigging", "rudder", "sail", "sextant", "spar", "stern", "tiller", "windlass",
+	}
+)
+
+func hostnameOf(id string, s *api.ContainerSpec) string {
+	if s.Hostname != "" {
+		return s.Hostname
+	}
+	return id[:12]
+}

@@ -1,0 +1,564 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/ipam"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"go4.org/netipx"
+)
+
+// Endpoints lists the endpoints that match, oldest first.
+func (e *Engine) Endpoints(f hcn.Filter) []hcn.GUID {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var rows []*plan.Endpoint
+	for _, ep := range e.st.endpoints {
+		if f.MatchEndpoint(&ep.Doc) {
+			rows = append(rows, ep)
+		}
+	}
+	slices.SortFunc(rows, func(a, b *plan.Endpoint) int { return cmpSeq(a.Seq, b.Seq) })
+	out := make([]hcn.GUID, len(rows))
+	for i, ep := range rows {
+		out[i] = ep.Doc.ID
+	}
+	return out
+}
+
+// Endpoint is the document of an endpoint.
+func (e *Engine) Endpoint(id hcn.GUID) (hcn.HostComputeEndpoint, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	ep := e.st.endpoints[id]
+	if ep == nil {
+		return hcn.HostComputeEndpoint{}, noEndpoint(id)
+	}
+	doc := ep.Doc.Clone()
+	if ep.Attach != nil {
+		if ns := e.st.namespaces[ep.Attach.Namespace]; ns != nil && len(ns.Containers) > 1 {
+			doc.State = hcn.EndpointAttachedSharing
+		}
+	}
+	return *doc, nil
+}
+
+func noEndpoint(id hcn.GUID) error {
+	return hcn.Errorf(hcn.ErrEndpointNotFound, "no endpoint has the ID %s: see `bulkhead endpoint ls`", id)
+}
+
+// CreateEndpoint makes an endpoint: its address, MAC and ports are its own from
+// here until it is deleted, attached or not. A document that names a namespace
+// is attached to it.
+func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc hcn.HostComputeEndpoint) (hcn.HostComputeEndpoint, error) {
+	var row *plan.Endpoint
+	rev, err := e.commit(func(t *txn) error {
+		var err error
+		row, err = t.newEndpoint(id, network, doc)
+		if err == nil && !doc.HostComputeNamespace.IsZero() {
+			row, err = t.attach(row.Doc.ID, doc.HostComputeNamespace)
+		}
+		return err
+	})
+	if err != nil {
+		return hcn.HostComputeEndpoint{}, err
+	}
+	id = row.Doc.ID
+	if row.Attach != nil {
+		if err := e.applied(ctx, rev, string(id)); err != nil {
+			e.undo(ctx, "endpoint", string(id), func(t *txn) { t.dropEndpoint(id) })
+			return hcn.HostComputeEndpoint{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "endpoint %s: %w", id, err)
+		}
+	}
+	e.event("endpoint", "create", string(id), row.Doc.Name, nil)
+	return *row.Doc.Clone(), nil
+}
+
+func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint) (*plan.Endpoint, error) {
+	doc := in.Clone()
+	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
+	if !network.IsZero() {
+		doc.HostComputeNetwork = network
+	}
+	doc.HostComputeNamespace, doc.Version, doc.Health = "", 0, nil
+	if t.st.endpoints[doc.ID] != nil {
+		return nil, hcn.Errorf(hcn.ErrObjectAlreadyExists, "an endpoint with the ID %s exists: delete it first, or leave the ID out", doc.ID)
+	}
+	n := t.st.networks[doc.HostComputeNetwork]
+	if n == nil {
+		return nil, noNetwork(doc.HostComputeNetwork)
+	}
+	if err := doc.ValidateFor(&n.Doc); err != nil {
+		return nil, err
+	}
+	if err := t.pickAddresses(doc, n); err != nil {
+		return nil, err
+	}
+	mac, err := t.pickMAC(doc, n)
+	if err != nil {
+		return nil, err
+	}
+	doc.Defaults(&n.Doc)
+	doc.State = hcn.EndpointCreated
+	if err := doc.ValidateFor(&n.Doc); err != nil {
+		return nil, err
+	}
+	addrs, err := doc.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs}
+	if err := t.claimPorts(row, nil); err != nil {
+		return nil, err
+	}
+	t.putEndpoint(doc.ID, row)
+	return row, nil
+}
+
+// pickAddresses completes the document's addresses: none given means one of
+// each family that the network has; an entry that names only a subnet gets one
+// of it. What is given must be free.
+func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error {
+	if len(doc.IpConfigurations) == 0 {
+		seen := map[bool]bool{}
+		for _, s := range n.Doc.AllSubnets() {
+			p, err := s.Prefix()
+			if err != nil || seen[p.Addr().Is4()] {
+				continue
+			}
+			a, err := t.pickAddr(n, s, "")
+			if errors.Is(err, ipam.ErrExhausted) && t.hasOtherSubnet(n, s, p.Addr().Is4()) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			seen[p.Addr().Is4()] = true
+			doc.IpConfigurations = append(doc.IpConfigurations, hcn.IpConfig{IpAddress: a.String(), IpSubnetId: s.ID})
+		}
+		return nil
+	}
+	for i := range doc.IpConfigurations {
+		c := &doc.IpConfigurations[i]
+		at := fmt.Sprintf("IpConfigurations[%d].IpAddress", i)
+		if c.IpAddress == "" {
+			s, block := findSubnet(&n.Doc, c.IpSubnetId)
+			if s == nil {
+				return hcn.Errorf(hcn.ErrSubnetNotFound, "IpConfigurations[%d]: network %q has no subnet %s", i, n.Doc.Name, c.IpSubnetId)
+			}
+			a, err := t.pickAddr(n, s, block)
+			if err != nil {
+				return err
+			}
+			c.IpAddress = a.String()
+			continue
+		}
+		a, err := netip.ParseAddr(c.IpAddress)
+		if err != nil {
+			return hcn.Errorf(hcn.ErrInvalidIP, "%s: %w", at, err)
+		}
+		if holder, ok := t.st.addrs[n.Doc.ID][a.Unmap()]; ok {
+			other := t.st.endpoints[holder]
+			return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%s: %s belongs to endpoint %q (%s): choose another, or delete that endpoint", at, a, other.Doc.Name, holder)
+		}
+	}
+	return nil
+}
+
+func (t *txn) hasOtherSubnet(n *plan.Network, than *hcn.Subnet, v4 bool) bool {
+	past := false
+	for _, s := range n.Doc.AllSubnets() {
+		if p, err := s.Prefix(); err == nil && past && p.Addr().Is4() == v4 {
+			return true
+		}
+		past = past || s == than
+	}
+	return false
+}
+
+// findSubnet looks for a subnet by its own ID or that of a block in it; a single
+// subnet needs no ID.
+func findSubnet(doc *hcn.HostComputeNetwork, id hcn.GUID) (*hcn.Subnet, hcn.GUID) {
+	all := doc.AllSubnets()
+	if id.IsZero() && len(all) == 1 {
+		return all[0], ""
+	}
+	for _, s := range all {
+		if s.ID == id {
+			return s, ""
+		}
+		for _, b := range s.IpSubnets {
+			if b.ID == id {
+				return s, id
+			}
+		}
+	}
+	return nil, ""
+}
+
+func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Addr, error) {
+	prefix, err := s.Prefix()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	pool := ipam.Pool{}
+	for _, b := range s.IpSubnets {
+		if p, err := b.Prefix(); err == nil && (block.IsZero() || b.ID == block) {
+			pool.Ranges = append(pool.Ranges, netipx.RangeOfPrefix(p))
+		}
+	}
+	if len(pool.Ranges) == 0 {
+		pool.Ranges = []ipam.Range{netipx.RangeOfPrefix(prefix)}
+	}
+	var excluded []hcn.AddrRange
+	if all, err := hcn.NetworkSettingsOf[hcn.ExclusionsSetting](n.Doc.Policies); err == nil {
+		for _, x := range all {
+			r, err := x.AddrRanges()
+			if err != nil {
+				return netip.Addr{}, err
+			}
+			excluded = append(excluded, r...)
+		}
+	}
+	pool.Reserved = func(a netip.Addr) bool {
+		return s.Reserved(a) != "" || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
+	}
+	taken := t.st.addrs[n.Doc.ID]
+	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok }, t.st.lastAddr[prefix])
+	if err != nil {
+		return a, hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "subnet %s of network %q has no free address (%d endpoints): delete endpoints nobody uses (`bulkhead address ls`), or add a subnet: %w", prefix, n.Doc.Name, len(t.st.byNetwork[n.Doc.ID]), err)
+	}
+	t.st.lastAddr[prefix] = a
+	return a, nil
+}
+
+func (t *txn) pickMAC(doc *hcn.HostComputeEndpoint, n *plan.Network) (plan.MAC, error) {
+	macs := t.st.macs[n.Doc.ID]
+	if doc.MacAddress != "" {
+		b, err := doc.MacAddress.Bytes()
+		if err != nil {
+			return plan.MAC{}, err
+		}
+		if holder, ok := macs[plan.MAC(b)]; ok {
+			return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: %s belongs to %s on network %q: choose another, or leave it out", doc.MacAddress, holder, n.Doc.Name)
+		}
+		return plan.MAC(b), nil
+	}
+	ranges, err := macRanges(&n.Doc)
+	if err != nil {
+		return plan.MAC{}, err
+	}
+	m, err := ipam.MAC(ranges, string(doc.ID), func(m [6]byte) bool { _, ok := macs[plan.MAC(m)]; return ok })
+	if err != nil {
+		return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: the pool of network %q has none free: %w", n.Doc.Name, err)
+	}
+	doc.MacAddress = hcn.MACFrom(m)
+	return plan.MAC(m), nil
+}
+
+// claimPorts checks the endpoint's published ports against those of all
+// networks, picks the ones left open, and takes them on the host. old is the row
+// that is replaced.
+func (t *txn) claimPorts(row, old *plan.Endpoint) error {
+	owner := ownerOf(row)
+	if err := t.pickPorts(row, owner); err != nil {
+		return err
+	}
+	mine, err := row.Doc.PortMappings()
+	if err != nil {
+		return err
+	}
+	for i, m := range mine {
+		for j := range i {
+			if m.Overlaps(mine[j]) {
+				return hcn.Errorf(hcn.ErrPortAlreadyExists, "port %d/%s is published twice in the same document", m.ExternalPort, m.Protocol)
+			}
+		}
+		for id := range t.st.ports[portKey{uint8(m.Protocol), m.ExternalPort}] {
+			other := t.st.endpoints[id]
+			if id == row.Doc.ID || other == nil {
+				continue
+			}
+			theirs, err := other.Doc.PortMappings()
+			if err != nil {
+				return err
+			}
+			for _, o := range theirs {
+				if m.Overlaps(o) {
+					return hcn.Errorf(hcn.ErrPortAlreadyExists, "port %d/%s is published by endpoint %q (%s): choose another port, or unpublish it there", m.ExternalPort, m.Protocol, other.Doc.Name, id)
+				}
+			}
+		}
+	}
+	want := plan.Forwards(row)
+	if len(mine) > 0 && len(want) == 0 {
+		return hcn.Errorf(hcn.ErrInvalidPolicy, "a port is published in a family that the endpoint has no address of")
+	}
+	had := map[plan.Forward]bool{}
+	if old != nil {
+		for _, f := range plan.Forwards(old) {
+			had[f] = true
+		}
+	}
+	for _, f := range want {
+		if had[f] {
+			delete(had, f)
+			continue
+		}
+		if err := t.e.opt.Ports.Reserve(f, owner); err != nil {
+			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%w: choose another port, or free it", err)
+		}
+		t.undo = append(t.undo, func() { t.e.opt.Ports.Release(f, owner) })
+	}
+	return nil
+}
+
+// pickPorts chooses the host ports that the document leaves open and writes them
+// into it. Mappings that follow each other with the same container port and no
+// host port (the two loopback addresses) share one.
+func (t *txn) pickPorts(row *plan.Endpoint, owner string) error {
+	type target struct {
+		proto hcn.Protocol
+		port  uint16
+	}
+	open := map[target][]int{}
+	var order []target
+	for i, p := range row.Doc.Policies {
+		if p.Type != hcn.PortMapping {
+			continue
+		}
+		v, err := p.Decode()
+		if err != nil {
+			return err
+		}
+		m, ok := v.(hcn.PortMappingPolicySetting)
+		if !ok || m.ExternalPort != 0 {
+			continue
+		}
+		k := target{m.Protocol, m.InternalPort}
+		if open[k] == nil {
+			order = append(order, k)
+		}
+		open[k] = append(open[k], i)
+	}
+	for _, k := range order {
+		probe := &plan.Endpoint{Doc: hcn.HostComputeEndpoint{}, Addrs: row.Addrs}
+		for _, i := range open[k] {
+			probe.Doc.Policies = append(probe.Doc.Policies, row.Doc.Policies[i])
+		}
+		fs := plan.Forwards(probe)
+		if len(fs) == 0 {
+			return hcn.Errorf(hcn.ErrInvalidPolicy, "port %d/%s is published in a family that the endpoint has no address of", k.port, k.proto)
+		}
+		port, err := t.e.opt.Ports.HostPick(owner, fs...)
+		if err != nil {
+			return hcn.Errorf(hcn.ErrPortAlreadyExists, "pick a host port for %d/%s: %w", k.port, k.proto, err)
+		}
+		for _, f := range fs {
+			f.Port = port
+			t.undo = append(t.undo, func() { t.e.opt.Ports.Release(f, owner) })
+		}
+		for _, i := range open[k] {
+			v, err := row.Doc.Policies[i].Decode()
+			if err != nil {
+				return err
+			}
+			m := v.(hcn.PortMappingPolicySetting)
+			m.ExternalPort = port
+			row.Doc.Policies[i] = m.Policy()
+		}
+	}
+	return nil
+}
+
+// releasePorts gives back, once the change is stored, the host ports of old that
+// row no longer has. The data path drops them in the pass that follows.
+func (t *txn) releasePorts(old, row *plan.Endpoint) {
+	keep := map[plan.Forward]bool{}
+	if row != nil {
+		for _, f := range plan.Forwards(row) {
+			keep[f] = true
+		}
+	}
+	owner := ownerOf(old)
+	for _, f := range plan.Forwards(old) {
+		if !keep[f] {
+			t.after = append(t.after, func() { t.e.opt.Ports.Release(f, owner) })
+		}
+	}
+}
+
+// ModifyEndpoint changes an endpoint's policies; all of the request holds or none.
+func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest) error {
+	var old *plan.Endpoint
+	rev, err := e.commit(func(t *txn) error {
+		old = t.st.endpoints[id]
+		if old == nil {
+			return noEndpoint(id)
+		}
+		n := t.st.networks[old.Doc.HostComputeNetwork]
+		if n == nil {
+			return noNetwork(old.Doc.HostComputeNetwork)
+		}
+		doc, err := r.Apply(&old.Doc, &n.Doc)
+		if err != nil {
+			return err
+		}
+		row := *old
+		row.Doc = *doc
+		row.Doc.Version++
+		if err := t.claimPorts(&row, old); err != nil {
+			return err
+		}
+		t.releasePorts(old, &row)
+		t.putEndpoint(id, &row)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if r.RequestType == hcn.RequestTypeRefresh {
+		e.Wake("refresh of endpoint " + string(id))
+	}
+	if err := e.applied(ctx, rev, string(id)); err != nil {
+		e.undo(ctx, "endpoint", string(id), func(t *txn) {
+			now := t.st.endpoints[id]
+			if now == nil {
+				return
+			}
+			t.releasePorts(now, old)
+			t.putEndpoint(id, old)
+		})
+		return hcn.Errorf(hcn.ErrUnspecified, "change endpoint %s: %w", id, err)
+	}
+	e.event("endpoint", "modify", string(id), old.Doc.Name, nil)
+	return nil
+}
+
+// DeleteEndpoint deletes an endpoint, attached or not.
+func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
+	var old *plan.Endpoint
+	rev, err := e.commit(func(t *txn) error {
+		if old = t.st.endpoints[id]; old == nil {
+			return noEndpoint(id)
+		}
+		t.dropEndpoint(id)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.applied(ctx, rev); err != nil {
+		return hcn.Errorf(hcn.ErrUnspecified, "delete endpoint %s: it is deleted, and the kernel follows: %w", id, err)
+	}
+	e.event("endpoint", "delete", string(id), old.Doc.Name, nil)
+	return nil
+}
+
+func (t *txn) dropEndpoint(id hcn.GUID) {
+	if old := t.st.endpoints[id]; old != nil {
+		t.releasePorts(old, nil)
+		t.putEndpoint(id, nil)
+	}
+}
+
+// attach puts an endpoint into a namespace.
+func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
+	old := t.st.endpoints[id]
+	if old == nil {
+		return nil, noEndpoint(id)
+	}
+	ns := t.st.namespaces[namespace]
+	if ns == nil {
+		return nil, noNamespace(namespace)
+	}
+	if ns.Doc.Type != hcn.NamespaceTypeHost || ns.Vanished {
+		return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s has no compartment of its own to attach to", namespace)
+	}
+	if old.Attach != nil {
+		if old.Attach.Namespace == namespace {
+			return old, nil
+		}
+		return nil, hcn.Errorf(hcn.ErrEndpointNamespaceAlreadyExists, "endpoint %s is in namespace %s: detach it there first", id, old.Attach.Namespace)
+	}
+	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && n.Doc.Flags&hcn.DisableSharing != 0 && len(ns.Containers) > 1 {
+		return nil, hcn.Errorf(hcn.ErrEndpointSharingDisabled, "network %q forbids that containers share an endpoint, and namespace %s has %d", n.Doc.Name, namespace, len(ns.Containers))
+	}
+	at, err := t.place(old, namespace)
+	if err != nil {
+		return nil, err
+	}
+	row := *old
+	row.Attach, row.Detached = at, false
+	row.Doc = *old.Doc.Clone()
+	row.Doc.HostComputeNamespace, row.Doc.State = namespace, hcn.EndpointAttached
+	t.putEndpoint(id, &row)
+	return &row, nil
+}
+
+// place chooses the interface name and the order among the namespace's
+// attachments.
+func (t *txn) place(ep *plan.Endpoint, namespace hcn.GUID) (*plan.Attachment, error) {
+	taken, index := map[string]hcn.GUID{}, 0
+	for id, o := range t.st.byNamespace[namespace] {
+		taken[o.Attach.Interface] = id
+		index = max(index, o.Attach.Index+1)
+	}
+	at := &plan.Attachment{Namespace: namespace, Index: index}
+	want, err := hcn.SettingsOf[hcn.InterfaceNameSetting](ep.Doc.Policies)
+	if err != nil {
+		return nil, err
+	}
+	if len(want) > 0 {
+		if holder, ok := taken[want[0].Name]; ok {
+			return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "interface %q of namespace %s belongs to endpoint %s: choose another name", want[0].Name, namespace, holder)
+		}
+		at.Interface = want[0].Name
+		return at, nil
+	}
+	for i := 0; ; i++ {
+		if name := "eth" + itoa(i); taken[name] == "" {
+			at.Interface = name
+			return at, nil
+		}
+	}
+}
+
+// detached is the row of an endpoint that leaves its namespace.
+func detached(old *plan.Endpoint) *plan.Endpoint {
+	row := *old
+	row.Attach = nil
+	row.Doc = *old.Doc.Clone()
+	row.Doc.HostComputeNamespace, row.Doc.State = "", hcn.EndpointDetached
+	return &row
+}
+
+// EndpointStats are the counters of an endpoint's port; zeros while it has none.
+func (e *Engine) EndpointStats(id hcn.GUID) (api.NetworkStats, error) {
+	e.mu.RLock()
+	ep := e.st.endpoints[id]
+	e.mu.RUnlock()
+	if ep == nil {
+		return api.NetworkStats{}, noEndpoint(id)
+	}
+	if ep.Attach == nil || e.opt.Counters == nil {
+		return api.NetworkStats{Endpoint: id}, nil
+	}
+	s, err := e.opt.Counters(plan.EndpointPortID(id))
+	if err != nil {
+		return api.NetworkStats{}, fmt.Errorf("read the counters of endpoint %s: %w", id, err)
+	}
+	s.Endpoint, s.Interface = id, ep.Attach.Interface
+	return s, nil
+}
+
+// HCNVersion is the highest HCN version whose whole list of features holds: the
+// v2 API as Windows Server 2019 first had it, without remote subnets, which need
+// an overlay.
+func (e *Engine) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 1} }

@@ -1,0 +1,251 @@
+// Package engine is the loop: it keeps what users want in the store, compiles
+// it, and has the appliers make the kernel match.
+//
+// Every change is one store transaction and a wake of the loop. There is no
+// undo: what fails is deleted from the store, and the loop runs again. The
+// engine knows the kernel only through the interfaces below, so all of it is
+// tested without one.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/store"
+)
+
+// Applier makes one part of the kernel match the plan. It touches only what is
+// ours, and deleting what is absent is success.
+type Applier interface {
+	// Sync lists what is ours, compares it with the plan and writes the
+	// difference. It reports what somebody else had changed.
+	Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error)
+	// Update writes only what the delta names. Errors of single objects are
+	// *plan.ObjectError, joined.
+	Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
+}
+
+// Checker is an Applier that can tell cheaply whether a Sync is due.
+type Checker interface {
+	Check(ctx context.Context, p *plan.Plan) (bool, error)
+}
+
+// Reserver holds the host's ports that are published.
+type Reserver interface {
+	Reserve(f plan.Forward, owner string) error
+	Release(f plan.Forward, owner string)
+	// HostPick finds one port that is free for all the forwards, and takes it.
+	HostPick(owner string, fs ...plan.Forward) (uint16, error)
+}
+
+// Sandbox makes and watches containers.
+type Sandbox interface {
+	Check(cfg api.SandboxConfig) (warnings []string, err error)
+	Create(ctx context.Context, cfg api.SandboxConfig) error
+	Start(ctx context.Context, id string) error
+	Kill(ctx context.Context, id, signal string) error
+	Delete(ctx context.Context, id string) error
+	Remove(ctx context.Context, id string) error
+	State(ctx context.Context, id string) (api.SandboxState, error)
+	List(ctx context.Context) ([]string, error)
+	Exits(ctx context.Context) <-chan api.SandboxExit
+	Attach(ctx context.Context, id string, s api.Streams) error
+	Exec(ctx context.Context, id string, spec api.ExecSpec, s api.Streams) (int, error)
+	Logs(ctx context.Context, id string, o api.LogOptions, emit func(api.LogLine) error) error
+	Stats(ctx context.Context, id string) (api.Stats, error)
+}
+
+// Images is the image store.
+type Images interface {
+	Pull(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) (api.Image, error)
+	Push(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) error
+	Import(ctx context.Context, r io.Reader, reference string, cfg api.ImageConfig) (api.Image, error)
+	List() ([]api.Image, error)
+	Inspect(ref string) (api.Image, error)
+	Tag(ref, newRef string) error
+	Remove(ref string, force bool, inUse []string) error
+	Prune(inUse []string) ([]string, error)
+	// Layers unpacks the image's layers where that is still to be done, and
+	// returns their directories, topmost first. It refuses an image that cannot
+	// run on this kernel.
+	Layers(ctx context.Context, id string) ([]string, error)
+}
+
+// Options are what an Engine needs of the world around it.
+type Options struct {
+	DB *store.DB
+	// Appliers in the order of a pass.
+	Appliers []Applier
+	Facts    func(ctx context.Context) (plan.Facts, error)
+	// Counters of a port; nil where there is no data plane.
+	Counters func(plan.PortID) (api.NetworkStats, error)
+	Ports    Reserver
+	Sandbox  Sandbox
+	Images   Images
+	// Checks are further lines of the doctor's report.
+	Checks func(ctx context.Context) []api.Check
+	Info   api.Info
+	// Pools4 are where the daemon takes IPv4 prefixes from.
+	Pools4 []netip.Prefix
+	// Step is called before each step of an operation, by name. Tests cut the
+	// daemon there; nil in production.
+	Step func(name string)
+	Log  *slog.Logger
+}
+
+// Engine is the daemon's heart. Its exported methods may be called from any
+// goroutine; the loop is one goroutine of its own.
+type Engine struct {
+	opt Options
+	log *slog.Logger
+
+	mu sync.RWMutex // guards st and the row-derived indexes in it
+	st *state
+
+	wake    chan struct{}
+	pending *pending
+	status  *status
+	hub     *hub
+	facts   plan.Facts // the loop's, and under mu for readers
+
+	plan     *plan.Plan // the loop's alone
+	resyncAt time.Time
+
+	ctrs  *supervisor
+	ready chan struct{}
+}
+
+// DefaultPools4 is where IPv4 prefixes of networks come from: one /16 that the
+// usual tools of this field leave alone, cut into /24s.
+func DefaultPools4() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("10.246.0.0/16")}
+}
+
+// New loads the state. Nothing is written to the kernel before Run.
+func New(opt Options) (*Engine, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(opt.Pools4) == 0 {
+		opt.Pools4 = DefaultPools4()
+	}
+	if opt.Step == nil {
+		opt.Step = func(string) {}
+	}
+	e := &Engine{
+		opt: opt, log: opt.Log,
+		wake: make(chan struct{}, 1), pending: newPending(), status: newStatus(),
+		hub: newHub(), plan: plan.New(), ready: make(chan struct{}),
+	}
+	e.ctrs = newSupervisor(e)
+	st, err := load(opt.DB)
+	if err != nil {
+		return nil, fmt.Errorf("load the state: %w", err)
+	}
+	e.st = st
+	return e, nil
+}
+
+// Ready is closed when the first pass is over: until then the API answers that
+// it is starting, because clients take "not found" as licence to forget.
+func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+// Wake has the loop compare everything with the kernel. The cause is for the log.
+func (e *Engine) Wake(cause string) {
+	e.pending.resync(cause)
+	e.kick()
+}
+
+func (e *Engine) kick() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run is the loop. It returns when ctx ends, leaving the kernel as it is:
+// containers and their traffic do not depend on the daemon.
+func (e *Engine) Run(ctx context.Context) error {
+	if err := e.start(ctx); err != nil {
+		return err
+	}
+	close(e.ready)
+	var wg sync.WaitGroup
+	wg.Go(func() { e.ctrs.run(ctx) })
+	defer wg.Wait()
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			e.status.close(errStopping)
+			return nil
+		case <-e.wake:
+		case <-check.C:
+			e.check(ctx)
+		}
+		e.pass(ctx)
+	}
+}
+
+var errStopping = hcn.Errorf(hcn.ErrManagerStopped, "the daemon is stopping: try again when it runs")
+
+// start drops what a restart of the host took away, makes the first pass and
+// the default network.
+func (e *Engine) start(ctx context.Context) error {
+	f, err := e.opt.Facts(ctx)
+	if err != nil {
+		return fmt.Errorf("look at the host: %w", err)
+	}
+	e.setFacts(f)
+	if err := e.afterBoot(f.BootID); err != nil {
+		return fmt.Errorf("forget what the last run of the host held: %w", err)
+	}
+	if err := e.reserveAll(); err != nil {
+		e.log.Warn("published ports are held by others", "error", err)
+	}
+	e.pending.all(e.st.intent())
+	e.pending.resync("start")
+	e.pass(ctx)
+	if err := e.defaultNetwork(); err != nil {
+		return fmt.Errorf("make the default network: %w", err)
+	}
+	e.pass(ctx)
+	return nil
+}
+
+func (e *Engine) setFacts(f plan.Facts) {
+	e.mu.Lock()
+	e.facts = f
+	e.mu.Unlock()
+}
+
+// reserveAll takes the host ports of every endpoint, attached or not. One that
+// somebody took meanwhile is reported, not fatal.
+func (e *Engine) reserveAll() error {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var errs []error
+	for _, ep := range e.st.endpoints {
+		for _, f := range plan.Forwards(ep) {
+			if err := e.opt.Ports.Reserve(f, ownerOf(ep)); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ownerOf names an endpoint as holder of host ports.
+func ownerOf(ep *plan.Endpoint) string {
+	return plan.Owner(ep.Doc.Name, ep.Doc.ID)
+}

@@ -1,0 +1,131 @@
+package engine
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// hostsFile is a container's private /etc/hosts.
+func (s *state) hostsFile(c *containerRow, spec *api.ContainerSpec, hostname string) string {
+	var b strings.Builder
+	line := func(addr string, names ...string) {
+		b.WriteString(addr + "\t" + strings.Join(names, " ") + "\n")
+	}
+	line("127.0.0.1", "localhost")
+	line("::1", "localhost", "ip6-localhost", "ip6-loopback")
+	line("ff02::1", "ip6-allnodes")
+	line("ff02::2", "ip6-allrouters")
+	gateways := s.gateways(c)
+	for _, h := range spec.ExtraHosts {
+		addrs := []string{h.Address}
+		if h.Address == "host-gateway" {
+			addrs = nil
+			for _, g := range gateways {
+				addrs = append(addrs, g.String())
+			}
+		}
+		for _, a := range addrs {
+			line(a, h.Names...)
+		}
+	}
+	own := hostname
+	if c.Doc.Name != hostname {
+		own += " " + c.Doc.Name
+	}
+	for _, id := range c.Endpoints {
+		if ep := s.endpoints[id]; ep != nil && ep.Attach != nil {
+			for _, a := range ep.Addrs {
+				line(a.Addr().String(), own)
+			}
+			break // the first network's address is the one a host name means
+		}
+	}
+	return b.String()
+}
+
+// gateways lists the host's addresses on the container's networks that have a
+// host port, the first network's first.
+func (s *state) gateways(c *containerRow) (out []netip.Addr) {
+	for _, id := range c.Endpoints {
+		ep := s.endpoints[id]
+		if ep == nil {
+			continue
+		}
+		n := s.networks[ep.Doc.HostComputeNetwork]
+		if n == nil || n.Doc.Type == hcn.Private {
+			continue
+		}
+		for _, sub := range n.Doc.AllSubnets() {
+			if gw, ok := sub.Gateway(); ok {
+				out = append(out, gw)
+			}
+		}
+	}
+	return out
+}
+
+// maxNameServers is how many name servers resolvers read (resolv.conf(5),
+// MAXNS).
+const maxNameServers = 3
+
+// resolvConf is a container's private /etc/resolv.conf: the resolvers of its
+// networks, on their gateway addresses, unless the user named servers.
+func (s *state) resolvConf(c *containerRow, spec *api.ContainerSpec, host []netip.Addr) string {
+	var servers, search, options []string
+	for _, id := range c.Endpoints {
+		ep := s.endpoints[id]
+		if ep == nil {
+			continue
+		}
+		search = append(search, ep.Doc.Dns.Search...)
+		if d := ep.Doc.Dns.Domain; d != "" {
+			search = append(search, d)
+		}
+		options = append(options, ep.Doc.Dns.Options...)
+	}
+	for _, g := range s.gateways(c) {
+		servers = append(servers, g.String())
+	}
+	if len(spec.DNS.ServerList) > 0 {
+		servers = spec.DNS.ServerList
+	}
+	if len(servers) == 0 && len(c.Endpoints) == 0 {
+		for _, h := range host {
+			servers = append(servers, h.String())
+		}
+	}
+	if len(spec.DNS.Search) > 0 {
+		search = spec.DNS.Search
+	}
+	if len(spec.DNS.Options) > 0 {
+		options = spec.DNS.Options
+	}
+	var b strings.Builder
+	for i, a := range servers {
+		if i == maxNameServers {
+			break
+		}
+		b.WriteString("nameserver " + a + "\n")
+	}
+	if len(search) > 0 {
+		b.WriteString("search " + strings.Join(unique(search), " ") + "\n")
+	}
+	if len(options) > 0 {
+		b.WriteString("options " + strings.Join(unique(options), " ") + "\n")
+	}
+	return b.String()
+}
+
+func unique(in []string) (out []string) {
+	seen := map[string]bool{}
+	for _, s := range in {
+		if !seen[s] {
+			seen[s] = true
+			out = append(out, s)
+		}
+	}
+	return out
+}

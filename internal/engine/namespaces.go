@@ -1,0 +1,298 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/ipam"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Namespaces lists the namespaces that match, oldest first.
+func (e *Engine) Namespaces(f hcn.Filter) []hcn.GUID {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var rows []*plan.NamespaceRow
+	for _, n := range e.st.namespaces {
+		if f.MatchNamespace(&n.Doc) {
+			rows = append(rows, n)
+		}
+	}
+	slices.SortFunc(rows, func(a, b *plan.NamespaceRow) int { return cmpSeq(a.Seq, b.Seq) })
+	out := make([]hcn.GUID, len(rows))
+	for i, n := range rows {
+		out[i] = n.Doc.ID
+	}
+	return out
+}
+
+// Namespace is the document of a namespace, with what is in it.
+func (e *Engine) Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	n := e.st.namespaces[id]
+	if n == nil {
+		return hcn.HostComputeNamespace{}, noNamespace(id)
+	}
+	return *e.st.namespaceDoc(n), nil
+}
+
+func (s *state) namespaceDoc(n *plan.NamespaceRow) *hcn.HostComputeNamespace {
+	doc := n.Doc.Clone()
+	doc.NamespaceId, doc.Resources = n.Number, nil
+	var eps []*plan.Endpoint
+	for _, ep := range s.byNamespace[n.Doc.ID] {
+		eps = append(eps, ep)
+	}
+	slices.SortFunc(eps, func(a, b *plan.Endpoint) int { return a.Attach.Index - b.Attach.Index })
+	for _, ep := range eps {
+		doc.Resources = append(doc.Resources, hcn.NamespaceResource{
+			Type: hcn.NamespaceResourceTypeEndpoint, Data: hcn.NamespaceResourceData{ID: string(ep.Doc.ID)},
+		})
+	}
+	for _, c := range n.Containers {
+		doc.Resources = append(doc.Resources, hcn.NamespaceResource{
+			Type: hcn.NamespaceResourceTypeContainer, Data: hcn.NamespaceResourceData{ID: c},
+		})
+	}
+	return doc
+}
+
+func noNamespace(id hcn.GUID) error {
+	return hcn.Errorf(hcn.ErrElementNotFound, "no namespace has the ID %s: see `bulkhead namespace ls`", id)
+}
+
+// CreateNamespace makes a namespace and its compartment, at once: there is no
+// waiting for a first container. The host's default namespace is one, however
+// often it is created.
+func (e *Engine) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error) {
+	var row *plan.NamespaceRow
+	made := false
+	rev, err := e.commit(func(t *txn) error {
+		if doc.Type == hcn.NamespaceTypeHostDefault {
+			for _, n := range t.st.namespaces {
+				if n.Doc.Type == hcn.NamespaceTypeHostDefault {
+					row = n
+					return nil
+				}
+			}
+		}
+		var err error
+		row, err = t.newNamespace(id, doc, nil)
+		made = err == nil
+		return err
+	})
+	if err != nil {
+		return hcn.HostComputeNamespace{}, err
+	}
+	id = row.Doc.ID
+	if made {
+		if err := e.applied(ctx, rev, string(id)); err != nil {
+			e.undo(ctx, "namespace", string(id), func(t *txn) { t.putNamespace(id, nil) })
+			return hcn.HostComputeNamespace{}, hcn.Errorf(hcn.ErrUnspecified, "make the compartment of namespace %s: %w", id, err)
+		}
+		e.hcnEvent("namespace", "create", id, row.Doc.Name, hcn.NotificationNamespaceCreate)
+	}
+	return e.Namespace(id)
+}
+
+func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace, sysctls map[string]string) (*plan.NamespaceRow, error) {
+	doc := in.Clone()
+	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
+	doc.Version, doc.Health, doc.Resources = 0, nil, nil
+	if t.st.namespaces[doc.ID] != nil {
+		return nil, hcn.Errorf(hcn.ErrObjectAlreadyExists, "a namespace with the ID %s exists: delete it first, or leave the ID out", doc.ID)
+	}
+	doc.Defaults(hcn.NewGUID)
+	if err := doc.Validate(); err != nil {
+		return nil, err
+	}
+	taken := map[uint32]bool{hcn.HostDefaultCompartment: true}
+	for _, n := range t.st.namespaces {
+		taken[n.Number] = true
+	}
+	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID, Sysctls: sysctls}
+	switch {
+	case doc.Type == hcn.NamespaceTypeHostDefault:
+		row.Number = hcn.HostDefaultCompartment
+	case doc.NamespaceId > 1 && !taken[doc.NamespaceId]:
+		row.Number = doc.NamespaceId
+	default:
+		row.Number = ipam.Number(func(n uint32) bool { return taken[n] })
+	}
+	t.putNamespace(doc.ID, row)
+	return row, nil
+}
+
+// ModifyNamespace attaches and detaches endpoints, and notes containers.
+func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.ModifyNamespaceSettingRequest) error {
+	res, err := r.Resource()
+	if err != nil {
+		return err
+	}
+	var touched []hcn.GUID
+	rev, err := e.commit(func(t *txn) error {
+		ns := t.st.namespaces[id]
+		if ns == nil {
+			return noNamespace(id)
+		}
+		if res.Type == hcn.NamespaceResourceTypeContainer {
+			return t.modifyContainers(ns, r.RequestType, res.Data.ID)
+		}
+		var err error
+		touched, err = t.modifyEndpoints(ns, r.RequestType, hcn.GUID(res.Data.ID))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if r.RequestType == hcn.RequestTypeRefresh {
+		e.Wake("refresh of namespace " + string(id))
+	}
+	ids := make([]string, len(touched))
+	for i, t := range touched {
+		ids[i] = string(t)
+	}
+	if err := e.applied(ctx, rev, ids...); err != nil {
+		for _, ep := range touched {
+			e.undo(ctx, "endpoint", string(ep), func(t *txn) {
+				if row := t.st.endpoints[ep]; row != nil && row.Attach != nil {
+					t.putEndpoint(ep, detached(row))
+				}
+			})
+		}
+		return hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s: %w", id, err)
+	}
+	return nil
+}
+
+// modifyEndpoints returns the endpoints that were attached.
+func (t *txn) modifyEndpoints(ns *plan.NamespaceRow, kind hcn.RequestType, ep hcn.GUID) ([]hcn.GUID, error) {
+	switch kind {
+	case hcn.RequestTypeAdd, hcn.RequestTypeUpdate:
+		if _, err := t.attach(ep, ns.Doc.ID); err != nil {
+			return nil, err
+		}
+		return []hcn.GUID{ep}, nil
+	case hcn.RequestTypeRemove:
+		row := t.st.endpoints[ep]
+		if row == nil {
+			return nil, noEndpoint(ep)
+		}
+		if row.Attach == nil || row.Attach.Namespace != ns.Doc.ID {
+			return nil, hcn.Errorf(hcn.ErrEndpointNotAttached, "endpoint %s is not in namespace %s", ep, ns.Doc.ID)
+		}
+		t.putEndpoint(ep, detached(row))
+	case hcn.RequestTypeReset:
+		for id, row := range maps.Clone(t.st.byNamespace[ns.Doc.ID]) {
+			t.putEndpoint(id, detached(row))
+		}
+	case hcn.RequestTypeRefresh:
+	}
+	return nil, nil
+}
+
+func (t *txn) modifyContainers(ns *plan.NamespaceRow, kind hcn.RequestType, container string) error {
+	row := *ns
+	row.Containers = slices.Clone(ns.Containers)
+	has := slices.Contains(row.Containers, container)
+	switch kind {
+	case hcn.RequestTypeAdd, hcn.RequestTypeUpdate:
+		if has {
+			return nil
+		}
+		if err := t.sharing(ns); err != nil {
+			return err
+		}
+		row.Containers = append(row.Containers, container)
+	case hcn.RequestTypeRemove:
+		if !has {
+			return hcn.Errorf(hcn.ErrElementNotFound, "container %q is not in namespace %s", container, ns.Doc.ID)
+		}
+		row.Containers = slices.DeleteFunc(row.Containers, func(c string) bool { return c == container })
+	case hcn.RequestTypeReset:
+		row.Containers = nil
+	case hcn.RequestTypeRefresh:
+		return nil
+	}
+	t.putNamespace(ns.Doc.ID, &row)
+	return nil
+}
+
+// sharing refuses a second container where a network forbids sharing.
+func (t *txn) sharing(ns *plan.NamespaceRow) error {
+	if len(ns.Containers) == 0 {
+		return nil
+	}
+	for _, ep := range t.st.byNamespace[ns.Doc.ID] {
+		if n := t.st.networks[ep.Doc.HostComputeNetwork]; n != nil && n.Doc.Flags&hcn.DisableSharing != 0 {
+			return hcn.Errorf(hcn.ErrEndpointSharingDisabled, "network %q forbids that containers share its endpoint %s", n.Doc.Name, ep.Doc.ID)
+		}
+	}
+	return nil
+}
+
+// DeleteNamespace deletes a namespace: its endpoints are detached and kept. One
+// with containers in it is refused, unless its compartment vanished with them.
+func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
+	var name string
+	rev, err := e.commit(func(t *txn) error {
+		ns := t.st.namespaces[id]
+		if ns == nil {
+			return noNamespace(id)
+		}
+		name = ns.Doc.Name
+		if len(ns.Containers) > 0 && !ns.Vanished {
+			return hcn.Errorf(hcn.ErrRequestUnsupported, "namespace %s holds the containers %q: remove them first", id, ns.Containers)
+		}
+		t.dropNamespace(id)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.applied(ctx, rev); err != nil {
+		return hcn.Errorf(hcn.ErrUnspecified, "delete namespace %s: it is deleted, and the kernel follows: %w", id, err)
+	}
+	e.hcnEvent("namespace", "delete", id, name, hcn.NotificationNamespaceDelete)
+	return nil
+}
+
+func (t *txn) dropNamespace(id hcn.GUID) {
+	for ep, row := range maps.Clone(t.st.byNamespace[id]) {
+		t.putEndpoint(ep, detached(row))
+	}
+	t.putNamespace(id, nil)
+}
+
+// afterBoot forgets what a restart of the host took away: compartments, and the
+// networks that asked for it.
+func (e *Engine) afterBoot(boot string) error {
+	_, err := e.commit(func(t *txn) error {
+		restarted := t.st.settings[settingBoot] != boot
+		if !restarted {
+			return nil
+		}
+		t.putSetting(settingBoot, boot)
+		for id, ns := range maps.Clone(t.st.namespaces) {
+			if ns.Boot != boot {
+				t.dropNamespace(id)
+			}
+		}
+		for id, n := range maps.Clone(t.st.networks) {
+			if n.Doc.Flags&hcn.EnableNonPersistent == 0 {
+				continue
+			}
+			for ep := range maps.Clone(t.st.byNetwork[id]) {
+				t.dropEndpoint(ep)
+			}
+			t.putNetwork(id, nil)
+		}
+		return nil
+	})
+	return err
+}
+
+const settingBoot = "boot"

@@ -1,0 +1,406 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/ipam"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// DefaultNetworkName is the network that exists from the first start.
+const DefaultNetworkName = "nat"
+
+const (
+	settingDefaultMade = "default-network-made"
+	settingMachine     = "machine"
+)
+
+// waitApplied bounds how long a caller waits for the loop.
+const waitApplied = 30 * time.Second
+
+// applied waits until the loop has applied a revision. It does not follow the
+// caller's context: a client that hangs up must not leave its operation half
+// judged.
+func (e *Engine) applied(ctx context.Context, rev uint64, ids ...string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), waitApplied)
+	defer cancel()
+	return e.status.wait(ctx, rev, ids...)
+}
+
+// Networks lists the networks that match, oldest first.
+func (e *Engine) Networks(f hcn.Filter) []hcn.GUID {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var rows []*plan.Network
+	for _, n := range e.st.networks {
+		if f.MatchNetwork(&n.Doc) {
+			rows = append(rows, n)
+		}
+	}
+	slices.SortFunc(rows, func(a, b *plan.Network) int { return cmpSeq(a.Seq, b.Seq) })
+	out := make([]hcn.GUID, len(rows))
+	for i, n := range rows {
+		out[i] = n.Doc.ID
+	}
+	return out
+}
+
+func cmpSeq(a, b uint64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Network is the document of a network.
+func (e *Engine) Network(id hcn.GUID) (hcn.HostComputeNetwork, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	n := e.st.networks[id]
+	if n == nil {
+		return hcn.HostComputeNetwork{}, noNetwork(id)
+	}
+	return *n.Doc.Clone(), nil
+}
+
+func noNetwork(id hcn.GUID) error {
+	return hcn.Errorf(hcn.ErrNetworkNotFound, "no network has the ID %s: see `bulkhead network ls`", id)
+}
+
+// CreateNetwork makes a network and waits until its switch works.
+func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error) {
+	var row *plan.Network
+	rev, err := e.commit(func(t *txn) error {
+		var err error
+		row, err = t.newNetwork(id, doc)
+		return err
+	})
+	if err != nil {
+		return hcn.HostComputeNetwork{}, err
+	}
+	id = row.Doc.ID
+	if err := e.applied(ctx, rev, string(id), string(plan.HostPortID(id)), string(plan.ResolverPortID(id))); err != nil {
+		e.undo(ctx, "network", string(id), func(t *txn) { t.putNetwork(id, nil) })
+		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "make the switch of network %q: %w", row.Doc.Name, err)
+	}
+	e.hcnEvent("network", "create", id, row.Doc.Name, hcn.NotificationNetworkCreate)
+	return *row.Doc.Clone(), nil
+}
+
+// undo deletes what could not be made and has the loop clean up after it.
+func (e *Engine) undo(ctx context.Context, kind, id string, fn func(*txn)) {
+	rev, err := e.commit(func(t *txn) error { fn(t); return nil })
+	if err == nil {
+		err = e.applied(ctx, rev)
+	}
+	if err != nil {
+		e.log.Error("undo a failed create", "kind", kind, "id", id, "error", err)
+	}
+}
+
+func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network, error) {
+	doc := in.Clone()
+	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
+	doc.Version, doc.Health = 0, nil
+	if t.st.networks[doc.ID] != nil {
+		return nil, hcn.Errorf(hcn.ErrNetworkAlreadyExists, "a network with the ID %s exists: delete it first, or leave the ID out", doc.ID)
+	}
+	if other, ok := t.st.netNames[doc.Name]; ok && doc.Name != "" {
+		return nil, hcn.Errorf(hcn.ErrNetworkAlreadyExists, "the name %q belongs to network %s: choose another name", doc.Name, other)
+	}
+	number := ipam.Number(func(n uint32) bool {
+		for _, o := range t.st.networks {
+			if o.Switch == n {
+				return true
+			}
+		}
+		return false
+	})
+	if err := t.pickSubnets(doc, number); err != nil {
+		return nil, err
+	}
+	doc.Defaults(hcn.NewGUID)
+	if err := doc.Validate(); err != nil {
+		return nil, err
+	}
+	if err := t.checkSubnets(doc); err != nil {
+		return nil, err
+	}
+	if len(doc.MacPool.Ranges) == 0 {
+		r := ipam.MACPool(string(doc.ID))
+		doc.MacPool.Ranges = []hcn.MacRange{{StartMacAddress: hcn.MACFrom(r.From), EndMacAddress: hcn.MACFrom(r.To)}}
+	}
+	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number}
+	mac, err := gatewayMAC(doc)
+	if err != nil {
+		return nil, err
+	}
+	row.GatewayMAC = mac
+	t.putNetwork(doc.ID, row)
+	return row, nil
+}
+
+// gatewayMAC is the one that the network's policy gives, or one of its pool.
+func gatewayMAC(doc *hcn.HostComputeNetwork) (plan.MAC, error) {
+	s, err := hcn.NetworkSettingsOf[hcn.SourceMacAddressPolicySetting](doc.Policies)
+	if err != nil {
+		return plan.MAC{}, err
+	}
+	if len(s) > 0 {
+		b, err := s[0].SourceMacAddress.Bytes()
+		return plan.MAC(b), err
+	}
+	ranges, err := macRanges(doc)
+	if err != nil {
+		return plan.MAC{}, err
+	}
+	m, err := ipam.MAC(ranges, "gateway "+string(doc.ID), func([6]byte) bool { return false })
+	return plan.MAC(m), err
+}
+
+func macRanges(doc *hcn.HostComputeNetwork) ([]ipam.MACRange, error) {
+	var out []ipam.MACRange
+	for _, r := range doc.MacPool.Ranges {
+		from, err := r.StartMacAddress.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		to, err := r.EndMacAddress.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ipam.MACRange{From: from, To: to})
+	}
+	return out, nil
+}
+
+// pickSubnets gives a network that names no address space a free prefix of each
+// family: networks are dual-stack unless told otherwise.
+func (t *txn) pickSubnets(doc *hcn.HostComputeNetwork, number uint32) error {
+	if len(doc.AllSubnets()) > 0 {
+		return nil
+	}
+	for _, i := range doc.Ipams {
+		if i.Type != hcn.IpamStatic {
+			return nil // refused by Validate, with the reason
+		}
+	}
+	used := t.usedPrefixes(doc)
+	v4, err := ipam.FreePrefix(t.e.opt.Pools4, 24, used)
+	if err != nil {
+		return hcn.Errorf(hcn.ErrInvalidSubnet, "Ipams: no free IPv4 /24 in %v, which networks and routes of the host fill: name a subnet, or start the daemon with another --pool: %w", t.e.opt.Pools4, err)
+	}
+	v6 := ipam.ULA(t.machine(), uint16(number))
+	for n := uint32(1); n < 1<<16; n++ {
+		if _, clash := ipam.Clash(v6, used); !clash {
+			break
+		}
+		v6 = ipam.ULA(t.machine(), uint16(number+n))
+	}
+	doc.Ipams = []hcn.Ipam{{Subnets: []hcn.Subnet{subnet(v4), subnet(v6)}}}
+	return nil
+}
+
+// subnet is a prefix with its first address as gateway.
+func subnet(p netip.Prefix) hcn.Subnet {
+	dst := "0.0.0.0/0"
+	if p.Addr().Is6() {
+		dst = "::/0"
+	}
+	return hcn.Subnet{
+		IpAddressPrefix: p.String(),
+		Routes:          []hcn.Route{{NextHop: p.Addr().Next().String(), DestinationPrefix: dst}},
+	}
+}
+
+// machine is this installation's identity, made once: ULAs follow from it.
+func (t *txn) machine() string {
+	if m := t.st.settings[settingMachine]; m != "" {
+		return m
+	}
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	m := hex.EncodeToString(b[:])
+	t.putSetting(settingMachine, m)
+	return m
+}
+
+// usedByHost lists what the host itself uses: addresses, routes, resolvers.
+func usedByHost(f *plan.Facts) []netip.Prefix {
+	out := slices.Concat(f.HostAddrs, f.Routes)
+	for _, r := range f.Resolvers {
+		out = append(out, netip.PrefixFrom(r, r.BitLen()))
+	}
+	return slices.DeleteFunc(out, func(p netip.Prefix) bool {
+		a := p.Addr()
+		return p.Bits() == 0 || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsLoopback()
+	})
+}
+
+func (t *txn) usedPrefixes(except *hcn.HostComputeNetwork) []netip.Prefix {
+	used := usedByHost(&t.e.facts)
+	for id, n := range t.st.networks {
+		if id == except.ID || n.Doc.Type == hcn.Private {
+			continue
+		}
+		for _, s := range n.Doc.AllSubnets() {
+			if p, err := s.Prefix(); err == nil {
+				used = append(used, p.Masked())
+			}
+		}
+	}
+	return used
+}
+
+// checkSubnets refuses a prefix that collides with another network or with the
+// host. A Private network is closed, so it may use any.
+func (t *txn) checkSubnets(doc *hcn.HostComputeNetwork) error {
+	if doc.Type == hcn.Private {
+		return nil
+	}
+	for _, s := range doc.AllSubnets() {
+		p, err := s.Prefix()
+		if err != nil {
+			return err
+		}
+		for id, n := range t.st.networks {
+			if id == doc.ID || n.Doc.Type == hcn.Private {
+				continue
+			}
+			for _, o := range n.Doc.AllSubnets() {
+				if q, err := o.Prefix(); err == nil && p.Overlaps(q) {
+					return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q overlaps %s of network %q: choose another prefix", p, doc.Name, q, n.Doc.Name)
+				}
+			}
+		}
+		if clash, ok := ipam.Clash(p, usedByHost(&t.e.facts)); ok {
+			return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q overlaps %s, which the host uses as address, route or resolver: choose another prefix (`ip route` shows the host's)", p, doc.Name, clash)
+		}
+	}
+	return nil
+}
+
+// ModifyNetwork changes a network; all of the request holds or none.
+func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error {
+	var old *plan.Network
+	rev, err := e.commit(func(t *txn) error {
+		old = t.st.networks[id]
+		if old == nil {
+			return noNetwork(id)
+		}
+		doc, err := r.Apply(&old.Doc, hcn.NewGUID)
+		if err != nil {
+			return err
+		}
+		if err := t.checkSubnets(doc); err != nil {
+			return err
+		}
+		if err := t.checkEndpointsStay(id, doc); err != nil {
+			return err
+		}
+		row := *old
+		row.Doc = *doc
+		row.Doc.Version++
+		if row.GatewayMAC, err = gatewayMAC(doc); err != nil {
+			return err
+		}
+		t.putNetwork(id, &row)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if r.RequestType == hcn.RequestTypeRefresh {
+		e.Wake("refresh of network " + string(id))
+	}
+	if err := e.applied(ctx, rev, string(id), string(plan.HostPortID(id)), string(plan.ResolverPortID(id))); err != nil {
+		e.undo(ctx, "network", string(id), func(t *txn) { t.putNetwork(id, old) })
+		return hcn.Errorf(hcn.ErrUnspecified, "change network %q: %w", old.Doc.Name, err)
+	}
+	e.event("network", "modify", string(id), old.Doc.Name, nil)
+	return nil
+}
+
+// checkEndpointsStay refuses to take a subnet away from under its endpoints.
+func (t *txn) checkEndpointsStay(id hcn.GUID, doc *hcn.HostComputeNetwork) error {
+	for _, ep := range t.st.byNetwork[id] {
+		for _, a := range ep.Addrs {
+			if doc.SubnetOf(a.Addr()) == nil {
+				return hcn.Errorf(hcn.ErrEntityHasReferences, "endpoint %q (%s) has the address %s of the subnet: delete the endpoint first", ep.Doc.Name, ep.Doc.ID, a.Addr())
+			}
+		}
+	}
+	return nil
+}
+
+// DeleteNetwork deletes a network, with its endpoints, as HCN clients expect.
+func (e *Engine) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
+	e.mu.RLock()
+	old := e.st.networks[id]
+	var running []string
+	for _, c := range e.st.containers {
+		if c.Want && slices.ContainsFunc(c.Endpoints, func(ep hcn.GUID) bool {
+			row := e.st.endpoints[ep]
+			return row != nil && row.Doc.HostComputeNetwork == id
+		}) {
+			running = append(running, c.Doc.Name)
+		}
+	}
+	e.mu.RUnlock()
+	if old == nil {
+		return noNetwork(id)
+	}
+	if len(running) > 0 {
+		slices.Sort(running)
+		e.log.Info("a network is deleted under running containers", "network", old.Doc.Name, "containers", strings.Join(running, ","))
+	}
+	e.hcnEvent("network", "predelete", id, old.Doc.Name, hcn.NotificationNetworkPreDelete)
+	rev, err := e.commit(func(t *txn) error {
+		if t.st.networks[id] == nil {
+			return noNetwork(id)
+		}
+		for ep := range maps.Clone(t.st.byNetwork[id]) {
+			t.dropEndpoint(ep)
+		}
+		t.putNetwork(id, nil)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.applied(ctx, rev); err != nil {
+		return hcn.Errorf(hcn.ErrUnspecified, "delete network %q: it is deleted, and the kernel follows: %w", old.Doc.Name, err)
+	}
+	e.hcnEvent("network", "delete", id, old.Doc.Name, hcn.NotificationNetworkDelete)
+	return nil
+}
+
+// defaultNetwork makes `nat` at the first start. Who deletes it does not get it
+// back.
+func (e *Engine) defaultNetwork() error {
+	_, err := e.commit(func(t *txn) error {
+		if t.st.settings[settingDefaultMade] != "" {
+			return nil
+		}
+		t.putSetting(settingDefaultMade, "yes")
+		if _, ok := t.st.netNames[DefaultNetworkName]; ok {
+			return nil
+		}
+		_, err := t.newNetwork("", hcn.HostComputeNetwork{
+			Name: DefaultNetworkName, Type: hcn.NAT, Owner: "bulkhead", Flags: hcn.EnablePersistent, SchemaVersion: hcn.V2(),
+		})
+		return err
+	})
+	return err
+}

@@ -1,0 +1,239 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// PullImage brings an image from its registry.
+func (e *Engine) PullImage(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) (api.Image, error) {
+	img, err := e.opt.Images.Pull(ctx, r, progress)
+	if err == nil {
+		e.event("image", "pull", img.ID, r.Reference, nil)
+	}
+	return e.counted(img), err
+}
+
+// PushImage sends an image to its registry.
+func (e *Engine) PushImage(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) error {
+	err := e.opt.Images.Push(ctx, r, progress)
+	if err == nil {
+		e.event("image", "push", "", r.Reference, nil)
+	}
+	return err
+}
+
+// ImportImage makes an image of a root file system in a tar archive.
+func (e *Engine) ImportImage(ctx context.Context, r io.Reader, reference string, cfg api.ImageConfig) (api.Image, error) {
+	img, err := e.opt.Images.Import(ctx, r, reference, cfg)
+	if err == nil {
+		e.event("image", "import", img.ID, reference, nil)
+	}
+	return e.counted(img), err
+}
+
+// Images lists the local images.
+func (e *Engine) Images() ([]api.Image, error) {
+	all, err := e.opt.Images.List()
+	for i := range all {
+		all[i] = e.counted(all[i])
+	}
+	return all, err
+}
+
+// Image is one local image.
+func (e *Engine) Image(ref string) (api.Image, error) {
+	img, err := e.opt.Images.Inspect(ref)
+	return e.counted(img), err
+}
+
+func (e *Engine) counted(img api.Image) api.Image {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	img.Containers = 0
+	for _, c := range e.st.containers {
+		if c.Doc.ImageID == img.ID {
+			img.Containers++
+		}
+	}
+	return img
+}
+
+// TagImage gives an image a further name.
+func (e *Engine) TagImage(_ context.Context, ref, newRef string) error {
+	return e.opt.Images.Tag(ref, newRef)
+}
+
+// imagesInUse lists the images that containers were made from.
+func (e *Engine) imagesInUse() []string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var out []string
+	for _, c := range e.st.containers {
+		out = append(out, c.Doc.ImageID)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// RemoveImage removes a name of an image, and the image with its last one.
+func (e *Engine) RemoveImage(_ context.Context, ref string, force bool) error {
+	err := e.opt.Images.Remove(ref, force, e.imagesInUse())
+	if err == nil {
+		e.event("image", "remove", "", ref, nil)
+	}
+	return err
+}
+
+// PruneImages removes what no container uses and no name holds.
+func (e *Engine) PruneImages(context.Context) ([]string, error) {
+	return e.opt.Images.Prune(e.imagesInUse())
+}
+
+// Addresses reports who has which address.
+func (e *Engine) Addresses() []api.Address {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	owners := map[hcn.GUID]string{}
+	for _, c := range e.st.containers {
+		for _, id := range c.Endpoints {
+			owners[id] = c.Doc.Name
+		}
+	}
+	var out []api.Address
+	for id, n := range e.st.networks {
+		for _, s := range n.Doc.AllSubnets() {
+			if gw, ok := s.Gateway(); ok && n.Doc.Type != hcn.Private {
+				out = append(out, api.Address{
+					Address: gw.String(), Network: n.Doc.Name, NetworkID: id, Kind: "gateway",
+					MAC: n.GatewayMAC.String(), State: "attached", Owner: n.Doc.Owner,
+				})
+			}
+		}
+		for _, ep := range e.st.byNetwork[id] {
+			state := "reserved"
+			if ep.Attach != nil {
+				state = "attached"
+			}
+			for _, a := range ep.Addrs {
+				out = append(out, api.Address{
+					Address: a.Addr().String(), Network: n.Doc.Name, NetworkID: id, Kind: "endpoint",
+					Endpoint: ep.Doc.ID, Name: ep.Doc.Name, Container: owners[ep.Doc.ID],
+					MAC: ep.MAC.String(), State: state, Owner: ep.Doc.Owner,
+				})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b api.Address) int {
+		x, _ := netip.ParseAddr(a.Address)
+		y, _ := netip.ParseAddr(b.Address)
+		return cmp.Or(x.Compare(y), cmp.Compare(a.NetworkID, b.NetworkID))
+	})
+	return out
+}
+
+// Published reports every published port.
+func (e *Engine) Published() []api.Published {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	owners := map[hcn.GUID]string{}
+	for _, c := range e.st.containers {
+		for _, id := range c.Endpoints {
+			owners[id] = c.Doc.Name
+		}
+	}
+	var out []api.Published
+	for id, ep := range e.st.endpoints {
+		for _, f := range plan.Forwards(ep) {
+			p := api.Published{
+				Protocol: protoText(hcn.Protocol(f.Protocol)), HostPort: f.Port, Target: f.To.String(),
+				Endpoint: id, Name: ep.Doc.Name, Container: owners[id], Active: ep.Attach != nil,
+			}
+			switch {
+			case f.Scope == plan.ScopeAll:
+				p.Expose = "all"
+			case f.Scope == plan.ScopeLAN:
+				p.Expose = "lan"
+			case f.Bind.IsLoopback():
+				p.Expose = "loopback"
+			default:
+				p.Expose = f.Bind.String()
+			}
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b api.Published) int {
+		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Target, b.Target))
+	})
+	return out
+}
+
+// Doctor checks the host and ourselves.
+func (e *Engine) Doctor(ctx context.Context) []api.Check {
+	var out []api.Check
+	if e.opt.Checks != nil {
+		out = e.opt.Checks(ctx)
+	}
+	e.status.mu.Lock()
+	for id, err := range e.status.errs {
+		out = append(out, api.Check{Name: "object " + id, Status: "fail", Detail: err.Error(), Next: "bulkhead inspect " + id})
+	}
+	e.status.mu.Unlock()
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	used := usedByHost(&e.facts)
+	for _, n := range e.st.networks {
+		if n.Doc.Type == hcn.Private {
+			continue
+		}
+		for _, s := range n.Doc.AllSubnets() {
+			p, err := s.Prefix()
+			if err != nil {
+				continue
+			}
+			for _, u := range used {
+				if p.Overlaps(u) {
+					out = append(out, api.Check{
+						Name: "network " + n.Doc.Name, Status: "warn",
+						Detail: fmt.Sprintf("subnet %s overlaps %s, which the host uses: containers cannot reach what is there", p, u),
+						Next:   "make a network with another subnet and move its containers there",
+					})
+				}
+			}
+		}
+	}
+	for id, ns := range e.st.namespaces {
+		if ns.Vanished {
+			out = append(out, api.Check{
+				Name: "namespace " + string(id), Status: "warn", Detail: "its compartment was removed by somebody else; its endpoints are detached",
+				Next: "bulkhead namespace rm " + string(id),
+			})
+		}
+	}
+	return out
+}
+
+// Info says what this daemon is and holds.
+func (e *Engine) Info() api.Info {
+	info := e.opt.Info
+	images, _ := e.opt.Images.List()
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	info.HCN, info.Revision = e.HCNVersion(), e.st.rev
+	info.Containers, info.Networks, info.Endpoints, info.Images = len(e.st.containers), len(e.st.networks), len(e.st.endpoints), len(images)
+	for _, c := range e.st.containers {
+		if c.Doc.State.Status == api.StatusRunning {
+			info.Running++
+		}
+	}
+	info.Uplink, info.UplinkMTU = e.facts.Uplink, e.facts.UplinkMTU
+	return info
+}

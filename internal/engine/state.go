@@ -1,0 +1,285 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/store"
+)
+
+// The tables of the store.
+var (
+	networkTable   = store.NewTable[plan.Network]("networks")
+	endpointTable  = store.NewTable[plan.Endpoint]("endpoints")
+	namespaceTable = store.NewTable[plan.NamespaceRow]("namespaces")
+	containerTable = store.NewTable[containerRow]("containers")
+	settingTable   = store.NewTable[string]("settings")
+)
+
+// state is the store in memory, with the indexes that keep every operation
+// independent of how much there is. Rows are never changed in place: a change
+// replaces the pointer.
+type state struct {
+	networks   map[hcn.GUID]*plan.Network
+	endpoints  map[hcn.GUID]*plan.Endpoint
+	namespaces map[hcn.GUID]*plan.NamespaceRow
+	containers map[string]*containerRow
+	settings   map[string]string
+
+	seq uint64 // of the newest object
+	rev uint64 // of the store
+
+	byNetwork   map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // endpoints by network
+	byNamespace map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // attached ones by namespace
+	addrs       map[hcn.GUID]map[netip.Addr]hcn.GUID     // by network: address → endpoint
+	macs        map[hcn.GUID]map[plan.MAC]hcn.GUID
+	lastAddr    map[netip.Prefix]netip.Addr // the newest pick in a subnet
+	netNames    map[string]hcn.GUID
+	ctrNames    map[string]string
+	ports       map[portKey]map[hcn.GUID]int // who publishes a port, and how often
+}
+
+type portKey struct {
+	proto uint8
+	port  uint16
+}
+
+func newState() *state {
+	return &state{
+		networks: map[hcn.GUID]*plan.Network{}, endpoints: map[hcn.GUID]*plan.Endpoint{},
+		namespaces: map[hcn.GUID]*plan.NamespaceRow{}, containers: map[string]*containerRow{},
+		settings:  map[string]string{},
+		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
+		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
+		lastAddr: map[netip.Prefix]netip.Addr{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
+		ports: map[portKey]map[hcn.GUID]int{},
+	}
+}
+
+func (s *state) intent() *plan.Intent {
+	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces}
+}
+
+func load(db *store.DB) (*state, error) {
+	s := newState()
+	err := db.View(func(tx *store.Tx) error {
+		if err := networkTable.Each(tx, func(_ string, r plan.Network) error { s.setNetwork(r.Doc.ID, &r); return nil }); err != nil {
+			return err
+		}
+		if err := endpointTable.Each(tx, func(_ string, r plan.Endpoint) error { s.setEndpoint(r.Doc.ID, &r); return nil }); err != nil {
+			return err
+		}
+		if err := namespaceTable.Each(tx, func(_ string, r plan.NamespaceRow) error { s.setNamespace(r.Doc.ID, &r); return nil }); err != nil {
+			return err
+		}
+		if err := containerTable.Each(tx, func(_ string, r containerRow) error { s.setContainer(r.Doc.ID, &r); return nil }); err != nil {
+			return err
+		}
+		return settingTable.Each(tx, func(k, v string) error { s.settings[k] = v; return nil })
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.rev, err = db.Revision(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func insert[K, L comparable, V any](m map[K]map[L]V, k K, l L, v V) {
+	if m[k] == nil {
+		m[k] = map[L]V{}
+	}
+	m[k][l] = v
+}
+
+func drop[K, L comparable, V any](m map[K]map[L]V, k K, l L) {
+	delete(m[k], l)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+func (s *state) setNetwork(id hcn.GUID, row *plan.Network) {
+	if old := s.networks[id]; old != nil {
+		delete(s.networks, id)
+		delete(s.netNames, old.Doc.Name)
+		drop(s.macs, id, old.GatewayMAC)
+	}
+	if row == nil {
+		return
+	}
+	s.networks[id] = row
+	if row.Doc.Name != "" {
+		s.netNames[row.Doc.Name] = id
+	}
+	insert(s.macs, id, row.GatewayMAC, id)
+	s.seq = max(s.seq, row.Seq)
+}
+
+func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
+	if old := s.endpoints[id]; old != nil {
+		net := old.Doc.HostComputeNetwork
+		delete(s.endpoints, id)
+		drop(s.byNetwork, net, id)
+		if old.Attach != nil {
+			drop(s.byNamespace, old.Attach.Namespace, id)
+		}
+		for _, a := range old.Addrs {
+			drop(s.addrs, net, a.Addr())
+		}
+		drop(s.macs, net, old.MAC)
+		for _, f := range plan.Forwards(old) {
+			k := portKey{f.Protocol, f.Port}
+			if s.ports[k][id]--; s.ports[k][id] <= 0 {
+				drop(s.ports, k, id)
+			}
+		}
+	}
+	if row == nil {
+		return
+	}
+	net := row.Doc.HostComputeNetwork
+	s.endpoints[id] = row
+	insert(s.byNetwork, net, id, row)
+	if row.Attach != nil {
+		insert(s.byNamespace, row.Attach.Namespace, id, row)
+	}
+	for _, a := range row.Addrs {
+		insert(s.addrs, net, a.Addr(), id)
+	}
+	insert(s.macs, net, row.MAC, id)
+	for _, f := range plan.Forwards(row) {
+		k := portKey{f.Protocol, f.Port}
+		insert(s.ports, k, id, s.ports[k][id]+1)
+	}
+	s.seq = max(s.seq, row.Seq)
+}
+
+func (s *state) setNamespace(id hcn.GUID, row *plan.NamespaceRow) {
+	if row == nil {
+		delete(s.namespaces, id)
+		return
+	}
+	s.namespaces[id] = row
+	s.seq = max(s.seq, row.Seq)
+}
+
+func (s *state) setContainer(id string, row *containerRow) {
+	if old := s.containers[id]; old != nil {
+		delete(s.containers, id)
+		delete(s.ctrNames, old.Doc.Name)
+	}
+	if row == nil {
+		return
+	}
+	s.containers[id] = row
+	s.ctrNames[row.Doc.Name] = id
+	s.seq = max(s.seq, row.Seq)
+}
+
+// txn is one change of the state: all of it is stored, or none. It is applied
+// to the memory at once, under the engine's lock, and taken back if it fails.
+type txn struct {
+	e    *Engine
+	st   *state
+	undo []func()
+	save []func(*store.Tx) error
+	// after runs when the transaction is stored.
+	after []func()
+	dirty plan.Dirty
+}
+
+// commit runs fn as a transaction and returns the store's revision after it.
+func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := &txn{e: e, st: e.st, dirty: plan.Dirty{
+		Networks: map[hcn.GUID]struct{}{}, Endpoints: map[hcn.GUID]struct{}{}, Namespaces: map[hcn.GUID]struct{}{},
+	}}
+	err := fn(t)
+	if err == nil && len(t.save) > 0 {
+		var rev uint64
+		rev, err = e.opt.DB.Update(func(tx *store.Tx) error {
+			for _, s := range t.save {
+				if err := s(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			err = fmt.Errorf("store the change: %w", err)
+		} else {
+			e.st.rev = rev
+		}
+	}
+	if err != nil {
+		for i := len(t.undo) - 1; i >= 0; i-- {
+			t.undo[i]()
+		}
+		return 0, err
+	}
+	for _, f := range t.after {
+		f()
+	}
+	if e.pending.add(t.dirty, e.st.rev) {
+		e.kick()
+	}
+	return e.st.rev, nil
+}
+
+func (t *txn) nextSeq() uint64 { return t.st.seq + 1 }
+
+func (t *txn) putNetwork(id hcn.GUID, row *plan.Network) {
+	old := t.st.networks[id]
+	t.st.setNetwork(id, row)
+	t.undo = append(t.undo, func() { t.st.setNetwork(id, old) })
+	t.dirty.Networks[id] = struct{}{}
+	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(networkTable, tx, string(id), row) })
+}
+
+func (t *txn) putEndpoint(id hcn.GUID, row *plan.Endpoint) {
+	old := t.st.endpoints[id]
+	t.st.setEndpoint(id, row)
+	t.undo = append(t.undo, func() { t.st.setEndpoint(id, old) })
+	t.dirty.Endpoints[id] = struct{}{}
+	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(endpointTable, tx, string(id), row) })
+}
+
+func (t *txn) putNamespace(id hcn.GUID, row *plan.NamespaceRow) {
+	old := t.st.namespaces[id]
+	t.st.setNamespace(id, row)
+	t.undo = append(t.undo, func() { t.st.setNamespace(id, old) })
+	t.dirty.Namespaces[id] = struct{}{}
+	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(namespaceTable, tx, string(id), row) })
+}
+
+func (t *txn) putContainer(id string, row *containerRow) {
+	old := t.st.containers[id]
+	t.st.setContainer(id, row)
+	t.undo = append(t.undo, func() { t.st.setContainer(id, old) })
+	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(containerTable, tx, id, row) })
+}
+
+func (t *txn) putSetting(key, value string) {
+	old, had := t.st.settings[key]
+	t.st.settings[key] = value
+	t.undo = append(t.undo, func() {
+		if had {
+			t.st.settings[key] = old
+		} else {
+			delete(t.st.settings, key)
+		}
+	})
+	t.save = append(t.save, func(tx *store.Tx) error { return settingTable.Put(tx, key, value) })
+}
+
+func putOrDelete[T any](table store.Table[T], tx *store.Tx, key string, row *T) error {
+	if row == nil {
+		return table.Delete(tx, key)
+	}
+	return table.Put(tx, key, *row)
+}
