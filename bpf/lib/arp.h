@@ -2,7 +2,7 @@
 #ifndef BULKHEAD_ARP_H
 #define BULKHEAD_ARP_H
 
-#include "maps.h"
+#include "owner.h"
 #include "parse.h"
 #include "step.h"
 
@@ -41,7 +41,7 @@ static __always_inline int arp_guard(const struct pkt *p, const struct arp_ipv4 
 	/* A probe (RFC 5227) has no sender address; an answer must have one. */
 	if (p->type == ARP_REQUEST && is_unspecified(p->src.ip))
 		return STEP_NEXT;
-	o = bpf_map_lookup_elem(&bh_addrs_v1, &p->src);
+	o = owner_of(&p->src);
 	if (o && o->port == p->ifindex)
 		return STEP_NEXT;
 	if (o && p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY && p->type == ARP_REQUEST)
@@ -65,7 +65,7 @@ __noinline int arp(struct __sk_buff *skb, struct pkt *p)
 	/* The owner of an address announcing itself after a move. */
 	if (p->type == ARP_REPLY || words(p->src.ip)[3] == words(p->dst.ip)[3])
 		return p->kind == PORT_RESOLVER ? DROP_RESOLVER : STEP_NEXT;
-	o = bpf_map_lookup_elem(&bh_addrs_v1, &p->dst);
+	o = owner_of(&p->dst);
 	if (!o)
 		return DROP_UNKNOWN_ADDRESS;
 	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY))

@@ -3,6 +3,7 @@
 #define BULKHEAD_DELIVER_H
 
 #include "drop.h"
+#include "owner.h"
 
 /* Ports of one switch that get broadcast; plan and loader refuse more. */
 #define MAX_MEMBERS 4096
@@ -33,7 +34,7 @@ static __always_inline int for_resolver(const struct pkt *p)
 
 	if (p->kind != PORT_CONTAINER || p->dport != 53 || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
 		return 0;
-	o = bpf_map_lookup_elem(&bh_addrs_v1, &p->dst);
+	o = owner_of(&p->dst);
 	return o && o->flags & OWNER_RESOLVER;
 }
 

@@ -26,11 +26,12 @@ static __always_inline void report(struct __sk_buff *skb, const struct pkt *p, _
 
 static __always_inline void count_tx(const struct pkt *p)
 {
+	__u32 port = p->ifindex;
 	struct stats *s;
 
 	if (p->flags & PKT_TEST)
 		return;
-	s = bpf_map_lookup_elem(&bh_stats_v1, &p->ifindex);
+	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
 	if (s) {
 		s->tx_packets++;
 		s->tx_bytes += p->len;
@@ -101,6 +102,7 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 	struct drop_key key = {};
 	struct drop_count *c;
 	struct stats *s;
+	__u32 port;
 	__u64 now;
 
 	if (!p || p->flags & PKT_TEST)
@@ -120,7 +122,8 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 	}
 	if (reason >= DROP_QUIET)
 		return 0;
-	s = bpf_map_lookup_elem(&bh_stats_v1, &p->ifindex);
+	port = p->ifindex;
+	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
 	if (s)
 		s->tx_dropped++;
 	now = bpf_ktime_get_ns();

@@ -3,7 +3,7 @@
 #ifndef BULKHEAD_GUARD_H
 #define BULKHEAD_GUARD_H
 
-#include "maps.h"
+#include "owner.h"
 #include "parse.h"
 
 #define ICMP_REDIRECT 5
@@ -107,7 +107,7 @@ static __always_inline int guard_address(const struct pkt *p)
 		return DROP_NONE;
 	if (is_martian(p, p->src.ip) || is_group_ip(p, p->src.ip))
 		return DROP_MARTIAN;
-	o = bpf_map_lookup_elem(&bh_addrs_v1, &p->src);
+	o = owner_of(&p->src);
 	if (p->kind == PORT_RESOLVER)
 		return guard_resolver(p, o);
 	return o && o->port == p->ifindex ? DROP_NONE : DROP_SOURCE_ADDRESS;
@@ -122,7 +122,15 @@ static __always_inline int guard_group(const struct pkt *p)
 		return DROP_NONE;
 	if (p->ethertype == ETH_P_IPV6)
 		return DROP_GROUP_UNICAST;
-	return bpf_map_lookup_elem(&bh_addrs_v1, &p->dst) ? DROP_GROUP_UNICAST : DROP_NONE;
+	return owner_of(&p->dst) ? DROP_GROUP_UNICAST : DROP_NONE;
+}
+
+/* What every stack sends by itself, and nobody here needs. */
+static __always_inline int guard_quiet(const struct pkt *p)
+{
+	if (is_membership(p))
+		return DROP_MEMBERSHIP;
+	return is_icmp6(p, ND_ROUTER_SOLICIT) ? DROP_ROUTER_SOLICIT : DROP_NONE;
 }
 
 /* A verification border. ARP and ND say more about their sender than their headers:
@@ -146,6 +154,10 @@ __noinline int guard(struct pkt *p)
 		if (!is_unspecified(p->src.ip) && is_martian(p, p->src.ip))
 			return DROP_MARTIAN;
 	} else {
+		/* The resolver's stack is a stack, too, however little may pass its port. */
+		reason = p->kind == PORT_RESOLVER ? guard_quiet(p) : DROP_NONE;
+		if (reason)
+			return reason;
 		reason = guard_address(p);
 		if (reason)
 			return reason;
@@ -153,11 +165,8 @@ __noinline int guard(struct pkt *p)
 		if (reason)
 			return reason;
 	}
-	if (is_membership(p))
-		return DROP_MEMBERSHIP;
-	if (is_icmp6(p, ND_ROUTER_SOLICIT))
-		return DROP_ROUTER_SOLICIT;
-	return guard_group(p);
+	reason = guard_quiet(p);
+	return reason ? reason : guard_group(p);
 }
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "csum.h"
 #include "guard.h"
+#include "owner.h"
 #include "step.h"
 
 #define ND_SOURCE_MAC 1
@@ -95,7 +96,7 @@ static __always_inline int nd_solicit(struct __sk_buff *skb, struct pkt *p)
 		if (step)
 			return step;
 	}
-	o = bpf_map_lookup_elem(&bh_addrs_v1, &p->dst);
+	o = owner_of(&p->dst);
 	if (!o)
 		return DROP_UNKNOWN_ADDRESS;
 	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY))
@@ -103,13 +104,13 @@ static __always_inline int nd_solicit(struct __sk_buff *skb, struct pkt *p)
 	return nd_answer(skb, p, o);
 }
 
-static __always_inline int nd_advert(struct __sk_buff *skb, const struct pkt *p, struct addr_key *target)
+static __always_inline int nd_advert(struct __sk_buff *skb, const struct pkt *p, const struct addr_key *target)
 {
 	const struct owner *o;
 
 	if (p->kind == PORT_HOST)
 		return STEP_NEXT;
-	o = bpf_map_lookup_elem(&bh_addrs_v1, target);
+	o = owner_of(target);
 	if (!o || o->port != p->ifindex)
 		return DROP_ND_SPOOF;
 	return nd_options(skb, p, ND_TARGET_MAC);

@@ -8,6 +8,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/cilium/ebpf/features"
 	"github.com/vishvananda/netlink"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -33,6 +34,9 @@ type lab struct {
 
 func newLab(t testing.TB, mode AttachMode) *lab {
 	t.Helper()
+	if mode == AttachTCX {
+		needTCX(t)
+	}
 	l := &lab{
 		t: t, host: testhost.New(t), mode: mode, ns: map[plan.PortID]*testhost.Host{},
 		plan: &plan.Plan{Switches: map[hcn.GUID]*plan.Switch{}, Ports: map[plan.PortID]*plan.Port{}},
@@ -40,6 +44,20 @@ func newLab(t testing.TB, mode AttachMode) *lab {
 	l.open()
 	t.Cleanup(func() { l.a.Close() })
 	return l
+}
+
+// needTCX skips on a kernel from before TCX; a later one that lacks it is a failure.
+func needTCX(t testing.TB) {
+	t.Helper()
+	testhost.RequireRoot(t)
+	err := haveTCX()
+	if err == nil {
+		return
+	}
+	if v, verr := features.LinuxVersionCode(); verr == nil && v < 6<<16|6<<8 {
+		t.Skip(err)
+	}
+	t.Fatal(err)
 }
 
 // open starts an applier; a second call is a restarted daemon.

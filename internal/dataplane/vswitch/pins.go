@@ -129,7 +129,7 @@ func explainLoad(err error, dir string) error {
 			"`bulkhead reset` removes it, and the next start fills a new one: %w", dir, err)
 	case errors.As(err, &ve):
 		return fmt.Errorf("the kernel's verifier refuses the switch program; "+
-			"`bulkhead doctor` lists what it needs: %+v", ve)
+			"`bulkhead doctor` lists what it needs: %w", ve)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("load the switch program (needs root, or CAP_BPF and CAP_NET_ADMIN): %w", err)
 	}

@@ -129,6 +129,7 @@ func TestDelivery(t *testing.T) {
 		{"resolver from another port", r.resolver, th.Frame(eth(r.mg, r.ma), v4(gw4, r.a4), udp(54, 1000)), dropped(ReasonResolver)},
 		{"resolver pings", r.resolver, th.Frame(eth(r.mg, r.ma), v4(gw4, r.a4), th.Echo{}), dropped(ReasonResolver)},
 		{"resolver broadcasts", r.resolver, th.Frame(eth(r.mg, r.all), v4(gw4, addr("255.255.255.255")), udp(53, 1000)), dropped(ReasonResolver)},
+		{"resolver, MLD report", r.resolver, extend(th.Frame(eth(r.mg, th.MulticastMAC(addr("ff02::16"))), v6(addr("::"), addr("ff02::16")), th.ICMP{Type: 143, Body: make([]byte, 4)}), hopByHop()), dropped(ReasonMembership)},
 		{"resolver as DHCP client", r.resolver, th.Frame(eth(r.mg, r.all), v4(addr("0.0.0.0"), addr("255.255.255.255")), udp(68, 67)), dropped(ReasonMartian)},
 		{"resolver as a container", r.resolver, th.Frame(eth(r.mg, r.ma), v4(r.b4, r.a4), udp(53, 1000)), dropped(ReasonSourceAddress)},
 		{"resolver broadcasts ARP replies", r.resolver, th.Frame(eth(r.mg, r.all), th.ARP{Reply: true, SenderMAC: r.mg, SenderIP: gw4, TargetIP: gw4}), dropped(ReasonARPSpoof)},
