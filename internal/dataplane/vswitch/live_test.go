@@ -323,7 +323,7 @@ func TestRestart(t *testing.T) {
 }
 
 // TestUpgrade has another program attached, as an older version leaves it: it is replaced
-// while traffic flows, and its pins go.
+// by a link update, and the pins of its maps go.
 func TestUpgrade(t *testing.T) {
 	p := newPair(t, AttachTCX)
 	index := p.lab.a.applied[p.a.ID].index
