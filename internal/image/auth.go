@@ -93,6 +93,9 @@ func (s *Store) credentials(host string) (authn.Authenticator, error) {
 	if h := helpers[host]; h != "" {
 		return nil, fmt.Errorf("read credentials in %s: credential helper %q for %s is not supported: log in instead", s.opts.AuthFile, h, host)
 	}
+	if _, ok := f.rest["credsStore"]; ok {
+		s.log.Warn("credential store is not supported, log in instead", "file", s.opts.AuthFile, "registry", host)
+	}
 	return authn.Anonymous, nil
 }
 

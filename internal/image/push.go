@@ -45,6 +45,9 @@ func (s *Store) push(ctx context.Context, nameOrID string, opts PushOptions) (st
 	if err != nil {
 		return "", err
 	}
+	if ref.digest != "" {
+		return "", fmt.Errorf("%w: %s names a digest: give a name with a tag to push to", ErrInvalid, ref)
+	}
 	unpin := s.pin(pins(img)...)
 	defer unpin()
 	src := source{ref: ref, plain: opts.PlainHTTP || s.opts.Registries[ref.host].PlainHTTP}

@@ -62,6 +62,9 @@ func parseReference(s string) (reference, error) {
 	if host == name.DefaultRegistry {
 		host = dockerHub
 	}
+	if c := host[0]; c == '.' || c == '-' || strings.Contains(host, "..") { // the library takes ".." for a host
+		return reference{}, fmt.Errorf("%w: image name %q: %q is not a registry", ErrInvalid, s, host)
+	}
 	r := reference{host: host, repo: ref.Context().RepositoryStr()}
 	switch ref := ref.(type) {
 	case name.Digest:

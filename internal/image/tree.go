@@ -99,8 +99,15 @@ func (t *tree) resolve(p string) (string, error) {
 			todo = append(strings.Split(target, "/"), todo...)
 			continue
 		}
-		if err := t.ensure(next, found, fi); err != nil {
+		if fi != nil && !fi.IsDir() {
+			found = nil // a directory takes its place, with nothing of the layers below in it
+		}
+		made, err := t.ensure(next, found, fi)
+		if err != nil {
 			return "", err
+		}
+		if !made {
+			return path.Join(append([]string{next}, todo...)...), nil
 		}
 		at, visible = next, t.include(found)
 	}
@@ -142,7 +149,7 @@ func look(stack []string, p string) ([]string, fs.FileInfo, error) {
 	for _, dir := range stack {
 		full := filepath.Join(dir, p)
 		fi, err := os.Lstat(full)
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
 		if err != nil {
@@ -179,33 +186,32 @@ func isOpaque(dir string) bool {
 	return err == nil && n == 1 && b[0] == 'y'
 }
 
-// ensure makes a directory in the layer being unpacked, like the one that the stack shows there.
-func (t *tree) ensure(p string, found []string, fi fs.FileInfo) error {
+// ensure makes a directory in the layer being unpacked, like the one that the stack shows there. Where
+// this layer itself has a file or whiteout it does nothing: umoci replaces those as the specification says.
+func (t *tree) ensure(p string, found []string, fi fs.FileInfo) (made bool, err error) {
 	full := filepath.Join(t.dirs[0], p)
 	own, err := os.Lstat(full)
-	switch {
-	case err == nil && own.IsDir():
-		t.known[p] = true
-		return nil
-	case err == nil:
-		return nil // a file or whiteout of this layer: umoci replaces it as the specification says
-	case !errors.Is(err, os.ErrNotExist):
-		return err
+	if err == nil {
+		t.known[p] = own.IsDir()
+		return own.IsDir(), nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return false, err
 	}
 	if err := os.Mkdir(full, 0o755); err != nil {
-		return err
+		return false, err
 	}
-	if err := os.Chmod(full, 0o755); err != nil {
-		return err
+	if err := os.Chmod(full, 0o755); err != nil { // whatever the umask
+		return false, err
 	}
 	t.known[p] = true
-	if fi == nil || !fi.IsDir() {
-		return nil
+	if len(found) == 0 {
+		return true, nil
 	}
 	if err := copyMetadata(filepath.Join(found[0], p), full, fi); err != nil {
-		return fmt.Errorf("copy directory %s from the layer below: %w", p, err)
+		return false, fmt.Errorf("copy directory %s from the layer below: %w", p, err)
 	}
-	return nil
+	return true, nil
 }
 
 func copyMetadata(from, to string, fi fs.FileInfo) error {

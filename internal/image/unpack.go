@@ -281,6 +281,7 @@ func (x *extraction) admit(hdr *tar.Header) (bool, error) {
 	if x.budget.bytes+x.info.Bytes > x.budget.limits.ImageBytes {
 		return false, refused("image unpacks to more than %d bytes", x.budget.limits.ImageBytes)
 	}
+	dropForeignAttributes(hdr)
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
 		return true, nil
@@ -303,6 +304,18 @@ func (x *extraction) admitDevice(hdr *tar.Header) (bool, error) {
 		return false, nil
 	}
 	return false, refused("device node %d:%d outside of /dev", hdr.Devmajor, hdr.Devminor)
+}
+
+// dropForeignAttributes removes extended attributes that mean something only on the host an archive was
+// made on: labels, integrity signatures. umoci ignores the commonest itself, but talks about it.
+func dropForeignAttributes(hdr *tar.Header) {
+	for attr := range hdr.Xattrs { //nolint:staticcheck // deprecated, but it is what umoci reads
+		keep := strings.HasPrefix(attr, "user.") && attr != "user.rootlesscontainers" ||
+			strings.HasPrefix(attr, "trusted.") || attr == "security.capability" || strings.HasPrefix(attr, "system.posix_acl_")
+		if !keep {
+			delete(hdr.Xattrs, attr) //nolint:staticcheck // as above
+		}
+	}
 }
 
 // checkEntryName refuses names and links that leave the root. umoci would confine them, but an archive
