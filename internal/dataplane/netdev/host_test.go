@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
@@ -245,6 +246,53 @@ func TestSocketsInACompartment(t *testing.T) {
 	}
 	if pids, err := n.NamespaceProcesses(r.Namespace); err != nil || len(pids) > 0 {
 		t.Errorf("processes in the resolver's compartment: %v, %v", pids, err)
+	}
+}
+
+func TestDeviceIndex(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	r, host := p.Ports[plan.ResolverPortID(network)], p.Ports[plan.HostPortID(network)]
+	index := func(v plan.VNIC) int {
+		t.Helper()
+		got, err := n.DeviceIndex(t.Context(), v.Namespace, v.Device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		show := []string{"-o", "link", "show", v.Device}
+		if v.Namespace != "" {
+			show = append([]string{"-n", filepath.Base(v.Namespace)}, show...)
+		}
+		if out := h.Run(t, "ip", show...); !strings.HasPrefix(out, fmt.Sprintf("%d: ", got)) {
+			t.Errorf("index %d of %s", got, out)
+		}
+		return got
+	}
+	index(host.VNIC)
+	before := index(r.VNIC)
+	h.Run(t, "ip", "link", "del", r.Device)
+	if _, err := n.DeviceIndex(t.Context(), r.VNIC.Namespace, r.VNIC.Device); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("a device that was deleted: %v", err)
+	}
+	if _, err := resync(t, n, p); err != nil {
+		t.Fatal(err)
+	}
+	if after := index(r.VNIC); after == before {
+		t.Errorf("the device that was made anew has index %d again", after)
+	}
+
+	if _, err := n.DeviceIndex(t.Context(), plan.NamespacePath(guid('C', 9)), "eth0"); !errors.Is(err, ErrVanished) {
+		t.Errorf("in a compartment that is not there: %v", err)
+	}
+	if _, err := n.DeviceIndex(t.Context(), "", "a-name-too-long-for-a-device"); err == nil {
+		t.Error("a name too long for a device has an index")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := n.DeviceIndex(ended, r.VNIC.Namespace, r.VNIC.Device); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
 	}
 }
 

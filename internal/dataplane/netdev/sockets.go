@@ -55,6 +55,40 @@ func listenConfig(device string) net.ListenConfig {
 	}}
 }
 
+// DeviceIndex gives the index of a device in the compartment bound at path ("" for the host): a device that was deleted
+// and made anew under the same name has another one. It asks by ioctl, which unlike netlink does not wait for the
+// kernel's configuration lock; a batch of deletions may hold that for a while.
+func (n *Netdev) DeviceIndex(ctx context.Context, path, device string) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	ask, index := n.home.do, 0
+	if path != "" {
+		ask = func(fn func() error) error { return n.Enter(path, fn) }
+	}
+	if err := ask(func() (err error) { index, err = indexByName(device); return err }); err != nil {
+		return 0, fmt.Errorf("find device %s in %s: %w", device, place(path), err)
+	}
+	return index, nil
+}
+
+// indexByName looks in the calling thread's namespace.
+func indexByName(device string) (int, error) {
+	ifr, err := unix.NewIfreq(device)
+	if err != nil {
+		return 0, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
+		return 0, err
+	}
+	return int(ifr.Uint32()), nil
+}
+
 // NamespaceProcesses lists the processes that live in the network namespace bound at path.
 func (n *Netdev) NamespaceProcesses(path string) ([]int, error) {
 	fd, err := n.openNamespace(path)
