@@ -195,6 +195,7 @@ func quiet(t testing.TB, n *Netdev, p *plan.Plan) {
 var (
 	volatileText = regexp.MustCompile(`@if\d+|@bh[hp][0-9a-f]{12}| linkdown| qlen \d+| qdisc \w+| mode \w+|\\|valid_lft \w+ preferred_lft \w+|link-netns \S+|link-netnsid \d+|^\d+: `)
 	randomMAC    = regexp.MustCompile(`(bhp[0-9a-f]{12}:.*link/ether )\S+`)
+	ownMetric    = regexp.MustCompile(`(local ::1 .* metric )\d+`) // goes with the index
 	carrier      = regexp.MustCompile(`<.*>|state \w+`)
 )
 
@@ -208,6 +209,7 @@ func dump(t testing.TB, h *testhost.Host) string {
 		for line := range strings.Lines(out) {
 			line = volatileText.ReplaceAllString(strings.TrimSpace(line), "")
 			line = randomMAC.ReplaceAllString(line, "${1}random")
+			line = ownMetric.ReplaceAllString(line, "${1}own")
 			line = carrier.ReplaceAllStringFunc(line, func(s string) string {
 				if strings.HasPrefix(s, "state") {
 					return ""
@@ -221,6 +223,7 @@ func dump(t testing.TB, h *testhost.Host) string {
 	show("host addresses", "-o", "addr", "show")
 	show("host routes", "route")
 	show("host routes, IPv6", "-6", "route")
+	show("host's local routes of ours, IPv6", "-6", "route", "show", "table", "local", "proto", "98")
 	for name := range strings.Lines(h.Run(t, "ls", "/run/netns")) {
 		name = strings.TrimSpace(name)
 		show(name, "-n", name, "-o", "link", "show")

@@ -190,6 +190,7 @@ func TestWatch(t *testing.T) {
 		{"ip -n hns-" + guid('C', 1).Lower() + " link set eth0 netns others", "link " + one.Device + " changed"},
 		{"ip link del " + one.Device, "link " + one.Device + " was deleted"},
 		{"ip addr del 10.77.0.1/16 dev " + host.VNIC.Device, "address 10.77.0.1/16 changed"},
+		{"ip -6 route del local ::1 table local dev " + host.VNIC.Device, "route ::1/128 changed"},
 		{"ip link set up0 mtu 1400", "link up0 changed"},
 		{"ip link set up0 up; ip route add 10.5.0.0/16 dev up0", "route 10.5.0.0/16 changed"},
 		{"ip netns del hns-" + guid('C', 2).Lower(), "compartment " + plan.NamespacePath(guid('C', 2)) + " changed"},

@@ -93,6 +93,9 @@ func TestRepair(t *testing.T) {
 		{"route of ours changed", eth0 + "route replace default via 10.77.0.9 proto 98", "without route 0.0.0.0/0 via 10.77.0.1"},
 		{"host vNIC deleted", "ip link del " + host.VNIC.Device, "missing"},
 		{"gateway address", "ip addr del 10.77.0.1/16 dev " + host.VNIC.Device, "without address 10.77.0.1/16"},
+		{"local route to ::1", "ip -6 route del local ::1 table local dev " + host.VNIC.Device, "without local route ::1/128"},
+		{"local route to ::1, other metric", "ip -6 route del local ::1 table local dev " + host.VNIC.Device +
+			" && ip -6 route add local ::1 table local dev " + host.VNIC.Device + " metric 77 proto 98", "local route ::1/128 metric 77"},
 		{"forwarding off", "sysctl -w net.ipv4.ip_forward=0", "0"},
 		{"forwarding off, IPv6", "sysctl -w net.ipv6.conf.all.forwarding=0", "0"},
 		{"route_localnet", "sysctl -w net.ipv4.conf." + host.VNIC.Device + ".route_localnet=0", "0"},

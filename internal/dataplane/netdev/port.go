@@ -256,6 +256,7 @@ func (d *differ) far(p *plan.Port, s *space, l link, fresh bool) {
 	}
 	d.addresses(object, v, l.index, addrs)
 	d.routes(object, v, l.index, routes)
+	d.loopback(object, v, l.index, routes)
 }
 
 func (d *differ) addresses(object string, v plan.VNIC, index int, have []address) {

@@ -210,8 +210,9 @@ func (w *watcher) judge(m syscall.NetlinkMessage) string {
 		return fmt.Sprintf("address %s changed", a.prefix)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r := parseRoute(m.Data)
-		// The local table only repeats the addresses.
-		if byUs || r.table == unix.RT_TABLE_LOCAL || w.ours[r.oif] && m.Header.Pid == 0 {
+		// But for what is ours, the local table only repeats the addresses.
+		repeats := r.table == unix.RT_TABLE_LOCAL && r.proto != protoOurs
+		if byUs || repeats || w.ours[r.oif] && m.Header.Pid == 0 {
 			return ""
 		}
 		return fmt.Sprintf("route %s changed", r.dst)
