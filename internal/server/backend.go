@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"io"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// Backend does what the API asks for. It is the engine; tests put a state in memory in its place. Errors are *hcn.Error or
+// *api.Error, wrapped or not.
+type Backend interface {
+	networks
+	endpoints
+	namespaces
+	containers
+	images
+	reports
+	events
+}
+
+type networks interface {
+	Networks(f hcn.Filter) []hcn.GUID
+	Network(id hcn.GUID) (hcn.HostComputeNetwork, error)
+	CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error)
+	ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error
+	DeleteNetwork(ctx context.Context, id hcn.GUID) error
+}
+
+type endpoints interface {
+	Endpoints(f hcn.Filter) []hcn.GUID
+	Endpoint(id hcn.GUID) (hcn.HostComputeEndpoint, error)
+	CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc hcn.HostComputeEndpoint) (hcn.HostComputeEndpoint, error)
+	ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest) error
+	DeleteEndpoint(ctx context.Context, id hcn.GUID) error
+	EndpointStats(id hcn.GUID) (api.NetworkStats, error)
+}
+
+type namespaces interface {
+	Namespaces(f hcn.Filter) []hcn.GUID
+	Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error)
+	CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error)
+	ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.ModifyNamespaceSettingRequest) error
+	DeleteNamespace(ctx context.Context, id hcn.GUID) error
+}
+
+// containers take a container by its ID, a unique beginning of it, or its name.
+type containers interface {
+	CreateContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error)
+	Containers() []api.Container
+	Container(ref string) (api.Container, error)
+	StartContainer(ctx context.Context, ref string) error
+	StopContainer(ctx context.Context, ref string, how api.StopRequest) error
+	RestartContainer(ctx context.Context, ref string, how api.StopRequest) error
+	KillContainer(ctx context.Context, ref, signal string) error
+	RemoveContainer(ctx context.Context, ref string, force, volumes bool) error
+	WaitContainer(ctx context.Context, ref, condition string) (api.WaitResult, error)
+	AttachContainer(ctx context.Context, ref string, streams api.Streams) error
+	ExecContainer(ctx context.Context, ref string, spec api.ExecSpec, streams api.Streams) (int, error)
+	ContainerLogs(ctx context.Context, ref string, options api.LogOptions, each func(api.LogLine) error) error
+	ContainerStats(ctx context.Context, ref string) (api.Stats, error)
+	PublishPorts(ctx context.Context, ref string, ports []api.PublishedPort) ([]string, error)
+	UnpublishPorts(ctx context.Context, ref string, ports []api.PublishedPort) error
+	ConnectContainer(ctx context.Context, ref string, to api.NetworkAttachment) error
+	DisconnectContainer(ctx context.Context, ref, network string) error
+}
+
+type images interface {
+	PullImage(ctx context.Context, what api.PullRequest, progress func(api.ImageProgress)) (api.Image, error)
+	PushImage(ctx context.Context, what api.PullRequest, progress func(api.ImageProgress)) error
+	ImportImage(ctx context.Context, tar io.Reader, reference string, config api.ImageConfig) (api.Image, error)
+	Images() ([]api.Image, error)
+	Image(ref string) (api.Image, error)
+	TagImage(ctx context.Context, ref, newRef string) error
+	RemoveImage(ctx context.Context, ref string, force bool) error
+	PruneImages(ctx context.Context) ([]string, error)
+}
+
+type reports interface {
+	Addresses() []api.Address
+	Published() []api.Published
+	Doctor(ctx context.Context) []api.Check
+	Info() api.Info
+	HCNVersion() hcn.Version
+}
+
+// events are numbered in the order of their commits. Subscribe gives those after a number, as far as they are kept, and then
+// what happens; its channel is closed when ctx ends or its reader is too slow.
+type events interface {
+	Subscribe(ctx context.Context, after uint64) (<-chan api.Event, error)
+	LastEvent() uint64
+}

@@ -1,0 +1,256 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// kind is one kind of HCN object: what its routes have in common, with the differences as functions.
+type kind struct {
+	singular string
+	document reflect.Type
+	modify   reflect.Type
+
+	enumerate func(f hcn.Filter) []hcn.GUID
+	get       func(id hcn.GUID) (view, error)
+	create    func(ctx context.Context, c creation) (view, error)
+	change    func(ctx context.Context, id hcn.GUID, body []byte) ([]string, error)
+	remove    func(ctx context.Context, id hcn.GUID) error
+}
+
+// view shows an object in the shape that is asked for.
+type view func(q hcn.HostComputeQuery, v1 bool) any
+
+// creation is a call that creates something. Its functions note here which members they ignored.
+type creation struct {
+	id, network hcn.GUID
+	body        []byte
+	v1          bool
+	ignored     *[]string
+}
+
+// kindNames are the kinds in the order in which they are described.
+func kindNames() []string {
+	return []string{"networks", "endpoints", "namespaces", "loadbalancers", "routes", "guestnetworkservices"}
+}
+
+func (s *Server) hcnKinds() map[string]kind {
+	return map[string]kind{
+		"networks":             s.networkKind(),
+		"endpoints":            s.endpointKind(),
+		"namespaces":           s.namespaceKind(),
+		"loadbalancers":        absentKind[hcn.HostComputeLoadBalancer]("load balancer"),
+		"routes":               absentKind[hcn.HostComputeRoute]("route"),
+		"guestnetworkservices": absentKind[guestNetworkService]("guest network service"),
+	}
+}
+
+func (s *Server) hcnRoutes() {
+	for _, name := range kindNames() {
+		s.kindRoutes(name, s.kinds[name])
+	}
+}
+
+func (s *Server) kindRoutes(plural string, k kind) {
+	base := "/hcn/v2/" + plural
+	ask := param("query", huma.TypeString, "A HostComputeQuery as JSON: SchemaVersion picks the shape of the answer, Flags 1 asks for "+
+		"details, Filter is a JSON object encoded as a string")
+	id := param("id", huma.TypeString, "The GUID to create it with; all zero or absent: the document's, or a new one")
+	title := k.document.Name()
+	s.handle(route{
+		method: http.MethodGet, path: base, id: "enumerate" + title, tag: "hcn", query: []*huma.Param{ask},
+		summary: "List the GUIDs of " + plural, answer: reflect.TypeFor[[]hcn.GUID](), handle: s.enumerate(k),
+	})
+	create := []*huma.Param{id, ask}
+	if plural == "endpoints" {
+		create = append(create, param("network", huma.TypeString, "The GUID of the network; absent: the document's"))
+	}
+	s.handle(route{
+		method: http.MethodPost, path: base, id: "create" + title, tag: "hcn", query: create, body: k.document, answer: k.document,
+		summary:     "Create a " + k.singular,
+		description: "A document without SchemaVersion is one of version 1, and is answered in that shape unless the query says otherwise.",
+		handle:      s.create(k),
+	})
+	s.handle(route{
+		method: http.MethodGet, path: base + "/{id}", id: "query" + title, tag: "hcn", query: []*huma.Param{ask},
+		summary: "Show a " + k.singular, answer: k.document, handle: s.query(k),
+	})
+	s.handle(route{
+		method: http.MethodPost, path: base + "/{id}/modify", id: "modify" + title, tag: "hcn", body: k.modify,
+		summary: "Change a " + k.singular, handle: s.modify(k),
+	})
+	s.handle(route{
+		method: http.MethodDelete, path: base + "/{id}", id: "delete" + title, tag: "hcn",
+		summary: "Delete a " + k.singular, handle: s.remove(k),
+	})
+}
+
+// hcnQuery reads what all calls may carry.
+func hcnQuery(r *http.Request) (*query, hcn.HostComputeQuery, error) {
+	q := readQuery(r)
+	if q.err != nil {
+		return nil, hcn.HostComputeQuery{}, hcn.Errorf(hcn.ErrInvalidJSON, "%w", q.err)
+	}
+	doc, err := hcn.ParseQuery(q.text("query"))
+	return q, doc, err
+}
+
+func pathGUID(r *http.Request) (hcn.GUID, error) {
+	id, err := hcn.ParseGUID(r.PathValue("id"))
+	if err != nil {
+		return "", hcn.Errorf(hcn.ErrGUIDConversionFailure, "path: %s", hcn.AsError(err).Detail)
+	}
+	return id, nil
+}
+
+func queryGUID(q *query, name string) (hcn.GUID, error) {
+	var g hcn.GUID
+	if err := g.UnmarshalText([]byte(q.text(name))); err != nil {
+		return "", hcn.Errorf(hcn.ErrGUIDConversionFailure, "query parameter %s: %s", name, hcn.AsError(err).Detail)
+	}
+	return g, nil
+}
+
+func (s *Server) enumerate(k kind) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		_, q, err := hcnQuery(r)
+		if err != nil {
+			return err
+		}
+		f, err := q.Parse()
+		if err != nil {
+			return err
+		}
+		s.write(w, http.StatusOK, list(k.enumerate(f)))
+		return nil
+	}
+}
+
+func (s *Server) create(k kind) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		params, q, err := hcnQuery(r)
+		if err != nil {
+			return err
+		}
+		var c creation
+		if c.id, err = queryGUID(params, "id"); err != nil {
+			return err
+		}
+		if c.network, err = queryGUID(params, "network"); err != nil {
+			return err
+		}
+		if c.body, err = hcnBody(w, r); err != nil {
+			return err
+		}
+		if c.v1, err = hcn.IsV1(c.body); err != nil {
+			return err
+		}
+		var ignored []string
+		c.ignored = &ignored
+		made, err := k.create(r.Context(), c)
+		if err != nil {
+			return err
+		}
+		shape := c.v1
+		if q.SchemaVersion.Major != 0 {
+			shape = q.WantsV1()
+		}
+		warnIgnored(w, ignored)
+		s.write(w, http.StatusOK, made(q, shape))
+		return nil
+	}
+}
+
+func (s *Server) query(k kind) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		id, err := pathGUID(r)
+		if err != nil {
+			return err
+		}
+		_, q, err := hcnQuery(r)
+		if err != nil {
+			return err
+		}
+		found, err := k.get(id)
+		if err != nil {
+			return err
+		}
+		s.write(w, http.StatusOK, found(q, q.WantsV1()))
+		return nil
+	}
+}
+
+func (s *Server) modify(k kind) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		id, err := pathGUID(r)
+		if err != nil {
+			return err
+		}
+		body, err := hcnBody(w, r)
+		if err != nil {
+			return err
+		}
+		ignored, err := k.change(r.Context(), id, body)
+		if err != nil {
+			return err
+		}
+		warnIgnored(w, ignored)
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+}
+
+func (s *Server) remove(k kind) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		id, err := pathGUID(r)
+		if err != nil {
+			return err
+		}
+		if err := k.remove(r.Context(), id); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+}
+
+// decodeNoting reads a document and notes the members that it has too many.
+func decodeNoting[T any](c creation) (*T, error) {
+	doc, err := hcn.Decode[T](c.body)
+	if err != nil {
+		return nil, err
+	}
+	*c.ignored = hcn.UnknownMembers[T](c.body)
+	return doc, nil
+}
+
+// guestNetworkService stands for the kind in the description; there are none.
+type guestNetworkService struct {
+	ID hcn.GUID `json:",omitempty"`
+}
+
+// absentKind is a kind whose objects cannot be created yet. Listing none is the truth, and clients do list them: service proxies
+// look for load balancers to delete when they start.
+func absentKind[T any](singular string) kind {
+	absent := func(id hcn.GUID) error {
+		return hcn.Errorf(hcn.ErrElementNotFound, "no %s has the ID %s", singular, id)
+	}
+	return kind{
+		singular: singular, document: reflect.TypeFor[T](), modify: reflect.TypeFor[T](),
+		enumerate: func(hcn.Filter) []hcn.GUID { return nil },
+		get:       func(id hcn.GUID) (view, error) { return nil, absent(id) },
+		create: func(_ context.Context, c creation) (view, error) {
+			if _, err := hcn.Decode[T](c.body); err != nil {
+				return nil, err
+			}
+			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "a %s cannot be created by this version", singular)
+		},
+		change: func(_ context.Context, id hcn.GUID, _ []byte) ([]string, error) { return nil, absent(id) },
+		remove: func(_ context.Context, id hcn.GUID) error { return absent(id) },
+	}
+}
