@@ -38,7 +38,7 @@ func (s *Store) fetchBlob(ctx context.Context, c *conn, d v1.Descriptor, report 
 		return fmt.Errorf("fetch blob %s: %w", digest, err)
 	}
 	defer os.Remove(f.Name())
-	defer f.Close() //nolint:errcheck // closed with its error below; this is for the other ways out
+	defer f.Close() // closed with its error below; this is for the other ways out
 	dl := download{f: f, sum: sha256.New(), want: d, report: report}
 	if err := dl.run(ctx, c); err != nil {
 		return fmt.Errorf("fetch blob %s: %w", digest, err)

@@ -289,27 +289,79 @@ func TestHostileRegistry(t *testing.T) {
 func cfgDesc(d v1.Descriptor) v1.Descriptor   { d.MediaType = types.OCIConfigJSON; return d }
 func layerDesc(d v1.Descriptor) v1.Descriptor { d.MediaType = types.OCILayer; return d }
 
-// TestFullAndReadOnlyDisk runs itself again in a mount namespace of its own, to have a small disk there.
-func TestFullAndReadOnlyDisk(t *testing.T) {
+// inMountNamespace runs the calling test again in a mount namespace of its own, and is true in there.
+func inMountNamespace(t *testing.T) bool {
+	t.Helper()
 	needRoot(t)
-	if os.Getenv("IMAGE_TEST_MOUNTS") == "" {
-		cmd := exec.CommandContext(t.Context(), "unshare", "-m", "--propagation", "private", os.Args[0], "-test.run=^TestFullAndReadOnlyDisk$", "-test.v")
-		cmd.Env = append(os.Environ(), "IMAGE_TEST_MOUNTS=1")
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "--- PASS: TestFullAndReadOnlyDisk") {
-			t.Fatalf("in the mount namespace: %v\n%s", err, out)
-		}
-		return
+	if os.Getenv("IMAGE_TEST_MOUNTS") != "" {
+		return true
 	}
-	d := t.TempDir()
-	if err := unix.Mount("tmpfs", d, "tmpfs", 0, "size=2m"); err != nil {
+	cmd := exec.CommandContext(t.Context(), "unshare", "-m", "--propagation", "private", os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), "IMAGE_TEST_MOUNTS=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Fatalf("in the mount namespace: %v\n%s", err, out)
+	}
+	return false
+}
+
+func mount(t *testing.T, kind, at, data string) {
+	t.Helper()
+	if err := unix.Mount(kind, at, kind, 0, data); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(d, unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// The kernel's own view of the layers, which is what a container sees.
+func TestOverlayMount(t *testing.T) {
+	if !inMountNamespace(t) {
+		return
+	}
+	host := testRegistry(t)
+	publish(t, host+"/o", imageOf(t,
+		layerOf(t, dir("tmp", 0o1777), file("keep", "base"), file("gone", "x"), dir("old", 0o755), file("old/x", "x"),
+			link(tar.TypeSymlink, "bin", "usr/bin"), dir("usr", 0o755), dir("usr/bin", 0o755), file("usr/bin/sh", "sh"),
+			dir("swap", 0o755), file("swap/x", "x")),
+		layerOf(t, file(".wh.gone", ""), file("old/.wh..wh..opq", ""), file("old/y", "y"), file("tmp/f", "f"),
+			file("bin/tool", "tool"), file(".wh.swap", ""), file("swap/deep/y", "y")),
+		layerOf(t, file("keep", "top")),
+	))
+	store := openStore(t, t.TempDir(), Options{})
+	if _, err := store.Pull(t.Context(), host+"/o", PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	lowers, err := store.Layers(t.Context(), host+"/o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	merged := t.TempDir()
+	mount(t, "overlay", merged, "lowerdir="+strings.Join(lowers, ":"))
+	for p, want := range map[string]string{"keep": "top", "old/y": "y", "tmp/f": "f", "usr/bin/sh": "sh", "bin/tool": "tool", "swap/deep/y": "y"} {
+		if got := readIn(t, merged, p); got != want {
+			t.Errorf("%s holds %q, want %q", p, got, want)
+		}
+	}
+	for _, p := range []string{"gone", "old/x", "swap/x"} {
+		if _, err := os.Lstat(filepath.Join(merged, p)); !os.IsNotExist(err) {
+			t.Errorf("%s is there: %v", p, err)
+		}
+	}
+	if fi, err := os.Stat(filepath.Join(merged, "tmp")); err != nil || fi.Mode() != os.ModeDir|os.ModeSticky|0o777 {
+		t.Errorf("tmp: %v %v", fi.Mode(), err)
+	}
+}
+
+func TestFullAndReadOnlyDisk(t *testing.T) {
+	if !inMountNamespace(t) {
+		return
+	}
+	d := t.TempDir()
+	mount(t, "tmpfs", d, "size=2m")
 	host := testRegistry(t)
 	publish(t, host+"/small", imageOf(t, layerOf(t, file("f", "f"))))
 	publish(t, host+"/zeros", imageOf(t, layerOf(t, file("f", strings.Repeat("\x00", 3<<20)))))

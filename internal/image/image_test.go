@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -272,9 +273,9 @@ func TestPullUnpackAndInspect(t *testing.T) {
 
 func TestPullPolicyAndNames(t *testing.T) {
 	needRoot(t)
-	requests := 0
+	var requests atomic.Int32
 	host := testRegistry(t, func(h http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { requests++; h.ServeHTTP(w, r) })
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { requests.Add(1); h.ServeHTTP(w, r) })
 	})
 	first := publish(t, host+"/a:latest", imageOf(t, layerOf(t, file("v", "1"))))
 	store := openStore(t, t.TempDir(), Options{})
@@ -287,9 +288,9 @@ func TestPullPolicyAndNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := publish(t, host+"/a:latest", imageOf(t, layerOf(t, file("v", "2"))))
-	before := requests
-	if img, err := store.Pull(ctx, host+"/a", PullOptions{Policy: PullMissing}); err != nil || img.ID != first || requests != before {
-		t.Errorf("missing: %v %v, %d requests", img.ID, err, requests-before)
+	before := requests.Load()
+	if img, err := store.Pull(ctx, host+"/a", PullOptions{Policy: PullMissing}); err != nil || img.ID != first || requests.Load() != before {
+		t.Errorf("missing: %v %v, %d requests", img.ID, err, requests.Load()-before)
 	}
 	if img, err := store.Pull(ctx, host+"/a", PullOptions{Policy: PullAlways}); err != nil || img.ID != second {
 		t.Errorf("always: %v %v", img.ID, err)

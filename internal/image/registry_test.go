@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -283,7 +284,9 @@ func TestResume(t *testing.T) {
 	for _, ranges := range []bool{true, false} {
 		c := &cutter{cuts: 2, ranges: ranges, seen: map[string]int{}}
 		host := testRegistry(t, func(h http.Handler) http.Handler { c.h = h; return c })
-		body := strings.Repeat("0123456789abcdef", 1<<14)
+		noise := make([]byte, 1<<20) // does not compress away
+		_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+		body := string(noise)
 		publish(t, host+"/p", imageOf(t, layerOf(t, file("f", body))))
 		store := openStore(t, t.TempDir(), Options{})
 		if _, err := store.Pull(t.Context(), host+"/p", PullOptions{}); err != nil {

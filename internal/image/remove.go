@@ -204,7 +204,7 @@ func diskUsage(root string) int64 {
 	var total int64
 	_ = filepath.WalkDir(root, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
-			return nil //nolint:nilerr // an estimate is enough
+			return nil // an estimate is enough
 		}
 		if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() {
 			total += fi.Size()
