@@ -50,8 +50,10 @@ func TestCheck(t *testing.T) {
 		"config-unknown":   {demand(KernelConfig, "CONFIG_TUN"), noConfig, KernelConfig, "a kernel whose configuration cannot be read"},
 		"unknown-demand":   {demand("net.bulkhead.kernel.flavour", "rt"), testFacts(), "net.bulkhead.kernel.flavour", "no way to check it"},
 		"other-annotation": {demand("net.bulkhead.note", "x"), testFacts(), "", ""},
-		"label-too": {Image{OS: "linux", Architecture: "amd64", Annotations: map[string]string{KernelMinVersion: "5.4"},
-			Config: Config{Labels: map[string]string{KernelMinVersion: "6.12"}}}, testFacts(), KernelMinVersion, "kernel 6.1.0-13-amd64"},
+		"label-too": {Image{
+			OS: "linux", Architecture: "amd64", Annotations: map[string]string{KernelMinVersion: "5.4"},
+			Config: Config{Labels: map[string]string{KernelMinVersion: "6.12"}},
+		}, testFacts(), KernelMinVersion, "kernel 6.1.0-13-amd64"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := Check(tc.img, tc.facts)
@@ -175,8 +177,7 @@ func FuzzDocuments(f *testing.F) {
 			}
 		}
 		if err := Check(img, facts); err != nil {
-			var ie *IncompatibleError
-			if !errors.As(err, &ie) {
+			if _, ok := errors.AsType[*IncompatibleError](err); !ok {
 				t.Errorf("%v is not an IncompatibleError", err)
 			}
 		}

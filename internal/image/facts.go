@@ -47,15 +47,18 @@ func hostVariant() string {
 // amd64Level is the highest microarchitecture level of the x86-64 psABI this processor has.
 func amd64Level() string {
 	x := cpu.X86
+	v2 := x.HasCX16 && x.HasPOPCNT && x.HasSSE3 && x.HasSSSE3 && x.HasSSE41 && x.HasSSE42
+	v3 := v2 && x.HasAVX && x.HasAVX2 && x.HasBMI1 && x.HasBMI2 && x.HasFMA && x.HasOSXSAVE
+	v4 := v3 && x.HasAVX512F && x.HasAVX512BW && x.HasAVX512CD && x.HasAVX512DQ && x.HasAVX512VL
 	switch {
-	case !(x.HasCX16 && x.HasPOPCNT && x.HasSSE3 && x.HasSSSE3 && x.HasSSE41 && x.HasSSE42):
-		return "v1"
-	case !(x.HasAVX && x.HasAVX2 && x.HasBMI1 && x.HasBMI2 && x.HasFMA && x.HasOSXSAVE):
-		return "v2"
-	case !(x.HasAVX512F && x.HasAVX512BW && x.HasAVX512CD && x.HasAVX512DQ && x.HasAVX512VL):
+	case v4:
+		return "v4"
+	case v3:
 		return "v3"
+	case v2:
+		return "v2"
 	}
-	return "v4"
+	return "v1"
 }
 
 // readKernelConfig parses the first of the files that can be read.

@@ -27,8 +27,10 @@ import (
 
 // testFacts is the host that images in tests are made for.
 func testFacts() Facts {
-	return Facts{OS: "linux", Architecture: "amd64", Variant: "v2", KernelRelease: "6.1.0-13-amd64",
-		KernelConfig: map[string]string{"CONFIG_OVERLAY_FS": "m", "CONFIG_TUN": "y"}}
+	return Facts{
+		OS: "linux", Architecture: "amd64", Variant: "v2", KernelRelease: "6.1.0-13-amd64",
+		KernelConfig: map[string]string{"CONFIG_OVERLAY_FS": "m", "CONFIG_TUN": "y"},
+	}
 }
 
 // needRoot skips where whiteouts cannot be made, unless the run promised that they can.
@@ -63,7 +65,7 @@ func openStore(t *testing.T, dir string, opts Options) *Store {
 // testRegistry serves a registry on loopback, behind any handlers given, and returns its address.
 func testRegistry(t *testing.T, wrap ...func(http.Handler) http.Handler) string {
 	t.Helper()
-	var h http.Handler = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	for _, w := range wrap {
 		h = w(h)
 	}

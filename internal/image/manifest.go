@@ -65,8 +65,9 @@ func pick(manifests []v1.Descriptor, f Facts) (v1.Descriptor, error) {
 	have := map[string]bool{}
 	for i, m := range manifests {
 		p := m.Platform
-		if p == nil || !(m.MediaType.IsImage() || m.MediaType.IsIndex()) || p.OS == "unknown" {
-			continue // attestations and the like
+		usable := m.MediaType.IsImage() || m.MediaType.IsIndex()
+		if p == nil || !usable || p.OS == "unknown" { // attestations and the like
+			continue
 		}
 		have[p.String()] = true
 		if checkPlatform(p.OS, p.Architecture, p.Variant, f) != nil {

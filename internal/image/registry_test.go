@@ -229,8 +229,12 @@ func TestPlainHTTPNeedsPermission(t *testing.T) {
 			continue
 		}
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+host+"/v2/", nil)
-		if _, err := (guard{inner: refuseAll{t}, registry: host}).RoundTrip(req); !errors.Is(err, errPlainHTTP) {
+		resp, err := guard{inner: refuseAll{t}, registry: host}.RoundTrip(req)
+		if !errors.Is(err, errPlainHTTP) {
 			t.Errorf("%s: %v", host, err)
+		}
+		if resp != nil {
+			_ = resp.Body.Close()
 		}
 	}
 }

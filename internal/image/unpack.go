@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/umoci/oci/layer"
@@ -67,8 +69,8 @@ func (s *Store) Layers(ctx context.Context, nameOrID string) ([]string, error) {
 // lowerDirs lists unpacked layers topmost first.
 func (s *Store) lowerDirs(layers []Layer) []string {
 	dirs := make([]string, 0, len(layers))
-	for i := len(layers) - 1; i >= 0; i-- {
-		dirs = append(dirs, s.diffDir(layers[i].ChainID))
+	for _, l := range slices.Backward(layers) {
+		dirs = append(dirs, s.diffDir(l.ChainID))
 	}
 	return dirs
 }
@@ -138,7 +140,7 @@ func (s *Store) unpackNew(ctx context.Context, l Layer, lowers []string, b *budg
 	}
 	defer blob.Close()
 	x := extraction{
-		root: root, log: func(msg, entry string) { s.log.Warn(msg, "layer", l.Digest, "entry", entry) },
+		root: root, log: s.log.With("layer", l.Digest),
 		tree: newTree(root, lowers), budget: b, info: &info,
 		umoci: layer.NewTarExtractor(&layer.UnpackOptions{OnDiskFormat: layer.OverlayfsRootfs{}}),
 	}
@@ -176,7 +178,7 @@ func (s *Store) installLayer(tmp, name string) error {
 // overlayfs; everything that decides whether an entry may be written at all is here.
 type extraction struct {
 	root   string
-	log    func(msg, entry string)
+	log    *slog.Logger
 	tree   *tree
 	budget *budget
 	info   *layerInfo
@@ -282,7 +284,7 @@ func (x *extraction) admitDevice(hdr *tar.Header) (bool, error) {
 		return true, nil
 	}
 	if strings.HasPrefix(path.Clean(hdr.Name)+"/", "dev/") {
-		x.log("device node is left out", hdr.Name)
+		x.log.Warn("device node is left out", "entry", hdr.Name)
 		return false, nil
 	}
 	return false, refused("device node %d:%d outside of /dev", hdr.Devmajor, hdr.Devminor)
