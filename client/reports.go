@@ -1,0 +1,35 @@
+package client
+
+import (
+	"context"
+
+	"github.com/bulkhead-net/bulkhead/api"
+)
+
+// Addresses is the report of who has which address.
+func (c *Client) Addresses(ctx context.Context) ([]api.Address, error) {
+	var l []api.Address
+	err := c.call(ctx, get("/v1/addresses", nil), &l)
+	return l, err
+}
+
+// Published lists published ports and who can reach them.
+func (c *Client) Published(ctx context.Context) ([]api.Published, error) {
+	var l []api.Published
+	err := c.call(ctx, get("/v1/published", nil), &l)
+	return l, err
+}
+
+// Doctor checks the host and the daemon.
+func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
+	var l []api.Check
+	err := c.call(ctx, get("/v1/doctor", nil), &l)
+	return l, err
+}
+
+// Info says what the daemon is.
+func (c *Client) Info(ctx context.Context) (api.Info, error) {
+	var info api.Info
+	err := c.call(ctx, get("/v1/info", nil), &info)
+	return info, err
+}
