@@ -44,7 +44,7 @@ finish='set -eu
 		"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin" >etc/passwd
 	printf "%s\n" "root:x:0:" "tty:x:5:" "adm:x:4:" "www-data:x:33:" "nogroup:x:65534:" >etc/group
 	printf "%s\n" "hosts: files dns" "passwd: files" "group: files" >etc/nsswitch.conf
-	printf "%s\n" "daemon off;" "error_log /dev/stderr notice;" "user www-data;" "worker_processes 1;" "pid /run/nginx.pid;" \
+	printf "%s\n" "daemon off;" "error_log stderr notice;" "user www-data;" "worker_processes 1;" "pid /run/nginx.pid;" \
 		"events {}" "http {" "	access_log /dev/stdout;" "	server {" "		listen 80;" "		listen [::]:80;" \
 		"		location / {" "			return 200 \"hello from \$hostname at \$server_addr to \$remote_addr\\n\";" "		}" "	}" "}" >etc/nginx/nginx.conf
 	rm -rf usr/share/doc usr/share/man usr/share/locale usr/share/bash-completion usr/share/lintian usr/share/info \

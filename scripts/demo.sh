@@ -1,0 +1,558 @@
+#!/usr/bin/env bash
+# Shows all of it on one machine, and checks each thing it shows:
+#   scripts/demo.sh [--keep]      needs root; make demo, make demo-keep
+# Everything happens in namespaces that this script makes, and that die with it; the machine's own network, firewall
+# and files are never touched (but for missing Debian packages, the build, and ./.cache).
+#
+#   ┌ host ──────────────────┐        ┌ lan ─────────────┐        ┌ internet ──────────┐
+#   │ bulkhead daemon        │        │ bridge br0       │        │ web server         │
+#   │ containers             │        │ image registry   │        │                    │
+#   │ eth0 192.0.2.10 ───────┼────────┼ 192.0.2.20 ──────┼────────┼ eth0 192.0.2.1     │
+#   │      2001:db8:1::10    │        │ 2001:db8:1::20   │        │      2001:db8:1::1 │
+#   └────────────────────────┘        └──────────────────┘        │ lo   198.51.100.80 │
+#                                                                 │      2001:db8:2::80│
+#                                                                 └────────────────────┘
+set -euo pipefail
+cd "$(dirname "$0")/.."
+repo=$PWD
+
+keep=
+case ${1-} in
+--keep) keep=1 ;;
+'') ;;
+*)
+	echo "usage: $0 [--keep]" >&2
+	exit 2
+	;;
+esac
+if ((EUID != 0)); then
+	echo "demo: needs root for namespaces: sudo $0 $*" >&2
+	exit 1
+fi
+
+host4=192.0.2.10 host6=2001:db8:1::10
+lan4=192.0.2.20 lan6=2001:db8:1::20
+net4=198.51.100.80 net6=2001:db8:2::80
+registry=registry.example:5000
+image=$registry/demo/web
+port=8080
+cgroup=bulkhead-demo-$$
+# The flags of the daemon, and of reset, which works without one.
+own_cgroup=(--cgroup-parent "/$cgroup")
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/bulkhead-demo.XXXXXX")
+declare -A init outer
+hosts=(host lan internet)
+export PATH=$repo/bin:$PATH LC_ALL=C.UTF-8
+unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY BULKHEAD_HOST
+
+bold='' dim='' green='' red='' off=''
+if [[ -t 1 && -z ${NO_COLOR-} ]]; then
+	bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' off=$'\e[0m'
+fi
+
+# --- talking ---------------------------------------------------------------------------------------------------------
+
+started=$EPOCHREALTIME step_started=$EPOCHREALTIME step_number=0
+
+since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f s", b - a }'; }
+
+step_end() { ((step_number == 0)) || printf '%s  (%s)%s\n' "$dim" "$(since "$step_started")" "$off"; }
+
+step() {
+	step_end
+	step_number=$((step_number + 1))
+	step_started=$EPOCHREALTIME
+	printf '\n%s%d. %s%s\n' "$bold" "$step_number" "$1" "$off"
+}
+
+say() { printf '  %s\n' "$@"; }
+
+fail() {
+	trap - ERR
+	printf '\n%s  FAILED: %s%s\n' "$red" "$1" "$off" >&2
+	shift
+	(($# == 0)) || printf '  %s\n' "$@" >&2
+	if [[ -s $work/daemon.log ]]; then
+		printf '\n  the end of the daemon'\''s log:\n' >&2
+		tail -n 15 "$work/daemon.log" | cut -c1-300 | sed 's/^/    /' >&2
+	fi
+	exit 1
+}
+
+# check TEXT COMMAND…: the command must succeed.
+check() {
+	local text=$1 out
+	shift
+	if out=$("$@" 2>&1); then
+		printf '  %s✓%s %s\n' "$green" "$off" "$text"
+	else
+		fail "$text" "the command was: $*" "$out"
+	fi
+}
+
+# refused TEXT COMMAND…: the command must fail.
+refused() {
+	local text=$1 out
+	shift
+	if out=$("$@" 2>&1); then
+		fail "$text" "this succeeded, and must not: $*" "$out"
+	fi
+	printf '  %s✓%s %s\n' "$green" "$off" "$text"
+}
+
+# eventually SECONDS COMMAND…: waits until the command succeeds.
+eventually() {
+	local seconds=$1 from=$EPOCHREALTIME
+	shift
+	until "$@"; do
+		if awk -v a="$from" -v b="$EPOCHREALTIME" -v s="$seconds" 'BEGIN { exit !(b - a > s) }'; then
+			echo "not within $seconds s" >&2
+			return 1
+		fi
+		sleep 0.05
+	done
+}
+
+# --- the three hosts -------------------------------------------------------------------------------------------------
+
+# enter HOST COMMAND…: runs a command there, for a minute at most.
+enter() {
+	local where=$1
+	shift
+	nsenter -t "${init[$where]}" -m -u -i -n -p -- timeout -k 2 60 "$@"
+}
+
+# on HOST COMMAND…: shows the command, runs it, and shows what it says.
+on() {
+	local where=$1
+	shift
+	printf '  %s%s$ %s%s\n' "$bold" "$where" "$*" "$off"
+	enter "$where" "$@" 2>&1 | sed 's/^/    /' || fail "$*"
+}
+
+# make_host NAME: PID 1 of the host's PID namespace is the script that the tests use as well; when it dies, all that runs
+# in the host dies with it. It dies with this script, however that ends; with --keep only when it is told to.
+make_host() {
+	local name=$1 line=
+	local unshare=(unshare --net --mount --pid --uts --ipc --fork)
+	[[ -n $keep ]] || unshare=(setpriv --pdeathsig KILL "${unshare[@]}" --kill-child=KILL)
+	mkfifo "$work/$name.life" "$work/$name.ready"
+	# shellcheck disable=SC2016 # expanded by the inner shell, which still sees the outer /proc
+	local begin='read -r pid _ </proc/self/stat; echo "$pid" >"$1"; exec bash "$2" "$3"'
+	setsid "${unshare[@]}" bash -c "$begin" host "$work/$name.pid" internal/testhost/setup.sh "$name" \
+		<>"$work/$name.life" >"$work/$name.ready" 2>"$work/$name.log" &
+	outer[$name]=$!
+	read -r -t 20 line <"$work/$name.ready" || true
+	[[ $line == ready ]] || fail "make the namespaces of $name" "$(cat "$work/$name.log")"
+	init[$name]=$(<"$work/$name.pid")
+	enter "$name" ip link set lo up
+}
+
+# cable HOST DEV HOST DEV lays a veth pair between two hosts.
+cable() {
+	nsenter -t "${init[$1]}" -n ip link add "$2" type veth peer name "$4" netns "${init[$3]}"
+	enter "$1" ip link set "$2" up
+	enter "$3" ip link set "$4" up
+}
+
+build_topology() {
+	local h
+	for h in "${hosts[@]}"; do make_host "$h"; done
+	enter lan ip link add br0 type bridge mcast_snooping 0
+	cable lan port1 host eth0
+	cable lan port2 internet eth0
+	enter lan bash -ec "ip link set port1 master br0; ip link set port2 master br0; ip link set br0 up
+		ip addr add $lan4/24 dev br0; ip addr add $lan6/64 dev br0 nodad
+		ip route add default via 192.0.2.1; ip route add default via 2001:db8:1::1"
+	enter host bash -ec "ip addr add $host4/24 dev eth0; ip addr add $host6/64 dev eth0 nodad
+		ip route add default via 192.0.2.1; ip route add default via 2001:db8:1::1
+		echo '$lan4 registry.example' >>/etc/hosts; : >/etc/resolv.conf"
+	enter internet bash -ec "ip addr add 192.0.2.1/24 dev eth0; ip addr add 2001:db8:1::1/64 dev eth0 nodad
+		ip addr add $net4/32 dev lo; ip addr add $net6/128 dev lo nodad"
+}
+
+# cleanup ends everything by the PIDs that this script started.
+cleanup() {
+	local status=$? h
+	trap - EXIT INT TERM
+	for h in "${hosts[@]}"; do
+		[[ -z ${init[$h]-} ]] || kill -9 "${init[$h]}" 2>/dev/null || true
+		[[ -z ${outer[$h]-} ]] || wait "${outer[$h]}" 2>/dev/null || true
+	done
+	remove_cgroups
+	rm -rf "$work"
+	exit "$status"
+}
+
+# remove_cgroups: a cgroup stays busy for a moment after its last process died.
+remove_cgroups() {
+	local left
+	for _ in {1..50}; do
+		left=$(find /sys/fs/cgroup -depth -type d -path "*/$cgroup*" 2>/dev/null || true)
+		[[ -n $left ]] || return 0
+		xargs -r rmdir <<<"$left" 2>/dev/null || sleep 0.1
+	done
+	echo "demo: cgroups are left: $left" >&2
+}
+
+# --- the daemon ------------------------------------------------------------------------------------------------------
+
+# background HOST LOG COMMAND… starts a program that stays.
+background() {
+	local where=$1 log=$2
+	shift 2
+	setsid nsenter -t "${init[$where]}" -m -u -i -n -p -- "$@" >>"$work/$log" 2>&1 </dev/null &
+	disown
+}
+
+start_daemon() {
+	# shellcheck disable=SC2016 # expanded in the host, whose PIDs are other ones
+	background host daemon.log bash -c 'echo $$ >/run/demo-daemon.pid; exec "$@"' daemon bulkhead daemon "${own_cgroup[@]}"
+	eventually 20 daemon_answers 2>/dev/null || fail "start the daemon"
+}
+
+daemon_answers() { enter host bulkhead info >/dev/null 2>&1; }
+
+# signal_daemon SIGNAL sends it a signal that ends it, and waits until it is gone.
+signal_daemon() {
+	local pid
+	pid=$(enter host cat /run/demo-daemon.pid)
+	enter host bash -c "kill -s $1 $pid"
+	eventually 20 daemon_gone "$pid" || fail "end the daemon with SIG$1"
+}
+
+daemon_gone() { ! enter host test -e "/proc/$1"; }
+
+# snapshot lists what the host has, one thing a line, without numbers that change by themselves.
+snapshot() {
+	enter host bash -s "$cgroup" <<'SNAPSHOT'
+ip -o link | sed -E 's/^[0-9]+: ([^:@]+).*/link \1/' | sort
+ip -o addr | awk '{ print "address", $2, $4 }' | sort
+for f in -4 -6; do
+	ip $f rule | sed 's/^/rule /'
+	ip $f route show table all | sed 's/^/route /; s/ expires [^ ]*//'
+done | sort
+nft -s list ruleset | sed 's/^/nft /'
+find /run/netns /sys/fs/bpf /var/lib/bulkhead /run/bulkhead /run/conmon /run/runc -mindepth 1 2>/dev/null | sed 's/^/file /' | sort
+awk '{ print "mount", $5 }' /proc/self/mountinfo | sort -u
+find /sys/fs/cgroup -type d -path "*/$1*" | sed 's/^/cgroup /' | sort
+for f in net/ipv4/ip_forward net/ipv6/conf/all/forwarding net/ipv4/conf/all/route_localnet; do
+	echo "sysctl $f $(cat /proc/sys/$f)"
+done
+for p in /proc/[0-9]*; do
+	pid=${p#/proc/}
+	read -r _ _ _ parent _ <"$p/stat" 2>/dev/null || continue
+	[[ $pid == "$$" || $pid == "$PPID" || $parent == "$$" ]] || echo "process $(tr '\0' ' ' <"$p/cmdline" 2>/dev/null)"
+done | sort
+SNAPSHOT
+}
+
+# --- what is checked again and again -----------------------------------------------------------------------------------
+
+# fetch WHERE URL… gets each page from a host.
+fetch() {
+	local where=$1 url
+	shift
+	for url in "$@"; do enter "$where" curl -gsSf --max-time 5 "$url" || return 1; done
+}
+
+# fetch_in CONTAINER URL… gets each page from inside a container.
+fetch_in() {
+	local container=$1 url
+	shift
+	for url in "$@"; do enter host bulkhead exec "$container" curl -gsSf --max-time 5 "$url" || return 1; done
+}
+
+by_name() {
+	local family
+	for family in -4 -6; do
+		enter host bulkhead exec client curl "$family" -sS --max-time 5 http://web/ | grep '^hello from web' || return 1
+	done
+}
+
+# seen_as ADDRESS WHERE URL: web must have seen that address.
+seen_as() {
+	local page
+	page=$(fetch "$2" "$3") && echo "$page" && [[ $page == *" to $1" ]]
+}
+
+from_lan() { seen_as "$lan4" lan "http://$host4:$port/" && seen_as "$lan6" lan "http://[$host6]:$port/"; }
+from_host() { fetch host "http://127.0.0.1:$port/" "http://[::1]:$port/"; }
+to_internet() { fetch_in client "http://$net4/" "http://[$net6]/"; }
+
+# traffic checks what needs no daemon.
+traffic() {
+	check "the internet is reached through NAT, over IPv4 and IPv6" in_compartment client curl -gsSf --fail-early --max-time 5 "http://$net4/" "http://[$net6]/"
+	check "the port answers at 127.0.0.1 and ::1" from_host
+	check "the port answers the LAN, and web sees the client's own address, in both families" from_lan
+	check "a connection opened before still carries data" connection_alive
+}
+
+# everything adds what needs it: names, and commands in containers.
+everything() {
+	check "client fetches a page from web by name, over IPv4 and IPv6" by_name
+	traffic
+}
+
+# in_compartment CONTAINER COMMAND… works without the daemon: the compartment is there by name.
+in_compartment() {
+	local ns=${compartment[$1]}
+	shift
+	enter host nsenter --net="$ns" "$@"
+}
+
+# open_connection connects from the LAN to web and keeps that one TCP connection. Each line that it is given makes it
+# fetch a page over it.
+open_connection() {
+	mkfifo "$work/go"
+	: >"$work/answers"
+	# shellcheck disable=SC2016 # expanded in the LAN host
+	background lan connection.log bash -c 'exec 3<>"/dev/tcp/$1/$2" 4<>"$3" || exit 1
+		while read -r _ <&4; do
+			printf "GET / HTTP/1.1\r\nHost: web\r\n\r\n" >&3
+			while read -r -t 5 line <&3; do
+				[[ $line != hello* ]] || { echo "$line" >>"$4"; break; }
+			done
+		done' connection "$host4" "$port" "$work/go" "$work/answers"
+}
+
+connection_alive() {
+	local before
+	before=$(wc -l <"$work/answers")
+	echo >>"$work/go"
+	eventually 5 answers_beyond "$before"
+}
+
+answers_beyond() { (($(wc -l <"$work/answers") > $1)); }
+
+# --- the story -------------------------------------------------------------------------------------------------------
+
+prepare() {
+	step "What is needed: packages, the program, an image made of Debian packages"
+	./scripts/deps.sh runtime test
+	if command -v go >/dev/null; then
+		make --no-print-directory -s build
+	elif [[ ! -x bin/bulkhead ]]; then
+		fail "build" "there is no Go and no bin/bulkhead; install Go from https://go.dev/dl"
+	fi
+	say "$(bin/bulkhead version | head -n 1)"
+	archive=.cache/demo-image-$(sha256sum scripts/demo-image.sh | cut -c1-12).tar
+	if [[ ! -s $archive ]]; then
+		say "making the image, once: later runs find it in $archive"
+		./scripts/demo-image.sh "$archive"
+	fi
+	say "root file system of the image: $(du -h "$archive" | cut -f1)"
+}
+
+show_hosts() {
+	step "Three hosts, in namespaces of their own"
+	build_topology
+	sed -n '/^#   ┌/,/┘$/s/^#   /    /p' "$0"
+	mkdir "$work/www"
+	echo "hello from the internet" >"$work/www/index.html"
+	background internet access.log busybox httpd -f -vv -p '[::]:80' -h "$work/www"
+	check "the host reaches the internet" eventually 10 fetch host "http://$net4/" "http://[$net6]/"
+}
+
+show_daemon() {
+	step "The daemon, and the network that is there from its first start"
+	before=$(snapshot)
+	start_daemon
+	on host bulkhead network ls
+}
+
+show_image() {
+	step "An image goes to a registry and comes back"
+	start_registry
+	check "the registry (TLS, on the LAN) wants credentials" registry_refuses
+	# shellcheck disable=SC2016 # expanded in the host
+	enter host bash -c 'mkdir -p /etc/bulkhead && umask 077 && cat >/etc/bulkhead/auth.json' \
+		<<<"{\"auths\": {\"$registry\": {\"auth\": \"$(printf 'demo:secret' | base64)\"}}}"
+	on host bulkhead image import --cmd nginx "$PWD/$archive" "$image"
+	on host bulkhead push "$image"
+	on host bulkhead image rm "$image"
+	on host bulkhead image prune
+	pull
+	on host bulkhead images
+}
+
+# pull shows its progress bars where there is a terminal.
+pull() {
+	if [[ -t 1 ]]; then
+		printf '  %shost$ bulkhead pull %s%s\n' "$bold" "$image" "$off"
+		nsenter -t "${init[host]}" -m -u -i -n -p -- timeout --foreground -k 2 60 bulkhead pull "$image"
+	else
+		on host bulkhead pull "$image"
+	fi
+}
+
+registry_refuses() {
+	[[ $(enter host curl -sS -o /dev/null -w '%{http_code}' "https://$registry/v2/") == 401 ]]
+}
+
+# start_registry runs Debian's docker-registry on the LAN host, with a certificate that the host is made to trust.
+start_registry() {
+	# shellcheck disable=SC2016 # a salt for bcrypt
+	local salt='$2y$05$abcdefghijklmnopqrstuu'
+	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=registry.example \
+		-addext subjectAltName=DNS:registry.example -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+	echo "demo:$(perl -e 'print crypt($ARGV[0], $ARGV[1])' secret "$salt")" >"$work/htpasswd"
+	cat >"$work/registry.yml" <<-CONFIG
+		version: 0.1
+		log: {level: warn}
+		storage: {filesystem: {rootdirectory: $work/registry}}
+		http: {addr: ":5000", tls: {certificate: $work/cert.pem, key: $work/key.pem}}
+		auth: {htpasswd: {realm: demo, path: $work/htpasswd}}
+	CONFIG
+	enter host bash -c 'mkdir -p /etc/ssl/certs && cat - >>/etc/ssl/certs/ca-certificates.crt' <"$work/cert.pem"
+	background lan registry.log docker-registry serve "$work/registry.yml"
+	eventually 15 registry_refuses 2>/dev/null || fail "start the registry" "$(tail -n 5 "$work/registry.log")"
+}
+
+show_containers() {
+	step "Two containers, each in a compartment of its own"
+	on host bulkhead run -d --name web -p $port:80 "$image"
+	on host bulkhead run -d --name client "$image" sleep infinity
+	on host bulkhead ps
+	on host bulkhead exec client ip -brief address
+	local c
+	for c in web client; do
+		compartment[$c]=/run/netns/hns-$(enter host bulkhead inspect "$c" | jq -r '.[0].namespace | ascii_downcase')
+		check "$c has a compartment and both families" has_both "$c"
+	done
+	on host bulkhead topology
+}
+
+declare -A compartment
+
+has_both() {
+	in_compartment "$1" ip -o addr show dev eth0 scope global |
+		awk '{ seen[$3] = 1; print } END { exit !(seen["inet"] && seen["inet6"]) }'
+}
+
+show_names() {
+	step "By name, and out to the internet"
+	on host bulkhead exec client drill -Q web.
+	on host bulkhead exec client drill -Q web. AAAA
+	on host bulkhead exec client curl -4 -sS http://web/
+	on host bulkhead exec client curl -6 -sS http://web/
+	check "client fetches a page from web by name, over IPv4 and IPv6" by_name
+	check "client reaches the internet through NAT, over IPv4 and IPv6" to_internet
+	check "web reaches the internet through NAT, over IPv4 and IPv6" fetch_in web "http://$net4/" "http://[$net6]/"
+	check "where only the host's own addresses were seen" only_host_seen
+	say "the internet's access log:"
+	grep response: "$work/access.log" | sed -E 's/:[0-9]+: response.*//' | sort | uniq -c | sed 's/^/  /'
+}
+
+only_host_seen() {
+	grep -q -F "[$host6]" "$work/access.log" && grep -q -F "$host4" "$work/access.log" &&
+		! grep response: "$work/access.log" | grep -v -F -e "[$host6]" -e "$host4]" -e "$host4:"
+}
+
+show_ports() {
+	step "A published port: this host only, until more is asked for"
+	on host bulkhead exposed
+	check "it answers at 127.0.0.1 and ::1" from_host
+	refused "the LAN is refused over IPv4" fetch lan "http://$host4:$port/"
+	refused "the LAN is refused over IPv6" fetch lan "http://[$host6]:$port/"
+	on host bulkhead publish add web $port:80 --expose lan
+	on host bulkhead exposed
+	check "the LAN is answered, and web sees the client's own address, in both families" from_lan
+	on host bulkhead logs --tail 2 web
+	open_connection
+	check "a connection from the LAN is opened, to be kept" connection_alive
+	on host bulkhead topology
+}
+
+show_survival() {
+	step "kill -9 of the daemon"
+	signal_daemon KILL
+	say "the daemon is gone; the kernel goes on:"
+	traffic
+	step "The daemon starts again"
+	start_daemon
+	everything
+	on host bulkhead ps
+	step "A restart"
+	signal_daemon TERM
+	start_daemon
+	everything
+	step "nft flush ruleset"
+	background host events.log bulkhead events
+	eventually 5 events_flow || fail "follow the events"
+	enter host nft flush ruleset
+	local flushed=$EPOCHREALTIME
+	eventually 3 table_is_there || fail "repair the nftables table"
+	say "the table was back after $(since "$flushed")"
+	awk -v a="$flushed" -v b="$EPOCHREALTIME" 'BEGIN { exit !(b - a < 1) }' || fail "repair within a second"
+	eventually 5 grep -q '^[^ ]* drift' "$work/events.log" || fail "report the drift" "$(cat "$work/events.log")"
+	grep '^[^ ]* drift' "$work/events.log" | cut -c1-150 | sed 's/^/    /'
+	everything
+}
+
+# events_flow makes something happen until the follower has seen it.
+events_flow() {
+	enter host bulkhead network create --type private events-begin >/dev/null 2>&1 || true
+	enter host bulkhead network rm events-begin >/dev/null 2>&1 || true
+	[[ -s $work/events.log ]]
+}
+
+table_is_there() { enter host nft list table inet bulkhead >/dev/null 2>&1; }
+
+show_removal() {
+	step "Everything goes"
+	on host bulkhead rm -f web client
+	on host bulkhead image rm "$image"
+	on host bulkhead ps -a
+	signal_daemon TERM
+	on host bulkhead reset --yes "${own_cgroup[@]}"
+	enter host rm -rf /etc/bulkhead /run/demo-daemon.pid
+	check "nothing is left: devices, addresses, routes, nftables, namespaces, bpffs, files, mounts, cgroups, processes" same_as_before
+}
+
+same_as_before() { diff <(echo "$before") <(snapshot); }
+
+show_kept() {
+	cat >"$work/enter" <<-ENTER
+		#!/bin/sh
+		# usage: enter host|lan|internet [COMMAND…]
+		case \$1 in host) pid=${init[host]} ;; lan) pid=${init[lan]} ;; internet) pid=${init[internet]} ;; *) exit 2 ;; esac
+		shift
+		[ \$# -gt 0 ] || set -- bash
+		PATH=$repo/bin:\$PATH exec nsenter -t \$pid -m -u -i -n -p -- "\$@"
+	ENTER
+	cat >"$work/stop" <<-STOP
+		#!/bin/sh
+		kill -9 ${init[host]} ${init[lan]} ${init[internet]}
+		sleep 1
+		find /sys/fs/cgroup -depth -type d -path '*/$cgroup*' -exec rmdir {} \;
+		rm -rf $work
+	STOP
+	chmod 755 "$work/enter" "$work/stop"
+	step "It goes on running"
+	say "a shell on the host:    sudo $work/enter host" \
+		"  which is:             sudo nsenter -t ${init[host]} -m -u -i -n -p --" \
+		"from the LAN:           sudo $work/enter lan curl http://$host4:$port/" \
+		"as a command here:      alias bulkhead='sudo $work/enter host bulkhead'" \
+		"to end it:              sudo $work/stop"
+}
+
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+prepare
+show_hosts
+show_daemon
+show_image
+show_containers
+show_names
+show_ports
+show_survival
+if [[ -n $keep ]]; then
+	show_kept
+	trap - EXIT
+else
+	show_removal
+fi
+step_end
+printf '\n%sAll of it is true.%s  %s in all\n' "$bold" "$off" "$(since "$started")"
