@@ -50,6 +50,9 @@ type Streams struct {
 	Resize <-chan WindowSize
 	// DetachKeys end an attach without ending the process; nil: none.
 	DetachKeys []byte
+	// Attached is called once when the daemon has taken the streams over, so that
+	// a client can start a container only then; nil: nobody asks.
+	Attached func()
 }
 
 // WindowSize of a terminal, in characters.

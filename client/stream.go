@@ -77,6 +77,9 @@ func (c *Client) exchange(conn net.Conn, req *http.Request, streams api.Streams)
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		return -1, answeredError(res)
 	}
+	if streams.Attached != nil {
+		streams.Attached()
+	}
 	out := api.NewFrameWriter(conn)
 	done := make(chan struct{})
 	defer close(done)
