@@ -1,0 +1,246 @@
+package cli
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// owner marks the HCN objects that this command made.
+const owner = "bulkhead"
+
+// networkSpec is what network create asks for.
+type networkSpec struct {
+	name, kind string
+	subnets    []string
+	gateways   []string
+	ranges     []string
+	exclude    []string
+	ipv6       bool
+	persistent bool
+	dns        hcn.Dns
+}
+
+func newNetworkCreateCmd(a *app) *cobra.Command {
+	var s networkSpec
+	cmd := &cobra.Command{
+		Use:   "create [flags] NAME",
+		Short: "Create a network",
+		Long: `Creates a network with a switch. Containers on a NAT network reach the outside behind
+the host's addresses; those on an internal network reach the host and each
+other; those on a private one each other only.
+
+A network has both families. Without --subnet the daemon picks prefixes that
+collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
+made at random (a unique local /64, RFC 4193) unless --ipv6=false.`,
+		Example: `  bulkhead network create lan
+  bulkhead network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.20 lan
+  bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back`,
+		Args: needArgs(1, 1, "name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s.name = args[0]
+			doc, err := s.document(randomULA)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			made, err := c.CreateNetwork(cmd.Context(), doc)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.Stdout, made.ID)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&s.kind, "type", "nat", "nat, internal or private")
+	flags.StringArrayVar(&s.subnets, "subnet", nil, "prefix, like 10.7.0.0/24; again for another or for IPv6")
+	flags.StringArrayVar(&s.gateways, "gateway", nil, "the host's address in a subnet; its first address is the default")
+	flags.StringArrayVar(&s.ranges, "ip-range", nil, "part of a subnet that addresses are picked from, like 10.7.0.128/25")
+	flags.StringArrayVar(&s.exclude, "exclude", nil, "address, prefix or range FIRST-LAST that is never picked")
+	flags.BoolVar(&s.ipv6, "ipv6", true, "give the network an IPv6 prefix too")
+	flags.StringArrayVar(&s.dns.ServerList, "dns", nil, "resolver that other names are asked of; the host's are the default")
+	flags.StringArrayVar(&s.dns.Search, "dns-search", nil, "domain to search names in")
+	flags.StringVar(&s.dns.Domain, "domain", "", "domain of the network's own names")
+	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
+	complete(cmd, "type", "nat", "internal", "private")
+	return cmd
+}
+
+// document builds the HCN document. ula makes an IPv6 prefix.
+func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork, error) {
+	doc := &hcn.HostComputeNetwork{
+		Name: s.name, Owner: owner, Dns: s.dns, SchemaVersion: hcn.V2(), Flags: hcn.EnablePersistent,
+	}
+	if !s.persistent {
+		doc.Flags = hcn.EnableNonPersistent
+	}
+	switch strings.ToLower(s.kind) {
+	case "nat":
+		doc.Type = hcn.NAT
+	case "internal":
+		doc.Type = hcn.Internal
+	case "private":
+		doc.Type = hcn.Private
+	default:
+		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal or private")
+	}
+	prefixes, err := s.prefixes(ula)
+	if err != nil {
+		return nil, err
+	}
+	if len(prefixes) > 0 {
+		subnets, err := s.documentSubnets(prefixes, doc.Type != hcn.Private)
+		if err != nil {
+			return nil, err
+		}
+		doc.Ipams = []hcn.Ipam{{Subnets: subnets}}
+	} else if len(s.gateways)+len(s.ranges) > 0 {
+		return nil, api.Errorf(api.KindInvalid, "--gateway and --ip-range need the subnet that they are in").Hint("add --subnet")
+	}
+	if len(s.exclude) > 0 {
+		setting, err := exclusions(s.exclude)
+		if err != nil {
+			return nil, err
+		}
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Exclusions, setting))
+	}
+	return doc, nil
+}
+
+// prefixes are the subnets, with an IPv6 one added to a network that would have none.
+func (s networkSpec) prefixes(ula func() netip.Prefix) ([]netip.Prefix, error) {
+	if len(s.subnets) == 0 {
+		if !s.ipv6 {
+			return nil, api.Errorf(api.KindInvalid, "--ipv6=false needs a subnet: the daemon picks one of each family").
+				Hint("add --subnet, like --subnet 10.7.0.0/24")
+		}
+		return nil, nil
+	}
+	var out []netip.Prefix
+	has6 := false
+	for _, text := range s.subnets {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p.Addr().Is4In6() {
+			return nil, api.Errorf(api.KindInvalid, "subnet %q is not a prefix", text).Hint("write it like 10.7.0.0/24 or fd00:7::/64")
+		}
+		if p.Masked() != p {
+			return nil, api.Errorf(api.KindInvalid, "subnet %s has bits set after its length", p).Hint("use %s", p.Masked())
+		}
+		has6 = has6 || p.Addr().Is6()
+		out = append(out, p)
+	}
+	if s.ipv6 && !has6 {
+		out = append(out, ula())
+	}
+	if !s.ipv6 && has6 {
+		return nil, api.Errorf(api.KindInvalid, "--ipv6=false and an IPv6 subnet contradict each other").Hint("drop one of them")
+	}
+	return out, nil
+}
+
+// documentSubnets gives each prefix its gateway, as the next hop of a default
+// route, and the ranges that are in it. Behind a private switch there is no host
+// to be the gateway.
+func (s networkSpec) documentSubnets(prefixes []netip.Prefix, host bool) ([]hcn.Subnet, error) {
+	if !host && len(s.gateways) > 0 {
+		return nil, api.Errorf(api.KindInvalid, "a private network has no gateway: the host is not on it").
+			Hint("drop --gateway, or use --type internal")
+	}
+	subnets := make([]hcn.Subnet, len(prefixes))
+	gateways := make([]netip.Addr, len(prefixes))
+	for i, p := range prefixes {
+		gateways[i] = p.Addr().Next()
+		subnets[i].IpAddressPrefix = p.String()
+	}
+	if err := s.placeGateways(prefixes, gateways); err != nil {
+		return nil, err
+	}
+	if err := s.placeRanges(prefixes, subnets); err != nil {
+		return nil, err
+	}
+	for i := range subnets {
+		if !host {
+			continue
+		}
+		all := "0.0.0.0/0"
+		if gateways[i].Is6() {
+			all = "::/0"
+		}
+		subnets[i].Routes = []hcn.Route{{NextHop: gateways[i].String(), DestinationPrefix: all}}
+	}
+	return subnets, nil
+}
+
+func (s networkSpec) placeGateways(prefixes []netip.Prefix, gateways []netip.Addr) error {
+	set := make([]bool, len(prefixes))
+	for _, text := range s.gateways {
+		a, err := parseAddress(text)
+		if err != nil {
+			return api.Errorf(api.KindInvalid, "gateway: %w", err).Hint("give an address in the subnet")
+		}
+		i := within(prefixes, a)
+		if i < 0 || set[i] {
+			return api.Errorf(api.KindInvalid, "gateway %s is in no --subnet that needs one", a).
+				Hint("give each subnet one gateway that is in it")
+		}
+		gateways[i], set[i] = a, true
+	}
+	return nil
+}
+
+func (s networkSpec) placeRanges(prefixes []netip.Prefix, subnets []hcn.Subnet) error {
+	for _, text := range s.ranges {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return api.Errorf(api.KindInvalid, "--ip-range %q is not a prefix", text).Hint("write it like 10.7.0.128/25")
+		}
+		i := within(prefixes, p.Addr())
+		if i < 0 || p.Bits() < prefixes[i].Bits() {
+			return api.Errorf(api.KindInvalid, "--ip-range %s is in no --subnet", p).Hint("give a part of one of them")
+		}
+		subnets[i].IpSubnets = append(subnets[i].IpSubnets, hcn.IpSubnet{IpAddressPrefix: p.Masked().String()})
+	}
+	return nil
+}
+
+func within(prefixes []netip.Prefix, a netip.Addr) int {
+	for i, p := range prefixes {
+		if p.Contains(a) {
+			return i
+		}
+	}
+	return -1
+}
+
+func exclusions(list []string) (hcn.ExclusionsSetting, error) {
+	var s hcn.ExclusionsSetting
+	for _, text := range list {
+		if strings.Contains(text, "-") {
+			s.Ranges = append(s.Ranges, text)
+		} else {
+			s.Prefixes = append(s.Prefixes, text)
+		}
+	}
+	if _, err := s.AddrRanges(); err != nil {
+		return s, api.Errorf(api.KindInvalid, "--exclude: %w", err).Hint("write it like 10.7.0.5, 10.7.0.0/28 or 10.7.0.10-10.7.0.20")
+	}
+	return s, nil
+}
+
+// randomULA makes a unique local prefix: fd, forty random bits, subnet 0 (RFC 4193).
+func randomULA() netip.Prefix {
+	var b [16]byte
+	b[0] = 0xfd
+	rand.Read(b[1:6]) // never fails: crypto/rand ends the program rather than return weak bytes
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
+}

@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
+)
+
+// statsInterval is long enough for a use of processors that means something.
+const statsInterval = time.Second
+
+func newStatsCmd(a *app) *cobra.Command {
+	var once bool
+	cmd := &cobra.Command{
+		Use:   "stats [flags] [NAME…]",
+		Short: "Show the containers' use of processor, memory and network",
+		Long: `Shows what containers use, each second until interrupted, all that run if none is
+named. DROPPED counts frames that the switch refused at the container's ports.`,
+		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web",
+		ValidArgsFunction: a.completeContainers(running),
+	}
+	form := outputFlag(cmd, outputTable)
+	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkOutput(*form); err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return a.watchStats(cmd.Context(), c, args, *form, once)
+	}
+	return cmd
+}
+
+func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, form string, once bool) error {
+	before := map[string]api.Stats{}
+	_, onTerminal := terminal(a.Stdout)
+	for shown := 0; ; {
+		now, err := readStats(ctx, c, names)
+		if err != nil {
+			return err
+		}
+		// The use of processors needs two readings; without a stream the first
+		// one is only that.
+		if len(before) > 0 || len(now) == 0 || form != outputTable {
+			if onTerminal && !once && form == outputTable {
+				io.WriteString(a.Stdout, "\x1b[H\x1b[2J")
+			}
+			if err := show(a, form, statsListing(now, before)); err != nil {
+				return err
+			}
+			if shown++; once {
+				return nil
+			}
+		}
+		for _, s := range now {
+			before[s.ID] = s
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(statsInterval):
+		}
+	}
+}
+
+func readStats(ctx context.Context, c *client.Client, names []string) ([]api.Stats, error) {
+	named := len(names) > 0
+	if !named {
+		list, err := c.Containers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, one := range list {
+			if running(one) {
+				names = append(names, one.ID)
+			}
+		}
+	}
+	var out []api.Stats
+	for _, name := range names {
+		s, err := c.ContainerStats(ctx, name)
+		if err != nil && !named && (api.IsKind(err, api.KindNotFound) || api.IsKind(err, api.KindConflict)) {
+			continue // it ended in between
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+func statsListing(now []api.Stats, before map[string]api.Stats) listing[api.Stats] {
+	return listing[api.Stats]{
+		items: now,
+		name:  func(s api.Stats) string { return s.Name },
+		head:  []string{"NAME", "CPU", "MEMORY", "LIMIT", "RECEIVED", "SENT", "DROPPED", "READ", "WRITTEN", "PIDS"},
+		row: func(s api.Stats) []any {
+			var received, sent, dropped uint64
+			for _, n := range s.Networks {
+				received += n.BytesReceived
+				sent += n.BytesSent
+				dropped += n.DroppedIncoming + n.DroppedOutgoing
+			}
+			limit := "-"
+			if s.MemoryLimit > 0 {
+				limit = binarySize(s.MemoryLimit)
+			}
+			return []any{
+				s.Name, cpuText(s, before[s.ID]), binarySize(s.MemoryUsage), limit, size(int64(received)), size(int64(sent)),
+				dropped, size(int64(s.BlockRead)), size(int64(s.BlockWrite)), s.Pids,
+			}
+		},
+	}
+}
+
+// cpuText is the use of processors between two readings; 100 % is one processor.
+func cpuText(now, before api.Stats) string {
+	passed := now.Time.Sub(before.Time)
+	if before.ID == "" || passed <= 0 || now.CPUNanos < before.CPUNanos {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f%%", 100*float64(now.CPUNanos-before.CPUNanos)/float64(passed.Nanoseconds()))
+}
