@@ -16,7 +16,8 @@ import (
 )
 
 // AttachContainer connects streams with the first process of a container, until it ends or the detach keys come. It does not tell
-// the exit code; WaitContainer does.
+// the exit code; WaitContainer does. streams.Attached is called when the attach is in place: a container that is started after that
+// writes nothing that is missed.
 //
 // A Read of Stdin that is under way when the call returns is not interrupted, and what it reads is lost: no reader can promise
 // more. The same is true of ExecContainer.

@@ -1,17 +1,13 @@
 package server
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"reflect"
+	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -106,117 +102,35 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// upgrade takes the connection over, runs a process's streams over it, and ends with the exit frame.
+// upgrade runs a process's streams over the connection. It is taken over when the streams are in place, or when the first of them
+// is used; a failure before that is answered as any other.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, run func(context.Context, api.Streams) (int, error)) error {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), api.UpgradeProtocol) || !hasToken(r.Header, "Connection", "upgrade") {
 		return refusal{http.StatusUpgradeRequired, api.Errorf(api.KindInvalid, "the connection must be upgraded to %s", api.UpgradeProtocol).
 			Hint("send the headers Connection: Upgrade and Upgrade: %s", api.UpgradeProtocol)}
 	}
-	if _, err := s.backend.Container(r.PathValue("ref")); err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody)); err != nil {
-		return api.Errorf(api.KindInvalid, "read the request: %w", err)
+	if n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody)); err != nil || n == maxBody {
+		return api.Errorf(api.KindInvalid, "read the request: it has too large a body, or none that ends")
 	}
 	ctx, cancel := s.streamContext(w, r)
 	defer cancel()
 	// Counted before the connection is taken over, for from then on net/http does not wait for it.
 	s.streams.Add(1)
 	defer s.streams.Done()
-	conn, rw, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return api.Errorf(api.KindInternal, "take the connection over: %w", err)
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now().Add(writeTimeout)) })()
-	if rec, ok := w.(*recorder); ok {
-		rec.status = http.StatusSwitchingProtocols
-	}
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", api.UpgradeProtocol); err != nil {
-		return nil //nolint:nilerr // the client has gone: nobody to tell
-	}
-	s.carry(ctx, cancel, conn, rw.Reader, api.NewFrameWriter(conn), run)
-	return nil
+	t := newTunnel(ctx, cancel, w, s.log)
+	code, err := s.runStreams(ctx, run, t.streams())
+	return t.end(code, s.interrupted(err))
 }
 
-func (s *Server) carry(ctx context.Context, cancel context.CancelFunc, conn net.Conn, in *bufio.Reader, out *api.FrameWriter,
-	run func(context.Context, api.Streams) (int, error),
-) {
-	stdinR, stdinW := io.Pipe()
-	resize := make(chan api.WindowSize, 1)
-	reading := make(chan struct{})
-	go func() {
-		defer close(reading)
-		err := readFrames(in, stdinW, resize)
-		if errors.Is(err, errProtocol) {
-			s.log.Debug("a client broke the stream protocol", "error", err)
-		}
-		stdinW.CloseWithError(err)
-		cancel() // the client has gone: what it was attached to should know
-	}()
-	code, err := s.runStreams(ctx, run, api.Streams{
-		Stdin: stdinR, Stdout: out.Channel(api.ChannelStdout), Stderr: out.Channel(api.ChannelStderr), Resize: resize,
-	})
-	exit := exitFrame{WaitResult: api.WaitResult{ExitCode: code}}
-	if err = s.interrupted(err); err != nil {
-		e := apiError(err)
-		exit = exitFrame{api.WaitResult{ExitCode: exitUnknown, Error: e.Message}, e.Kind, e.Next}
-	}
-	_ = out.WriteJSON(api.ChannelExit, exit) // a client that has gone does not miss it
-	stdinR.Close()
-	conn.Close()
-	<-reading
-}
-
-// runStreams keeps a panic from leaving the connection open: this is no longer a request that net/http ends.
+// runStreams turns a panic into an error: this may no longer be a request that net/http ends.
 func (s *Server) runStreams(ctx context.Context, run func(context.Context, api.Streams) (int, error), streams api.Streams) (code int, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("a stream made the daemon panic", "panic", fmt.Sprint(p))
+			s.log.Error("a stream made the daemon panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			code, err = exitUnknown, api.Errorf(api.KindInternal, "the daemon hit a bug").Hint("see the daemon's log, and report it")
 		}
 	}()
 	return run(ctx, streams)
-}
-
-// errProtocol says that a client sent what it must not.
-var errProtocol = errors.New("unexpected frame")
-
-// readFrames takes frames until the client is gone. Of window sizes only the newest counts.
-func readFrames(in io.Reader, stdin *io.PipeWriter, resize chan api.WindowSize) error {
-	var buf []byte
-	open := true
-	for {
-		channel, payload, err := api.ReadFrame(in, buf)
-		if err != nil {
-			return err
-		}
-		buf = payload[:cap(payload)]
-		switch channel {
-		case api.ChannelStdin:
-			// An error means that the process reads no more; what it does not want is dropped, as the kernel does for a closed pipe.
-			if open && len(payload) > 0 {
-				if _, err := stdin.Write(payload); err != nil {
-					open = false
-				}
-			}
-		case api.ChannelCloseStdin:
-			open = false
-			stdin.Close()
-		case api.ChannelResize:
-			var size api.WindowSize
-			if err := json.Unmarshal(payload, &size); err != nil {
-				return fmt.Errorf("%w: window size: %w", errProtocol, err)
-			}
-			select {
-			case <-resize:
-			default:
-			}
-			resize <- size
-		default:
-			return fmt.Errorf("%w: channel %d", errProtocol, channel)
-		}
-	}
 }
 
 func hasToken(h http.Header, name, token string) bool {
