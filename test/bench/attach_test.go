@@ -1,0 +1,127 @@
+package bench
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/internal/testhost"
+)
+
+// BenchmarkAttach attaches and detaches one endpoint, a fresh namespace with a published port, while more and more
+// others stand. Cases are interleaved, sample by sample.
+func BenchmarkAttach(b *testing.B) {
+	s := configure(b)
+	uplink := testhost.New(b, testhost.WithName("lan"))
+	h := testhost.New(b, testhost.WithName("bulkhead"))
+	h.Connect(uplink, testhost.Cable{Addrs: []string{"192.0.2.1/24"}, PeerAddrs: []string{"192.0.2.2/24"}})
+	a := &attachRun{b: b, s: s, fleet: newFleet(newDaemon(b, h, s.binary))}
+	a.raw = newRemote(b, testhost.New(b, testhost.WithName("raw")))
+	a.cni = newRemote(b, testhost.New(b, testhost.WithName("cni")))
+	a.section = report.section("1. attach and detach of one endpoint: namespace, vNIC, addresses, routes, one published port",
+		"bulkhead: two API calls each way over the unix socket; state synced to the disk.",
+		"raw netlink: the same kernel objects without a daemon, a store or a check; detach waits for the kernel.",
+		"cni: bridge and portmap of Debian's containernetworking-plugins, IPv4 only, the namespace included.")
+	for _, n := range s.points {
+		a.point(n)
+	}
+	a.aims()
+	b.ReportMetric(0, "ns/op")
+}
+
+type attachRun struct {
+	b        *testing.B
+	s        settings
+	fleet    *fleet
+	raw, cni *remote
+	section  *Section
+	standing int
+	cniCount int
+}
+
+// extra is the number of the endpoint that comes and goes.
+const extra = 5000
+
+func (a *attachRun) point(n int) {
+	a.fleet.fill(a.standing, n)
+	for i := a.standing; i < n; i++ {
+		a.raw.do(order{Op: "attach", Kind: "raw", Index: i})
+	}
+	withCNI := n <= a.s.cniMost
+	for ; withCNI && a.cniCount < n; a.cniCount++ {
+		a.cni.do(order{Op: "attach", Kind: "cni", Index: a.cniCount})
+	}
+	a.standing = n
+	a.fleet.attach(extra)
+	a.fleet.verify(extra)
+	a.fleet.detach(extra)
+	pause(a.b.Context(), 10*settle)
+	times := map[string]*[2]series{"raw netlink": {}, "bulkhead": {}, "cni": {}, "bulkhead, no pool": {}}
+	for i := range a.s.samples {
+		a.sample(times["bulkhead"], a.fleet.attach, a.fleet.detach)
+		a.sample(times["raw netlink"], a.of(a.raw, "raw", "attach"), a.of(a.raw, "raw", "detach"))
+		if withCNI && i < a.s.cniSamples {
+			a.sample(times["cni"], a.of(a.cni, "cni", "attach"), a.of(a.cni, "cni", "detach"))
+		}
+	}
+	a.withoutPool(n, times["bulkhead, no pool"])
+	a.note(n, times)
+}
+
+// withoutPool restarts the daemon, which touches no endpoint, and measures without namespaces kept ready; at the first
+// and the last point.
+func (a *attachRun) withoutPool(n int, into *[2]series) {
+	if n != a.s.points[0] && n != a.s.points[len(a.s.points)-1] {
+		return
+	}
+	d := a.fleet.d
+	d.stop()
+	d.start("--namespace-pool", "0")
+	a.section.add("daemon start", fmt.Sprintf("bulkhead, %d standing", n), "ms", series{milliseconds(d.started)}, "")
+	pause(a.b.Context(), 10*settle)
+	for range a.s.samples {
+		a.sample(into, a.fleet.attach, a.fleet.detach)
+	}
+	d.stop()
+	d.start()
+}
+
+func (a *attachRun) sample(into *[2]series, attach, detach func(int) time.Duration) {
+	pause(a.b.Context(), settle)
+	into[0] = append(into[0], milliseconds(attach(extra)))
+	pause(a.b.Context(), settle)
+	into[1] = append(into[1], milliseconds(detach(extra)))
+}
+
+func (a *attachRun) of(r *remote, kind, op string) func(int) time.Duration {
+	return func(i int) time.Duration { return r.do(order{Op: op, Kind: kind, Index: i}).Took }
+}
+
+func (a *attachRun) note(n int, times map[string]*[2]series) {
+	for i, op := range []string{"attach", "detach"} {
+		metric := fmt.Sprintf("%s, %d standing", op, n)
+		a.section.add(metric, "raw netlink", "ms", times["raw netlink"][i], "")
+		for _, name := range []string{"bulkhead", "bulkhead, no pool", "cni"} {
+			if samples := times[name][i]; len(samples) > 0 {
+				a.section.add(metric, name, "ms", samples, "raw netlink")
+			}
+		}
+	}
+}
+
+func (a *attachRun) aims() {
+	first, last := a.s.points[0], a.s.points[len(a.s.points)-1]
+	at := func(op string, n int, name string) float64 {
+		return a.section.median(fmt.Sprintf("%s, %d standing", op, n), name)
+	}
+	report.atMost(fmt.Sprintf("attach by raw netlink, %d standing", first), ratio(at("attach", first, "bulkhead"), at("attach", first, "raw netlink")), 1.5, "x")
+	report.atMost(fmt.Sprintf("attach by raw netlink, %d standing", last), ratio(at("attach", last, "bulkhead"), at("attach", last, "raw netlink")), 1.5, "x")
+	if first != last {
+		report.atMost(fmt.Sprintf("attach with %d standing by attach with %d", last, first), ratio(at("attach", last, "bulkhead"), at("attach", first, "bulkhead")), 1.4, "x")
+	}
+	for _, n := range a.s.points {
+		report.atLeast(fmt.Sprintf("CNI attach by ours, %d standing", n), ratio(at("attach", n, "cni"), at("attach", n, "bulkhead")), 20, "x")
+	}
+	report.atMost("attach through the API", at("attach", last, "bulkhead"), 2, " ms")
+	report.atMost("detach through the API", at("detach", last, "bulkhead"), 1, " ms")
+}
