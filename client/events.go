@@ -43,8 +43,8 @@ type message struct {
 // ErrStreamEnded says that the daemon ended the stream: it stops, or its reader was too slow.
 var ErrStreamEnded = errors.New("the event stream ended")
 
-// Events watches everything that happens. What happens after it returns is in the stream.
-func (c *Client) Events(ctx context.Context, o EventOptions) (*Stream[api.Event], error) {
+// WatchEvents watches everything that happens. What happens after it returns is in the stream.
+func (c *Client) WatchEvents(ctx context.Context, o EventOptions) (*Stream[api.Event], error) {
 	v := url.Values{}
 	if len(o.Kinds) > 0 {
 		v.Set("kind", strings.Join(o.Kinds, ","))
@@ -56,8 +56,8 @@ func (c *Client) Events(ctx context.Context, o EventOptions) (*Stream[api.Event]
 	})
 }
 
-// HCNEvents watches the notifications of HCN.
-func (c *Client) HCNEvents(ctx context.Context, o EventOptions) (*Stream[hcn.Event], error) {
+// WatchHCN watches the notifications of HCN.
+func (c *Client) WatchHCN(ctx context.Context, o EventOptions) (*Stream[hcn.Event], error) {
 	return open(ctx, c, "/hcn/v2/events", url.Values{}, o, func(m message) (hcn.Event, error) {
 		var d struct {
 			ID     hcn.GUID

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -12,26 +13,21 @@ import (
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
-// The documents of HCN. An ID that is given beside a document wins over the document's own; the zero ID asks for that, or for a
-// new one.
+// The documents of HCN. A document that holds an ID is created with it, another with a new one.
 
-func hcnValues(id hcn.GUID, q *hcn.HostComputeQuery) (url.Values, error) {
-	v := url.Values{}
-	if !id.IsZero() {
-		v.Set("id", string(id))
+func queryValues(q hcn.HostComputeQuery) (url.Values, error) {
+	if q == (hcn.HostComputeQuery{}) {
+		return nil, nil
 	}
-	if q != nil && *q != (hcn.HostComputeQuery{}) {
-		b, err := json.Marshal(q)
-		if err != nil {
-			return nil, fmt.Errorf("encode the query: %w", err)
-		}
-		v.Set("query", string(b))
+	b, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("encode the query: %w", err)
 	}
-	return v, nil
+	return url.Values{"query": {string(b)}}, nil
 }
 
 func (c *Client) enumerate(ctx context.Context, kind string, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
-	v, err := hcnValues("", &q)
+	v, err := queryValues(q)
 	if err != nil {
 		return nil, err
 	}
@@ -40,25 +36,54 @@ func (c *Client) enumerate(ctx context.Context, kind string, q hcn.HostComputeQu
 	return ids, err
 }
 
-func object(kind string, id hcn.GUID) string {
-	return "/hcn/v2/" + kind + "/" + url.PathEscape(string(id))
-}
+func object(kind string, id hcn.GUID) string { return "/hcn/v2/" + kind + "/" + segment(string(id)) }
 
-func query[T any](ctx context.Context, c *Client, kind string, id hcn.GUID) (T, error) {
-	var doc T
-	v, err := hcnValues("", &hcn.HostComputeQuery{SchemaVersion: hcn.V2(), Flags: hcn.QueryDetailed})
+func query[T any](ctx context.Context, c *Client, kind string, id hcn.GUID) (*T, error) {
+	v, err := queryValues(hcn.HostComputeQuery{SchemaVersion: hcn.V2(), Flags: hcn.QueryDetailed})
 	if err != nil {
-		return doc, err
+		return nil, err
 	}
-	err = c.call(ctx, get(object(kind, id), v), &doc)
-	return doc, err
+	doc := new(T)
+	if err := c.call(ctx, get(object(kind, id), v), doc); err != nil {
+		return nil, err
+	}
+	return doc, nil
 }
 
-// create has a document of version 2 made: one without SchemaVersion would be read as version 1.
-func create[T any](ctx context.Context, c *Client, kind string, values url.Values, doc T) (T, error) {
-	var made T
-	err := c.call(ctx, post("/hcn/v2/"+kind, values, doc), &made)
-	return made, err
+// all shows every object of a kind. One that goes away meanwhile is left out.
+func all[T any](ctx context.Context, c *Client, kind string) ([]T, error) {
+	ids, err := c.enumerate(ctx, kind, hcn.HostComputeQuery{})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]T, 0, len(ids))
+	for _, id := range ids {
+		doc, err := query[T](ctx, c, kind, id)
+		var gone *hcn.Error
+		if errors.As(err, &gone) && gone.HTTPStatus() == http.StatusNotFound {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, *doc)
+	}
+	return list, nil
+}
+
+func create[T any](ctx context.Context, c *Client, kind string, doc T) (*T, error) {
+	made := new(T)
+	if err := c.call(ctx, post("/hcn/v2/"+kind, nil, doc), made); err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+// version2 marks a document as what it is: one without SchemaVersion would be read as version 1.
+func version2(v *hcn.SchemaVersion) {
+	if v.Major == 0 {
+		*v = hcn.V2()
+	}
 }
 
 func (c *Client) modify(ctx context.Context, kind string, id hcn.GUID, r any) error {
@@ -75,26 +100,26 @@ func Filter(members map[string]string) hcn.HostComputeQuery {
 	return hcn.HostComputeQuery{SchemaVersion: hcn.V2(), Filter: string(b)}
 }
 
-// Networks lists networks.
-func (c *Client) Networks(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
+// Networks shows all networks in detail.
+func (c *Client) Networks(ctx context.Context) ([]hcn.HostComputeNetwork, error) {
+	return all[hcn.HostComputeNetwork](ctx, c, "networks")
+}
+
+// EnumerateNetworks lists the networks that a query selects.
+func (c *Client) EnumerateNetworks(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
 	return c.enumerate(ctx, "networks", q)
 }
 
 // Network shows a network in detail.
-func (c *Client) Network(ctx context.Context, id hcn.GUID) (hcn.HostComputeNetwork, error) {
+func (c *Client) Network(ctx context.Context, id hcn.GUID) (*hcn.HostComputeNetwork, error) {
 	return query[hcn.HostComputeNetwork](ctx, c, "networks", id)
 }
 
 // CreateNetwork makes a network.
-func (c *Client) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error) {
-	v, err := hcnValues(id, nil)
-	if err != nil {
-		return doc, err
-	}
-	if doc.SchemaVersion.Major == 0 {
-		doc.SchemaVersion = hcn.V2()
-	}
-	return create(ctx, c, "networks", v, doc)
+func (c *Client) CreateNetwork(ctx context.Context, doc *hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error) {
+	d := *doc
+	version2(&d.SchemaVersion)
+	return create(ctx, c, "networks", d)
 }
 
 // ModifyNetwork changes a network.
@@ -107,29 +132,26 @@ func (c *Client) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
 	return c.delete(ctx, "networks", id)
 }
 
-// Endpoints lists endpoints.
-func (c *Client) Endpoints(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
+// Endpoints shows all endpoints in detail.
+func (c *Client) Endpoints(ctx context.Context) ([]hcn.HostComputeEndpoint, error) {
+	return all[hcn.HostComputeEndpoint](ctx, c, "endpoints")
+}
+
+// EnumerateEndpoints lists the endpoints that a query selects.
+func (c *Client) EnumerateEndpoints(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
 	return c.enumerate(ctx, "endpoints", q)
 }
 
 // Endpoint shows an endpoint in detail.
-func (c *Client) Endpoint(ctx context.Context, id hcn.GUID) (hcn.HostComputeEndpoint, error) {
+func (c *Client) Endpoint(ctx context.Context, id hcn.GUID) (*hcn.HostComputeEndpoint, error) {
 	return query[hcn.HostComputeEndpoint](ctx, c, "endpoints", id)
 }
 
-// CreateEndpoint makes an endpoint on a network; the zero network stands for the document's.
-func (c *Client) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc hcn.HostComputeEndpoint) (hcn.HostComputeEndpoint, error) {
-	v, err := hcnValues(id, nil)
-	if err != nil {
-		return doc, err
-	}
-	if !network.IsZero() {
-		v.Set("network", string(network))
-	}
-	if doc.SchemaVersion.Major == 0 {
-		doc.SchemaVersion = hcn.V2()
-	}
-	return create(ctx, c, "endpoints", v, doc)
+// CreateEndpoint makes an endpoint on the document's network.
+func (c *Client) CreateEndpoint(ctx context.Context, doc *hcn.HostComputeEndpoint) (*hcn.HostComputeEndpoint, error) {
+	d := *doc
+	version2(&d.SchemaVersion)
+	return create(ctx, c, "endpoints", d)
 }
 
 // ModifyEndpoint changes an endpoint.
@@ -145,35 +167,40 @@ func (c *Client) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
 // EndpointStats are the counters of an endpoint.
 func (c *Client) EndpointStats(ctx context.Context, id hcn.GUID) (api.NetworkStats, error) {
 	var stats api.NetworkStats
-	err := c.call(ctx, get("/v1/endpoints/"+url.PathEscape(string(id))+"/stats", nil), &stats)
+	err := c.call(ctx, get("/v1/endpoints/"+segment(string(id))+"/stats", nil), &stats)
 	return stats, err
 }
 
-// Namespaces lists namespaces.
-func (c *Client) Namespaces(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
+// Namespaces shows all namespaces in detail.
+func (c *Client) Namespaces(ctx context.Context) ([]hcn.HostComputeNamespace, error) {
+	return all[hcn.HostComputeNamespace](ctx, c, "namespaces")
+}
+
+// EnumerateNamespaces lists the namespaces that a query selects.
+func (c *Client) EnumerateNamespaces(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
 	return c.enumerate(ctx, "namespaces", q)
 }
 
 // Namespace shows a namespace in detail.
-func (c *Client) Namespace(ctx context.Context, id hcn.GUID) (hcn.HostComputeNamespace, error) {
+func (c *Client) Namespace(ctx context.Context, id hcn.GUID) (*hcn.HostComputeNamespace, error) {
 	return query[hcn.HostComputeNamespace](ctx, c, "namespaces", id)
 }
 
 // CreateNamespace makes a namespace and its compartment.
-func (c *Client) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error) {
-	v, err := hcnValues(id, nil)
-	if err != nil {
-		return doc, err
-	}
-	if doc.SchemaVersion.Major == 0 {
-		doc.SchemaVersion = hcn.V2()
-	}
-	return create(ctx, c, "namespaces", v, doc)
+func (c *Client) CreateNamespace(ctx context.Context, doc *hcn.HostComputeNamespace) (*hcn.HostComputeNamespace, error) {
+	d := *doc
+	version2(&d.SchemaVersion)
+	return create(ctx, c, "namespaces", d)
 }
 
 // ModifyNamespace attaches something to a namespace or detaches it.
 func (c *Client) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.ModifyNamespaceSettingRequest) error {
 	return c.modify(ctx, "namespaces", id, r)
+}
+
+// DeleteNamespace deletes a namespace.
+func (c *Client) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
+	return c.delete(ctx, "namespaces", id)
 }
 
 // AttachEndpoint puts an endpoint into a namespace.
@@ -193,11 +220,6 @@ func (c *Client) changeNamespace(ctx context.Context, what hcn.RequestType, name
 		return fmt.Errorf("encode the request: %w", err)
 	}
 	return c.ModifyNamespace(ctx, namespace, &hcn.ModifyNamespaceSettingRequest{ResourceType: &kind, RequestType: what, Settings: settings})
-}
-
-// DeleteNamespace deletes a namespace.
-func (c *Client) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
-	return c.delete(ctx, "namespaces", id)
 }
 
 // HCNVersion is the version that clients of HCN derive features from.

@@ -16,12 +16,12 @@ import (
 )
 
 // AttachContainer connects streams with the first process of a container, until it ends or the detach keys come. It does not tell
-// the exit code; WaitContainer does. streams.Attached is called when the attach is in place: a container that is started after that
-// writes nothing that is missed.
+// the exit code; WaitContainer does. ready, unless nil, is called when the attach is in place: a container that is started
+// after that writes nothing that is missed.
 //
 // A Read of Stdin that is under way when the call returns is not interrupted, and what it reads is lost: no reader can promise
 // more. The same is true of ExecContainer.
-func (c *Client) AttachContainer(ctx context.Context, ref string, streams api.Streams) error {
+func (c *Client) AttachContainer(ctx context.Context, ref string, streams api.Streams, ready func()) error {
 	v := url.Values{
 		"stdin":  {strconv.FormatBool(streams.Stdin != nil)},
 		"stdout": {strconv.FormatBool(streams.Stdout != nil)},
@@ -30,7 +30,7 @@ func (c *Client) AttachContainer(ctx context.Context, ref string, streams api.St
 	if len(streams.DetachKeys) > 0 {
 		v.Set("detachKeys", string(streams.DetachKeys))
 	}
-	_, err := c.upgrade(ctx, post(container(ref, "/attach"), v, nil), streams)
+	_, err := c.upgrade(ctx, post(container(ref, "/attach"), v, nil), streams, ready)
 	return err
 }
 
@@ -42,11 +42,11 @@ func (c *Client) ExecContainer(ctx context.Context, ref string, spec api.ExecSpe
 		err := c.call(ctx, r, &res)
 		return res.ExitCode, err
 	}
-	return c.upgrade(ctx, r, streams)
+	return c.upgrade(ctx, r, streams, nil)
 }
 
 // upgrade makes a call on a connection of its own and then exchanges frames over it. The exit code is -1 with an error.
-func (c *Client) upgrade(ctx context.Context, r request, streams api.Streams) (int, error) {
+func (c *Client) upgrade(ctx context.Context, r request, streams api.Streams, ready func()) (int, error) {
 	r.header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {api.UpgradeProtocol}}
 	req, err := r.build(ctx)
 	if err != nil {
@@ -58,14 +58,14 @@ func (c *Client) upgrade(ctx context.Context, r request, streams api.Streams) (i
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	code, err := c.exchange(conn, req, streams)
+	code, err := c.exchange(conn, req, streams, ready)
 	if err != nil && ctx.Err() != nil {
 		return -1, ctx.Err()
 	}
 	return code, err
 }
 
-func (c *Client) exchange(conn net.Conn, req *http.Request, streams api.Streams) (int, error) {
+func (c *Client) exchange(conn net.Conn, req *http.Request, streams api.Streams, ready func()) (int, error) {
 	if err := req.Write(conn); err != nil {
 		return -1, c.broken(err)
 	}
@@ -78,8 +78,8 @@ func (c *Client) exchange(conn net.Conn, req *http.Request, streams api.Streams)
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		return -1, answeredError(res)
 	}
-	if streams.Attached != nil {
-		streams.Attached()
+	if ready != nil {
+		ready()
 	}
 	out := api.NewFrameWriter(conn)
 	done := make(chan struct{})
