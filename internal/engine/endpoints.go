@@ -20,7 +20,7 @@ func (e *Engine) Endpoints(f hcn.Filter) []hcn.GUID {
 	defer e.mu.RUnlock()
 	var rows []*plan.Endpoint
 	for _, ep := range e.st.endpoints {
-		if f.MatchEndpoint(&ep.Doc) {
+		if f.MatchEndpoint(e.st.endpointDoc(ep)) {
 			rows = append(rows, ep)
 		}
 	}
@@ -40,13 +40,17 @@ func (e *Engine) Endpoint(id hcn.GUID) (hcn.HostComputeEndpoint, error) {
 	if ep == nil {
 		return hcn.HostComputeEndpoint{}, noEndpoint(id)
 	}
+	return *e.st.endpointDoc(ep), nil
+}
+
+func (s *state) endpointDoc(ep *plan.Endpoint) *hcn.HostComputeEndpoint {
 	doc := ep.Doc.Clone()
 	if ep.Attach != nil {
-		if ns := e.st.namespaces[ep.Attach.Namespace]; ns != nil && len(ns.Containers) > 1 {
+		if ns := s.namespaces[ep.Attach.Namespace]; ns != nil && len(ns.Containers) > 1 {
 			doc.State = hcn.EndpointAttachedSharing
 		}
 	}
-	return *doc, nil
+	return doc
 }
 
 func noEndpoint(id hcn.GUID) error {
@@ -71,12 +75,11 @@ func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc h
 	}
 	id = row.Doc.ID
 	if row.Attach != nil {
-		if err := e.applied(ctx, rev, string(id)); err != nil {
+		if err := e.applied(ctx, rev, portObject(id)); err != nil {
 			e.undo(ctx, "endpoint", string(id), func(t *txn) { t.dropEndpoint(id) })
 			return hcn.HostComputeEndpoint{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "endpoint %s: %w", id, err)
 		}
 	}
-	e.event("endpoint", "create", string(id), row.Doc.Name, nil)
 	return *row.Doc.Clone(), nil
 }
 
@@ -114,11 +117,34 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint) (*pl
 		return nil, err
 	}
 	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs}
+	if err := t.checkMTU(row, nil); err != nil {
+		return nil, err
+	}
 	if err := t.claimPorts(row, nil); err != nil {
 		return nil, err
 	}
 	t.putEndpoint(doc.ID, row)
+	k := object{"endpoint", string(doc.ID)}
+	t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "create", ID: string(doc.ID), Name: doc.Name}, comes: &k})
 	return row, nil
+}
+
+// checkMTU refuses an MTU that the switch does not carry: it would be a black
+// hole. One that the endpoint has already is left to the plan.
+func (t *txn) checkMTU(row, old *plan.Endpoint) error {
+	s, err := hcn.SettingsOf[hcn.InterfaceParametersPolicySetting](row.Doc.Policies)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		if had, err := hcn.SettingsOf[hcn.InterfaceParametersPolicySetting](old.Doc.Policies); err == nil && slices.Equal(s, had) {
+			return nil
+		}
+	}
+	if most := plan.SwitchMTU(&t.e.facts); len(s) > 0 && int(s[0].Mtu) > most {
+		return hcn.Errorf(hcn.ErrInvalidPolicy, "InterfaceParameters.Mtu: %d is above the %d of the host's uplink: larger packets would be lost", s[0].Mtu, most)
+	}
+	return nil
 }
 
 // pickAddresses completes the document's addresses: none given means one of
@@ -296,19 +322,19 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 			}
 		}
 	}
-	want := plan.Forwards(row)
-	if len(mine) > 0 && len(want) == 0 {
-		return hcn.Errorf(hcn.ErrInvalidPolicy, "a port is published in a family that the endpoint has no address of")
-	}
-	had := map[plan.Forward]bool{}
-	if old != nil {
-		for _, f := range plan.Forwards(old) {
-			had[f] = true
+	for _, m := range mine {
+		probe := &plan.Endpoint{Addrs: row.Addrs}
+		probe.Doc.Policies = []hcn.EndpointPolicy{m.Policy()}
+		if len(plan.Forwards(probe)) == 0 {
+			return hcn.Errorf(hcn.ErrInvalidPolicy, "port %d/%s is published in a family that the endpoint has no address of", m.ExternalPort, m.Protocol)
 		}
 	}
-	for _, f := range want {
-		if had[f] {
-			delete(had, f)
+	had := map[hostPort]bool{}
+	if old != nil {
+		had = hostPorts(old)
+	}
+	for _, f := range plan.Forwards(row) {
+		if had[hostPortOf(f)] {
 			continue
 		}
 		if err := t.e.opt.Ports.Reserve(f, owner); err != nil {
@@ -377,18 +403,42 @@ func (t *txn) pickPorts(row *plan.Endpoint, owner string) error {
 	return nil
 }
 
+// hostPort is what a reservation holds: two forwards to different places in the
+// container, or of different scopes on all addresses, share one.
+type hostPort struct {
+	proto uint8
+	bind  netip.Addr // unspecified: all addresses of the family
+	port  uint16
+}
+
+func hostPortOf(f plan.Forward) hostPort {
+	k := hostPort{f.Protocol, f.Bind, f.Port}
+	if f.Scope != plan.ScopeAddress {
+		if k.bind = netip.IPv6Unspecified(); f.Is4() {
+			k.bind = netip.IPv4Unspecified()
+		}
+	}
+	return k
+}
+
+func hostPorts(ep *plan.Endpoint) map[hostPort]bool {
+	out := map[hostPort]bool{}
+	for _, f := range plan.Forwards(ep) {
+		out[hostPortOf(f)] = true
+	}
+	return out
+}
+
 // releasePorts gives back, once the change is stored, the host ports of old that
 // row no longer has. The data path drops them in the pass that follows.
 func (t *txn) releasePorts(old, row *plan.Endpoint) {
-	keep := map[plan.Forward]bool{}
+	keep := map[hostPort]bool{}
 	if row != nil {
-		for _, f := range plan.Forwards(row) {
-			keep[f] = true
-		}
+		keep = hostPorts(row)
 	}
 	owner := ownerOf(old)
 	for _, f := range plan.Forwards(old) {
-		if !keep[f] {
+		if !keep[hostPortOf(f)] {
 			t.after = append(t.after, func() { t.e.opt.Ports.Release(f, owner) })
 		}
 	}
@@ -396,6 +446,11 @@ func (t *txn) releasePorts(old, row *plan.Endpoint) {
 
 // ModifyEndpoint changes an endpoint's policies; all of the request holds or none.
 func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest) error {
+	return e.modifyEndpoint(ctx, id, r, func(*txn) {})
+}
+
+// modifyEndpoint does so, and what else belongs to the change.
+func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest, also func(*txn)) error {
 	var old *plan.Endpoint
 	rev, err := e.commit(func(t *txn) error {
 		old = t.st.endpoints[id]
@@ -413,11 +468,19 @@ func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 		row := *old
 		row.Doc = *doc
 		row.Doc.Version++
+		if err := t.checkMTU(&row, old); err != nil {
+			return err
+		}
+		if err := checkInterface(&row, old); err != nil {
+			return err
+		}
 		if err := t.claimPorts(&row, old); err != nil {
 			return err
 		}
 		t.releasePorts(old, &row)
 		t.putEndpoint(id, &row)
+		also(t)
+		t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "modify", ID: string(id), Name: old.Doc.Name}, on: []object{portObject(id)}})
 		return nil
 	})
 	if err != nil {
@@ -426,26 +489,47 @@ func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 	if r.RequestType == hcn.RequestTypeRefresh {
 		e.Wake("refresh of endpoint " + string(id))
 	}
-	if err := e.applied(ctx, rev, string(id)); err != nil {
-		e.undo(ctx, "endpoint", string(id), func(t *txn) {
-			now := t.st.endpoints[id]
-			if now == nil {
-				return
-			}
-			t.releasePorts(now, old)
-			t.putEndpoint(id, old)
-		})
+	if err := e.applied(ctx, rev, portObject(id)); err != nil {
+		e.undo(ctx, "endpoint", string(id), func(t *txn) { t.takeBack(id, old) })
 		return hcn.Errorf(hcn.ErrUnspecified, "change endpoint %s: %w", id, err)
 	}
-	e.event("endpoint", "modify", string(id), old.Doc.Name, nil)
 	return nil
+}
+
+// takeBack gives an endpoint the policies back that it had; where it is attached
+// may have changed since.
+func (t *txn) takeBack(id hcn.GUID, old *plan.Endpoint) {
+	now := t.st.endpoints[id]
+	if now == nil {
+		return
+	}
+	row := *now
+	row.Doc.Policies = old.Doc.Policies
+	if err := t.claimPorts(&row, now); err != nil {
+		// Somebody took a port in between. The endpoint has it on paper, and says
+		// so when it is attached.
+		t.e.log.Warn("take back the ports of an endpoint", "endpoint", id, "error", err)
+	}
+	t.releasePorts(now, &row)
+	t.putEndpoint(id, &row)
+}
+
+// checkInterface refuses to rename an interface that is in use.
+func checkInterface(row, old *plan.Endpoint) error {
+	want, err := hcn.SettingsOf[hcn.InterfaceNameSetting](row.Doc.Policies)
+	if err != nil {
+		return err
+	}
+	if row.Attach == nil || len(want) == 0 || want[0].Name == row.Attach.Interface {
+		return nil
+	}
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "the endpoint's interface is %s while it is attached: detach it to give it the name %s", old.Attach.Interface, want[0].Name)
 }
 
 // DeleteEndpoint deletes an endpoint, attached or not.
 func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
-	var old *plan.Endpoint
 	rev, err := e.commit(func(t *txn) error {
-		if old = t.st.endpoints[id]; old == nil {
+		if t.st.endpoints[id] == nil {
 			return noEndpoint(id)
 		}
 		t.dropEndpoint(id)
@@ -457,7 +541,6 @@ func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
 	if err := e.applied(ctx, rev); err != nil {
 		return hcn.Errorf(hcn.ErrUnspecified, "delete endpoint %s: it is deleted, and the kernel follows: %w", id, err)
 	}
-	e.event("endpoint", "delete", string(id), old.Doc.Name, nil)
 	return nil
 }
 
@@ -465,6 +548,8 @@ func (t *txn) dropEndpoint(id hcn.GUID) {
 	if old := t.st.endpoints[id]; old != nil {
 		t.releasePorts(old, nil)
 		t.putEndpoint(id, nil)
+		k := object{"endpoint", string(id)}
+		t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "delete", ID: string(id), Name: old.Doc.Name}, goes: &k})
 	}
 }
 
@@ -477,6 +562,9 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	ns := t.st.namespaces[namespace]
 	if ns == nil {
 		return nil, noNamespace(namespace)
+	}
+	if old.Doc.Flags&hcn.RemoteEndpoint != 0 {
+		return nil, hcn.Errorf(hcn.ErrInvalidRemoteEndpointOperation, "endpoint %s is on another host: it has no interface here", id)
 	}
 	if ns.Doc.Type != hcn.NamespaceTypeHost || ns.Vanished {
 		return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s has no compartment of its own to attach to", namespace)

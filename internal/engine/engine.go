@@ -58,10 +58,20 @@ type Sandbox interface {
 	State(ctx context.Context, id string) (api.SandboxState, error)
 	List(ctx context.Context) ([]string, error)
 	Exits(ctx context.Context) <-chan api.SandboxExit
+	// Connect joins the streams of a container that is created and not started
+	// yet, so that nothing it writes is missed.
+	Connect(ctx context.Context, id string) (Attachment, error)
 	Attach(ctx context.Context, id string, s api.Streams) error
 	Exec(ctx context.Context, id string, spec api.ExecSpec, s api.Streams) (int, error)
 	Logs(ctx context.Context, id string, o api.LogOptions, emit func(api.LogLine) error) error
 	Stats(ctx context.Context, id string) (api.Stats, error)
+}
+
+// Attachment is a connection to a container's streams. Run carries them until the
+// process or the client ends; Close is for one that is not run.
+type Attachment interface {
+	Run(ctx context.Context, s api.Streams) error
+	Close() error
 }
 
 // Images is the image store.
@@ -115,19 +125,26 @@ type Engine struct {
 	pending *pending
 	status  *status
 	hub     *hub
-	facts   plan.Facts // the loop's, and under mu for readers
+	facts   plan.Facts            // the loop's, and under mu for readers
+	made    map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
 
-	plan     *plan.Plan // the loop's alone
-	resyncAt time.Time
+	plan      *plan.Plan          // the loop's alone
+	announced map[object]struct{} // the loop's alone: what clients were told is there
 
 	ctrs  *supervisor
 	ready chan struct{}
+	done  chan struct{} // closed when the loop ends
 }
 
-// DefaultPools4 is where IPv4 prefixes of networks come from: one /16 that the
-// usual tools of this field leave alone, cut into /24s.
+// DefaultPools4 is where IPv4 prefixes of networks come from, in this order, cut
+// into /24s: parts that the usual tools of this field leave alone, one in each of
+// the private blocks of RFC 1918, because a VPN often has a route to all of one.
 func DefaultPools4() []netip.Prefix {
-	return []netip.Prefix{netip.MustParsePrefix("10.246.0.0/16")}
+	return []netip.Prefix{
+		netip.MustParsePrefix("10.246.0.0/16"),
+		netip.MustParsePrefix("172.31.128.0/17"),
+		netip.MustParsePrefix("192.168.240.0/20"),
+	}
 }
 
 // New loads the state. Nothing is written to the kernel before Run.
@@ -141,17 +158,17 @@ func New(opt Options) (*Engine, error) {
 	if opt.Step == nil {
 		opt.Step = func(string) {}
 	}
-	e := &Engine{
-		opt: opt, log: opt.Log,
-		wake: make(chan struct{}, 1), pending: newPending(), status: newStatus(),
-		hub: newHub(), plan: plan.New(), ready: make(chan struct{}),
-	}
-	e.ctrs = newSupervisor(e)
 	st, err := load(opt.DB)
 	if err != nil {
 		return nil, fmt.Errorf("load the state: %w", err)
 	}
-	e.st = st
+	e := &Engine{
+		opt: opt, log: opt.Log, st: st,
+		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
+		hub: newHub(), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
+		ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	e.ctrs = newSupervisor(e)
 	return e, nil
 }
 
@@ -175,6 +192,9 @@ func (e *Engine) kick() {
 // Run is the loop. It returns when ctx ends, leaving the kernel as it is:
 // containers and their traffic do not depend on the daemon.
 func (e *Engine) Run(ctx context.Context) error {
+	defer close(e.done)
+	defer e.status.close(errStopping)
+	e.ctrs.begin(ctx)
 	if err := e.start(ctx); err != nil {
 		return err
 	}
@@ -187,11 +207,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			e.status.close(errStopping)
+			e.keepMade()
+			e.status.close(errStopping) // before the wait for what waits for it
 			return nil
 		case <-e.wake:
 		case <-check.C:
 			e.check(ctx)
+			e.keepMade()
 		}
 		e.pass(ctx)
 	}
@@ -214,10 +236,11 @@ func (e *Engine) start(ctx context.Context) error {
 		e.log.Warn("published ports are held by others", "error", err)
 	}
 	e.pending.all(e.st.intent())
-	e.pending.resync("start")
+	e.pending.resync(causeStart)
 	e.pass(ctx)
 	if err := e.defaultNetwork(); err != nil {
-		return fmt.Errorf("make the default network: %w", err)
+		// A host whose routes leave no room can still be given a network.
+		e.log.Warn("make the default network", "error", err)
 	}
 	e.pass(ctx)
 	return nil

@@ -13,21 +13,27 @@ import (
 )
 
 const (
-	// ringSize is how many events are kept for those who come back.
+	// ringSize is how many events are kept, at least, for those who come back.
 	ringSize = 4096
 	// readerQueue is how far a reader may fall behind before it is cut off.
 	readerQueue = 1024
 )
 
-// hub hands events to those who watch, in commit order.
+// hub hands events to those who watch.
 type hub struct {
 	mu      sync.Mutex
+	first   uint64 // the number before this run's first event
 	seq     uint64
 	ring    []api.Event
 	readers map[chan api.Event]struct{}
 }
 
-func newHub() *hub { return &hub{readers: map[chan api.Event]struct{}{}} }
+// newHub numbers events from the time of the start on: the numbers go on rising
+// over restarts of the daemon, so that one of an earlier run is known as such.
+func newHub() *hub {
+	now := uint64(time.Now().UnixMicro())
+	return &hub{first: now, seq: now, readers: map[chan api.Event]struct{}{}}
+}
 
 // emit never blocks: a reader whose queue is full is cut off, and resumes from
 // the ring.
@@ -36,8 +42,8 @@ func (h *hub) emit(ev api.Event) {
 	defer h.mu.Unlock()
 	h.seq++
 	ev.Seq, ev.Time = h.seq, time.Now().UTC()
-	if len(h.ring) == ringSize {
-		h.ring = append(h.ring[:0], h.ring[1:]...)
+	if len(h.ring) == 2*ringSize {
+		h.ring = append(h.ring[:0], h.ring[ringSize:]...)
 	}
 	h.ring = append(h.ring, ev)
 	for r := range h.readers {
@@ -58,14 +64,21 @@ func (e *Engine) LastEvent() uint64 {
 }
 
 // Subscribe gives the events after the one numbered `after`, as far as they are
-// kept, and then what happens. The channel is closed when ctx ends, or when its
-// reader falls too far behind.
+// kept, and then what happens; 0 gives all that are kept. Where some are missing,
+// because they are too old or the daemon was started anew, the first event says
+// so ("events", "gap", to HCN clients ServiceDisconnect): list again. The channel
+// is closed when ctx ends, or when its reader falls too far behind.
 func (e *Engine) Subscribe(ctx context.Context, after uint64) (<-chan api.Event, error) {
 	h := e.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if after > h.seq {
-		after = 0 // a token of an earlier run of the daemon
+	before := h.first // the newest event that is not kept
+	if len(h.ring) > 0 {
+		before = h.ring[0].Seq - 1
+	}
+	gap := after != 0 && (after < before || after > h.seq)
+	if gap {
+		after = 0
 	}
 	var old []api.Event
 	for _, ev := range h.ring {
@@ -73,7 +86,10 @@ func (e *Engine) Subscribe(ctx context.Context, after uint64) (<-chan api.Event,
 			old = append(old, ev)
 		}
 	}
-	ch := make(chan api.Event, len(old)+readerQueue)
+	ch := make(chan api.Event, len(old)+1+readerQueue)
+	if gap {
+		ch <- api.Event{Seq: before, Time: time.Now().UTC(), Kind: "events", Action: "gap", HCN: &hcn.Event{Type: hcn.NotificationServiceDisconnect}}
+	}
 	for _, ev := range old {
 		ch <- ev
 	}
@@ -93,45 +109,114 @@ func (e *Engine) event(kind, action, id, name string, attributes map[string]stri
 	e.hub.emit(api.Event{Kind: kind, Action: action, ID: id, Name: name, Attributes: attributes})
 }
 
-func (e *Engine) hcnEvent(kind, action string, id hcn.GUID, name string, t hcn.NotificationType) {
-	e.hub.emit(api.Event{
-		Kind: kind, Action: action, ID: string(id), Name: name,
-		HCN: &hcn.Event{Type: t, NotificationData: hcn.NotificationData{ID: id}},
-	})
+// queued is what a transaction has to tell, when the loop has applied it: events
+// leave in the order of commits, and none tells of what did not come about.
+type queued struct {
+	ev api.Event
+	// on are the objects that have to be well for the event to be true.
+	on []object
+	// comes and goes are what clients learn is there, and is not any more. What
+	// never came does not go either.
+	comes, goes *object
 }
 
-// attachEvents tells of endpoints whose port came up or went away in a pass.
-func (e *Engine) attachEvents(d *plan.Delta, errs map[string]error) {
-	for id, c := range d.Ports {
-		switch {
-		case errs[string(id)] != nil:
-		case c.Old == nil && c.New.Kind == plan.PortContainer:
-			e.hcnEvent("endpoint", "attach", c.New.Endpoint, c.New.Name, hcn.NotificationNetworkEndpointAttached)
-		case c.New == nil && c.Old.Kind == plan.PortContainer:
-			e.hcnEvent("endpoint", "detach", c.Old.Endpoint, c.Old.Name, hcn.NotificationNetworkEndpointDetached)
-		}
+func hcnEvent(kind, action string, id hcn.GUID, name string, t hcn.NotificationType) api.Event {
+	return api.Event{
+		Kind: kind, Action: action, ID: string(id), Name: name,
+		HCN: &hcn.Event{Type: t, NotificationData: hcn.NotificationData{ID: id}},
 	}
 }
+
+func (t *txn) tell(q queued) { t.events = append(t.events, q) }
+
+// attachEvent tells of an endpoint that is attached or detached by a change.
+func (t *txn) attachEvent(old, row *plan.Endpoint) {
+	was, is := old != nil && old.Attach != nil, row != nil && row.Attach != nil
+	if was && (!is || old.Attach.Namespace != row.Attach.Namespace) {
+		k := portObject(old.Doc.ID)
+		t.tell(queued{ev: hcnEvent("endpoint", "detach", old.Doc.ID, old.Doc.Name, hcn.NotificationNetworkEndpointDetached), goes: &k})
+	}
+	if is && (!was || old.Attach.Namespace != row.Attach.Namespace) {
+		k := portObject(row.Doc.ID)
+		t.tell(queued{ev: hcnEvent("endpoint", "attach", row.Doc.ID, row.Doc.Name, hcn.NotificationNetworkEndpointAttached), on: []object{k}, comes: &k})
+	}
+}
+
+// publish sends what the transactions of a pass had to tell.
+func (e *Engine) publish(events []queued, errs map[object]error) {
+	for _, q := range events {
+		if failed(q.on, errs) {
+			continue
+		}
+		if q.goes != nil {
+			if _, there := e.announced[*q.goes]; !there {
+				continue
+			}
+			delete(e.announced, *q.goes)
+		}
+		if q.comes != nil {
+			e.announced[*q.comes] = struct{}{}
+		}
+		e.hub.emit(q.ev)
+	}
+}
+
+func failed(on []object, errs map[object]error) bool {
+	for _, k := range on {
+		if errs[k] != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// announced is what clients of the last run knew.
+func (s *state) announced() map[object]struct{} {
+	out := map[object]struct{}{}
+	for id := range s.networks {
+		out[object{"network", string(id)}] = struct{}{}
+	}
+	for id := range s.namespaces {
+		out[namespaceObject(id)] = struct{}{}
+	}
+	for id, ep := range s.endpoints {
+		out[object{"endpoint", string(id)}] = struct{}{}
+		if ep.Attach != nil {
+			out[portObject(id)] = struct{}{}
+		}
+	}
+	return out
+}
+
+const foundVanished = "vanished"
 
 // report logs and publishes drift, and marks endpoints whose compartment is gone.
 func (e *Engine) report(drift []plan.Drift) {
 	for _, d := range drift {
-		if d.Found == foundVanished {
-			e.vanished(hcn.GUID(d.ID))
+		action := "repair"
+		if d.Found == foundVanished && hcn.GUID(d.ID) != plan.ResolverNamespace {
+			if !e.vanished(hcn.GUID(d.ID)) {
+				continue // it was never there, and is being made
+			}
+			action = "vanish"
+			e.log.Warn("a compartment was removed by somebody else; its endpoints are detached", "namespace", d.ID)
+		} else {
+			e.log.Warn("drift repaired", "object", d.Object, "id", d.ID, "found", d.Found)
 		}
-		e.log.Warn("drift repaired", "object", d.Object, "id", d.ID, "found", d.Found)
-		e.event("drift", "repair", d.ID, d.Object, map[string]string{"found": d.Found})
+		e.event("drift", action, d.ID, d.Object, map[string]string{"found": d.Found})
 	}
 }
 
 // vanished marks a compartment that somebody removed, and its endpoints: they
-// keep their addresses and can be attached elsewhere.
-func (e *Engine) vanished(id hcn.GUID) {
+// keep their addresses and can be attached elsewhere. It tells whether there is
+// such a compartment: one that was never made has not vanished.
+func (e *Engine) vanished(id hcn.GUID) (was bool) {
 	_, err := e.commit(func(t *txn) error {
 		old := t.st.namespaces[id]
-		if old == nil || old.Vanished {
+		if old == nil || old.Vanished || !e.madeLocked(old) {
 			return nil
 		}
+		was = true
 		row := *old
 		row.Vanished = true
 		for epID := range maps.Clone(t.st.byNamespace[id]) {
@@ -145,6 +230,7 @@ func (e *Engine) vanished(id hcn.GUID) {
 	if err != nil {
 		e.log.Error("mark a vanished compartment", "namespace", id, "error", err)
 	}
+	return was
 }
 
 // warnCollisions tells when a route or address that appeared on the host

@@ -89,11 +89,10 @@ func (e *Engine) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostC
 	}
 	id = row.Doc.ID
 	if made {
-		if err := e.applied(ctx, rev, string(id)); err != nil {
-			e.undo(ctx, "namespace", string(id), func(t *txn) { t.putNamespace(id, nil) })
+		if err := e.applied(ctx, rev, namespaceObject(id)); err != nil {
+			e.undo(ctx, "namespace", string(id), func(t *txn) { t.dropNamespace(id) })
 			return hcn.HostComputeNamespace{}, hcn.Errorf(hcn.ErrUnspecified, "make the compartment of namespace %s: %w", id, err)
 		}
-		e.hcnEvent("namespace", "create", id, row.Doc.Name, hcn.NotificationNamespaceCreate)
 	}
 	return e.Namespace(id)
 }
@@ -122,7 +121,10 @@ func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace, sysctls map
 	default:
 		row.Number = ipam.Number(func(n uint32) bool { return taken[n] })
 	}
+	delete(t.e.made, doc.ID) // of one that had the ID before
 	t.putNamespace(doc.ID, row)
+	k := namespaceObject(doc.ID)
+	t.tell(queued{ev: hcnEvent("namespace", "create", doc.ID, doc.Name, hcn.NotificationNamespaceCreate), on: []object{k}, comes: &k})
 	return row, nil
 }
 
@@ -132,7 +134,7 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 	if err != nil {
 		return err
 	}
-	var touched []hcn.GUID
+	var touched []*plan.Endpoint
 	rev, err := e.commit(func(t *txn) error {
 		ns := t.st.namespaces[id]
 		if ns == nil {
@@ -151,31 +153,37 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 	if r.RequestType == hcn.RequestTypeRefresh {
 		e.Wake("refresh of namespace " + string(id))
 	}
-	ids := make([]string, len(touched))
-	for i, t := range touched {
-		ids[i] = string(t)
+	var wait []object
+	if res.Type == hcn.NamespaceResourceTypeEndpoint && (r.RequestType == hcn.RequestTypeAdd || r.RequestType == hcn.RequestTypeUpdate) {
+		wait = append(wait, portObject(hcn.GUID(res.Data.ID)))
 	}
-	if err := e.applied(ctx, rev, ids...); err != nil {
+	if err := e.applied(ctx, rev, wait...); err != nil {
 		for _, ep := range touched {
-			e.undo(ctx, "endpoint", string(ep), func(t *txn) {
-				if row := t.st.endpoints[ep]; row != nil && row.Attach != nil {
-					t.putEndpoint(ep, detached(row))
-				}
-			})
+			e.undo(ctx, "endpoint", string(ep.Doc.ID), func(t *txn) { t.detachIf(ep) })
 		}
 		return hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s: %w", id, err)
 	}
 	return nil
 }
 
-// modifyEndpoints returns the endpoints that were attached.
-func (t *txn) modifyEndpoints(ns *plan.NamespaceRow, kind hcn.RequestType, ep hcn.GUID) ([]hcn.GUID, error) {
+// detachIf undoes an attachment, if it is still that one.
+func (t *txn) detachIf(ep *plan.Endpoint) {
+	if row := t.st.endpoints[ep.Doc.ID]; row != nil && row.Attach == ep.Attach {
+		t.putEndpoint(ep.Doc.ID, detached(row))
+	}
+}
+
+// modifyEndpoints returns the endpoints that were attached: one that was already
+// is not undone when its interface fails.
+func (t *txn) modifyEndpoints(ns *plan.NamespaceRow, kind hcn.RequestType, ep hcn.GUID) ([]*plan.Endpoint, error) {
 	switch kind {
 	case hcn.RequestTypeAdd, hcn.RequestTypeUpdate:
-		if _, err := t.attach(ep, ns.Doc.ID); err != nil {
+		old := t.st.endpoints[ep]
+		row, err := t.attach(ep, ns.Doc.ID)
+		if err != nil || row == old {
 			return nil, err
 		}
-		return []hcn.GUID{ep}, nil
+		return []*plan.Endpoint{row}, nil
 	case hcn.RequestTypeRemove:
 		row := t.st.endpoints[ep]
 		if row == nil {
@@ -237,13 +245,11 @@ func (t *txn) sharing(ns *plan.NamespaceRow) error {
 // DeleteNamespace deletes a namespace: its endpoints are detached and kept. One
 // with containers in it is refused, unless its compartment vanished with them.
 func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
-	var name string
 	rev, err := e.commit(func(t *txn) error {
 		ns := t.st.namespaces[id]
 		if ns == nil {
 			return noNamespace(id)
 		}
-		name = ns.Doc.Name
 		if len(ns.Containers) > 0 && !ns.Vanished {
 			return hcn.Errorf(hcn.ErrRequestUnsupported, "namespace %s holds the containers %q: remove them first", id, ns.Containers)
 		}
@@ -256,15 +262,21 @@ func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
 	if err := e.applied(ctx, rev); err != nil {
 		return hcn.Errorf(hcn.ErrUnspecified, "delete namespace %s: it is deleted, and the kernel follows: %w", id, err)
 	}
-	e.hcnEvent("namespace", "delete", id, name, hcn.NotificationNamespaceDelete)
 	return nil
 }
 
+// dropNamespace takes a namespace away; its endpoints are detached and kept.
 func (t *txn) dropNamespace(id hcn.GUID) {
+	old := t.st.namespaces[id]
+	if old == nil {
+		return
+	}
 	for ep, row := range maps.Clone(t.st.byNamespace[id]) {
 		t.putEndpoint(ep, detached(row))
 	}
 	t.putNamespace(id, nil)
+	k := namespaceObject(id)
+	t.tell(queued{ev: hcnEvent("namespace", "delete", id, old.Doc.Name, hcn.NotificationNamespaceDelete), goes: &k})
 }
 
 // afterBoot forgets what a restart of the host took away: compartments, and the
@@ -277,18 +289,20 @@ func (e *Engine) afterBoot(boot string) error {
 		}
 		t.putSetting(settingBoot, boot)
 		for id, ns := range maps.Clone(t.st.namespaces) {
-			if ns.Boot != boot {
-				t.dropNamespace(id)
-			}
-		}
-		for id, n := range maps.Clone(t.st.networks) {
-			if n.Doc.Flags&hcn.EnableNonPersistent == 0 {
+			if ns.Boot == boot {
 				continue
 			}
-			for ep := range maps.Clone(t.st.byNetwork[id]) {
-				t.dropEndpoint(ep)
+			for ep, old := range maps.Clone(t.st.byNamespace[id]) {
+				row := detached(old)
+				row.Doc.State = hcn.EndpointCreated // nobody detached it: it was never attached in this run
+				t.putEndpoint(ep, row)
 			}
-			t.putNetwork(id, nil)
+			t.dropNamespace(id)
+		}
+		for id, n := range maps.Clone(t.st.networks) {
+			if n.Doc.Flags&hcn.EnableNonPersistent != 0 {
+				t.dropNetwork(id)
+			}
 		}
 		return nil
 	})

@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/ipam"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -21,6 +24,7 @@ const DefaultNetworkName = "nat"
 const (
 	settingDefaultMade = "default-network-made"
 	settingMachine     = "machine"
+	settingSwitch      = "last-switch"
 )
 
 // waitApplied bounds how long a caller waits for the loop.
@@ -29,10 +33,10 @@ const waitApplied = 30 * time.Second
 // applied waits until the loop has applied a revision. It does not follow the
 // caller's context: a client that hangs up must not leave its operation half
 // judged.
-func (e *Engine) applied(ctx context.Context, rev uint64, ids ...string) error {
+func (e *Engine) applied(ctx context.Context, rev uint64, objects ...object) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), waitApplied)
 	defer cancel()
-	return e.status.wait(ctx, rev, ids...)
+	return e.status.wait(ctx, rev, objects...)
 }
 
 // Networks lists the networks that match, oldest first.
@@ -80,8 +84,14 @@ func noNetwork(id hcn.GUID) error {
 
 // CreateNetwork makes a network and waits until its switch works.
 func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error) {
+	// The route that a VPN added a moment ago counts as well.
+	facts, err := e.opt.Facts(ctx)
+	if err != nil {
+		return hcn.HostComputeNetwork{}, fmt.Errorf("look at the host: %w", err)
+	}
 	var row *plan.Network
 	rev, err := e.commit(func(t *txn) error {
+		t.facts = &facts
 		var err error
 		row, err = t.newNetwork(id, doc)
 		return err
@@ -90,24 +100,29 @@ func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 		return hcn.HostComputeNetwork{}, err
 	}
 	id = row.Doc.ID
-	if err := e.applied(ctx, rev, string(id), string(plan.HostPortID(id)), string(plan.ResolverPortID(id))); err != nil {
-		e.undo(ctx, "network", string(id), func(t *txn) { t.putNetwork(id, nil) })
+	if err := e.applied(ctx, rev, networkObjects(id)...); err != nil {
+		e.undo(ctx, "network", string(id), func(t *txn) { t.dropNetwork(id) })
 		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "make the switch of network %q: %w", row.Doc.Name, err)
 	}
-	e.hcnEvent("network", "create", id, row.Doc.Name, hcn.NotificationNetworkCreate)
 	return *row.Doc.Clone(), nil
 }
 
-// undo deletes what could not be made and has the loop clean up after it.
+// undo takes back what could not be made and has the loop clean up after it. If
+// it cannot be stored, it is tried again until it can: what failed must not stay.
 func (e *Engine) undo(ctx context.Context, kind, id string, fn func(*txn)) {
 	rev, err := e.commit(func(t *txn) error { fn(t); return nil })
-	if err == nil {
-		err = e.applied(ctx, rev)
-	}
 	if err != nil {
-		e.log.Error("undo a failed create", "kind", kind, "id", id, "error", err)
+		e.log.Error("undo a failed operation", "kind", kind, "id", id, "error", err)
+		e.ctrs.after(undoAgain, func() { e.undo(ctx, kind, id, fn) })
+		return
+	}
+	if err := e.applied(ctx, rev); err != nil {
+		e.log.Warn("undo a failed operation", "kind", kind, "id", id, "error", err)
 	}
 }
+
+// undoAgain is the wait before an undo that could not be stored is tried again.
+const undoAgain = 2 * time.Second
 
 func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network, error) {
 	doc := in.Clone()
@@ -119,14 +134,7 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 	if other, ok := t.st.netNames[doc.Name]; ok && doc.Name != "" {
 		return nil, hcn.Errorf(hcn.ErrNetworkAlreadyExists, "the name %q belongs to network %s: choose another name", doc.Name, other)
 	}
-	number := ipam.Number(func(n uint32) bool {
-		for _, o := range t.st.networks {
-			if o.Switch == n {
-				return true
-			}
-		}
-		return false
-	})
+	number := t.nextSwitch()
 	if err := t.pickSubnets(doc, number); err != nil {
 		return nil, err
 	}
@@ -134,7 +142,7 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 	if err := doc.Validate(); err != nil {
 		return nil, err
 	}
-	if err := t.checkSubnets(doc); err != nil {
+	if err := t.checkSubnets(doc, nil); err != nil {
 		return nil, err
 	}
 	if len(doc.MacPool.Ranges) == 0 {
@@ -148,7 +156,38 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 	}
 	row.GatewayMAC = mac
 	t.putNetwork(doc.ID, row)
+	on := networkObjects(doc.ID)
+	t.tell(queued{ev: hcnEvent("network", "create", doc.ID, doc.Name, hcn.NotificationNetworkCreate), on: on, comes: &on[0]})
 	return row, nil
+}
+
+// nextSwitch numbers switches without using a number again: the maps may still
+// hold what a network had that is on its way out.
+func (t *txn) nextSwitch() uint32 {
+	last, _ := strconv.ParseUint(t.st.settings[settingSwitch], 10, 32) // "" before the first
+	used := map[uint32]bool{0: true}
+	for _, n := range t.st.networks {
+		used[n.Switch] = true
+	}
+	n := uint32(last) + 1
+	for used[n] {
+		n++
+	}
+	t.putSetting(settingSwitch, strconv.FormatUint(uint64(n), 10))
+	return n
+}
+
+// dropNetwork takes a network away, and its endpoints with it.
+func (t *txn) dropNetwork(id hcn.GUID) {
+	old := t.st.networks[id]
+	if old == nil {
+		return
+	}
+	for ep := range maps.Clone(t.st.byNetwork[id]) {
+		t.dropEndpoint(ep)
+	}
+	t.putNetwork(id, nil)
+	t.tell(queued{ev: hcnEvent("network", "delete", id, old.Doc.Name, hcn.NotificationNetworkDelete), goes: &networkObjects(id)[0]})
 }
 
 // gatewayMAC is the one that the network's policy gives, or one of its pool.
@@ -249,7 +288,7 @@ func usedByHost(f *plan.Facts) []netip.Prefix {
 }
 
 func (t *txn) usedPrefixes(except *hcn.HostComputeNetwork) []netip.Prefix {
-	used := usedByHost(&t.e.facts)
+	used := usedByHost(t.facts)
 	for id, n := range t.st.networks {
 		if id == except.ID || n.Doc.Type == hcn.Private {
 			continue
@@ -264,15 +303,27 @@ func (t *txn) usedPrefixes(except *hcn.HostComputeNetwork) []netip.Prefix {
 }
 
 // checkSubnets refuses a prefix that collides with another network or with the
-// host. A Private network is closed, so it may use any.
-func (t *txn) checkSubnets(doc *hcn.HostComputeNetwork) error {
+// host. A Private network is closed, so it may use any. What the network has
+// already stays: a route that came later must not forbid to change it.
+func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
 	if doc.Type == hcn.Private {
 		return nil
+	}
+	has := map[netip.Prefix]bool{}
+	if old != nil {
+		for _, s := range old.AllSubnets() {
+			if p, err := s.Prefix(); err == nil {
+				has[p] = true
+			}
+		}
 	}
 	for _, s := range doc.AllSubnets() {
 		p, err := s.Prefix()
 		if err != nil {
 			return err
+		}
+		if has[p] {
+			continue
 		}
 		for id, n := range t.st.networks {
 			if id == doc.ID || n.Doc.Type == hcn.Private {
@@ -284,7 +335,7 @@ func (t *txn) checkSubnets(doc *hcn.HostComputeNetwork) error {
 				}
 			}
 		}
-		if clash, ok := ipam.Clash(p, usedByHost(&t.e.facts)); ok {
+		if clash, ok := ipam.Clash(p, usedByHost(t.facts)); ok {
 			return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q overlaps %s, which the host uses as address, route or resolver: choose another prefix (`ip route` shows the host's)", p, doc.Name, clash)
 		}
 	}
@@ -293,7 +344,7 @@ func (t *txn) checkSubnets(doc *hcn.HostComputeNetwork) error {
 
 // ModifyNetwork changes a network; all of the request holds or none.
 func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error {
-	var old *plan.Network
+	var old, row *plan.Network
 	rev, err := e.commit(func(t *txn) error {
 		old = t.st.networks[id]
 		if old == nil {
@@ -303,19 +354,24 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 		if err != nil {
 			return err
 		}
-		if err := t.checkSubnets(doc); err != nil {
+		if err := t.checkSubnets(doc, &old.Doc); err != nil {
 			return err
 		}
 		if err := t.checkEndpointsStay(id, doc); err != nil {
 			return err
 		}
-		row := *old
-		row.Doc = *doc
-		row.Doc.Version++
-		if row.GatewayMAC, err = gatewayMAC(doc); err != nil {
+		next := *old
+		next.Doc = *doc
+		next.Doc.Version++
+		if next.GatewayMAC, err = gatewayMAC(doc); err != nil {
 			return err
 		}
-		t.putNetwork(id, &row)
+		if holder, ok := t.st.macs[id][next.GatewayMAC]; ok && holder != id {
+			return hcn.Errorf(hcn.ErrInvalidPolicy, "SourceMacAddress: %s belongs to endpoint %s: choose another", next.GatewayMAC, holder)
+		}
+		row = &next
+		t.putNetwork(id, row)
+		t.tell(queued{ev: api.Event{Kind: "network", Action: "modify", ID: string(id), Name: old.Doc.Name}, on: networkObjects(id)})
 		return nil
 	})
 	if err != nil {
@@ -324,11 +380,14 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 	if r.RequestType == hcn.RequestTypeRefresh {
 		e.Wake("refresh of network " + string(id))
 	}
-	if err := e.applied(ctx, rev, string(id), string(plan.HostPortID(id)), string(plan.ResolverPortID(id))); err != nil {
-		e.undo(ctx, "network", string(id), func(t *txn) { t.putNetwork(id, old) })
+	if err := e.applied(ctx, rev, networkObjects(id)...); err != nil {
+		e.undo(ctx, "network", string(id), func(t *txn) {
+			if t.st.networks[id] == row { // nobody has changed or deleted it since
+				t.putNetwork(id, old)
+			}
+		})
 		return hcn.Errorf(hcn.ErrUnspecified, "change network %q: %w", old.Doc.Name, err)
 	}
-	e.event("network", "modify", string(id), old.Doc.Name, nil)
 	return nil
 }
 
@@ -365,15 +424,12 @@ func (e *Engine) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
 		slices.Sort(running)
 		e.log.Info("a network is deleted under running containers", "network", old.Doc.Name, "containers", strings.Join(running, ","))
 	}
-	e.hcnEvent("network", "predelete", id, old.Doc.Name, hcn.NotificationNetworkPreDelete)
+	e.hub.emit(hcnEvent("network", "predelete", id, old.Doc.Name, hcn.NotificationNetworkPreDelete))
 	rev, err := e.commit(func(t *txn) error {
 		if t.st.networks[id] == nil {
 			return noNetwork(id)
 		}
-		for ep := range maps.Clone(t.st.byNetwork[id]) {
-			t.dropEndpoint(ep)
-		}
-		t.putNetwork(id, nil)
+		t.dropNetwork(id)
 		return nil
 	})
 	if err != nil {
@@ -382,7 +438,6 @@ func (e *Engine) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
 	if err := e.applied(ctx, rev); err != nil {
 		return hcn.Errorf(hcn.ErrUnspecified, "delete network %q: it is deleted, and the kernel follows: %w", old.Doc.Name, err)
 	}
-	e.hcnEvent("network", "delete", id, old.Doc.Name, hcn.NotificationNetworkDelete)
 	return nil
 }
 

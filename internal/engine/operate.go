@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,13 @@ func (e *Engine) hold(ref string) (*containerRow, func(), error) {
 		return nil, nil, err
 	}
 	unlock := e.ctrs.lock(c.Doc.ID)
-	if c = e.ctrs.row(c.Doc.ID); c == nil {
+	c = e.ctrs.row(c.Doc.ID)
+	if c != nil && c.Doc.State.Status == api.StatusStarting {
+		// Nobody holds it, so its start was cut with the last daemon.
+		e.ctrs.adoptLocked(e.ctrs.runCtx(), c)
+		c = e.ctrs.row(c.Doc.ID)
+	}
+	if c == nil {
 		unlock()
 		return nil, nil, api.Errorf(api.KindNotFound, "container %q does not exist", ref).Hint("bulkhead ps -a")
 	}
@@ -42,55 +49,79 @@ func (e *Engine) StartContainer(ctx context.Context, ref string) error {
 	case api.StatusRemoving:
 		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name)
 	}
-	return e.ctrs.start(ctx, c, false)
+	e.ctrs.resetBackoff(c.Doc.ID)
+	return e.ctrs.start(ctx, c, byUser)
 }
 
-// StopContainer asks a container to end, and kills it when it does not.
+// StopContainer asks a container to end, and kills it when it does not within the
+// timeout; a negative one waits for ever. A client that leaves does not shorten
+// the wait.
 func (e *Engine) StopContainer(ctx context.Context, ref string, r api.StopRequest) error {
-	c, unlock, err := e.hold(ref)
-	if err != nil {
+	row, err := e.beginStop(ctx, ref, r)
+	if err != nil || row == nil {
 		return err
 	}
-	id := c.Doc.ID
-	defer e.ctrs.notify()
-	locked := true
-	release := func() {
-		if locked {
-			locked = false
-			unlock()
-		}
+	id, name := row.Doc.ID, row.Doc.Name
+	_, timeout := e.stopWith(row, r)
+	if timeout < 0 {
+		return e.ended(ctx, id)
 	}
-	defer release()
-	row, _, err := e.ctrs.change(id, func(_ *txn, c *containerRow) error {
+	if e.endedWithin(ctx, id, timeout) {
+		return nil
+	}
+	if err := e.opt.Sandbox.Kill(ctx, id, "SIGKILL"); err != nil && !e.gone(ctx, id) {
+		return api.Errorf(api.KindInternal, "kill container %s: %w", name, err)
+	}
+	if !e.endedWithin(ctx, id, waitApplied) {
+		return api.Errorf(api.KindUnavailable, "container %s does not end, not even by SIGKILL", name).Hint("bulkhead inspect %s", name)
+	}
+	return nil
+}
+
+// beginStop sends the stop signal. It returns nil when there is nothing to wait
+// for.
+func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (*containerRow, error) {
+	c, unlock, err := e.hold(ref)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	before := c
+	row, _, err := e.ctrs.change(c.Doc.ID, func(_ *txn, c *containerRow) error {
 		c.Want, c.Stopped = false, true
-		if c.Doc.State.Status == api.StatusRestarting {
+		switch c.Doc.State.Status {
+		case api.StatusRestarting:
 			c.Doc.State.Status = api.StatusExited
-		}
-		if c.Doc.State.Status == api.StatusRunning {
+		case api.StatusRunning:
 			c.Doc.State.Status = api.StatusStopping
 		}
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if row.Doc.State.Status != api.StatusStopping {
-		return nil
+		return nil, nil
 	}
-	signal, timeout := e.stopWith(row, r)
-	if err := e.opt.Sandbox.Kill(ctx, id, signal); err != nil {
-		return api.Errorf(api.KindInternal, "stop container %s: %w", row.Doc.Name, err)
+	signal, _ := e.stopWith(row, r)
+	if err := e.opt.Sandbox.Kill(ctx, row.Doc.ID, signal); err != nil && !e.gone(ctx, row.Doc.ID) {
+		_, _, cerr := e.ctrs.change(row.Doc.ID, func(_ *txn, c *containerRow) error {
+			c.Want, c.Stopped, c.Doc.State.Status = before.Want, before.Stopped, api.StatusRunning
+			return nil
+		})
+		return nil, api.Errorf(api.KindInvalid, "send %.40s to container %s: %w", signal, row.Doc.Name, errors.Join(err, cerr))
 	}
-	release() // the exit is settled under the lock
-	if timeout >= 0 && !e.ended(ctx, id, timeout) {
-		if err := e.opt.Sandbox.Kill(ctx, id, "SIGKILL"); err != nil {
-			return api.Errorf(api.KindInternal, "kill container %s: %w", row.Doc.Name, err)
-		}
+	return row, nil
+}
+
+// gone tells whether a container's process has ended, and has that settled.
+func (e *Engine) gone(ctx context.Context, id string) bool {
+	st, err := e.opt.Sandbox.State(ctx, id)
+	if err != nil || st.Status == api.StatusRunning {
+		return false
 	}
-	if !e.ended(ctx, id, waitApplied) {
-		return api.Errorf(api.KindUnavailable, "container %s does not end, not even by SIGKILL", row.Doc.Name).Hint("bulkhead inspect %s", row.Doc.Name)
-	}
-	return nil
+	e.ctrs.spawn(func() { e.ctrs.exited(e.ctrs.runCtx(), id) })
+	return true
 }
 
 func (e *Engine) stopWith(c *containerRow, r api.StopRequest) (signal string, timeout time.Duration) {
@@ -117,11 +148,15 @@ func (e *Engine) stopWith(c *containerRow, r api.StopRequest) (signal string, ti
 }
 
 // ended waits until a container is not running any more.
-func (e *Engine) ended(ctx context.Context, id string, limit time.Duration) bool {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+func (e *Engine) ended(ctx context.Context, id string) error {
 	_, err := e.await(ctx, id, func(c *containerRow) bool { return c == nil || !active(c) })
-	return err == nil
+	return err
+}
+
+func (e *Engine) endedWithin(ctx context.Context, id string, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	return e.ended(ctx, id) == nil
 }
 
 func active(c *containerRow) bool {
@@ -130,27 +165,6 @@ func active(c *containerRow) bool {
 		return true
 	}
 	return false
-}
-
-// await waits for a container to be as wanted; nil means that it is gone. It
-// returns the last row that there was.
-func (e *Engine) await(ctx context.Context, id string, cond func(*containerRow) bool) (*containerRow, error) {
-	var last *containerRow
-	for {
-		changed := e.ctrs.watch()
-		c := e.ctrs.row(id)
-		if c != nil {
-			last = c
-		}
-		if cond(c) {
-			return last, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return last, ctx.Err()
-		}
-	}
 }
 
 // RestartContainer stops a container and starts it again.
@@ -185,8 +199,10 @@ func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
 	return nil
 }
 
-// RemoveContainer removes a container; one that runs only with force.
-func (e *Engine) RemoveContainer(ctx context.Context, ref string, force, volumes bool) error {
+// RemoveContainer removes a container; one that runs only with force. Volumes
+// without a name are part of a container and go with it, named ones stay, so the
+// wish to remove its volumes changes nothing.
+func (e *Engine) RemoveContainer(ctx context.Context, ref string, force, _ bool) error {
 	c, unlock, err := e.hold(ref)
 	if err != nil {
 		return err
@@ -195,38 +211,10 @@ func (e *Engine) RemoveContainer(ctx context.Context, ref string, force, volumes
 	if active(c) && !force {
 		return api.Errorf(api.KindConflict, "container %s is %s", c.Doc.Name, c.Doc.State.Status).Hint("bulkhead stop %s, or bulkhead rm -f %s", c.Doc.Name, c.Doc.Name)
 	}
-	if err := e.ctrs.remove(ctx, c, volumes); err != nil {
+	if err := e.ctrs.remove(ctx, c); err != nil {
 		return api.Errorf(api.KindInternal, "remove container %s: %w", c.Doc.Name, err)
 	}
 	return nil
-}
-
-// WaitContainer waits until a container has ended ("" or "not-running"), or is
-// removed ("removed"), and says how it ended.
-func (e *Engine) WaitContainer(ctx context.Context, ref, condition string) (api.WaitResult, error) {
-	e.mu.RLock()
-	c, err := e.st.find(ref)
-	e.mu.RUnlock()
-	if err != nil {
-		return api.WaitResult{}, err
-	}
-	var cond func(*containerRow) bool
-	switch condition {
-	case "", "not-running":
-		cond = func(c *containerRow) bool { return c == nil || c.Removing || !active(c) }
-	case "removed":
-		cond = func(c *containerRow) bool { return c == nil }
-	default:
-		return api.WaitResult{}, api.Errorf(api.KindInvalid, "condition %.40q is not known: use not-running or removed", condition)
-	}
-	last, err := e.await(ctx, c.Doc.ID, cond)
-	if err != nil {
-		return api.WaitResult{}, err
-	}
-	if last == nil {
-		last = c
-	}
-	return api.WaitResult{ExitCode: last.Doc.State.ExitCode, Error: last.Doc.State.Error}, nil
 }
 
 // running finds a container that runs.
@@ -241,17 +229,6 @@ func (e *Engine) running(ref string) (*containerRow, error) {
 		return nil, api.Errorf(api.KindConflict, "container %s is not running", c.Doc.Name).Hint("bulkhead start %s", c.Doc.Name)
 	}
 	return c, nil
-}
-
-// AttachContainer connects streams with a container's process. One that is only
-// created is waited for, so that a client can attach before it starts and miss
-// nothing.
-func (e *Engine) AttachContainer(ctx context.Context, ref string, s api.Streams) error {
-	c, err := e.running(ref)
-	if err != nil {
-		return err
-	}
-	return e.opt.Sandbox.Attach(ctx, c.Doc.ID, s)
 }
 
 // ExecContainer runs a further process in a container and returns its exit code.
@@ -346,23 +323,23 @@ func (e *Engine) changePorts(ctx context.Context, ref string, ports []api.Publis
 	if err != nil {
 		return nil, err
 	}
-	if err := e.ModifyEndpoint(ctx, ep.Doc.ID, r); err != nil {
+	err = e.modifyEndpoint(ctx, ep.Doc.ID, r, func(t *txn) {
+		row := *t.st.containers[c.Doc.ID]
+		row.Doc.Spec.Publish = changePublish(row.Doc.Spec.Publish, ports, kind)
+		t.putContainer(c.Doc.ID, &row)
+	})
+	if err != nil {
+		if now := e.ctrs.row(c.Doc.ID); now != nil && !slices.Equal(now.Doc.Spec.Publish, c.Doc.Spec.Publish) {
+			_, _, cerr := e.ctrs.change(c.Doc.ID, func(_ *txn, now *containerRow) error {
+				now.Doc.Spec.Publish = c.Doc.Spec.Publish
+				return nil
+			})
+			err = errors.Join(err, cerr)
+		}
 		if errors.Is(err, hcn.ErrPolicyNotFound) {
 			return nil, api.Errorf(api.KindNotFound, "container %s does not publish that port", c.Doc.Name).Hint("bulkhead port %s", c.Doc.Name)
 		}
 		return nil, asAPI(err)
-	}
-	_, _, err = e.ctrs.change(c.Doc.ID, func(_ *txn, c *containerRow) error {
-		c.Doc.Spec.Publish = slices.Clone(c.Doc.Spec.Publish)
-		if kind == hcn.RequestTypeAdd {
-			c.Doc.Spec.Publish = append(c.Doc.Spec.Publish, ports...)
-			return nil
-		}
-		c.Doc.Spec.Publish = slices.DeleteFunc(c.Doc.Spec.Publish, func(p api.PublishedPort) bool { return slices.Contains(ports, p) })
-		return nil
-	})
-	if err != nil {
-		return nil, err
 	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -370,6 +347,28 @@ func (e *Engine) changePorts(ctx context.Context, ref string, ports []api.Publis
 		return portTexts(now), nil
 	}
 	return nil, nil
+}
+
+// changePublish follows a change of the published ports in what the user asked
+// for. An entry whose port was picked by us is known by what it leads to.
+func changePublish(have, ports []api.PublishedPort, kind hcn.RequestType) []api.PublishedPort {
+	have = slices.Clone(have)
+	if kind == hcn.RequestTypeAdd {
+		return append(have, ports...)
+	}
+	return slices.DeleteFunc(have, func(p api.PublishedPort) bool {
+		return slices.ContainsFunc(ports, func(gone api.PublishedPort) bool {
+			if p.HostPort == 0 {
+				gone.HostPort = 0
+			}
+			return normal(p) == normal(gone)
+		})
+	})
+}
+
+func normal(p api.PublishedPort) api.PublishedPort {
+	p.Protocol, p.Expose, p.Count = cmp.Or(p.Protocol, "tcp"), cmp.Or(p.Expose, "loopback"), max(p.Count, 1)
+	return p
 }
 
 // ConnectContainer puts a container on a further network, running or not.
@@ -398,7 +397,9 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 			return err
 		}
 		made = ep.Doc.ID
-		c.Endpoints = append(slices.Clone(c.Endpoints), made)
+		// Those whose networks were deleted are gone for good.
+		c.Endpoints = slices.DeleteFunc(slices.Clone(c.Endpoints), func(id hcn.GUID) bool { return t.st.endpoints[id] == nil })
+		c.Endpoints = append(c.Endpoints, made)
 		if t.st.namespaces[c.Doc.Namespace] != nil {
 			_, err = t.attach(made, c.Doc.Namespace)
 		}
@@ -407,7 +408,7 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 	if err != nil {
 		return asAPI(err)
 	}
-	if err := e.applied(ctx, rev, string(made)); err != nil {
+	if err := e.applied(ctx, rev, portObject(made)); err != nil {
 		e.undo(ctx, "container", c.Doc.ID, func(t *txn) { t.disconnect(c.Doc.ID, made) })
 		return api.Errorf(api.KindInternal, "connect container %s to network %s: %w", c.Doc.Name, a.Network, err)
 	}

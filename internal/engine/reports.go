@@ -182,11 +182,12 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	if e.opt.Checks != nil {
 		out = e.opt.Checks(ctx)
 	}
-	e.status.mu.Lock()
-	for id, err := range e.status.errs {
-		out = append(out, api.Check{Name: "object " + id, Status: "fail", Detail: err.Error(), Next: "bulkhead inspect " + id})
+	for k, err := range e.status.failing() {
+		out = append(out, api.Check{
+			Name: k.kind + " " + k.id, Status: "fail", Detail: err.Error() + "; it is tried again",
+			Next: "look into the daemon's log",
+		})
 	}
-	e.status.mu.Unlock()
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	used := usedByHost(&e.facts)

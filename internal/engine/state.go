@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -29,7 +30,7 @@ type state struct {
 	settings   map[string]string
 
 	seq uint64 // of the newest object
-	rev uint64 // of the store
+	rev uint64 // of the store's last change that concerns the plan
 
 	byNetwork   map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // endpoints by network
 	byNamespace map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // attached ones by namespace
@@ -105,7 +106,9 @@ func drop[K, L comparable, V any](m map[K]map[L]V, k K, l L) {
 func (s *state) setNetwork(id hcn.GUID, row *plan.Network) {
 	if old := s.networks[id]; old != nil {
 		delete(s.networks, id)
-		delete(s.netNames, old.Doc.Name)
+		if s.netNames[old.Doc.Name] == id {
+			delete(s.netNames, old.Doc.Name)
+		}
 		drop(s.macs, id, old.GatewayMAC)
 	}
 	if row == nil {
@@ -188,20 +191,26 @@ type txn struct {
 	undo []func()
 	save []func(*store.Tx) error
 	// after runs when the transaction is stored.
-	after []func()
-	dirty plan.Dirty
+	after  []func()
+	dirty  plan.Dirty
+	events []queued
+	// facts of the host that a new network is held against.
+	facts *plan.Facts
+	// made are the namespaces whose mark is among what is saved.
+	made []hcn.GUID
 }
 
-// commit runs fn as a transaction and returns the store's revision after it.
+// commit runs fn as a transaction and returns the revision to wait for: that of
+// the newest change which concerns the plan, so that nobody waits for the loop
+// over one which does not.
 func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t := &txn{e: e, st: e.st, dirty: plan.Dirty{
-		Networks: map[hcn.GUID]struct{}{}, Endpoints: map[hcn.GUID]struct{}{}, Namespaces: map[hcn.GUID]struct{}{},
-	}}
+	t := &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts}
 	err := fn(t)
+	var rev uint64
 	if err == nil && len(t.save) > 0 {
-		var rev uint64
+		t.markMade()
 		rev, err = e.opt.DB.Update(func(tx *store.Tx) error {
 			for _, s := range t.save {
 				if err := s(tx); err != nil {
@@ -212,8 +221,6 @@ func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
 		})
 		if err != nil {
 			err = fmt.Errorf("store the change: %w", err)
-		} else {
-			e.st.rev = rev
 		}
 	}
 	if err != nil {
@@ -225,10 +232,32 @@ func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
 	for _, f := range t.after {
 		f()
 	}
-	if e.pending.add(t.dirty, e.st.rev) {
+	for _, id := range t.made {
+		delete(e.made, id)
+	}
+	concerns := len(t.dirty.Networks)+len(t.dirty.Endpoints)+len(t.dirty.Namespaces) > 0
+	if concerns {
+		e.st.rev = rev
+	}
+	if concerns || len(t.events) > 0 {
+		e.pending.add(t.dirty, e.st.rev, t.events)
 		e.kick()
 	}
 	return e.st.rev, nil
+}
+
+// markMade takes along what the loop has found out about compartments since.
+func (t *txn) markMade() {
+	for id := range t.e.made {
+		if old := t.st.namespaces[id]; old != nil && !old.Made {
+			row := *old
+			row.Made = true
+			t.setNamespace(id, &row)
+		}
+		if !slices.Contains(t.made, id) {
+			t.made = append(t.made, id)
+		}
+	}
 }
 
 func (t *txn) nextSeq() uint64 { return t.st.seq + 1 }
@@ -243,6 +272,7 @@ func (t *txn) putNetwork(id hcn.GUID, row *plan.Network) {
 
 func (t *txn) putEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	old := t.st.endpoints[id]
+	t.attachEvent(old, row)
 	t.st.setEndpoint(id, row)
 	t.undo = append(t.undo, func() { t.st.setEndpoint(id, old) })
 	t.dirty.Endpoints[id] = struct{}{}
@@ -250,10 +280,15 @@ func (t *txn) putEndpoint(id hcn.GUID, row *plan.Endpoint) {
 }
 
 func (t *txn) putNamespace(id hcn.GUID, row *plan.NamespaceRow) {
+	t.dirty.Namespaces[id] = struct{}{}
+	t.setNamespace(id, row)
+}
+
+// setNamespace changes what the plan does not read.
+func (t *txn) setNamespace(id hcn.GUID, row *plan.NamespaceRow) {
 	old := t.st.namespaces[id]
 	t.st.setNamespace(id, row)
 	t.undo = append(t.undo, func() { t.st.setNamespace(id, old) })
-	t.dirty.Namespaces[id] = struct{}{}
 	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(namespaceTable, tx, string(id), row) })
 }
 

@@ -49,8 +49,9 @@ func DirtyAll(in *Intent) Dirty {
 // Recompile brings the plan up to date for the dirty objects and returns what
 // changed. The cost follows the dirty objects and not the size of the host, so
 // that the thousandth endpoint costs what the first one does. Its result is the
-// same as that of Compile over everything (a test holds the two together); a
-// dirty network takes its endpoints along.
+// same as that of Compile over everything (a test holds the two together). A
+// dirty network takes its endpoints along; a namespace that comes or goes does
+// not, because its endpoints are attached and detached, and so dirty themselves.
 func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	d := &Delta{
 		Namespaces: map[hcn.GUID]Change[Namespace]{},
@@ -147,8 +148,15 @@ func mode(t hcn.NetworkType) Mode {
 	}
 }
 
-// minMTU6 is the smallest MTU that IPv6 works on (RFC 8200, section 5).
-const minMTU6 = 1280
+// minMTU6 is the smallest MTU that IPv6 works on (RFC 8200, section 5), minMTU4
+// what every IPv4 host takes (RFC 791).
+const (
+	minMTU6 = 1280
+	minMTU4 = 576
+)
+
+// SwitchMTU is the MTU of a network's own ports.
+func SwitchMTU(f *Facts) int { return max(f.UplinkMTU, minMTU6) }
 
 func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 	if n == nil || mode(n.Doc.Type) == 0 {
@@ -157,7 +165,7 @@ func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 	id := n.Doc.ID
 	sw = &Switch{
 		Number: n.Switch, Network: id, Name: n.Doc.Name, Mode: mode(n.Doc.Type),
-		MTU: max(f.UplinkMTU, minMTU6),
+		MTU: SwitchMTU(f),
 		DNS: DNS{Domain: dnsName(n.Doc.Dns.Domain)},
 	}
 	for _, s := range n.Doc.Dns.Search {
@@ -246,17 +254,22 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	return p
 }
 
+// endpointMTU is what the endpoint asks for, or the uplink's. It is never above
+// the switch's: the gateway would not take the packets, and nobody would tell.
 func endpointMTU(e *Endpoint, f *Facts) int {
-	mtu := f.UplinkMTU
+	mtu := SwitchMTU(f)
 	if s, err := hcn.SettingsOf[hcn.InterfaceParametersPolicySetting](e.Doc.Policies); err == nil && len(s) > 0 && s[0].Mtu > 0 {
-		mtu = int(s[0].Mtu)
+		mtu = min(int(s[0].Mtu), mtu)
 	}
 	if s, err := hcn.SettingsOf[hcn.EncapOverheadPolicySetting](e.Doc.Policies); err == nil {
 		for _, o := range s {
 			mtu -= int(o.Overhead)
 		}
 	}
-	return max(mtu, minMTU6)
+	if hasFamily(e.Addrs, false) {
+		return max(mtu, minMTU6)
+	}
+	return max(mtu, minMTU4)
 }
 
 // endpointRoutes are the routes of the endpoint's document. The default routes

@@ -58,6 +58,11 @@ type NamespaceRow struct {
 	// Boot is the boot ID of the host run in which the namespace was made: it
 	// vanishes with that run.
 	Boot string
+	// Made says that the compartment was there once. Only then does its absence
+	// mean that it vanished; before, it is still to be made. It is written with
+	// the next change, so a row may lag behind: that costs no more than making
+	// again what a crash and somebody else removed together.
+	Made bool `json:",omitempty"`
 	// Vanished says that the compartment went away under us: it is not made
 	// again, because what ran in it is gone too.
 	Vanished bool

@@ -1,0 +1,123 @@
+package engine
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+const (
+	// syncEvery is how often everything is compared although nobody asked:
+	// netlink tells of most changes, but not of all.
+	syncEvery = 30 * time.Second
+	// retryFirst and retryMost bound the wait before a failed pass is tried again.
+	retryFirst = 250 * time.Millisecond
+	retryMost  = 30 * time.Second
+)
+
+// causeStart is the cause of the first comparison.
+const causeStart = "start"
+
+// pending is what the loop has to do next.
+type pending struct {
+	mu     sync.Mutex
+	dirty  plan.Dirty
+	rev    uint64
+	events []queued
+	cause  string // of a resync; "" = none asked
+	// last and took tell of the last resync, to space them.
+	last     time.Time
+	took     time.Duration
+	retry    time.Duration
+	retryDue time.Time
+}
+
+// work is what one pass takes.
+type work struct {
+	dirty  plan.Dirty
+	rev    uint64
+	events []queued
+	cause  string
+}
+
+func newPending(rev uint64) *pending {
+	return &pending{dirty: emptyDirty(), rev: rev, last: time.Now()}
+}
+
+func emptyDirty() plan.Dirty {
+	return plan.Dirty{Networks: map[hcn.GUID]struct{}{}, Endpoints: map[hcn.GUID]struct{}{}, Namespaces: map[hcn.GUID]struct{}{}}
+}
+
+// add notes a commit: its changed rows, its revision, and what it tells.
+func (p *pending) add(d plan.Dirty, rev uint64, events []queued) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.Copy(p.dirty.Networks, d.Networks)
+	maps.Copy(p.dirty.Endpoints, d.Endpoints)
+	maps.Copy(p.dirty.Namespaces, d.Namespaces)
+	p.rev = rev
+	p.events = append(p.events, events...)
+}
+
+func (p *pending) all(in *plan.Intent) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dirty = plan.DirtyAll(in)
+}
+
+func (p *pending) resync(cause string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause == "" {
+		p.cause = cause
+	}
+}
+
+// take hands over what is to do. A resync that was just made is not repeated at
+// once: on a host with much to list, a storm of events would leave no time for
+// anything else. The first one is never delayed.
+func (p *pending) take(now time.Time) work {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := work{dirty: p.dirty, rev: p.rev, events: p.events}
+	p.dirty, p.events = emptyDirty(), nil
+	if p.cause == "" && !p.retryDue.IsZero() && !now.Before(p.retryDue) {
+		p.cause = "retry"
+	}
+	if p.cause == "" && now.Sub(p.last) > syncEvery {
+		p.cause = "period"
+	}
+	if p.cause != "" && (p.cause == causeStart || now.Sub(p.last) > 2*p.took) {
+		w.cause, p.cause, p.retryDue = p.cause, "", time.Time{}
+	}
+	return w
+}
+
+func (p *pending) synced(now time.Time, took time.Duration, failed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.took = now, took
+	if !failed {
+		p.retry, p.retryDue = 0, time.Time{}
+		return
+	}
+	p.again(now)
+}
+
+// failed asks for a full comparison soon: what an Update left half done, a Sync
+// finishes.
+func (p *pending) failed(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.retryDue.IsZero() {
+		p.again(now)
+	}
+}
+
+func (p *pending) again(now time.Time) {
+	p.retry = min(max(2*p.retry, retryFirst), retryMost)
+	p.retryDue = now.Add(p.retry)
+}
