@@ -1,0 +1,118 @@
+// Package e2e drives the real binary: each *.txtar here is a story, told by commands that run on a throwaway host.
+//
+//	┌ host ────────────────────────────────┐      ┌ lan ───────────────────────────────┐
+//	│ bulkhead daemon, containers          │      │ web server on port 80: answers     │
+//	│ eth0 192.0.2.10/24 2001:db8:1::10/64 ┼──────┼ "lan sees CLIENT-ADDRESS"          │
+//	│ default route to lan                 │      │ eth0 192.0.2.20/24 2001:db8:1::20  │
+//	└──────────────────────────────────────┘      │ lo   198.51.100.80 2001:db8:2::80  │
+//	                                              └────────────────────────────────────┘
+//
+// The commands beside those of testscript are in commands_test.go. When a story ends, the daemon is stopped and reset is
+// run, and the host must look as it did before: so every story is a test of leaks too.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/bulkhead-net/bulkhead/internal/testhost"
+)
+
+// binary and image are made once, by TestMain.
+type built struct{ dir, binary, image string }
+
+var made built //nolint:gochecknoglobals // TestMain has no other way to hand something to tests
+
+func TestMain(m *testing.M) {
+	code, err := build(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func build(m *testing.M) (int, error) {
+	if os.Geteuid() != 0 {
+		return m.Run(), nil // every test skips, or fails with REQUIRE_ROOT
+	}
+	dir, err := os.MkdirTemp("", "bulkhead-e2e-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	made = built{dir: dir, binary: filepath.Join(dir, "bulkhead"), image: filepath.Join(dir, "box.tar")}
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", made.binary, "../../cmd/bulkhead")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("build the binary: %w\n%s", err, out)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return 1, err
+	}
+	if err := writeBox(made.image); err != nil {
+		return 1, fmt.Errorf("make the image: %w", err)
+	}
+	return m.Run(), nil
+}
+
+func TestStories(t *testing.T) {
+	testhost.RequireRoot(t)
+	testscript.Run(t, testscript.Params{
+		Dir:   ".",
+		Setup: setup,
+		Cmds:  commands(),
+		// A name that is misspelt would otherwise be an empty word.
+		RequireUniqueNames: true,
+	})
+}
+
+// world is what a story runs in.
+type world struct {
+	t         testing.TB
+	host, lan *testhost.Host
+	daemon    *testhost.Cmd
+	log       string // the daemon's output, a file
+	jobs      map[string]*job
+	before    string
+	snapshots map[string]string
+	imported  bool
+}
+
+type worldKey struct{}
+
+func setup(env *testscript.Env) error {
+	t, ok := env.T().(testing.TB)
+	if !ok {
+		return fmt.Errorf("%T is no testing.TB", env.T())
+	}
+	w := &world{
+		t: t, host: testhost.New(t, testhost.WithName("host")), lan: testhost.New(t, testhost.WithName("lan")),
+		log: filepath.Join(env.WorkDir, "daemon.log"), jobs: map[string]*job{}, snapshots: map[string]string{},
+	}
+	w.host.Connect(w.lan, testhost.Cable{
+		Addrs:     []string{"192.0.2.10/24", "2001:db8:1::10/64"},
+		PeerAddrs: []string{"192.0.2.20/24", "2001:db8:1::20/64"},
+	})
+	w.host.Route("default", "192.0.2.20")
+	w.host.Route("default", "2001:db8:1::20")
+	w.lan.Addr("lo", "198.51.100.80/32", "2001:db8:2::80/128")
+	for _, a := range []string{"0.0.0.0:80", "[::]:80"} {
+		w.lan.ListenHTTP(netip.MustParseAddrPort(a), nil)
+	}
+	w.host.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
+	w.host.Run(t, "ip", "netns", "list") // which may make /run/netns a mount; once
+	env.Values[worldKey{}] = w
+	env.Setenv("IMAGE", made.image)
+	env.Setenv("CGROUP", w.host.CgroupParent())
+	w.before = w.host.Snapshot(t)
+	env.Defer(w.finish)
+	return nil
+}
