@@ -19,21 +19,37 @@ func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 		return nil, err
 	}
 	ps.fail(ps.applyHost(p.Host))
-	for _, id := range slices.Sorted(maps.Keys(p.Namespaces)) {
-		ps.syncNamespace(p.Namespaces[id])
-	}
+	// Compartment by compartment, so that each is opened once.
+	ports := map[string][]*plan.Port{}
 	for _, id := range sortedPorts(p.Ports) {
-		if err := ctx.Err(); err != nil {
-			ps.fail(err)
-			break
+		path := p.Ports[id].VNIC.Namespace
+		ports[path] = append(ports[path], p.Ports[id])
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.Namespaces)) {
+		path := p.Namespaces[id].Path
+		ps.syncNamespace(p.Namespaces[id])
+		ps.syncPorts(ports[path])
+		ps.release(path)
+		delete(ports, path)
+	}
+	for _, path := range slices.Sorted(maps.Keys(ports)) {
+		ps.syncPorts(ports[path])
+		ps.release(path)
+	}
+	ps.fail(ctx.Err())
+	return ps.drift, errors.Join(ps.errs...)
+}
+
+func (ps *pass) syncPorts(ports []*plan.Port) {
+	for _, p := range ports {
+		if ps.ctx.Err() != nil {
+			return
 		}
 		// A vanished compartment is reported once, not for every port.
-		if err := ps.ensurePort(p.Ports[id]); !errors.Is(err, ErrVanished) {
-			ps.fail(portError(p.Ports[id], err))
+		if err := ps.ensurePort(p); !errors.Is(err, ErrVanished) {
+			ps.fail(portError(p, err))
 		}
-		ps.release(p.Ports[id].VNIC.Namespace)
 	}
-	return ps.drift, errors.Join(ps.errs...)
 }
 
 func (ps *pass) syncNamespace(ns *plan.Namespace) {
@@ -47,15 +63,11 @@ func (ps *pass) syncNamespace(ns *plan.Namespace) {
 	case err != nil:
 		ps.fail(namespaceError(ns, err))
 	}
-	if s := ps.spaces[ns.Path]; s != nil && ns.ID == plan.ResolverNamespace {
-		s.shared = true // every network has a port there
-	}
-	ps.release(ns.Path)
 }
 
-// release closes a namespace that is not likely to be needed again in this pass: thousands may be looked at.
+// release closes a namespace that this pass is done with: thousands may be looked at.
 func (ps *pass) release(path string) {
-	if s := ps.spaces[path]; s != nil && s.own && !s.shared {
+	if s := ps.spaces[path]; s != nil && s.own {
 		s.close()
 		delete(ps.spaces, path)
 	}

@@ -87,6 +87,13 @@ func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) er
 		if c.New == nil {
 			continue
 		}
+		if index := f.n.known.newborn(c.New.Device); index != 0 {
+			ready = append(ready, c.New)
+			w := setLink("set "+c.New.Device+" up", index, unix.IFF_UP)
+			w.fine = []unix.Errno{unix.ENODEV} // deleted by somebody just now, which wakes the engine
+			up = append(up, w)
+			continue
+		}
 		l, ok, err := f.n.host.linkByName(c.New.Device)
 		ps.fail(portError(c.New, err))
 		if !ok || !l.ours() || l.group != groupOurs {

@@ -19,6 +19,7 @@ type known struct {
 	alias string
 	mtu   int
 	flags uint32 // those that are on when the link is settled
+	index int    // of a switch side that was just made
 	// fresh: made by Devices and not yet set up by Finish, so that being down is no drift.
 	fresh bool
 	// settled: Finish is done with it.
@@ -43,6 +44,25 @@ func (r *registry) note(p *plan.Port, fresh bool) {
 	if p.VNIC.Namespace == "" {
 		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, flags: working, fresh: fresh})
 	}
+}
+
+// born notes the index of a port's switch side that was just made.
+func (r *registry) born(name string, index int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k := r.links[name]; k != nil {
+		k.index = index
+	}
+}
+
+// newborn gives the index of a switch side that was made and not yet set up, or 0.
+func (r *registry) newborn(name string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k := r.links[name]; k != nil && k.fresh {
+		return k.index
+	}
+	return 0
 }
 
 // settle marks a port as finished and says whether it was fresh.

@@ -64,6 +64,8 @@ type Netdev struct {
 
 	// writes counts changes made to the kernel.
 	writes *atomic.Int64
+	// bufs are the receive buffers of sockets that were closed: a Sync opens one in every compartment.
+	bufs sync.Pool
 	// settings guards the record of host settings.
 	settings sync.Mutex
 	closing  sync.Once
@@ -96,10 +98,10 @@ func New(opts Options) (*Netdev, error) {
 }
 
 func (n *Netdev) openSockets() (err error) {
-	if n.host, err = openConn(n.writes); err != nil {
+	if n.host, err = n.openConn(); err != nil {
 		return err
 	}
-	if n.grim, err = openConn(n.writes); err != nil {
+	if n.grim, err = n.openConn(); err != nil {
 		n.host.close()
 	}
 	return err
@@ -195,6 +197,15 @@ func (ps *pass) hostLink(name string) (link, bool, error) {
 		return l, ok, nil
 	}
 	return ps.n.host.linkByName(name)
+}
+
+// linkIn finds a link in the host's namespace or in a compartment. One that only has name as a further name is another.
+func (ps *pass) linkIn(s *space, name string) (link, bool, error) {
+	if s.path == "" {
+		return ps.hostLink(name)
+	}
+	l, ok, err := s.conn.linkByName(name)
+	return l, ok && l.name == name, err
 }
 
 // listHost lists the host's links once, for a pass that will look at many.

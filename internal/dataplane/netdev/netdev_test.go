@@ -84,6 +84,8 @@ func TestRepair(t *testing.T) {
 		{"vNIC MTU", eth0 + "link set eth0 mtu 1300", "MTU 1300"},
 		{"vNIC MAC", eth0 + "link set eth0 address 02:99:99:99:99:99", "MAC 02:99:99:99:99:99"},
 		{"vNIC renamed", eth0 + "link set eth0 down && " + eth0 + "link set eth0 name lan0", "moved away"},
+		{"vNIC renamed, old name kept", eth0 + "link set eth0 down && " + eth0 + "link set eth0 name lan0 && " +
+			eth0 + "link property add dev lan0 altname eth0", "moved away"},
 		{"vNIC moved", eth0 + "link set eth0 netns 1", "moved away"},
 		{"IPv4 address", eth0 + "addr del 10.77.1.1/16 dev eth0", "without address 10.77.1.1/16"},
 		{"IPv6 address", eth0 + "addr del fd77::1:1/64 dev eth0", "without address fd77::1:1/64"},
@@ -436,8 +438,8 @@ func TestPool(t *testing.T) {
 	p := sample()
 	addEndpoint(p, 3) // more than the pool holds
 	apply(t, n, &plan.Plan{}, p)
+	testhost.Eventually(t, 5*time.Second, n.pool.filled) // filling it writes
 	quiet(t, n, p)
-	testhost.Eventually(t, 5*time.Second, n.pool.filled)
 	apply(t, n, p, &plan.Plan{})
 	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 {
 		t.Errorf("left over: %v, %v", left, err)

@@ -199,19 +199,15 @@ func (c *conn) listAddresses() ([]address, error) {
 
 // listRoutes lists the routes of all tables and both families, without cached ones.
 func (c *conn) listRoutes() ([]route, error) {
-	var all []route
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		msg := &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}}
-		msgs, err := c.dump(unix.RTM_GETROUTE, msg)
-		if err != nil {
-			return nil, err
+	msgs, err := c.dump(unix.RTM_GETROUTE, &nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_UNSPEC}})
+	msgs = slices.DeleteFunc(msgs, func(m []byte) bool {
+		if len(m) < unix.SizeofRtMsg {
+			return true
 		}
-		msgs = slices.DeleteFunc(msgs, func(m []byte) bool {
-			return len(m) < unix.SizeofRtMsg || m[0] != family || nl.DeserializeRtMsg(m).Flags&unix.RTM_F_CLONED != 0
-		})
-		all = append(all, parseAll(msgs, parseRoute)...)
-	}
-	return all, nil
+		head := nl.DeserializeRtMsg(m)
+		return head.Family != unix.AF_INET && head.Family != unix.AF_INET6 || head.Flags&unix.RTM_F_CLONED != 0
+	})
+	return parseAll(msgs, parseRoute), err
 }
 
 func parseAll[T any](msgs [][]byte, parse func([]byte) T) []T {

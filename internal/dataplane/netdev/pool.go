@@ -50,10 +50,7 @@ func (p *pool) take() *space {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	select {
-	case p.taken <- struct{}{}:
-	default:
-	}
+	p.again()
 	if len(p.ready) == 0 {
 		return nil
 	}
@@ -70,19 +67,15 @@ func (p *pool) run() {
 			return
 		case <-p.taken:
 		}
-		// Wait until nothing has been taken for a while.
+		// Wait until nothing has been taken for a while, then fill up, or until something is.
 		select {
 		case <-p.stop:
 			return
 		case <-p.taken:
 			p.again()
-			continue
 		case <-time.After(refillAfter):
+			p.fill()
 		}
-		if !p.fillOne() {
-			continue
-		}
-		p.again()
 	}
 }
 
@@ -93,23 +86,29 @@ func (p *pool) again() {
 	}
 }
 
-// fillOne adds a namespace and says whether that worked and more are wanted.
-func (p *pool) fillOne() bool {
-	p.mu.Lock()
-	full := len(p.ready) >= p.size
-	p.mu.Unlock()
-	if full {
-		return false
+// fill adds namespaces until there are enough, or somebody wants the processor for an attach.
+func (p *pool) fill() {
+	for len(p.taken) == 0 && p.lacks() {
+		select {
+		case <-p.stop:
+			return
+		default:
+		}
+		s, err := p.n.newNamespace()
+		if err != nil {
+			p.n.log.Warn("namespace pool stays short", "error", err)
+			return
+		}
+		p.mu.Lock()
+		p.ready = append(p.ready, s)
+		p.mu.Unlock()
 	}
-	s, err := p.n.newNamespace()
-	if err != nil {
-		p.n.log.Warn("namespace pool stays short", "error", err)
-		return false
-	}
+}
+
+func (p *pool) lacks() bool {
 	p.mu.Lock()
-	p.ready = append(p.ready, s)
-	p.mu.Unlock()
-	return true
+	defer p.mu.Unlock()
+	return len(p.ready) < p.size
 }
 
 // newNamespace makes a network namespace that is not bound yet: loopback up, born-with settings made, a socket open.

@@ -54,16 +54,21 @@ func (ps *pass) makePair(p *plan.Port) error {
 		return err
 	}
 	ps.n.known.note(p, true)
-	if err := ps.n.host.write(newPair(p, s.fd, s.next)); err != nil {
+	near := link{}
+	w := newPair(p, s.fd, s.next)
+	w.echo = func(m []byte) { near = parseLink(m) }
+	if err := ps.n.host.write(w); err != nil {
 		ps.n.known.forget(p.Device)
 		return err
 	}
 	ps.forget(p.Device)
-	// Both ends as they are now; only their indices may have to be asked for.
-	near, ok, err := ps.n.host.linkByName(p.Device)
-	if err != nil || !ok {
-		return fmt.Errorf("find new link %s: %w", p.Device, errors.Join(err, missingIf(!ok)))
+	ok := near.name == p.Device
+	if !ok { // before Linux 6.2 there is no echo
+		if near, ok, err = ps.n.host.linkByName(p.Device); err != nil || !ok {
+			return fmt.Errorf("find new link %s: %w", p.Device, errors.Join(err, missingIf(!ok)))
+		}
 	}
+	ps.n.known.born(p.Device, near.index)
 	far := link{index: s.next, name: p.VNIC.Device, kind: "veth", mtu: p.VNIC.MTU, mac: p.VNIC.MAC, peer: near.index}
 	if s.next != 0 {
 		s.next++
@@ -104,10 +109,13 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 	case near.group == groupDying:
 		return ps.createPort(p)
 	}
-	if err := s.list(); err != nil {
+	far, ok, err := ps.linkIn(s, p.VNIC.Device)
+	if err == nil {
+		err = s.list()
+	}
+	if err != nil {
 		return fmt.Errorf("list %s: %w", place(s.path), err)
 	}
-	far, ok := s.links[p.VNIC.Device]
 	if !ok || far.kind != "veth" || far.peer != near.index || near.peer != far.index {
 		// The vNIC was renamed, or moved to another namespace. A device that was in foreign hands is not taken back:
 		// the pair is made anew.
@@ -137,31 +145,24 @@ func (ps *pass) dropRenamed(p *plan.Port) error {
 
 // configure writes what differs at both ends of a pair.
 func (ps *pass) configure(p *plan.Port, s *space, near, far link, fresh bool) error {
-	ps.n.known.note(p, fresh)
+	if !fresh {
+		ps.n.known.note(p, false)
+	}
 	d := differ{ps: ps, id: string(p.ID), quiet: fresh}
 	d.near(p, near, fresh)
 	if err := ps.n.host.write(d.take()...); err != nil {
 		return err
 	}
-	if err := ps.ensureQuiet(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
+	if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
 		return err
 	}
 	if s.path == "" {
-		if err := ps.ensureQuiet(fresh, string(p.ID), deviceSettings(true, far.name)); err != nil {
+		if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(true, far.name)); err != nil {
 			return err
 		}
 	}
 	d.far(p, s, far, fresh)
 	return s.conn.write(d.take()...)
-}
-
-// ensureQuiet is ensureSettings, without calling it drift on a device that was just made.
-func (ps *pass) ensureQuiet(fresh bool, id string, settings [][2]string) error {
-	report := ps.report
-	ps.report = report && !fresh
-	err := ps.ensureSettings(id, settings)
-	ps.report = report
-	return err
 }
 
 // differ collects the writes that make a device what the plan says.

@@ -21,6 +21,7 @@ type conn struct {
 	seq    uint32
 	buf    []byte
 	writes *atomic.Int64
+	bufs   *sync.Pool
 }
 
 const (
@@ -42,15 +43,17 @@ type write struct {
 	req   *nl.NetlinkRequest
 	// fine holds results that are as good as success.
 	fine []unix.Errno
+	// echo, unless nil, is given the kernel's view of what was made (NLM_F_ECHO); what it gets is valid for the call.
+	echo func(m []byte)
 }
 
 // openConn opens a socket in the network namespace of the calling thread.
-func openConn(writes *atomic.Int64) (*conn, error) {
+func (n *Netdev) openConn() (*conn, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	c := &conn{fd: fd, writes: writes}
+	c := &conn{fd: fd, writes: n.writes, bufs: &n.bufs}
 	if err := c.setup(); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("set up netlink socket: %w", err)
@@ -79,7 +82,13 @@ func (c *conn) setup() error {
 	return unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 }
 
-func (c *conn) close() { unix.Close(c.fd) }
+func (c *conn) close() {
+	unix.Close(c.fd)
+	if b := c.buf; b != nil {
+		c.buf = nil
+		c.bufs.Put(&b)
+	}
+}
 
 // write applies all changes in order, also after one that fails, and returns what went wrong.
 func (c *conn) write(ws ...write) error {
@@ -103,6 +112,9 @@ func (c *conn) writePart(ws []write) error {
 		c.seq++
 		w.req.Seq = c.seq
 		w.req.Flags |= unix.NLM_F_ACK
+		if w.echo != nil {
+			w.req.Flags |= unix.NLM_F_ECHO
+		}
 		out = append(out, w.req.Serialize()...)
 		for len(out)%unix.NLMSG_ALIGNTO != 0 {
 			out = append(out, 0)
@@ -120,8 +132,14 @@ func (c *conn) writePart(ws []write) error {
 		}
 		for _, m := range msgs {
 			i := int(m.Header.Seq - first)
-			if m.Header.Type != unix.NLMSG_ERROR || i < 0 || i >= len(ws) {
+			if i < 0 || i >= len(ws) {
 				continue // late answer to a request that was given up
+			}
+			if m.Header.Type != unix.NLMSG_ERROR {
+				if ws[i].echo != nil {
+					ws[i].echo(m.Data)
+				}
+				continue
 			}
 			answered++
 			if err := answerError(m); err != nil && !ws[i].isFine(err) {
@@ -153,7 +171,11 @@ func (c *conn) send(b []byte) error {
 // receive reads one datagram. The messages point into the socket's buffer and are valid until the next call.
 func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
 	if c.buf == nil {
-		c.buf = make([]byte, 64<<10)
+		if b, ok := c.bufs.Get().(*[]byte); ok {
+			c.buf = *b
+		} else {
+			c.buf = make([]byte, 64<<10) // as large as the kernel's answers get
+		}
 	}
 	for {
 		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)

@@ -138,22 +138,22 @@ func deviceSettings(hostVNIC bool, name string) [][2]string {
 	return [][2]string{{"net/ipv6/conf/" + name + "/disable_ipv6", "1"}}
 }
 
-// ensureSettings sets what differs. A device without IPv6 (kernel or MTU) lacks those of IPv6.
-func (ps *pass) ensureSettings(id string, settings [][2]string) error {
+// ensureSettings sets what differs, or all of a device that was just made: reading costs what writing does. A device
+// without IPv6 (kernel or MTU) lacks those of IPv6.
+func (ps *pass) ensureSettings(fresh bool, id string, settings [][2]string) error {
 	return ps.n.home.do(func() error {
 		for _, kv := range settings {
-			have, err := ps.n.readSysctl(kv[0])
-			if errors.Is(err, os.ErrNotExist) {
-				continue
+			if !fresh {
+				have, err := ps.n.readSysctl(kv[0])
+				if err == nil && have == kv[1] || errors.Is(err, os.ErrNotExist) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				ps.found(id, "sysctl "+kv[0], "%s", have)
 			}
-			if err != nil {
-				return err
-			}
-			if have == kv[1] {
-				continue
-			}
-			ps.found(id, "sysctl "+kv[0], "%s", have)
-			if err := ps.n.writeSysctl(kv[0], kv[1]); err != nil {
+			if err := ps.n.writeSysctl(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
 		}

@@ -101,7 +101,7 @@ func (n *Netdev) Watch(ctx context.Context, wake func(cause string), ready chan<
 }
 
 func (w *watcher) open() (err error) {
-	if w.netlink, err = openConn(w.n.writes); err != nil {
+	if w.netlink, err = w.n.openConn(); err != nil {
 		return err
 	}
 	for _, g := range watchGroups {
