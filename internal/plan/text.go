@@ -1,0 +1,154 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Text writes the plan the way `ip` and a switch's own tools would list it, always
+// in the same order: for people, and for tests that compare it with a file.
+func (p *Plan) Text() string {
+	var b strings.Builder
+	if p.Host.Forward4 {
+		b.WriteString("sysctl net.ipv4.ip_forward = 1\n")
+	}
+	if p.Host.Forward6 {
+		b.WriteString("sysctl net.ipv6.conf.all.forwarding = 1\n")
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.Namespaces)) {
+		p.Namespaces[id].text(&b)
+	}
+	switches := slices.SortedFunc(maps.Values(p.Switches), func(x, y *Switch) int { return cmp.Compare(x.Number, y.Number) })
+	for _, s := range switches {
+		s.text(&b)
+	}
+	ports := slices.SortedFunc(maps.Values(p.Ports), func(x, y *Port) int {
+		return cmp.Or(cmp.Compare(x.Switch, y.Switch), cmp.Compare(y.Kind, x.Kind), cmp.Compare(x.ID, y.ID))
+	})
+	for _, port := range ports {
+		port.text(&b)
+	}
+	return b.String()
+}
+
+func (n *Namespace) text(b *strings.Builder) {
+	fmt.Fprintf(b, "netns %s\n", n.Path)
+	for _, k := range slices.Sorted(maps.Keys(n.Sysctls)) {
+		fmt.Fprintf(b, "    sysctl %s = %s\n", k, n.Sysctls[k])
+	}
+}
+
+func (m Mode) String() string {
+	switch m {
+	case ModeNAT:
+		return "nat"
+	case ModeInternal:
+		return "internal"
+	case ModePrivate:
+		return "private"
+	}
+	return fmt.Sprintf("mode %d", m)
+}
+
+func (k PortKind) String() string {
+	switch k {
+	case PortContainer:
+		return "container"
+	case PortHost:
+		return "host"
+	case PortResolver:
+		return "resolver"
+	}
+	return fmt.Sprintf("kind %d", k)
+}
+
+func (s *Switch) text(b *strings.Builder) {
+	fmt.Fprintf(b, "switch %d %q %s mtu %d\n", s.Number, s.Name, s.Mode, s.MTU)
+	for _, n := range s.Subnets {
+		fmt.Fprintf(b, "    subnet %s", n.Prefix)
+		if n.Gateway.IsValid() {
+			fmt.Fprintf(b, " gateway %s", n.Gateway)
+		}
+		b.WriteByte('\n')
+	}
+	if len(s.DNS.Listen) > 0 {
+		fmt.Fprintf(b, "    dns %s dev %s netns %s%s%s%s\n", list(s.DNS.Listen), s.DNS.Device, s.DNS.Namespace,
+			optional(" domain ", s.DNS.Domain), optional(" search ", strings.Join(s.DNS.Search, ",")), optional(" upstream ", list(s.DNS.Upstreams)))
+	}
+}
+
+func list[T fmt.Stringer](in []T) string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = v.String()
+	}
+	return strings.Join(out, ",")
+}
+
+func optional(label, value string) string {
+	if value == "" {
+		return ""
+	}
+	return label + value
+}
+
+func (p *Port) text(b *strings.Builder) {
+	fmt.Fprintf(b, "port %s %s switch %d mac %s addr %s,%s%s%s\n", p.Device, p.Kind, p.Switch, p.MAC, list(p.Addrs), p.LinkLocal,
+		optional(" names ", strings.Join(p.Names, ",")), optional(" altname ", p.AltName))
+	fmt.Fprintf(b, "    alias %q\n", p.Alias)
+	v := p.VNIC
+	fmt.Fprintf(b, "    link %s%s mtu %d address %s alias %q\n", v.Device, optional(" netns ", v.Namespace), v.MTU, v.MAC, v.Alias)
+	for _, a := range v.Addrs {
+		fmt.Fprintf(b, "    addr %s dev %s\n", a, v.Device)
+	}
+	fmt.Fprintf(b, "    addr %s dev %s\n", netip.PrefixFrom(v.LinkLocal, 64), v.Device)
+	for _, r := range v.Routes {
+		fmt.Fprintf(b, "    %s\n", r)
+	}
+	for _, f := range p.Forwards {
+		fmt.Fprintf(b, "    %s\n", f)
+	}
+}
+
+// String is the route as `ip route` has it.
+func (r Route) String() string {
+	s := "route " + r.Dst.String()
+	if r.Dst.Bits() == 0 {
+		s = "route default"
+	}
+	if r.Via.IsValid() {
+		s += " via " + r.Via.String()
+	}
+	if r.OnLink {
+		s += " onlink"
+	}
+	if r.Metric != 0 {
+		s += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	return s
+}
+
+// String names both ends of the forward.
+func (f Forward) String() string {
+	where := ""
+	switch f.Scope {
+	case ScopeAddress:
+		where = netip.AddrPortFrom(f.Bind, f.Port).String()
+	case ScopeAll:
+		where = fmt.Sprintf("all:%d", f.Port)
+	case ScopeLAN:
+		where = fmt.Sprintf("lan:%d", f.Port)
+	}
+	proto := fmt.Sprintf("protocol %d", f.Protocol)
+	switch f.Protocol {
+	case 6:
+		proto = "tcp"
+	case 17:
+		proto = "udp"
+	}
+	return "forward " + proto + " " + where + " -> " + f.To.String()
+}
