@@ -54,19 +54,16 @@ func (ps *pass) makePair(p *plan.Port) error {
 		return err
 	}
 	ps.n.known.note(p, true)
-	near := link{}
-	w := newPair(p, s.fd, s.next)
-	w.echo = func(m []byte) { near = parseLink(m) }
-	if err := ps.n.host.write(w); err != nil {
+	if err := ps.n.host.write(newPair(p, s.fd, s.next)); err != nil {
 		ps.n.known.forget(p.Device)
 		return err
 	}
 	ps.forget(p.Device)
-	ok := near.name == p.Device
-	if !ok { // before Linux 6.2 there is no echo
-		if near, ok, err = ps.n.host.linkByName(p.Device); err != nil || !ok {
-			return fmt.Errorf("find new link %s: %w", p.Device, errors.Join(err, missingIf(!ok)))
-		}
+	// Both ends as they are now; only their indices may have to be asked for. An echo of the message (NLM_F_ECHO) would
+	// tell too, but costs as much as the look-up.
+	near, ok, err := ps.n.host.linkByName(p.Device)
+	if err != nil || !ok {
+		return fmt.Errorf("find new link %s: %w", p.Device, errors.Join(err, missingIf(!ok)))
 	}
 	ps.n.known.born(p.Device, near.index)
 	far := link{index: s.next, name: p.VNIC.Device, kind: "veth", mtu: p.VNIC.MTU, mac: p.VNIC.MAC, peer: near.index}

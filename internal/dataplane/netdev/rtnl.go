@@ -43,8 +43,6 @@ type write struct {
 	req   *nl.NetlinkRequest
 	// fine holds results that are as good as success.
 	fine []unix.Errno
-	// echo, unless nil, is given the kernel's view of what was made (NLM_F_ECHO); what it gets is valid for the call.
-	echo func(m []byte)
 }
 
 // openConn opens a socket in the network namespace of the calling thread.
@@ -112,9 +110,6 @@ func (c *conn) writePart(ws []write) error {
 		c.seq++
 		w.req.Seq = c.seq
 		w.req.Flags |= unix.NLM_F_ACK
-		if w.echo != nil {
-			w.req.Flags |= unix.NLM_F_ECHO
-		}
 		out = append(out, w.req.Serialize()...)
 		for len(out)%unix.NLMSG_ALIGNTO != 0 {
 			out = append(out, 0)
@@ -132,14 +127,8 @@ func (c *conn) writePart(ws []write) error {
 		}
 		for _, m := range msgs {
 			i := int(m.Header.Seq - first)
-			if i < 0 || i >= len(ws) {
+			if m.Header.Type != unix.NLMSG_ERROR || i < 0 || i >= len(ws) {
 				continue // late answer to a request that was given up
-			}
-			if m.Header.Type != unix.NLMSG_ERROR {
-				if ws[i].echo != nil {
-					ws[i].echo(m.Data)
-				}
-				continue
 			}
 			answered++
 			if err := answerError(m); err != nil && !ws[i].isFine(err) {
