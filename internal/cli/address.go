@@ -38,7 +38,7 @@ func newAddressLsCmd(a *app) *cobra.Command {
 		Short:   "List addresses and their holders",
 		Long:    "Lists the addresses of gateways and endpoints. Reserved ones belong to what is not attached now.",
 		Example: "  bulkhead address ls --network nat",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.Flags().StringVar(&network, "network", "", "only those of one network")
@@ -111,7 +111,7 @@ func newExposedCmd(a *app) *cobra.Command {
 		Long: `Shows every published port of this host, and who can reach it: this host alone, the
 LAN, or one address. A firewall of the host may allow less; it is obeyed.`,
 		Example: "  bulkhead exposed\n  bulkhead exposed -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

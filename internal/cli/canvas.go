@@ -98,7 +98,7 @@ func (c *canvas) vertical(x, y1, y2 int) {
 }
 
 // box draws a frame with a title in its upper edge.
-func (c *canvas) box(x1, y1, x2, y2 int, title string, st style) {
+func (c *canvas) box(x1, y1, x2, y2 int, title noteRow) {
 	l := c.lines
 	c.horizontal(x1, x2, y1)
 	c.horizontal(x1, x2, y2)
@@ -108,9 +108,9 @@ func (c *canvas) box(x1, y1, x2, y2 int, title string, st style) {
 	c.set(x2, y1, l.topRight, plain)
 	c.set(x1, y2, l.bottomLeft, plain)
 	c.set(x2, y2, l.bottomRight, plain)
-	if title != "" && x2-x1 > 8 {
+	if len(title) > 0 && x2-x1 > 8 {
 		c.set(x1+4, y1, ' ', plain)
-		end := c.text(x1+5, y1, x2-x1-7, title, st)
+		end := drawRow(c, x1+5, y1, x2-x1-7, title)
 		c.set(end, y1, ' ', plain)
 	}
 }

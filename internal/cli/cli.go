@@ -116,9 +116,12 @@ virtual switch. This command talks to the daemon over its unix socket.`,
 	flags.Lookup("host").DefValue = defaultHost // the reference is the same on every machine
 	flags.BoolVar(&a.noColor, "no-color", false, "write no colours; so does NO_COLOR in the environment")
 	a.addCommands(root)
-	root.AddCommand(deps.Extra...)
+	for _, cmd := range deps.Extra {
+		root.AddCommand(grouped(groupSystem, cmd))
+	}
+	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
-	describeCompletion(root)
+	describeDefaults(root)
 	return root
 }
 

@@ -150,18 +150,24 @@ func completeSignals(*cobra.Command, []string, string) ([]string, cobra.ShellCom
 	return []string{"SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"}, cobra.ShellCompDirectiveNoFileComp
 }
 
-// describeCompletion gives cobra's own commands the examples that all ours have.
-func describeCompletion(root *cobra.Command) {
+// describeDefaults gives cobra's own commands the words that all ours have.
+func describeDefaults(root *cobra.Command) {
 	for _, cmd := range root.Commands() {
-		if cmd.Name() != "completion" {
-			continue
-		}
-		cmd.Short = "Write a completion script for a shell"
-		cmd.Long = "Writes a script that completes commands, flags and the names of what is there."
-		cmd.Example = "  source <(bulkhead completion bash)"
-		for _, shell := range cmd.Commands() {
-			shell.Short = "Write the completion script for " + shell.Name()
-			shell.Example = "  bulkhead completion " + shell.Name()
+		switch cmd.Name() {
+		case "help":
+			cmd.GroupID = groupSystem
+			cmd.Short = "Explain a command"
+			cmd.Long = "Explains a command, as its --help does."
+			cmd.Example = "  bulkhead help run"
+		case "completion":
+			cmd.GroupID = groupSystem
+			cmd.Short = "Write a completion script for a shell"
+			cmd.Long = "Writes a script that completes commands, flags and the names of what is there."
+			cmd.Example = "  source <(bulkhead completion bash)"
+			for _, shell := range cmd.Commands() {
+				shell.Short = "Write the completion script for " + shell.Name()
+				shell.Example = "  bulkhead completion " + shell.Name()
+			}
 		}
 	}
 }

@@ -28,7 +28,7 @@ func newEndpointLsCmd(a *app) *cobra.Command {
 		Short:   "List endpoints",
 		Long:    "Lists endpoints, those of containers too. NAMESPACE is the compartment that an endpoint is attached to.",
 		Example: "  bulkhead endpoint ls\n  bulkhead endpoint ls --network nat",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.Flags().StringVar(&network, "network", "", "only those of one network")
@@ -113,7 +113,7 @@ func newEndpointCreateCmd(a *app) *cobra.Command {
 removed; namespace attach gives a compartment the vNIC.`,
 		Example: `  bulkhead endpoint create --network nat --name web0
   bulkhead endpoint create --network lan --ip 10.7.0.9 --mac-address 00-15-5D-00-00-09 -p 8080:80`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			published, asked, err := ports.parse()
 			if err != nil {

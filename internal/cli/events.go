@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,7 +25,7 @@ func newEventsCmd(a *app) *cobra.Command {
 		Long: `Shows what happens to containers, networks, endpoints, namespaces and images, and what
 was repaired because somebody else had changed it (drift), until interrupted.`,
 		Example: "  bulkhead events\n  bulkhead events -o json --after 1200",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.Flags().Uint64Var(&after, "after", 0, "begin with those after an event's number, as far as they are kept")
@@ -45,6 +46,10 @@ was repaired because somebody else had changed it (drift), until interrupted.`,
 		defer stream.Close()
 		for {
 			e, err := stream.Next()
+			if errors.Is(err, client.ErrStreamEnded) {
+				return api.Errorf(api.KindUnavailable, "the daemon ended the stream: it stops, or this reader is too slow").
+					Hint("go on with bulkhead events --after %d", stream.Last())
+			}
 			if err != nil {
 				return err
 			}

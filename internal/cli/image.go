@@ -42,7 +42,7 @@ func newImagesCmd(a *app) *cobra.Command {
 		Short:   "List images",
 		Long:    "Lists the images in the local store. SIZE is that of the compressed layers.",
 		Example: "  bulkhead images\n  bulkhead images -o name",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -228,7 +228,7 @@ func newImagePruneCmd(a *app) *cobra.Command {
 		Short:   "Remove images that have no name and no container",
 		Long:    "Removes what no name leads to and no container uses, and prints what was removed.",
 		Example: "  bulkhead image prune",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {

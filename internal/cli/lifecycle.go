@@ -247,10 +247,15 @@ func needArgs(least, most int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return api.Errorf(api.KindInvalid, "%s: the %s is missing", cmd.CommandPath(), what).Hint("%s --help", cmd.CommandPath())
+			return api.Errorf(api.KindInvalid, "%s: the %s is missing", cmd.Name(), what).Hint("%s --help", cmd.CommandPath())
 		case most >= 0 && len(args) > most:
-			return api.Errorf(api.KindInvalid, "%s: %q is too much", cmd.CommandPath(), args[most]).Hint("%s --help", cmd.CommandPath())
+			return api.Errorf(api.KindInvalid, "%s: %q is too much", cmd.Name(), args[most]).Hint("%s --help", cmd.CommandPath())
 		}
 		return nil
 	}
+}
+
+// noArgs refuses a command line with any.
+func noArgs(cmd *cobra.Command, args []string) error {
+	return needArgs(0, 0, "")(cmd, args)
 }

@@ -26,7 +26,7 @@ func newNamespaceLsCmd(a *app) *cobra.Command {
 		Short:   "List namespaces",
 		Long:    "Lists namespaces with the number of their compartment and what is in it.",
 		Example: "  bulkhead namespace ls",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -68,7 +68,7 @@ func newNamespaceCreateCmd(a *app) *cobra.Command {
 		Short:   "Create a namespace",
 		Long:    "Creates a compartment with a network stack of its own, and prints the namespace's ID.",
 		Example: "  bulkhead namespace create --name pod",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {

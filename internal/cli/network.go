@@ -29,7 +29,7 @@ func newNetworkLsCmd(a *app) *cobra.Command {
 		Short:   "List networks",
 		Long:    "Lists the networks of this host, whoever made them.",
 		Example: "  bulkhead network ls\n  bulkhead network ls -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -186,7 +186,7 @@ func newNetworkPruneCmd(a *app) *cobra.Command {
 		Long: `Removes the networks made with bulkhead network create that have no endpoints. Networks
 of other HCN clients and the network nat stay.`,
 		Example: "  bulkhead network prune\n  bulkhead network prune -f",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {

@@ -24,7 +24,7 @@ alternatives, filters of different keys must all hold.`,
 		Example: `  bulkhead ps -a
   bulkhead ps --filter network=lan --filter status=running
   bulkhead ps -q --filter label=app=web`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	flags := cmd.Flags()

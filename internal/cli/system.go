@@ -18,7 +18,7 @@ func newDoctorCmd(a *app) *cobra.Command {
 itself, and says what to do about what is wrong. The exit code is 1 if something
 is.`,
 		Example: "  bulkhead doctor",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -72,7 +72,7 @@ func newInfoCmd(a *app) *cobra.Command {
 		Short:   "Show what the daemon is and holds",
 		Long:    "Shows the daemon's version, the host it runs on, and how many objects it holds.",
 		Example: "  bulkhead info",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -129,7 +129,7 @@ func newVersionCmd(a *app) *cobra.Command {
 		Short:   "Show the versions of this command and of the daemon",
 		Long:    "Shows the versions of this command and of the daemon, if it runs.",
 		Example: "  bulkhead version",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -25,7 +25,7 @@ func newTopologyCmd(a *app) *cobra.Command {
 addresses on it, and on its ports each compartment with its container, vNICs, MACs,
 addresses and published ports. It is as wide as the terminal.`,
 		Example: "  bulkhead topology\n  bulkhead topology --ascii --width 80",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {

@@ -44,7 +44,7 @@ const (
 
 // node is a box below a switch: a compartment, or an endpoint that has none.
 type node struct {
-	title string
+	title noteRow
 	rows  []noteRow
 }
 
@@ -71,10 +71,10 @@ func (t topology) draw(columns int, l lines) *canvas {
 		}
 		y = t.drawNetwork(c, n, y)
 	}
-	if lone := t.unconnected(l); len(lone) > 0 {
+	if lone := t.unconnected(); len(lone) > 0 {
 		y = t.drawUnconnected(c, lone, y+1)
 	}
-	c.box(0, 0, c.width-1, y, "host", bold)
+	c.box(0, 0, c.width-1, y, noteRow{{"host", bold}})
 	if t.info.Uplink != "" {
 		drawSpine(c, exits)
 	}
@@ -115,7 +115,7 @@ func (t topology) drawNetwork(c *canvas, n hcn.HostComputeNetwork, y int) int {
 	nodes := t.nodes(n, c.lines)
 	notes := t.switchNotes(n, len(nodes), c.lines)
 	bottom := y + len(notes) + 1
-	c.box(switchColumn, y, right, bottom, fmt.Sprintf("switch %s (%s)", n.Name, n.Type), bold)
+	c.box(switchColumn, y, right, bottom, noteRow{{"switch " + n.Name, bold}, {fmt.Sprintf(" (%s)", n.Type), plain}})
 	for i, row := range notes {
 		drawRow(c, switchColumn+2, y+1+i, right-switchColumn-3, row)
 	}
@@ -169,7 +169,7 @@ func drawNodes(c *canvas, nodes []node, edge int) int {
 	room := c.width - 2 - firstBox
 	size := 0
 	for _, n := range nodes {
-		size = max(size, width(clean(n.title))+8)
+		size = max(size, n.title.width()+8)
 		for _, r := range n.rows {
 			size = max(size, r.width()+4)
 		}
@@ -204,7 +204,7 @@ func drawNodeRow(c *canvas, row []node, size, y int) int {
 	for i, n := range row {
 		x := firstBox + i*(size+2)
 		tall = max(tall, len(n.rows))
-		c.box(x, y+1, x+size-1, y+2+len(n.rows), n.title, bold)
+		c.box(x, y+1, x+size-1, y+2+len(n.rows), n.title)
 		c.set(x+2, y, c.lines.down, plain)
 		c.set(x+2, y+1, c.lines.up, plain)
 		for j, r := range n.rows {
@@ -225,11 +225,13 @@ func drawBranch(c *canvas, row []node, size, y int, begin rune) {
 	c.set(end, y, c.lines.topRight, plain)
 }
 
-func drawRow(c *canvas, x, y, room int, row noteRow) {
+// drawRow puts a row of at most room columns and gives the column after it.
+func drawRow(c *canvas, x, y, room int, row noteRow) int {
 	end := x + room
 	for _, part := range row {
 		x = c.text(x, y, end-x, part.text, part.style)
 	}
+	return x
 }
 
 // nodes are the compartments on a network, by name; endpoints that are in none
@@ -252,6 +254,6 @@ func (t topology) nodes(n hcn.HostComputeNetwork, l lines) []node {
 	for _, endpoints := range byPlace {
 		out = append(out, t.node(n, endpoints, l))
 	}
-	slices.SortFunc(out, func(a, b node) int { return cmp.Compare(a.title, b.title) })
+	slices.SortFunc(out, func(a, b node) int { return cmp.Compare(a.title[0].text, b.title[0].text) })
 	return out
 }

@@ -18,21 +18,18 @@ func (t topology) node(n hcn.HostComputeNetwork, endpoints []hcn.HostComputeEndp
 	})
 	ns := endpoints[0].HostComputeNamespace
 	residents := t.residents(endpoints[0])
-	var out node
-	if len(residents) == 0 {
-		out.title = cmp.Or(endpoints[0].Name, "endpoint "+shortID(string(endpoints[0].ID)))
-	} else {
+	name := cmp.Or(endpoints[0].Name, "endpoint "+shortID(string(endpoints[0].ID)))
+	if len(residents) > 0 {
 		names := make([]string, len(residents))
 		for i, c := range residents {
 			names[i] = c.Name
 		}
-		out.title = strings.Join(names, " + ")
+		name = strings.Join(names, " + ")
 	}
-	where := noteRow{}
+	out := node{title: noteRow{{name, bold}}, rows: []noteRow{{{t.compartment(ns), plain}}}}
 	if len(residents) > 0 {
-		where = append(where, cell{residents[0].State.Status, statusStyle(residents[0].State.Status)}, cell{" " + l.dot + " ", plain})
+		out.title = append(out.title, statusCell(residents[0]))
 	}
-	out.rows = append(out.rows, append(where, cell{t.compartment(ns), plain}))
 	for _, e := range endpoints {
 		out.rows = append(out.rows, t.vnic(e, l)...)
 	}
@@ -77,7 +74,7 @@ func (t topology) vnic(e hcn.HostComputeEndpoint, l lines) []noteRow {
 		if a, err := netip.ParseAddrPort(p.Target); err == nil {
 			port = fmt.Sprint(a.Port())
 		}
-		text := fmt.Sprintf("%s port %d %s %s/%s", p.Expose, p.HostPort, l.arrow, port, p.Protocol)
+		text := fmt.Sprintf("%s %d %s %s/%s", p.Expose, p.HostPort, l.arrow, port, p.Protocol)
 		row := noteRow{{text, yellow}}
 		if !slices.ContainsFunc(rows, func(r noteRow) bool { return slices.Equal(r, row) }) {
 			rows = append(rows, row)
@@ -155,7 +152,7 @@ func (t topology) otherNetworks(n hcn.HostComputeNetwork, ns hcn.GUID) []string 
 }
 
 // unconnected are the containers that have no vNIC.
-func (t topology) unconnected(l lines) []node {
+func (t topology) unconnected() []node {
 	var out []node
 	for _, c := range t.containers {
 		shared := slices.ContainsFunc(t.endpoints, func(e hcn.HostComputeEndpoint) bool {
@@ -164,8 +161,9 @@ func (t topology) unconnected(l lines) []node {
 		if len(c.Endpoints) > 0 || shared {
 			continue
 		}
-		row := noteRow{{c.State.Status, statusStyle(c.State.Status)}, {" " + l.dot + " " + t.compartment(c.Namespace), plain}}
-		out = append(out, node{title: c.Name, rows: []noteRow{row}})
+		out = append(out, node{
+			title: noteRow{{c.Name, bold}, statusCell(c)}, rows: []noteRow{{{t.compartment(c.Namespace), plain}}},
+		})
 	}
 	return out
 }
@@ -174,7 +172,7 @@ func (t topology) drawUnconnected(c *canvas, nodes []node, y int) int {
 	c.text(switchColumn, y, c.width-switchColumn-3, "on no network", dim)
 	size := 0
 	for _, n := range nodes {
-		size = max(size, width(clean(n.title))+8, n.rows[0].width()+4)
+		size = max(size, n.title.width()+8, n.rows[0].width()+4)
 	}
 	room := c.width - 2 - firstBox
 	size = min(size, room)
@@ -183,12 +181,16 @@ func (t topology) drawUnconnected(c *canvas, nodes []node, y int) int {
 	for group := range slices.Chunk(nodes, perRow) {
 		for i, n := range group {
 			x := firstBox + i*(size+2)
-			c.box(x, y, x+size-1, y+2, n.title, bold)
+			c.box(x, y, x+size-1, y+2, n.title)
 			drawRow(c, x+2, y+1, size-4, n.rows[0])
 		}
 		y += 3
 	}
 	return y
+}
+
+func statusCell(c api.Container) cell {
+	return cell{" " + c.State.Status, statusStyle(c.State.Status)}
 }
 
 // statusStyle is the colour of a container's status.

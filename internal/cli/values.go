@@ -242,11 +242,11 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d), nil
-	}
 	if n, err := strconv.ParseFloat(s, 64); err == nil && n >= 0 && n < 1e11 {
 		return time.UnixMilli(int64(n * 1000)), nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateTime, time.DateOnly} {
 		if t, err := time.ParseInLocation(layout, s, now.Location()); err == nil {
