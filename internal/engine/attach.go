@@ -27,6 +27,9 @@ func (e *Engine) AttachContainer(ctx context.Context, ref string, s api.Streams)
 	if err != nil {
 		return err
 	}
+	if s.Attached != nil {
+		s.Attached()
+	}
 	return run(ctx, s)
 }
 
