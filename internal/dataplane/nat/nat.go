@@ -66,8 +66,7 @@ func (a *Applier) Close() error {
 	defer a.mu.Unlock()
 	a.commits.mu.Lock()
 	defer a.commits.mu.Unlock()
-	a.ports.releaseAll()
-	errs := []error{a.k.close(), a.commits.close()}
+	errs := []error{a.ports.close(), a.k.close(), a.commits.close()}
 	if a.netns != nil {
 		errs = append(errs, a.netns.Close())
 	}

@@ -24,9 +24,10 @@ import (
 type Reservations struct {
 	inNetns func(func() error) error
 
-	mu   sync.Mutex
-	held map[reservation]*holder
-	next uint16 // where HostPick goes on looking
+	mu     sync.Mutex
+	held   map[reservation]*holder
+	next   uint16 // where HostPick goes on looking
+	filter dropFilter
 }
 
 // reservation is what two forwards must not share.
@@ -162,7 +163,7 @@ func (r *Reservations) reopen(k reservation, owner string) error {
 
 func (r *Reservations) open(k reservation) (fd int, err error) {
 	err = r.inNetns(func() error {
-		fd, err = k.open()
+		fd, err = k.open(&r.filter)
 		return err
 	})
 	return fd, err
@@ -186,11 +187,8 @@ func (r *Reservations) conflict(k reservation) error {
 	return c
 }
 
-// dropAll is a socket filter that takes no byte of any packet.
-var dropAll = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-
 // open makes the socket that holds the port.
-func (k reservation) open() (int, error) {
+func (k reservation) open(filter *dropFilter) (int, error) {
 	family, kind := unix.AF_INET6, unix.SOCK_DGRAM
 	if k.bind.Is4() {
 		family = unix.AF_INET
@@ -202,17 +200,16 @@ func (k reservation) open() (int, error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err := k.occupy(fd); err != nil {
+	if err := k.occupy(fd, filter); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-func (k reservation) occupy(fd int) error {
-	prog := unix.SockFprog{Len: uint16(len(dropAll)), Filter: &dropAll[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
-		return os.NewSyscallError("attach filter", err)
+func (k reservation) occupy(fd int, filter *dropFilter) error {
+	if err := filter.attach(fd); err != nil {
+		return err
 	}
 	if k.proto == unix.IPPROTO_TCP {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
@@ -260,6 +257,13 @@ func (r *Reservations) drop(k reservation) {
 		// What this one covered and cannot be taken again is in no list any more: the next Sync tries, and tells.
 		_ = r.reopen(k, h.owner)
 	}
+}
+
+func (r *Reservations) close() error {
+	r.releaseAll()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.filter.close()
 }
 
 func (r *Reservations) releaseAll() {
