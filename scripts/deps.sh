@@ -9,7 +9,7 @@ declare -A groups=(
 	[build]="clang-14 llvm-14 gcc make"
 	[runtime]="nftables iproute2 runc conmon conntrack"
 	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils curl jq docker-registry mmdebstrap busybox-static shellcheck"
-	[bench]="podman containernetworking-plugins crun"
+	[bench]="podman netavark containernetworking-plugins iptables iperf3 crun"
 )
 
 list=
