@@ -18,6 +18,7 @@ import (
 type commits struct {
 	mu   sync.Mutex
 	ours map[uint32]bool
+	last uint32        // the newest generation known, 0 for none: it need not be asked for before a commit
 	c    *netlink.Conn // to ask for the generation, kept open
 }
 
@@ -33,9 +34,12 @@ func (a *Applier) commit(write func() error) error {
 		}
 		a.commits.c = c
 	}
-	before, err := generation(a.commits.c)
-	if err != nil {
-		return errors.Join(err, a.commits.close())
+	before := a.commits.last
+	if before == 0 {
+		var err error
+		if before, err = generation(a.commits.c); err != nil {
+			return errors.Join(err, a.commits.close())
+		}
 	}
 	if err := write(); err != nil {
 		return err
@@ -47,6 +51,7 @@ func (a *Applier) commit(write func() error) error {
 	if after == before+1 {
 		a.commits.remember(after)
 	}
+	a.commits.last = after
 	return nil
 }
 
@@ -72,6 +77,9 @@ func (c *commits) forget(gen uint32) bool {
 	defer c.mu.Unlock()
 	ours := c.ours[gen]
 	delete(c.ours, gen)
+	if c.last != 0 && int32(gen-c.last) > 0 {
+		c.last = gen
+	}
 	return ours
 }
 
