@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
+)
+
+// checks are the lines of the doctor's report that need the parts below the
+// engine: the kernel's features, other firewalls, the container runtime.
+func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) func(context.Context) []api.Check {
+	return func(ctx context.Context) []api.Check {
+		var out []api.Check
+		for _, f := range vswitch.Probe() {
+			c := api.Check{Name: "kernel: " + f.Name, Status: "ok", Detail: f.Detail}
+			if !f.OK {
+				c.Status, c.Next = "warn", "use Linux "+f.Since+" or later for it"
+				if f.Needed {
+					c.Status = "fail"
+				}
+			}
+			out = append(out, c)
+		}
+		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())})
+		out = append(out, forwarding("net/ipv4/ip_forward", "IPv4"), forwarding("net/ipv6/conf/all/forwarding", "IPv6"))
+		foreign, err := filter.Foreign(ctx)
+		if err != nil {
+			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: err.Error()})
+		}
+		for _, f := range foreign {
+			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: f, Next: "allow forwarding for interfaces named bhh* there, if containers cannot reach out"})
+		}
+		if err == nil && len(foreign) == 0 {
+			out = append(out, api.Check{Name: "other firewalls", Status: "ok", Detail: "none forbids forwarding"})
+		}
+		counters, err := filter.Counters()
+		if err == nil {
+			var parts []string
+			for name, c := range counters {
+				if c.Packets > 0 {
+					parts = append(parts, fmt.Sprintf("%s %d", name, c.Packets))
+				}
+			}
+			out = append(out, api.Check{Name: "netfilter drops", Status: "ok", Detail: strings.Join(parts, ", ")})
+		}
+		return append(out, runtimeChecks(runtime.Probe(ctx))...)
+	}
+}
+
+func forwarding(sysctl, family string) api.Check {
+	b, err := os.ReadFile("/proc/sys/" + sysctl)
+	switch {
+	case err != nil:
+		return api.Check{Name: family + " forwarding", Status: "fail", Detail: err.Error(), Next: "enable " + family + " in the kernel"}
+	case strings.TrimSpace(string(b)) == "0":
+		return api.Check{
+			Name: family + " forwarding", Status: "warn", Detail: "it is off: somebody turned it off, or no NAT network of this family exists",
+			Next: "look for a tool that resets " + strings.ReplaceAll(sysctl, "/", "."),
+		}
+	}
+	return api.Check{Name: family + " forwarding", Status: "ok"}
+}
+
+func runtimeChecks(p process.Probe) []api.Check {
+	out := []api.Check{
+		{Name: "OCI runtime", Status: "ok", Detail: p.RuntimeVersion + " (" + p.Runtime + ")"},
+		{Name: "container monitor", Status: "ok", Detail: p.ConmonVersion},
+		{Name: "cgroups", Status: "ok", Detail: p.Cgroups},
+	}
+	if p.Runtime == "" {
+		out[0] = api.Check{Name: "OCI runtime", Status: "fail", Detail: fmt.Sprintf("none works: %v", p.Rejected), Next: "apt-get install runc"}
+	}
+	if p.Conmon == "" {
+		out[1] = api.Check{Name: "container monitor", Status: "fail", Detail: "conmon is missing", Next: "apt-get install conmon"}
+	}
+	if len(p.Missing) > 0 {
+		out[2].Status, out[2].Detail = "warn", p.Cgroups+", without "+strings.Join(p.Missing, ", ")
+		out[2].Next = "limits that need these controllers are refused"
+	}
+	if p.Overlay != "" {
+		out = append(out, api.Check{Name: "overlayfs", Status: "fail", Detail: p.Overlay, Next: "put the state directory on ext4, xfs or btrfs"})
+	}
+	if !p.Seccomp {
+		out = append(out, api.Check{Name: "seccomp", Status: "warn", Detail: "the kernel has none: containers run unfiltered", Next: "use a kernel with CONFIG_SECCOMP_FILTER"})
+	}
+	return out
+}

@@ -1,0 +1,355 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/dns"
+	"github.com/bulkhead-net/bulkhead/internal/engine"
+	"github.com/bulkhead-net/bulkhead/internal/image"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
+	"github.com/bulkhead-net/bulkhead/internal/server"
+	"github.com/bulkhead-net/bulkhead/internal/store"
+)
+
+// daemonConfig are the daemon's flags.
+type daemonConfig struct {
+	stateDir, runDir, bpfDir string
+	socket, group            string
+	cgroupParent             string
+	runtime                  string
+	attach                   string
+	pools                    []string
+	mirrors                  []string
+	authFile                 string
+	logLevel                 string
+	namespacePool            int
+}
+
+func newDaemonCmd() *cobra.Command {
+	c := daemonConfig{}
+	cmd := &cobra.Command{
+		Use:   "daemon",
+		Short: "Run the daemon",
+		Long: `Run the daemon in the foreground: it answers the API on a unix socket and keeps the kernel
+as the stored networks, endpoints and containers want it.
+
+Containers do not depend on it: stopping or restarting it cuts no connection.`,
+		Example: `  bulkhead daemon
+  bulkhead daemon --state-dir /srv/bulkhead --pool 10.99.0.0/16`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			return c.run(ctx)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.stateDir, "state-dir", "/var/lib/bulkhead", "where state, images and writable layers are kept")
+	f.StringVar(&c.runDir, "run-dir", "/run/bulkhead", "where the socket and running containers are")
+	f.StringVar(&c.bpfDir, "bpf-dir", vswitch.DefaultBPFDir, "where maps and programs are pinned; in a bpffs")
+	f.StringVar(&c.socket, "socket", "", "the API's unix socket (default RUN-DIR/bulkhead.sock)")
+	f.StringVar(&c.group, "group", "bulkhead", "the group that may use the socket")
+	f.StringVar(&c.cgroupParent, "cgroup-parent", "/bulkhead", "the cgroup that containers are in")
+	f.StringVar(&c.runtime, "runtime", "", "the OCI runtime (default the first of runc and crun that works)")
+	f.StringVar(&c.attach, "attach", "", "how programs are attached: tcx or clsact (default by probing)")
+	f.StringSliceVar(&c.pools, "pool", nil, "IPv4 prefixes that networks without a subnet take a /24 of")
+	f.StringSliceVar(&c.mirrors, "registry-mirror", nil, "REGISTRY=MIRROR: ask MIRROR before REGISTRY")
+	f.StringVar(&c.authFile, "auth-file", "", "registry credentials (default /etc/bulkhead/auth.json)")
+	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
+	return cmd
+}
+
+// parts are what the daemon is wired from, in the order they are closed.
+type parts struct {
+	db      *store.DB
+	dev     *netdev.Netdev
+	sw      *vswitch.Applier
+	filter  *nat.Applier
+	names   *dns.Resolver
+	images  *image.Store
+	runtime *process.Runtime
+	engine  *engine.Engine
+}
+
+func (c *daemonConfig) run(ctx context.Context) (err error) {
+	log, err := newLogger(c.logLevel)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the daemon needs root: it makes namespaces, devices and programs")
+	}
+	p := &parts{}
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err := c.wire(ctx, p, log); err != nil {
+		return err
+	}
+	listener, err := server.Listen(c.socketPath(), c.group)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, p, listener, log)
+}
+
+func (c *daemonConfig) socketPath() string {
+	if c.socket != "" {
+		return c.socket
+	}
+	return filepath.Join(c.runDir, "bulkhead.sock")
+}
+
+func newLogger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// wire makes the parts. Nothing is written to the kernel yet but the maps.
+func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (err error) {
+	if p.db, err = store.Open(filepath.Join(c.stateDir, "state.db")); err != nil {
+		return err
+	}
+	if p.dev, err = netdev.New(netdev.Options{StateDir: filepath.Join(c.stateDir, "netdev"), Pool: c.namespacePool, Logger: log}); err != nil {
+		return err
+	}
+	if p.sw, err = vswitch.New(vswitch.Options{BPFDir: c.bpfDir, Attach: vswitch.AttachMode(c.attach), Log: log}); err != nil {
+		return err
+	}
+	if p.filter, err = nat.New(nat.Config{Log: log}); err != nil {
+		return err
+	}
+	if p.images, err = image.Open(filepath.Join(c.stateDir, "images"), image.Options{Logger: log, AuthFile: c.authFile, Registries: c.registries()}); err != nil {
+		return err
+	}
+	p.runtime, err = process.New(process.Options{
+		StateDir: filepath.Join(c.stateDir, "containers"), RunDir: filepath.Join(c.runDir, "containers"),
+		CgroupParent: c.cgroupParent, RuntimeBinary: c.runtime, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	hosts := newHostResolvers(p.dev)
+	p.names = dns.New(dns.Config{
+		ListenUDP: func(ctx context.Context, ns, device string, addr netip.AddrPort) (net.PacketConn, error) {
+			return p.dev.ListenPacket(ctx, ns, device, "udp", addr)
+		},
+		ListenTCP: func(ctx context.Context, ns, device string, addr netip.AddrPort) (net.Listener, error) {
+			return p.dev.Listen(ctx, ns, device, "tcp", addr)
+		},
+		HostResolvers: hosts.get,
+		DeviceIndex:   p.dev.DeviceIndex,
+		Wake:          func() { p.engine.Wake("a resolver's socket broke") },
+		Log:           log,
+	})
+	pools, err := parsePools(c.pools)
+	if err != nil {
+		return err
+	}
+	p.engine, err = engine.New(engine.Options{
+		DB:       p.db,
+		Appliers: []engine.Applier{p.dev.Devices(), switchCheck{p.sw}, p.filter, p.dev.Finish(), p.names},
+		Facts: func(ctx context.Context) (plan.Facts, error) {
+			f, err := p.dev.Facts(ctx)
+			hosts.set(f.Resolvers)
+			return f, err
+		},
+		Counters: counters(p.sw),
+		Ports:    p.filter.Reservations(),
+		Sandbox:  sandbox{p.runtime},
+		Images:   imageStore{p.images},
+		Checks:   checks(p.filter, p.sw, p.runtime),
+		Info:     c.info(ctx, p),
+		Pools4:   pools,
+		Step:     crashStep(os.Getenv(crashEnv)),
+		Log:      log,
+	})
+	return err
+}
+
+// serve runs the loop, the watchers and the API until ctx ends or one of them
+// fails.
+func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logger) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	part := func(name string, fn func() error) {
+		wg.Go(func() {
+			if err := fn(); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("loop", func() error { return p.engine.Run(ctx) })
+	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
+	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
+	part("API", func() error {
+		return server.New(server.Options{Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version}).Serve(ctx, listener)
+	})
+	log.Info("daemon is up", "version", version, "socket", listener.Addr().String())
+	<-ctx.Done()
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	log.Info("daemon is down; containers go on")
+	return nil
+}
+
+func (p *parts) close() error {
+	var errs []error
+	if p.names != nil {
+		p.names.Close()
+	}
+	if p.runtime != nil {
+		errs = append(errs, p.runtime.Close())
+	}
+	if p.images != nil {
+		errs = append(errs, p.images.Close())
+	}
+	if p.filter != nil {
+		errs = append(errs, p.filter.Close())
+	}
+	if p.sw != nil {
+		errs = append(errs, p.sw.Close())
+	}
+	if p.dev != nil {
+		errs = append(errs, p.dev.Close())
+	}
+	if p.db != nil {
+		errs = append(errs, p.db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// switchCheck lets the engine ask the switch cheaply whether something drifted.
+type switchCheck struct{ *vswitch.Applier }
+
+// counters shows the switch's counters in the API's form.
+func counters(sw *vswitch.Applier) func(plan.PortID) (api.NetworkStats, error) {
+	return func(id plan.PortID) (api.NetworkStats, error) {
+		c, err := sw.Counters(id)
+		if err != nil {
+			return api.NetworkStats{}, err
+		}
+		s := api.NetworkStats{
+			BytesReceived: c.RxBytes, BytesSent: c.TxBytes, PacketsReceived: c.RxPackets, PacketsSent: c.TxPackets,
+			DroppedIncoming: c.RxDropped, DroppedOutgoing: c.TxDropped,
+		}
+		drops, err := sw.Drops()
+		if err != nil {
+			return s, err
+		}
+		for _, d := range drops {
+			if d.Port != id {
+				continue
+			}
+			if s.DropReasons == nil {
+				s.DropReasons = map[string]uint64{}
+			}
+			s.DropReasons[d.Reason.String()] += d.Packets
+		}
+		return s, nil
+	}
+}
+
+// hostResolvers holds the host's name servers for the resolver, which asks with
+// every question; the loop renews them.
+type hostResolvers struct {
+	list atomic.Pointer[[]netip.AddrPort]
+	read time.Time
+}
+
+func newHostResolvers(*netdev.Netdev) *hostResolvers {
+	h := &hostResolvers{}
+	h.set(nil)
+	return h
+}
+
+func (h *hostResolvers) set(addrs []netip.Addr) {
+	out := make([]netip.AddrPort, len(addrs))
+	for i, a := range addrs {
+		out[i] = netip.AddrPortFrom(a, 53)
+	}
+	h.list.Store(&out)
+}
+
+func (h *hostResolvers) get() []netip.AddrPort { return *h.list.Load() }
+
+func (c *daemonConfig) registries() map[string]image.Registry {
+	out := map[string]image.Registry{}
+	for _, m := range c.mirrors {
+		host, mirror, _ := strings.Cut(m, "=")
+		r := out[host]
+		r.Mirrors = append(r.Mirrors, mirror)
+		out[host] = r
+	}
+	return out
+}
+
+func parsePools(in []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range in {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || !p.Addr().Is4() || p.Bits() > 24 {
+			return nil, fmt.Errorf("--pool %q: give an IPv4 prefix of at most 24 bits", s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+func (c *daemonConfig) info(ctx context.Context, p *parts) api.Info {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // cannot fail with a valid buffer (uname(2))
+	probe := p.runtime.Probe(ctx)
+	return api.Info{
+		Version: version, Commit: commit, Kernel: unix.ByteSliceToString(u.Release[:]), OS: runtime.GOOS, Arch: runtime.GOARCH,
+		StateDir: c.stateDir, Runtime: probe.RuntimeVersion, AttachMode: string(p.sw.Mode()), CgroupMode: probe.Cgroups,
+	}
+}
+
+// crashEnv names a step of the engine ("launch", "apply-switch", …), with the
+// count of passes through it before, at which the daemon kills itself: the tests
+// cut every operation at every step with it.
+const crashEnv = "BULKHEAD_CRASH_AT"
+
+func crashStep(spec string) func(string) {
+	if spec == "" {
+		return nil
+	}
+	step, after, _ := strings.Cut(spec, ":")
+	var left atomic.Int64
+	var n int64
+	_, _ = fmt.Sscan(after, &n) // none given: the first pass
+	left.Store(n)
+	return func(name string) {
+		if name == step && left.Add(-1) < 0 {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+}
