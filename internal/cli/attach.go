@@ -18,7 +18,7 @@ import (
 )
 
 func newAttachCmd(a *app) *cobra.Command {
-	var noStdin, noProxy bool
+	var noStdin, proxy bool
 	var detachKeys string
 	cmd := &cobra.Command{
 		Use:   "attach [flags] NAME",
@@ -47,13 +47,13 @@ keys leave without ending it.`,
 			}
 			s := session{
 				app: a, client: c, id: found.ID, tty: found.Spec.TTY, stdin: found.Spec.OpenStdin && !noStdin,
-				keys: keys, proxySignals: !noProxy, started: true, autoRemove: found.Spec.AutoRemove,
+				keys: keys, proxySignals: proxy, started: true, autoRemove: found.Spec.AutoRemove,
 			}
 			return s.run(cmd.Context())
 		},
 	}
 	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not connect the input")
-	cmd.Flags().BoolVar(&noProxy, "no-sig-proxy", false, "do not pass signals on to the container")
+	cmd.Flags().BoolVar(&proxy, "sig-proxy", true, "pass signals on to the container")
 	addDetachKeys(cmd, &detachKeys)
 	return cmd
 }

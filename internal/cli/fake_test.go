@@ -299,7 +299,7 @@ func (d *daemon) attach(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", api.UpgradeProtocol)
 	out := api.NewFrameWriter(conn)
 	gone := make(chan struct{})
-	in := stdinOf(rw.Reader, gone)
+	in := d.stdinOf(rw.Reader, gone)
 	if strings.HasSuffix(r.URL.Path, "/attach") {
 		select {
 		case <-d.started:
@@ -319,7 +319,7 @@ func (d *daemon) attach(w http.ResponseWriter, r *http.Request) {
 
 // stdinOf makes a reader of the frames of standard input. gone is closed when the
 // client leaves.
-func stdinOf(r *bufio.Reader, gone chan struct{}) io.Reader {
+func (d *daemon) stdinOf(r *bufio.Reader, gone chan struct{}) io.Reader {
 	pr, pw := io.Pipe()
 	go func() {
 		defer close(gone)
@@ -333,6 +333,10 @@ func stdinOf(r *bufio.Reader, gone chan struct{}) io.Reader {
 				_, _ = pw.Write(payload)
 			case channel == api.ChannelCloseStdin:
 				pw.Close()
+			case channel == api.ChannelResize:
+				d.mu.Lock()
+				d.requests = append(d.requests, "resize "+string(payload))
+				d.mu.Unlock()
 			}
 		}
 	}()

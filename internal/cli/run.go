@@ -16,7 +16,7 @@ import (
 
 func newRunCmd(a *app) *cobra.Command {
 	var f specFlags
-	var detach, noProxy bool
+	var detach, proxy bool
 	var detachKeys string
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [ARG…]",
@@ -47,7 +47,7 @@ address in -p asks for more; what is published wider is said on standard error.`
 			}
 			s := session{
 				app: a, client: c, id: created.ID, tty: f.spec.TTY, stdin: f.spec.OpenStdin,
-				keys: keys, proxySignals: !noProxy, autoRemove: f.spec.AutoRemove, cleanUp: f.spec.AutoRemove,
+				keys: keys, proxySignals: proxy, autoRemove: f.spec.AutoRemove, cleanUp: f.spec.AutoRemove,
 			}
 			return s.run(cmd.Context())
 		},
@@ -55,7 +55,7 @@ address in -p asks for more; what is published wider is said on standard error.`
 	f.add(a, cmd)
 	flags := cmd.Flags()
 	flags.BoolVarP(&detach, "detach", "d", false, "start in the background and print the ID")
-	flags.BoolVar(&noProxy, "no-sig-proxy", false, "do not pass signals on to the container")
+	flags.BoolVar(&proxy, "sig-proxy", true, "pass signals on to the container")
 	addDetachKeys(cmd, &detachKeys)
 	return cmd
 }
