@@ -94,7 +94,12 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 		s.write(w, http.StatusOK, api.WaitResult{ExitCode: code})
 		return nil
 	}
+	if _, err := s.backend.Container(ref); err != nil {
+		return err
+	}
 	return s.upgrade(w, r, func(ctx context.Context, streams api.Streams) (int, error) {
+		// Nothing waits for an exec to be in place, and its window size may have to be known before it runs.
+		streams.Attached()
 		if !spec.OpenStdin {
 			streams.Stdin = nil
 		}

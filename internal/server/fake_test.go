@@ -1,0 +1,525 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// fake is a backend in memory. It keeps documents as they come and writes down the calls that change something.
+type fake struct {
+	mu         sync.Mutex
+	networks   map[hcn.GUID]hcn.HostComputeNetwork
+	endpoints  map[hcn.GUID]hcn.HostComputeEndpoint
+	namespaces map[hcn.GUID]hcn.HostComputeNamespace
+	containers map[string]api.Container
+	images     map[string]api.Image
+	ids        int
+	calls      []string
+
+	ring    []api.Event
+	readers map[chan api.Event]bool
+
+	exited chan struct{} // closed when containers end
+	// attach is what AttachContainer does.
+	attach func(ctx context.Context, s api.Streams) error
+	// stats counts up with every question.
+	asked uint64
+}
+
+func newFake() *fake {
+	return &fake{
+		networks: map[hcn.GUID]hcn.HostComputeNetwork{}, endpoints: map[hcn.GUID]hcn.HostComputeEndpoint{},
+		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
+		readers: map[chan api.Event]bool{}, exited: make(chan struct{}),
+	}
+}
+
+func (f *fake) note(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, fmt.Sprintf(format, args...))
+}
+
+func (f *fake) took() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer func() { f.calls = nil }()
+	return f.calls
+}
+
+// newID counts, so that answers can be compared with text.
+func (f *fake) newID() hcn.GUID {
+	f.ids++
+	return hcn.GUID(fmt.Sprintf("00000000-0000-4000-8000-%012X", f.ids))
+}
+
+func listed[T any](m map[hcn.GUID]T, match func(*T) bool) []hcn.GUID {
+	var out []hcn.GUID
+	for id, doc := range m {
+		if match(&doc) {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (f *fake) Networks(q hcn.Filter) []hcn.GUID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return listed(f.networks, q.MatchNetwork)
+}
+
+func (f *fake) Network(id hcn.GUID) (hcn.HostComputeNetwork, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, ok := f.networks[id]
+	if !ok {
+		return n, hcn.Errorf(hcn.ErrNetworkNotFound, "no network has the ID %s", id)
+	}
+	n.Health = &hcn.Health{}
+	return n, nil
+}
+
+func (f *fake) CreateNetwork(_ context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error) {
+	if doc.Name == "panic" {
+		panic("no bottom")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
+	if _, ok := f.networks[doc.ID]; ok {
+		return doc, hcn.Errorf(hcn.ErrNetworkAlreadyExists, "ID %s", doc.ID)
+	}
+	doc.Defaults(f.newID)
+	if err := doc.Validate(); err != nil {
+		return doc, err
+	}
+	f.networks[doc.ID] = doc
+	return doc, nil
+}
+
+func (f *fake) ModifyNetwork(_ context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error {
+	n, err := f.Network(id)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	changed, err := r.Apply(&n, f.newID)
+	if err == nil {
+		f.networks[id] = *changed
+	}
+	return err
+}
+
+func (f *fake) DeleteNetwork(_ context.Context, id hcn.GUID) error {
+	if _, err := f.Network(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.networks, id)
+	return nil
+}
+
+func (f *fake) Endpoints(q hcn.Filter) []hcn.GUID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return listed(f.endpoints, q.MatchEndpoint)
+}
+
+func (f *fake) Endpoint(id hcn.GUID) (hcn.HostComputeEndpoint, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e, ok := f.endpoints[id]
+	if !ok {
+		return e, hcn.Errorf(hcn.ErrEndpointNotFound, "no endpoint has the ID %s", id)
+	}
+	return e, nil
+}
+
+func (f *fake) CreateEndpoint(_ context.Context, id, network hcn.GUID, doc hcn.HostComputeEndpoint) (hcn.HostComputeEndpoint, error) {
+	if !network.IsZero() {
+		doc.HostComputeNetwork = network
+	}
+	n, err := f.Network(doc.HostComputeNetwork)
+	if err != nil {
+		return doc, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
+	doc.Defaults(&n)
+	f.endpoints[doc.ID] = doc
+	return doc, nil
+}
+
+func (f *fake) ModifyEndpoint(_ context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest) error {
+	e, err := f.Endpoint(id)
+	if err != nil {
+		return err
+	}
+	n, err := f.Network(e.HostComputeNetwork)
+	if err != nil {
+		return err
+	}
+	changed, err := r.Apply(&e, &n)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endpoints[id] = *changed
+	return nil
+}
+
+func (f *fake) DeleteEndpoint(_ context.Context, id hcn.GUID) error {
+	if _, err := f.Endpoint(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.endpoints, id)
+	return nil
+}
+
+func (f *fake) EndpointStats(id hcn.GUID) (api.NetworkStats, error) {
+	_, err := f.Endpoint(id)
+	return api.NetworkStats{Endpoint: id, BytesReceived: 1, BytesSent: 2, DroppedIncoming: 3, DroppedOutgoing: 4}, err
+}
+
+func (f *fake) Namespaces(q hcn.Filter) []hcn.GUID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return listed(f.namespaces, q.MatchNamespace)
+}
+
+func (f *fake) Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, ok := f.namespaces[id]
+	if !ok {
+		return n, hcn.Errorf(hcn.ErrElementNotFound, "no namespace has the ID %s", id)
+	}
+	return n, nil
+}
+
+func (f *fake) CreateNamespace(_ context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
+	doc.Defaults(f.newID)
+	doc.NamespaceId = uint32(len(f.namespaces) + 2)
+	f.namespaces[doc.ID] = doc
+	return doc, nil
+}
+
+func (f *fake) ModifyNamespace(_ context.Context, id hcn.GUID, r *hcn.ModifyNamespaceSettingRequest) error {
+	ns, err := f.Namespace(id)
+	if err != nil {
+		return err
+	}
+	res, err := r.Resource()
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ns.Resources = slices.DeleteFunc(slices.Clone(ns.Resources), func(o hcn.NamespaceResource) bool { return o == res })
+	home := hcn.GUID("")
+	if r.RequestType == hcn.RequestTypeAdd {
+		ns.Resources = append(ns.Resources, res)
+		home = id
+	}
+	f.namespaces[id] = ns
+	if e, ok := f.endpoints[hcn.GUID(res.Data.ID)]; ok {
+		e.HostComputeNamespace = home
+		f.endpoints[e.ID] = e
+	}
+	return nil
+}
+
+func (f *fake) DeleteNamespace(_ context.Context, id hcn.GUID) error {
+	if _, err := f.Namespace(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.namespaces, id)
+	return nil
+}
+
+func (f *fake) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 1} }
+
+func (f *fake) emit(ev api.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ev.Seq = uint64(len(f.ring) + 1)
+	f.ring = append(f.ring, ev)
+	for ch := range f.readers {
+		select {
+		case ch <- ev:
+		default:
+			delete(f.readers, ch)
+			close(ch)
+		}
+	}
+}
+
+func (f *fake) LastEvent() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return uint64(len(f.ring))
+}
+
+func (f *fake) Subscribe(ctx context.Context, after uint64) (<-chan api.Event, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.ring[min(after, uint64(len(f.ring))):]
+	ch := make(chan api.Event, len(old)+8)
+	for _, ev := range old {
+		ch <- ev
+	}
+	f.readers[ch] = true
+	context.AfterFunc(ctx, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.readers[ch] {
+			delete(f.readers, ch)
+			close(ch)
+		}
+	})
+	return ch, nil
+}
+
+func (f *fake) Containers() []api.Container {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []api.Container
+	for _, c := range f.containers {
+		out = append(out, c)
+	}
+	return out
+}
+
+func (f *fake) Container(ref string) (api.Container, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.containers {
+		if c.Name == ref || strings.HasPrefix(c.ID, ref) && ref != "" {
+			return c, nil
+		}
+	}
+	return api.Container{}, api.Errorf(api.KindNotFound, "no container is called %q", ref).Hint("see `bulkhead ps -a`")
+}
+
+func (f *fake) CreateContainer(_ context.Context, spec api.ContainerSpec) (api.ContainerCreated, error) {
+	if spec.Image == "" {
+		return api.ContainerCreated{}, api.Errorf(api.KindInvalid, "image: it is missing")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := fmt.Sprintf("%064x", len(f.containers)+0xc0)
+	f.containers[id] = api.Container{ID: id, Name: spec.Name, Spec: spec, State: api.ContainerState{Status: api.StatusCreated}}
+	return api.ContainerCreated{ID: id, Name: spec.Name, Warnings: []string{"it is a fake"}}, nil
+}
+
+// act is any call on a container that only has to be noted.
+func (f *fake) act(ref, format string, args ...any) error {
+	c, err := f.Container(ref)
+	if err == nil {
+		f.note(format+" "+c.Name, args...)
+	}
+	return err
+}
+
+func (f *fake) StartContainer(_ context.Context, ref string) error { return f.act(ref, "start") }
+
+func (f *fake) StopContainer(_ context.Context, ref string, how api.StopRequest) error {
+	if how.Timeout != nil {
+		return f.act(ref, "stop %s %d", how.Signal, *how.Timeout)
+	}
+	return f.act(ref, "stop")
+}
+
+func (f *fake) RestartContainer(_ context.Context, ref string, how api.StopRequest) error {
+	return f.act(ref, "restart %s", how.Signal)
+}
+
+func (f *fake) KillContainer(_ context.Context, ref, signal string) error {
+	return f.act(ref, "kill %s", signal)
+}
+
+func (f *fake) RemoveContainer(_ context.Context, ref string, force, volumes bool) error {
+	if !force {
+		return api.Errorf(api.KindConflict, "container %s runs", ref).Hint("stop it first, or use --force")
+	}
+	return f.act(ref, "remove force=%t volumes=%t", force, volumes)
+}
+
+func (f *fake) WaitContainer(ctx context.Context, ref, condition string) (api.WaitResult, error) {
+	if err := f.act(ref, "wait %s", condition); err != nil {
+		return api.WaitResult{}, err
+	}
+	select {
+	case <-f.exited:
+		return api.WaitResult{ExitCode: 3}, nil
+	case <-ctx.Done():
+		return api.WaitResult{}, ctx.Err()
+	}
+}
+
+func (f *fake) AttachContainer(ctx context.Context, ref string, s api.Streams) error {
+	if _, err := f.Container(ref); err != nil {
+		return err
+	}
+	return f.attach(ctx, s)
+}
+
+// ExecContainer is a cat that also tells its window sizes on stderr.
+func (f *fake) ExecContainer(_ context.Context, ref string, spec api.ExecSpec, s api.Streams) (int, error) {
+	if err := f.act(ref, "exec %q", spec.Args); err != nil {
+		return 0, err
+	}
+	switch spec.Args[0] {
+	case "missing":
+		return 0, api.Errorf(api.KindInvalid, "run %q: no such file", spec.Args[0]).Hint("look into the image")
+	case "late":
+		fmt.Fprint(s.Stdout, "x")
+		return 0, api.Errorf(api.KindConflict, "it was killed").Hint("start it again")
+	case "panic":
+		panic("exec")
+	}
+	if s.Stdin == nil {
+		return 7, nil
+	}
+	if spec.TTY {
+		size := <-s.Resize
+		fmt.Fprintf(s.Stderr, "%dx%d", size.Rows, size.Cols)
+	}
+	_, err := io.Copy(s.Stdout, s.Stdin)
+	return 5, err
+}
+
+func (f *fake) ContainerLogs(ctx context.Context, ref string, o api.LogOptions, each func(api.LogLine) error) error {
+	if err := f.act(ref, "logs tail=%d since=%s stdout=%t stderr=%t", o.Tail, o.Since.UTC().Format(time.RFC3339), o.Stdout, o.Stderr); err != nil {
+		return err
+	}
+	for _, l := range []string{"one", "two"} {
+		if err := each(api.LogLine{Stream: "stdout", Line: l}); err != nil {
+			return err
+		}
+	}
+	if o.Follow {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if o.Tail == 13 {
+		return api.Errorf(api.KindConflict, "the log is broken").Hint("remove it")
+	}
+	return nil
+}
+
+func (f *fake) ContainerStats(_ context.Context, ref string) (api.Stats, error) {
+	c, err := f.Container(ref)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	return api.Stats{ID: c.ID, Name: c.Name, Pids: f.asked}, err
+}
+
+func (f *fake) PublishPorts(_ context.Context, ref string, ports []api.PublishedPort) ([]string, error) {
+	return []string{"127.0.0.1:8080->80/tcp"}, f.act(ref, "publish %d", ports[0].ContainerPort)
+}
+
+func (f *fake) UnpublishPorts(_ context.Context, ref string, ports []api.PublishedPort) error {
+	return f.act(ref, "unpublish %d", ports[0].ContainerPort)
+}
+
+func (f *fake) ConnectContainer(_ context.Context, ref string, to api.NetworkAttachment) error {
+	return f.act(ref, "connect %s", to.Network)
+}
+
+func (f *fake) DisconnectContainer(_ context.Context, ref, network string) error {
+	return f.act(ref, "disconnect %s", network)
+}
+
+func (f *fake) PullImage(_ context.Context, what api.PullRequest, progress func(api.ImageProgress)) (api.Image, error) {
+	if what.Reference == "none" {
+		return api.Image{}, api.Errorf(api.KindNotFound, "pull none: the registry has no such image")
+	}
+	progress(api.ImageProgress{Layer: "a", Phase: "downloading", Current: 1, Total: 2})
+	progress(api.ImageProgress{Layer: "a", Phase: "done", Current: 2, Total: 2})
+	if what.Reference == "broken" {
+		return api.Image{}, api.Errorf(api.KindUnavailable, "the registry hung up").Hint("try again")
+	}
+	i := api.Image{ID: "sha256:1", Names: []string{what.Reference}}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.images[what.Reference] = i
+	return i, nil
+}
+
+func (f *fake) PushImage(_ context.Context, what api.PullRequest, progress func(api.ImageProgress)) error {
+	progress(api.ImageProgress{Layer: "a", Phase: "pushing"})
+	f.note("push %s", what.Reference)
+	return nil
+}
+
+func (f *fake) ImportImage(_ context.Context, tar io.Reader, reference string, config api.ImageConfig) (api.Image, error) {
+	n, err := io.Copy(io.Discard, tar)
+	return api.Image{ID: "sha256:2", Names: []string{reference}, Size: n, Config: config}, err
+}
+
+func (f *fake) Images() ([]api.Image, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []api.Image
+	for _, i := range f.images {
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+func (f *fake) Image(ref string) (api.Image, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i, ok := f.images[ref]
+	if !ok {
+		return i, api.Errorf(api.KindNotFound, "no image is called %q", ref)
+	}
+	return i, nil
+}
+
+func (f *fake) TagImage(_ context.Context, ref, newRef string) error {
+	f.note("tag %s %s", ref, newRef)
+	return nil
+}
+
+func (f *fake) RemoveImage(_ context.Context, ref string, force bool) error {
+	f.note("remove image %s force=%t", ref, force)
+	return nil
+}
+
+func (f *fake) PruneImages(context.Context) ([]string, error) { return nil, nil }
+
+func (f *fake) Addresses() []api.Address {
+	return []api.Address{{Address: "172.20.0.1", Kind: "gateway"}}
+}
+
+func (f *fake) Published() []api.Published { return nil }
+
+func (f *fake) Doctor(context.Context) []api.Check {
+	return []api.Check{{Name: "kernel", Status: "ok"}}
+}
+
+func (f *fake) Info() api.Info { return api.Info{Version: "fake", HCN: f.HCNVersion()} }

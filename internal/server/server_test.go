@@ -1,0 +1,374 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+var update = flag.Bool("update", false, "renew the golden files")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is a server on a socket with a fake behind it, and a client of it.
+type rig struct {
+	*client.Client
+	fake   *fake
+	server *Server
+	socket string
+	stop   func() error
+	log    *syncBuffer
+	warned []string
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func newRig(t *testing.T, change ...func(*Options)) *rig {
+	t.Helper()
+	r := &rig{fake: newFake(), log: &syncBuffer{}}
+	o := Options{Backend: r.fake, Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test"}
+	for _, c := range change {
+		c(&o)
+	}
+	dir, err := os.MkdirTemp("", "bulkhead") // t.TempDir can be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r.socket = filepath.Join(dir, "s")
+	ln, err := Listen(r.socket, "no-such-group")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server = New(o)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.server.Serve(ctx, ln) }()
+	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	if r.Client, err = client.New("unix://" + r.socket); err != nil {
+		t.Fatal(err)
+	}
+	r.Warn = func(text string) { r.warned = append(r.warned, text) }
+	t.Cleanup(func() {
+		r.Close()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// raw sends a request as it is and gives status line, the headers that matter and the body.
+func (r *rig) raw(t *testing.T, method, path, body string) string {
+	t.Helper()
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
+	}}
+	defer tr.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://x"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := res.Status + "\n"
+	for _, h := range []string{"Warning", "Allow"} {
+		if v := res.Header.Get(h); v != "" {
+			out += h + ": " + v + "\n"
+		}
+	}
+	return out + string(b)
+}
+
+func TestHCNRoundTrips(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	const id = "11111111-2222-4333-8444-AAAAAAAAAAAA"
+	n, err := r.CreateNetwork(ctx, &hcn.HostComputeNetwork{
+		ID: id, Name: "nat1", Ipams: []hcn.Ipam{{Subnets: []hcn.Subnet{{
+			IpAddressPrefix: "172.20.0.0/24", Routes: []hcn.Route{{NextHop: "172.20.0.1", DestinationPrefix: "0.0.0.0/0"}},
+		}}}},
+	})
+	if err != nil || n.ID != id || n.Name != "nat1" {
+		t.Fatalf("create a network: %v, %v", n, err)
+	}
+	got, err := r.Network(ctx, id)
+	if err != nil || got.Health == nil {
+		t.Errorf("a detailed query shows Health: %v, %v", got, err)
+	}
+	if ids, err := r.EnumerateNetworks(ctx, client.Filter(map[string]string{"Name": "nat1"})); err != nil || len(ids) != 1 || ids[0] != id {
+		t.Errorf("enumerate by name: %v, %v", ids, err)
+	}
+	if ids, err := r.EnumerateNetworks(ctx, client.Filter(map[string]string{"Name": "other"})); err != nil || ids == nil || len(ids) != 0 {
+		t.Errorf("enumerate another name: %v, %v; want an empty list", ids, err)
+	}
+	change := &hcn.ModifyNetworkSettingRequest{
+		ResourceType: hcn.NetworkResourceTypeDNS, RequestType: hcn.RequestTypeUpdate, Settings: []byte(`{"Search":["corp.example"]}`),
+	}
+	if err := r.ModifyNetwork(ctx, id, change); err != nil {
+		t.Error(err)
+	}
+	all, err := r.Networks(ctx)
+	if err != nil || len(all) != 1 || !cmp.Equal(all[0].Dns.Search, []string{"corp.example"}) {
+		t.Errorf("after the change: %v, %v", all, err)
+	}
+	r.attachRoundTrip(t, id)
+	if err := r.DeleteNetwork(ctx, id); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Network(ctx, id); !errors.Is(err, hcn.ErrNetworkNotFound) {
+		t.Errorf("after delete: %v", err)
+	}
+}
+
+func (r *rig) attachRoundTrip(t *testing.T, network hcn.GUID) {
+	t.Helper()
+	ctx := t.Context()
+	ep, err := r.CreateEndpoint(ctx, &hcn.HostComputeEndpoint{Name: "web", HostComputeNetwork: network})
+	if err != nil || ep.HostComputeNetwork != network {
+		t.Fatalf("create an endpoint: %v, %v", ep, err)
+	}
+	ns, err := r.CreateNamespace(ctx, &hcn.HostComputeNamespace{Name: "pod"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.AttachEndpoint(ctx, ns.ID, ep.ID); err != nil {
+		t.Fatal(err)
+	}
+	list, err := r.Endpoints(ctx)
+	if err != nil || len(list) != 1 || list[0].HostComputeNamespace != ns.ID {
+		t.Errorf("attached: %v, %v", list, err)
+	}
+	if s, err := r.EndpointStats(ctx, ep.ID); err != nil || s.BytesSent != 2 {
+		t.Errorf("stats: %v, %v", s, err)
+	}
+	if err := r.ModifyEndpoint(ctx, ep.ID, &hcn.ModifyEndpointSettingRequest{
+		ResourceType: hcn.EndpointResourceTypePolicy, Settings: []byte(`{"Policies":[{"Type":"Bulkhead.Aliases","Settings":{"Names":["w"]}}]}`),
+	}); err != nil {
+		t.Error(err)
+	}
+	if err := r.DetachEndpoint(ctx, ns.ID, ep.ID); err != nil {
+		t.Error(err)
+	}
+	got, err := r.Endpoint(ctx, ep.ID)
+	if err != nil || got.HostComputeNamespace != "" || len(got.Policies) != 1 {
+		t.Errorf("detached: %v, %v", got, err)
+	}
+	if err := r.DeleteEndpoint(ctx, ep.ID); err != nil {
+		t.Error(err)
+	}
+	if spaces, err := r.Namespaces(ctx); err != nil || len(spaces) != 1 {
+		t.Errorf("namespaces: %v, %v", spaces, err)
+	}
+	if err := r.DeleteNamespace(ctx, ns.ID); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Namespace(ctx, ns.ID); !errors.Is(err, hcn.ErrElementNotFound) {
+		t.Errorf("after delete: %v", err)
+	}
+	if v, err := r.HCNVersion(ctx); err != nil || v.Major != 9 {
+		t.Errorf("version: %v, %v", v, err)
+	}
+}
+
+func TestContainerRoundTrips(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	made, err := r.CreateContainer(ctx, api.ContainerSpec{Name: "web", Image: "reg.example/a/b:1", DNS: hcn.Dns{Search: []string{"x"}}})
+	if err != nil || len(made.Warnings) != 1 {
+		t.Fatalf("create: %v, %v", made, err)
+	}
+	one, err := r.Container(ctx, made.ID[:62])
+	if err == nil || one.ID != "" {
+		t.Logf("by prefix: %v", one.ID)
+	}
+	if list, err := r.Containers(ctx); err != nil || len(list) != 1 || list[0].Spec.Image != "reg.example/a/b:1" {
+		t.Errorf("list: %v, %v", list, err)
+	}
+	timeout := 4
+	port := []api.PublishedPort{{ContainerPort: 80}}
+	for _, err := range []error{
+		r.StartContainer(ctx, "web"), r.StopContainer(ctx, "web", api.StopRequest{Signal: "INT", Timeout: &timeout}),
+		r.RestartContainer(ctx, "web", api.StopRequest{}), r.KillContainer(ctx, "web", "HUP"),
+		r.ConnectContainer(ctx, "web", api.NetworkAttachment{Network: "n1"}), r.DisconnectContainer(ctx, "web", "a/b c"),
+		r.UnpublishPorts(ctx, "web", port),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if got, err := r.PublishPorts(ctx, "web", port); err != nil || len(got) != 1 {
+		t.Errorf("publish: %v, %v", got, err)
+	}
+	close(r.fake.exited)
+	if res, err := r.WaitContainer(ctx, "web", "removed"); err != nil || res.ExitCode != 3 {
+		t.Errorf("wait: %v, %v", res, err)
+	}
+	err = r.RemoveContainer(ctx, "web", false, false)
+	var refused *api.Error
+	if !errors.As(err, &refused) || refused.Kind != api.KindConflict || refused.Next != "stop it first, or use --force" {
+		t.Errorf("remove: %v", err)
+	}
+	if err := r.RemoveContainer(ctx, "web", true, true); err != nil {
+		t.Error(err)
+	}
+	want := []string{
+		"start web", "stop INT 4 web", "restart  web", "kill HUP web", "connect n1 web", "disconnect a/b c web", "unpublish 80 web",
+		"publish 80 web", "wait removed web", "remove force=true volumes=true web",
+	}
+	if d := cmp.Diff(want, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestLogsAndStats(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	if _, err := r.CreateContainer(ctx, api.ContainerSpec{Name: "web", Image: "i"}); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	collect := func(l api.LogLine) error { lines = append(lines, l.Line); return nil }
+	since := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
+	if err := r.ContainerLogs(ctx, "web", api.LogOptions{Tail: 4, Since: since, Stdout: true}, collect); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"one", "two"}, lines); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]string{"logs tail=4 since=2024-05-06T07:08:09Z stdout=true stderr=false web"}, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+	err := r.ContainerLogs(ctx, "web", api.LogOptions{Tail: 13}, collect)
+	var late *api.Error
+	if !errors.As(err, &late) || late.Kind != api.KindConflict || late.Next != "remove it" {
+		t.Errorf("a stream that fails midway: %v", err)
+	}
+	if err := r.ContainerLogs(ctx, "none", api.LogOptions{}, collect); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("logs of nothing: %v", err)
+	}
+	enough := errors.New("enough")
+	if err := r.ContainerLogs(ctx, "web", api.LogOptions{Follow: true}, func(api.LogLine) error { return enough }); !errors.Is(err, enough) {
+		t.Errorf("a reader that ends it: %v", err)
+	}
+	if s, err := r.ContainerStats(ctx, "web"); err != nil || s.Pids != 1 {
+		t.Errorf("stats: %v, %v", s, err)
+	}
+	var pids []uint64
+	err = r.StreamStats(ctx, "web", func(s api.Stats) error {
+		if pids = append(pids, s.Pids); len(pids) == 2 {
+			return enough
+		}
+		return nil
+	})
+	if d := cmp.Diff([]uint64{2, 3}, pids); !errors.Is(err, enough) || d != "" {
+		t.Error(err, d)
+	}
+}
+
+func TestImages(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	const ref = "reg.example:5000/a/b:1"
+	phases := map[string]string{}
+	see := func(p api.ImageProgress) { phases[p.Layer] = p.Phase }
+	if i, err := r.PullImage(ctx, api.PullRequest{Reference: ref}, see); err != nil || i.ID != "sha256:1" || phases["a"] != "done" {
+		t.Errorf("pull: %v, %v, %v", i, err, phases)
+	}
+	if _, err := r.PullImage(ctx, api.PullRequest{Reference: "none"}, nil); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("pull nothing: %v", err)
+	}
+	_, err := r.PullImage(ctx, api.PullRequest{Reference: "broken"}, nil)
+	var broke *api.Error
+	if !errors.As(err, &broke) || broke.Kind != api.KindUnavailable || broke.Next != "try again" {
+		t.Errorf("pull that breaks off: %v", err)
+	}
+	if i, err := r.Image(ctx, ref); err != nil || i.Names[0] != ref {
+		t.Errorf("show: %v, %v", i, err)
+	}
+	if _, err := r.Image(ctx, "a/../b"); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("show a name with dots: %v", err)
+	}
+	config := api.ImageConfig{Cmd: []string{"/bin/sh"}, Labels: map[string]string{"a&b": "ü"}}
+	big := io.LimitReader(zeros{}, 3<<20) // more than a document may have
+	if i, err := r.ImportImage(ctx, big, "x:1", config); err != nil || i.Size != 3<<20 || !cmp.Equal(i.Config, config) {
+		t.Errorf("import: %v, %v", i, err)
+	}
+	for _, err := range []error{
+		r.PushImage(ctx, api.PullRequest{Reference: ref}, see), r.TagImage(ctx, ref, "x/y:2"), r.RemoveImage(ctx, "x/y:2", true),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if d := cmp.Diff([]string{"push " + ref, "tag " + ref + " x/y:2", "remove image x/y:2 force=true"}, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+	if l, err := r.Images(ctx); err != nil || len(l) != 1 {
+		t.Errorf("list: %v, %v", l, err)
+	}
+	if l, err := r.PruneImages(ctx); err != nil || l == nil {
+		t.Errorf("prune: %v, %v; want an empty list", l, err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func TestReports(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	if l, err := r.Addresses(ctx); err != nil || len(l) != 1 {
+		t.Error(l, err)
+	}
+	if l, err := r.Published(ctx); err != nil || l == nil {
+		t.Error(l, err)
+	}
+	if l, err := r.Doctor(ctx); err != nil || len(l) != 1 {
+		t.Error(l, err)
+	}
+	if i, err := r.Info(ctx); err != nil || i.Version != "fake" || i.HCN.Major != 9 {
+		t.Error(i, err)
+	}
+}
