@@ -137,7 +137,9 @@ LAN, or one address. A firewall of the host may allow less; it is obeyed.`,
 				}
 				who, st := reach(p.Expose)
 				return []any{
-					fmt.Sprintf("%d/%s", p.HostPort, p.Protocol), cell{who, st}, p.Target, orDash(p.Container),
+					fmt.Sprintf("%d/%s", p.HostPort, p.Protocol),
+					cell{who, st},
+					p.Target, orDash(p.Container),
 					cmp.Or(p.Name, shortGUID(p.Endpoint)), state,
 				}
 			},

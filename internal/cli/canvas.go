@@ -115,8 +115,6 @@ func (c *canvas) box(x1, y1, x2, y2 int, title noteRow) {
 	}
 }
 
-func (c *canvas) height() int { return len(c.rows) }
-
 // write prints the picture without blanks at the ends of lines.
 func (c *canvas) write(w io.Writer, colour bool) error {
 	var b strings.Builder

@@ -56,7 +56,9 @@ func newEndpointLsCmd(a *app) *cobra.Command {
 				}
 				return []any{
 					shortGUID(e.ID), orDash(e.Name), orDash(names[e.HostComputeNetwork]), orDash(strings.Join(addrs, ", ")),
-					orDash(string(e.MacAddress)), cell{e.State.String(), endpointStyle(e.State)}, orDash(shortGUID(e.HostComputeNamespace)),
+					orDash(string(e.MacAddress)),
+					cell{e.State.String(), endpointStyle(e.State)},
+					orDash(shortGUID(e.HostComputeNamespace)),
 				}
 			},
 		})

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +62,7 @@ func newDaemon(t *testing.T) *daemon {
 	if err := json.Unmarshal(b, d); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "cli") // t.TempDir is too long for a socket's address
+	dir, err := os.MkdirTemp("", "cli") //nolint:usetesting // t.TempDir is too long for a socket's address
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func newDaemon(t *testing.T) *daemon {
 		t.Fatal(err)
 	}
 	srv := &http.Server{Handler: d.routes(), ReadHeaderTimeout: time.Minute}
-	go srv.Serve(ln)
+	go func() { _ = srv.Serve(ln) }()
 	t.Cleanup(func() { srv.Close() })
 	return d
 }
@@ -223,10 +224,8 @@ func (d *daemon) container(ref string) (any, error) {
 
 func (d *daemon) image(ref string) (any, error) {
 	for _, i := range d.Images {
-		for _, name := range append([]string{i.ID}, i.Names...) {
-			if name == ref {
-				return i, nil
-			}
+		if i.ID == ref || slices.Contains(i.Names, ref) {
+			return i, nil
 		}
 	}
 	return nil, api.Errorf(api.KindNotFound, "no image is called %q", ref)

@@ -96,8 +96,11 @@ func TestExpose(t *testing.T) {
 func TestAnnounce(t *testing.T) {
 	var b strings.Builder
 	announce(&b, []api.PublishedPort{
-		{Protocol: "tcp", Expose: "loopback", HostPort: 1}, {Protocol: "tcp", Expose: "127.0.0.1", HostPort: 2}, {Protocol: "tcp", Expose: "::1", HostPort: 3},
-		{Protocol: "tcp", Expose: "lan", HostPort: 4}, {Protocol: "udp", Expose: "all", HostPort: 5, Count: 3},
+		{Protocol: "tcp", Expose: "loopback", HostPort: 1},
+		{Protocol: "tcp", Expose: "127.0.0.1", HostPort: 2},
+		{Protocol: "tcp", Expose: "::1", HostPort: 3},
+		{Protocol: "tcp", Expose: "lan", HostPort: 4},
+		{Protocol: "udp", Expose: "all", HostPort: 5, Count: 3},
 		{Protocol: "tcp", Expose: "2001:db8::1", ContainerPort: 80},
 	}, func(api.PublishedPort) string { return "me" })
 	want := `published 4/tcp on every LAN address (asked by me)

@@ -18,7 +18,6 @@ type progress struct {
 	bars  *mpb.Progress // nil without a terminal
 	bar   map[string]*mpb.Bar
 	phase map[string]string // by layer, what was said last
-	plain bool              // no colours
 }
 
 func (a *app) progress(quiet bool) *progress {

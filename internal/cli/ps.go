@@ -69,7 +69,8 @@ func (a *app) containerListing(list []api.Container) listing[api.Container] {
 		head:  []string{"CONTAINER ID", "IMAGE", "STATUS", "ADDRESSES", "PORTS", "NAME"},
 		row: func(c api.Container) []any {
 			return []any{
-				shortID(c.ID), cut(c.Spec.Image, 40), cell{statusText(c, a.Now()), statusStyle(c.State.Status)},
+				shortID(c.ID), cut(c.Spec.Image, 40),
+				cell{statusText(c, a.Now()), statusStyle(c.State.Status)},
 				orDash(strings.Join(addressesOf(c), ", ")), orDash(strings.Join(portsOf(c), ", ")), c.Name,
 			}
 		},

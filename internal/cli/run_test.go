@@ -157,7 +157,9 @@ func TestLogs(t *testing.T) {
 	d := newDaemon(t)
 	at := time.Date(2026, 1, 31, 12, 0, 0, 5, time.UTC)
 	d.logs = []api.LogLine{
-		{Time: at, Stream: "stdout", Line: "one"}, {Time: at, Stream: "stdout", Line: "tw", Partial: true}, {Time: at, Stream: "stderr", Line: "bad"},
+		{Time: at, Stream: "stdout", Line: "one"},
+		{Time: at, Stream: "stdout", Line: "tw", Partial: true},
+		{Time: at, Stream: "stderr", Line: "bad"},
 		{Time: at, Stream: "stdout", Line: "o"},
 	}
 	out, errs, code := call(t, d.socket, "logs", "-t", "-f", "-n", "5", "--since", "1h", "web")
@@ -184,8 +186,11 @@ func TestProgress(t *testing.T) {
 	d := newDaemon(t)
 	layer := "sha256:" + strings.Repeat("a", 64)
 	d.pull = []api.ImageProgress{
-		{Phase: "resolving"}, {Layer: layer, Phase: "downloading", Total: 1000}, {Layer: layer, Phase: "downloading", Current: 500, Total: 1000},
-		{Layer: layer, Phase: "done", Current: 1000, Total: 1000}, {Layer: "sha256:\x1b[2J", Phase: "exists"},
+		{Phase: "resolving"},
+		{Layer: layer, Phase: "downloading", Total: 1000},
+		{Layer: layer, Phase: "downloading", Current: 500, Total: 1000},
+		{Layer: layer, Phase: "done", Current: 1000, Total: 1000},
+		{Layer: "sha256:\x1b[2J", Phase: "exists"},
 	}
 	out, errs, code := call(t, d.socket, "pull", "x")
 	want := "aaaaaaaaaaaa: downloading 1kB\naaaaaaaaaaaa: done\n\\x1b[2J: exists\n"

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,7 +51,7 @@ func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, 
 		// one is only that.
 		if len(before) > 0 || len(now) == 0 || form != outputTable {
 			if onTerminal && !once && form == outputTable {
-				io.WriteString(a.Stdout, "\x1b[H\x1b[2J")
+				fmt.Fprint(a.Stdout, "\x1b[H\x1b[2J")
 			}
 			if err := show(a, form, statsListing(now, before)); err != nil {
 				return err

@@ -144,8 +144,10 @@ func TestProgressOnTerminal(t *testing.T) {
 			p, d := newPTY(t), newDaemon(t)
 			layer := "sha256:" + strings.Repeat("a", 64)
 			d.pull = []api.ImageProgress{
-				{Layer: layer, Phase: "downloading", Total: 1000}, {Layer: layer, Phase: "downloading", Current: 1000, Total: 1000},
-				{Layer: layer, Phase: "unpacking", Current: 500, Total: 1000}, {Layer: layer, Phase: "done", Current: 1000, Total: 1000},
+				{Layer: layer, Phase: "downloading", Total: 1000},
+				{Layer: layer, Phase: "downloading", Current: 1000, Total: 1000},
+				{Layer: layer, Phase: "unpacking", Current: 500, Total: 1000},
+				{Layer: layer, Phase: "done", Current: 1000, Total: 1000},
 			}
 			if fail != nil {
 				d.pull = append(d.pull[:1], api.ImageProgress{Error: fail.Error()})

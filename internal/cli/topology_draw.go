@@ -113,7 +113,7 @@ func drawSpine(c *canvas, exits []int) {
 func (t topology) drawNetwork(c *canvas, n hcn.HostComputeNetwork, y int) int {
 	right := c.width - 3
 	nodes := t.nodes(n, c.lines)
-	notes := t.switchNotes(n, len(nodes), c.lines)
+	notes := switchNotes(n, len(nodes))
 	bottom := y + len(notes) + 1
 	c.box(switchColumn, y, right, bottom, noteRow{{"switch " + n.Name, bold}, {fmt.Sprintf(" (%s)", n.Type), plain}})
 	for i, row := range notes {
@@ -126,7 +126,7 @@ func (t topology) drawNetwork(c *canvas, n hcn.HostComputeNetwork, y int) int {
 }
 
 // switchNotes are the lines in a switch: the host's own port, then the others.
-func (t topology) switchNotes(n hcn.HostComputeNetwork, ports int, l lines) []noteRow {
+func switchNotes(n hcn.HostComputeNetwork, ports int) []noteRow {
 	var rows []noteRow
 	gateways := gatewaysOf(n)
 	switch {

@@ -45,14 +45,13 @@ func (t topology) compartment(ns hcn.GUID) string {
 	if ns.IsZero() {
 		return "not attached"
 	}
-	text := "compartment"
+	head, _, _ := strings.Cut(ns.Lower(), "-")
 	for _, n := range t.namespaces {
 		if n.ID == ns && n.NamespaceId != 0 {
-			text += fmt.Sprintf(" %d", n.NamespaceId)
+			return fmt.Sprintf("compartment %d hns-%s", n.NamespaceId, head)
 		}
 	}
-	head, _, _ := strings.Cut(ns.Lower(), "-")
-	return text + " hns-" + head
+	return "compartment hns-" + head
 }
 
 // vnic describes one endpoint: interface and MAC, addresses, published ports.
