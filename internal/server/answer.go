@@ -248,7 +248,9 @@ func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 		probe := *r
 		probe.Method = m
-		if _, pattern := s.mux.Handler(&probe); pattern != "/" && pattern != "" {
+		_, pattern := s.mux.Handler(&probe)
+		// The mux also knows patterns that end in {name...} by the path without it, to redirect: nothing is there.
+		if pattern != "/" && pattern != "" && !(strings.HasSuffix(pattern, "...}") && strings.Count(pattern, "/") > strings.Count(r.URL.Path, "/")) {
 			allow = append(allow, m)
 		}
 	}

@@ -458,10 +458,10 @@ func (f *fake) PullImage(_ context.Context, what api.PullRequest, progress func(
 		return api.Image{}, api.Errorf(api.KindNotFound, "pull none: the registry has no such image")
 	}
 	progress(api.ImageProgress{Layer: "a", Phase: "downloading", Current: 1, Total: 2})
-	progress(api.ImageProgress{Layer: "a", Phase: "done", Current: 2, Total: 2})
 	if what.Reference == "broken" {
 		return api.Image{}, api.Errorf(api.KindUnavailable, "the registry hung up").Hint("try again")
 	}
+	progress(api.ImageProgress{Layer: "a", Phase: "done", Current: 2, Total: 2})
 	i := api.Image{ID: "sha256:1", Names: []string{what.Reference}}
 	f.mu.Lock()
 	defer f.mu.Unlock()

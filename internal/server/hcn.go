@@ -23,6 +23,13 @@ type kind struct {
 	remove    func(ctx context.Context, id hcn.GUID) error
 }
 
+func (k kind) article() string {
+	if k.singular == "endpoint" {
+		return "an endpoint"
+	}
+	return "a " + k.singular
+}
+
 // view shows an object in the shape that is asked for.
 type view func(q hcn.HostComputeQuery, v1 bool) any
 
@@ -72,21 +79,21 @@ func (s *Server) kindRoutes(plural string, k kind) {
 	}
 	s.handle(route{
 		method: http.MethodPost, path: base, id: "create" + title, tag: "hcn", query: create, body: k.document, answer: k.document,
-		summary:     "Create a " + k.singular,
+		summary:     "Create " + k.article(),
 		description: "A document without SchemaVersion is one of version 1, and is answered in that shape unless the query says otherwise.",
 		handle:      s.create(k),
 	})
 	s.handle(route{
 		method: http.MethodGet, path: base + "/{id}", id: "query" + title, tag: "hcn", query: []*huma.Param{ask},
-		summary: "Show a " + k.singular, answer: k.document, handle: s.query(k),
+		summary: "Show " + k.article(), answer: k.document, handle: s.query(k),
 	})
 	s.handle(route{
 		method: http.MethodPost, path: base + "/{id}/modify", id: "modify" + title, tag: "hcn", body: k.modify,
-		summary: "Change a " + k.singular, handle: s.modify(k),
+		summary: "Change " + k.article(), handle: s.modify(k),
 	})
 	s.handle(route{
 		method: http.MethodDelete, path: base + "/{id}", id: "delete" + title, tag: "hcn",
-		summary: "Delete a " + k.singular, handle: s.remove(k),
+		summary: "Delete " + k.article(), handle: s.remove(k),
 	})
 }
 

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -74,18 +75,33 @@ func (s *Server) compartment(a *hnsAttachment) (hcn.GUID, error) {
 	return "", hcn.Errorf(hcn.ErrNetCompartmentNotFound, "no namespace has the compartment %d", number)
 }
 
+// hnsDetach undoes an attach. The container that came with it leaves its namespace with the last endpoint: a stale entry would keep
+// the namespace from being deleted.
 func (s *Server) hnsDetach(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
-	if _, err := decodeNoting[hnsAttachment](c.creation()); err != nil {
+	a, err := decodeNoting[hnsAttachment](c.creation())
+	if err != nil {
 		return nil, err
 	}
 	ep, err := s.backend.Endpoint(id)
 	if err != nil {
 		return nil, err
 	}
-	if ep.HostComputeNamespace.IsZero() {
+	home := ep.HostComputeNamespace
+	if home.IsZero() {
 		return nil, hcn.Errorf(hcn.ErrEndpointNotAttached, "endpoint %s is in no namespace", id)
 	}
-	return struct{}{}, s.changeNamespace(ctx, ep.HostComputeNamespace, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeEndpoint, string(id))
+	if err := s.changeNamespace(ctx, home, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeEndpoint, string(id)); err != nil {
+		return nil, err
+	}
+	ns, err := s.backend.Namespace(home)
+	if err != nil || a.ContainerId == "" || !slices.Contains(ns.Containers(), a.ContainerId) || hasEndpoint(ns) {
+		return struct{}{}, nil //nolint:nilerr // a namespace that is gone has no container left
+	}
+	return struct{}{}, s.changeNamespace(ctx, home, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeContainer, a.ContainerId)
+}
+
+func hasEndpoint(ns hcn.HostComputeNamespace) bool {
+	return slices.ContainsFunc(ns.Resources, func(r hcn.NamespaceResource) bool { return r.Type == hcn.NamespaceResourceTypeEndpoint })
 }
 
 func (s *Server) hnsAddResource(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
