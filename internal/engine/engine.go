@@ -121,12 +121,14 @@ type Engine struct {
 	mu sync.RWMutex // guards st and the row-derived indexes in it
 	st *state
 
-	wake    chan struct{}
-	pending *pending
-	status  *status
-	hub     *hub
-	facts   plan.Facts            // the loop's, and under mu for readers
-	made    map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
+	wake     chan struct{}
+	pending  *pending
+	status   *status
+	hub      *hub
+	facts    plan.Facts            // the loop's, and under mu for readers
+	unstored []*txn                // under mu: applied to the memory, not on the disk yet
+	storing  bool                  // under mu: somebody writes them
+	made     map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
 
 	plan      *plan.Plan          // the loop's alone
 	announced map[object]struct{} // the loop's alone: what clients were told is there

@@ -1,9 +1,8 @@
 package engine
 
 import (
-	"fmt"
+	"maps"
 	"net/netip"
-	"slices"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -183,80 +182,17 @@ func (s *state) setContainer(id string, row *containerRow) {
 	s.seq = max(s.seq, row.Seq)
 }
 
-// txn is one change of the state: all of it is stored, or none. It is applied
-// to the memory at once, under the engine's lock, and taken back if it fails.
-type txn struct {
-	e    *Engine
-	st   *state
-	undo []func()
-	save []func(*store.Tx) error
-	// after runs when the transaction is stored.
-	after  []func()
-	dirty  plan.Dirty
-	events []queued
-	// facts of the host that a new network is held against.
-	facts *plan.Facts
-	// made are the namespaces whose mark is among what is saved.
-	made []hcn.GUID
-}
-
-// commit runs fn as a transaction and returns the revision to wait for: that of
-// the newest change which concerns the plan, so that nobody waits for the loop
-// over one which does not.
-func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	t := &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts}
-	err := fn(t)
-	var rev uint64
-	if err == nil && len(t.save) > 0 {
-		t.markMade()
-		rev, err = e.opt.DB.Update(func(tx *store.Tx) error {
-			for _, s := range t.save {
-				if err := s(tx); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			err = fmt.Errorf("store the change: %w", err)
-		}
-	}
-	if err != nil {
-		for i := len(t.undo) - 1; i >= 0; i-- {
-			t.undo[i]()
-		}
-		return 0, err
-	}
-	for _, f := range t.after {
-		f()
-	}
-	for _, id := range t.made {
-		delete(e.made, id)
-	}
-	concerns := len(t.dirty.Networks)+len(t.dirty.Endpoints)+len(t.dirty.Namespaces) > 0
-	if concerns {
-		e.st.rev = rev
-	}
-	if concerns || len(t.events) > 0 {
-		e.pending.add(t.dirty, e.st.rev, t.events)
-		e.kick()
-	}
-	return e.st.rev, nil
-}
-
 // markMade takes along what the loop has found out about compartments since.
 func (t *txn) markMade() {
-	for id := range t.e.made {
+	made := t.e.made
+	for id := range maps.Clone(made) {
 		if old := t.st.namespaces[id]; old != nil && !old.Made {
 			row := *old
 			row.Made = true
 			t.setNamespace(id, &row)
 		}
-		if !slices.Contains(t.made, id) {
-			t.made = append(t.made, id)
-		}
+		delete(made, id)
+		t.undo = append(t.undo, func() { made[id] = struct{}{} })
 	}
 }
 

@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/store"
+)
+
+// This file holds the way of a change: into memory at once, under the engine's
+// lock; then to the disk and to the kernel side by side; the caller hears of it
+// when both are done.
+//
+// Writing to the disk first and to the kernel afterwards costs every caller the
+// sum of the two, and syncing under the lock makes every reader wait for the
+// disk. Side by side, a crash in between leaves kernel objects that no row
+// wants, or rows whose objects are not made yet. The next start prunes the first
+// and makes the second, as it has to in any case, and nobody was told of either.
+// Transactions that meet at the disk share one sync.
+
+// txn is one change of the state: all of it holds, or none. It is applied to the
+// memory at once, and taken back if it fails.
+type txn struct {
+	e    *Engine
+	st   *state
+	undo []func()
+	save []func(*store.Tx) error
+	// after runs when the transaction is stored.
+	after  []func()
+	dirty  plan.Dirty
+	events []queued
+	// facts of the host that a new network is held against.
+	facts *plan.Facts
+	// stored gets the outcome of the write.
+	stored chan error
+}
+
+// commit runs fn as a transaction, waits until it is stored, and returns the
+// revision to wait for in the kernel: that of the newest change which concerns
+// the plan, so that nobody waits for the loop over one which does not.
+func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
+	t, rev, err := e.change(fn)
+	if err != nil || t == nil {
+		return rev, err
+	}
+	if err := <-t.stored; err != nil {
+		return 0, fmt.Errorf("store the change: %w", err)
+	}
+	return rev, nil
+}
+
+// change is the part of a commit that is done under the lock. The transaction is
+// nil when there is nothing to store.
+func (e *Engine) change(fn func(*txn) error) (*txn, uint64, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, stored: make(chan error, 1)}
+	if err := fn(t); err != nil {
+		t.rollBack()
+		return nil, 0, err
+	}
+	if len(t.save) > 0 {
+		t.markMade()
+	}
+	concerns := len(t.dirty.Networks)+len(t.dirty.Endpoints)+len(t.dirty.Namespaces) > 0
+	if concerns {
+		e.st.rev++
+	}
+	if concerns || len(t.events) > 0 {
+		e.pending.add(t.dirty, e.st.rev, t.events)
+		e.kick()
+	}
+	if len(t.save) == 0 {
+		t.finish()
+		return nil, e.st.rev, nil
+	}
+	e.unstored = append(e.unstored, t)
+	if !e.storing {
+		e.storing = true
+		go e.storeAll()
+	}
+	return t, e.st.rev, nil
+}
+
+func (t *txn) rollBack() {
+	for _, undo := range slices.Backward(t.undo) {
+		undo()
+	}
+}
+
+func (t *txn) finish() {
+	for _, f := range t.after {
+		f()
+	}
+}
+
+// storeAll writes transactions until none is left, those that came meanwhile in
+// one go. It has no owner that waits for it: every commit does, for its own.
+func (e *Engine) storeAll() {
+	for {
+		e.mu.Lock()
+		batch := e.unstored
+		e.unstored = nil
+		if len(batch) == 0 {
+			e.storing = false
+			e.mu.Unlock()
+			return
+		}
+		e.mu.Unlock()
+		_, err := e.opt.DB.Update(func(tx *store.Tx) error {
+			for _, t := range batch {
+				for _, save := range t.save {
+					if err := save(tx); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			e.unstorable(batch, err)
+			continue
+		}
+		for _, t := range batch {
+			t.finish()
+			t.stored <- nil
+		}
+	}
+}
+
+// unstorable takes back transactions that the disk refused, and those made since
+// on top of them. The loop then brings the kernel back to what is stored.
+func (e *Engine) unstorable(batch []*txn, err error) {
+	e.mu.Lock()
+	batch = append(batch, e.unstored...)
+	e.unstored = nil
+	for _, t := range slices.Backward(batch) {
+		t.rollBack()
+	}
+	e.st.rev++
+	for _, t := range batch {
+		e.pending.add(t.dirty, e.st.rev, nil)
+	}
+	e.kick()
+	e.mu.Unlock()
+	for _, t := range batch {
+		t.stored <- err
+	}
+}
