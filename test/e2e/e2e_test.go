@@ -55,7 +55,11 @@ func build(m *testing.M) (int, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 1, err
 	}
-	if err := writeBox(made.image); err != nil {
+	echo := filepath.Join(dir, "echo")
+	if err := goBuild(echo, "testdata/echo.go"); err != nil {
+		return 1, err
+	}
+	if err := writeBox(made.image, echo); err != nil {
 		return 1, fmt.Errorf("make the image: %w", err)
 	}
 	return m.Run(), nil
@@ -67,10 +71,14 @@ func buildBinary() error {
 	if given := os.Getenv("BULKHEAD_BINARY"); given != "" {
 		return os.Symlink(given, made.binary)
 	}
-	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", made.binary, "../../cmd/bulkhead")
+	return goBuild(made.binary, "../../cmd/bulkhead")
+}
+
+func goBuild(out, what string) error {
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", out, what)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the binary: %w\n%s", err, out)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", what, err, text)
 	}
 	return nil
 }

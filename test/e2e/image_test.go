@@ -10,8 +10,13 @@ import (
 )
 
 // writeBox makes the root file system of the image "box", as a tar: busybox under the names of its commands.
-func writeBox(file string) error {
+// echoFile is testdata/echo.go, built: busybox has no server for UDP.
+func writeBox(file, echoFile string) error {
 	program, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		return err
+	}
+	echo, err := os.ReadFile(echoFile)
 	if err != nil {
 		return err
 	}
@@ -31,6 +36,7 @@ func writeBox(file string) error {
 		put(tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755}, "")
 	}
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(program))
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/echo-server", Mode: 0o755}, string(echo))
 	for name := range strings.FieldsSeq(string(applets)) {
 		if name != "busybox" {
 			put(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}, "")
