@@ -1,0 +1,291 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// fakeContainer is a container's process and what it has of a monitor. Its first
+// argument is the program: "run" goes on, "exit N" ends at once, "echo X" writes
+// X and ends, "stubborn" heeds only SIGKILL.
+type fakeContainer struct {
+	status   string
+	code     int
+	pid      int
+	started  time.Time
+	finished time.Time
+	cfg      api.SandboxConfig
+	conns    []*fakeConn
+	runs     int // how often a process was let go
+}
+
+func (c *fakeContainer) end(code int) {
+	if c.status != api.StatusRunning {
+		return
+	}
+	c.status, c.code, c.finished = api.StatusExited, code, time.Now()
+	for _, k := range c.conns {
+		close(k.out)
+	}
+	c.conns = nil
+}
+
+func (c *fakeContainer) write(s string) {
+	for _, k := range c.conns {
+		k.out <- s
+	}
+}
+
+// sandbox is one daemon's way to the containers.
+type sandbox struct {
+	w     *world
+	gen   int
+	exits *[]chan api.SandboxExit
+}
+
+func (s sandbox) enter() (func(), error) {
+	s.w.mu.Lock()
+	if s.gen != s.w.gen {
+		s.w.mu.Unlock()
+		return nil, errKilled
+	}
+	return s.w.mu.Unlock, nil
+}
+
+func (s sandbox) Check(cfg api.SandboxConfig) ([]string, error) {
+	if cfg.Spec.User == "nobody-knows" {
+		return nil, errors.New("user: nobody knows it")
+	}
+	return nil, nil
+}
+
+func (s sandbox) Create(_ context.Context, cfg api.SandboxConfig) error {
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if !slices.Contains(slices.Collect(maps.Values(s.w.kernel[0])), cfg.NetnsPath) {
+		return fmt.Errorf("no compartment at %s", cfg.NetnsPath)
+	}
+	if c := s.w.ctrs[cfg.ID]; c != nil && c.status == api.StatusRunning {
+		return errors.New("it runs")
+	}
+	runs := 0
+	if c := s.w.ctrs[cfg.ID]; c != nil {
+		runs = c.runs
+	}
+	s.w.ctrs[cfg.ID] = &fakeContainer{status: api.StatusCreated, cfg: cfg, runs: runs}
+	s.w.disk[cfg.ID] = true
+	return nil
+}
+
+func (s sandbox) Start(_ context.Context, id string) error {
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	c := s.w.ctrs[id]
+	if c == nil || c.status != api.StatusCreated {
+		return errors.New("it is not created")
+	}
+	if s.w.startErr != nil {
+		return s.w.startErr
+	}
+	s.w.clock++
+	c.status, c.started, c.pid = api.StatusRunning, time.Now(), s.w.clock
+	c.runs++
+	args := append(slices.Clone(c.cfg.Spec.Args), "", "")
+	switch args[0] {
+	case "exit":
+		code, _ := strconv.Atoi(args[1])
+		c.end(code)
+		s.publish(id)
+	case "echo":
+		c.write(args[1])
+		c.end(0)
+		s.publish(id)
+	}
+	return nil
+}
+
+func (s sandbox) publish(id string) {
+	for _, ch := range *s.exits {
+		ch <- api.SandboxExit{ID: id}
+	}
+}
+
+func (s sandbox) Kill(_ context.Context, id, signal string) error {
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	c := s.w.ctrs[id]
+	if c == nil || c.status != api.StatusRunning {
+		return errors.New("it does not run")
+	}
+	switch {
+	case signal == "SIGKILL":
+		c.end(137)
+	case signal == "SIGTERM" && len(c.cfg.Spec.Args) > 0 && c.cfg.Spec.Args[0] == "stubborn":
+		return nil
+	case signal == "SIGTERM":
+		c.end(143)
+	case signal == "SIGHUP":
+		return nil
+	default:
+		return fmt.Errorf("%q is no signal", signal)
+	}
+	s.publish(id)
+	return nil
+}
+
+func (s sandbox) Delete(_ context.Context, id string) error {
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if c := s.w.ctrs[id]; c != nil {
+		c.end(137)
+		delete(s.w.ctrs, id)
+	}
+	return nil
+}
+
+func (s sandbox) Remove(ctx context.Context, id string) error {
+	if err := s.Delete(ctx, id); err != nil {
+		return err
+	}
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(s.w.disk, id)
+	return nil
+}
+
+func (s sandbox) State(_ context.Context, id string) (api.SandboxState, error) {
+	leave, err := s.enter()
+	if err != nil {
+		return api.SandboxState{}, err
+	}
+	defer leave()
+	c := s.w.ctrs[id]
+	if c == nil {
+		return api.SandboxState{}, nil
+	}
+	return api.SandboxState{Status: c.status, PID: c.pid, ExitCode: c.code, Started: c.started, Finished: c.finished}, nil
+}
+
+func (s sandbox) List(context.Context) ([]string, error) {
+	leave, err := s.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	all := slices.Collect(maps.Keys(s.w.ctrs))
+	all = slices.AppendSeq(all, maps.Keys(s.w.disk))
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func (s sandbox) Exits(ctx context.Context) <-chan api.SandboxExit {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	ch := make(chan api.SandboxExit, 1000)
+	*s.exits = append(*s.exits, ch)
+	return ch
+}
+
+// fakeConn is a connection to a container's output.
+type fakeConn struct {
+	out    chan string
+	closed bool
+}
+
+func (k *fakeConn) Run(ctx context.Context, st api.Streams) error {
+	for {
+		select {
+		case text, ok := <-k.out:
+			if !ok {
+				return nil
+			}
+			if st.Stdout != nil {
+				if _, err := io.WriteString(st.Stdout, text); err != nil {
+					return err
+				}
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (k *fakeConn) Close() error { k.closed = true; return nil }
+
+func (s sandbox) Connect(_ context.Context, id string) (Attachment, error) {
+	leave, err := s.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	c := s.w.ctrs[id]
+	if c == nil || c.status == api.StatusExited {
+		return nil, errors.New("it does not run")
+	}
+	k := &fakeConn{out: make(chan string, 100)}
+	c.conns = append(c.conns, k)
+	return k, nil
+}
+
+func (s sandbox) Attach(ctx context.Context, id string, st api.Streams) error {
+	at, err := s.Connect(ctx, id)
+	if err != nil {
+		return err
+	}
+	return at.Run(ctx, st)
+}
+
+func (s sandbox) Exec(context.Context, string, api.ExecSpec, api.Streams) (int, error) { return 7, nil }
+
+func (s sandbox) Logs(_ context.Context, _ string, _ api.LogOptions, emit func(api.LogLine) error) error {
+	return emit(api.LogLine{Line: "hello"})
+}
+
+func (s sandbox) Stats(context.Context, string) (api.Stats, error) {
+	return api.Stats{Pids: 1}, nil
+}
+
+// endContainer has a container's process end by itself.
+func (e *env) endContainer(id string, code int) {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	if c := e.w.ctrs[id]; c != nil && c.status == api.StatusRunning {
+		c.end(code)
+		e.sb.publish(id)
+	}
+}
+
+func (e *env) runs(id string) int {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	if c := e.w.ctrs[id]; c != nil {
+		return c.runs
+	}
+	return 0
+}
+
+var _ = plan.NamespacePath
