@@ -224,7 +224,8 @@ func watchSize(f *os.File) (sizes <-chan api.WindowSize, stop func()) {
 	go func() {
 		defer signal.Stop(changed)
 		for {
-			if w, h, err := term.GetSize(int(f.Fd())); err == nil {
+			// Some terminals know no size; a size of nothing would confuse programs.
+			if w, h, err := term.GetSize(int(f.Fd())); err == nil && w > 0 && h > 0 {
 				select {
 				case out <- api.WindowSize{Rows: uint16(h), Cols: uint16(w)}:
 				case <-done:

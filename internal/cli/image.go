@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -153,6 +154,10 @@ func (a *app) ensureImage(ctx context.Context, c *client.Client, ref, policy str
 	p := a.progress(false)
 	_, err := c.PullImage(ctx, api.PullRequest{Reference: ref, Policy: policy}, p.show)
 	p.close(err)
+	var e *api.Error
+	if policy == pullNever && errors.As(err, &e) && e.Next == "" {
+		return api.Errorf(e.Kind, "%w", err).Hint("bulkhead pull %s, or drop --pull never", ref)
+	}
 	return err
 }
 
