@@ -113,7 +113,7 @@ func imageError(err error) error {
 		return api.Errorf(api.KindNotFound, "%w", err).Hint("bulkhead image ls, or bulkhead pull IMAGE")
 	case errors.Is(err, image.ErrInUse):
 		return api.Errorf(api.KindConflict, "%w", err).Hint("bulkhead ps -a shows the containers; bulkhead image rm -f drops the name")
-	case errors.Is(err, image.ErrInvalid):
+	case errors.Is(err, image.ErrInvalid), errors.Is(err, image.ErrRefused):
 		return api.Errorf(api.KindInvalid, "%w", err)
 	case errors.Is(err, image.ErrUnauthorized):
 		return api.Errorf(api.KindConflict, "%w", err).Hint("give --username and --password")
