@@ -84,6 +84,14 @@ func (c *Client) exchange(conn net.Conn, req *http.Request, streams api.Streams,
 	out := api.NewFrameWriter(conn)
 	done := make(chan struct{})
 	defer close(done)
+	// A size that is known already goes first: behind input that nobody reads yet it would not arrive.
+	select {
+	case size, ok := <-streams.Resize:
+		if ok {
+			_ = out.WriteJSON(api.ChannelResize, size) // the receiving side tells why the connection is gone
+		}
+	default:
+	}
 	if streams.Stdin != nil {
 		go sendStdin(out, streams.Stdin)
 	}
