@@ -118,7 +118,7 @@ func TestChanges(t *testing.T) {
 		"namespace create --name pod", "namespace attach web spare", "namespace detach web AAAA0003", "namespace rm client",
 		"image tag tools t", "image rm tools", "image prune", "push tools", "pull --plain-http registry.example/web:1",
 		"events --kind drift --after 3", "image import testdata/host.json base:1 --cmd sh --env A=1",
-		"nonsense", "network nonsense", "run", "stop", "run --nonsense x", "logs a b", "run --rm --restart always x", "create --network host x",
+		"nonsense", "rnu", "network nonsense", "run", "stop", "run --nonsense x", "logs a b", "run --rm --restart always x", "create --network host x",
 	} {
 		d := newDaemon(t)
 		d.start()

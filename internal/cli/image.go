@@ -223,7 +223,7 @@ func newImageRmCmd(a *app) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove an image with all its names")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also an image that has several names, named by its ID")
 	return cmd
 }
 
