@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -69,8 +70,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 // unreachable says what to do about a daemon that does not answer.
 func (c *Client) unreachable(err error) error {
 	cause := err
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		cause = errno // the words around it repeat the path
 	}
 	e := api.Errorf(api.KindUnavailable, "connect to the daemon at %s: %w", c.socket, cause)
@@ -133,9 +133,7 @@ func (r request) build(ctx context.Context) (*http.Request, error) {
 	if body != nil {
 		req.Header.Set("Content-Type", kind)
 	}
-	for name, values := range r.header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, r.header)
 	return req, nil
 }
 

@@ -90,7 +90,7 @@ func open[T any](ctx context.Context, c *Client, path string, v url.Values, o Ev
 	if o.Resume {
 		v.Set("after", strconv.FormatUint(o.After, 10))
 	}
-	res, err := c.send(ctx, get(path, v))
+	res, err := c.send(ctx, get(path, v)) //nolint:bodyclose // Stream.Close does
 	if err != nil {
 		return nil, err
 	}

@@ -120,8 +120,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	}
 	status := 0
-	var ref refusal
-	if errors.As(err, &ref) {
+	if ref, ok := errors.AsType[refusal](err); ok {
 		status, err = ref.status, ref.error
 	}
 	if _, ok := hnsPath(r); ok {
@@ -194,12 +193,10 @@ func kindOf(status int) string {
 
 // apiError keeps the words that callers put around an error.
 func apiError(err error) *api.Error {
-	var ours *api.Error
-	if errors.As(err, &ours) {
+	if ours, ok := errors.AsType[*api.Error](err); ok {
 		return &api.Error{Kind: ours.Kind, Message: err.Error(), Next: ours.Next}
 	}
-	var theirs *hcn.Error
-	if errors.As(err, &theirs) {
+	if theirs, ok := errors.AsType[*hcn.Error](err); ok {
 		return &api.Error{Kind: kindOf(theirs.HTTPStatus()), Message: err.Error()}
 	}
 	return &api.Error{Kind: api.KindInternal, Message: err.Error()}
@@ -250,7 +247,8 @@ func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {
 		probe.Method = m
 		_, pattern := s.mux.Handler(&probe)
 		// The mux also knows patterns that end in {name...} by the path without it, to redirect: nothing is there.
-		if pattern != "/" && pattern != "" && !(strings.HasSuffix(pattern, "...}") && strings.Count(pattern, "/") > strings.Count(r.URL.Path, "/")) {
+		redirect := strings.HasSuffix(pattern, "...}") && strings.Count(pattern, "/") > strings.Count(r.URL.Path, "/")
+		if pattern != "/" && pattern != "" && !redirect {
 			allow = append(allow, m)
 		}
 	}

@@ -112,7 +112,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if err != nil {
 		err = errors.Join(err, hs.Close())
 	}
-	<-served
+	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
 	s.streams.Wait()
 	if err != nil {
 		return fmt.Errorf("stop serving the API: %w", err)

@@ -63,7 +63,7 @@ func newRig(t *testing.T, change ...func(*Options)) *rig {
 	for _, c := range change {
 		c(&o)
 	}
-	dir, err := os.MkdirTemp("", "bulkhead") // t.TempDir can be too long for a socket
+	dir, err := os.MkdirTemp("", "bulkhead") //nolint:usetesting // t.TempDir can be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
