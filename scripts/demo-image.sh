@@ -52,6 +52,6 @@ finish='set -eu
 
 mkdir -p "$(dirname "$out")"
 trap 'rm -f "$out.new"' EXIT
-mmdebstrap --quiet --variant=extract --mode=root --format=tar --include="$packages" "${options[@]}" \
+mmdebstrap --quiet --variant=extract --mode=root --format=tar --skip=output/dev --include="$packages" "${options[@]}" \
 	--aptopt='APT::Install-Recommends "false"' --extract-hook="$finish" "$codename" "$out.new" - <<<"$sources"
 mv "$out.new" "$out"

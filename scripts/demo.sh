@@ -412,7 +412,7 @@ start_registry() {
 
 show_containers() {
 	step "Two containers, each in a compartment of its own"
-	on host bulkhead run -d --name web -p $port:80 "$image"
+	on host bulkhead run -d --name web -h web -p $port:80 "$image"
 	on host bulkhead run -d --name client "$image" sleep infinity
 	on host bulkhead ps
 	on host bulkhead exec client ip -brief address
@@ -468,7 +468,7 @@ show_ports() {
 show_survival() {
 	step "kill -9 of the daemon"
 	signal_daemon KILL
-	say "the daemon is gone; the kernel goes on:"
+	say "the daemon is gone, and with it the answers to names; the rest is the kernel's:"
 	traffic
 	step "The daemon starts again"
 	start_daemon
