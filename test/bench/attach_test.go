@@ -1,9 +1,14 @@
 package bench
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -19,7 +24,8 @@ func BenchmarkAttach(b *testing.B) {
 	a.raw = newRemote(b, testhost.New(b, testhost.WithName("raw")))
 	a.cni = newRemote(b, testhost.New(b, testhost.WithName("cni")))
 	a.section = report.section("1. attach and detach of one endpoint: namespace, vNIC, addresses, routes, one published port",
-		"bulkhead: two API calls each way over the unix socket; state synced to the disk.",
+		"bulkhead: two API calls each way over the unix socket, each of them durable on disk before it is answered.",
+		"disk sync: what a commit costs on this disk by itself: two writes of a page, each synced. An attach is two commits.",
 		"raw netlink: the same kernel objects without a daemon, a store or a check; detach waits for the kernel.",
 		"cni: bridge and portmap of Debian's containernetworking-plugins, IPv4 only, the namespace included.")
 	for _, n := range s.points {
@@ -56,9 +62,12 @@ func (a *attachRun) point(n int) {
 	a.fleet.verify(extra)
 	a.fleet.detach(extra)
 	pause(a.b.Context(), 10*settle)
+	disk := newDisk(a.b)
+	var syncs series
 	times := map[string]*[2]series{"raw netlink": {}, "bulkhead": {}, "cni": {}, "bulkhead, no pool": {}}
 	for i := range a.s.samples {
 		a.sample(times["bulkhead"], a.fleet.attach, a.fleet.detach)
+		syncs = append(syncs, milliseconds(disk.commit()))
 		a.sample(times["raw netlink"], a.of(a.raw, "raw", "attach"), a.of(a.raw, "raw", "detach"))
 		if withCNI && i < a.s.cniSamples {
 			a.sample(times["cni"], a.of(a.cni, "cni", "attach"), a.of(a.cni, "cni", "detach"))
@@ -66,6 +75,7 @@ func (a *attachRun) point(n int) {
 	}
 	a.withoutPool(n, times["bulkhead, no pool"])
 	a.note(n, times)
+	a.section.add(fmt.Sprintf("disk sync, %d standing", n), "one commit", "ms", syncs, "")
 }
 
 // withoutPool restarts the daemon, which touches no endpoint, and measures without namespaces kept ready; at the first
@@ -84,6 +94,40 @@ func (a *attachRun) withoutPool(n int, into *[2]series) {
 	}
 	d.stop()
 	d.start()
+}
+
+// disk is a file beside the daemon's state that is written the way its store writes.
+type disk struct {
+	b *testing.B
+	f *os.File
+}
+
+func newDisk(b *testing.B) *disk {
+	b.Helper()
+	f, err := os.Create(filepath.Join(b.TempDir(), "pages"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { f.Close() })
+	d := &disk{b: b, f: f}
+	d.commit() // the first one makes the file longer
+	return d
+}
+
+// commit writes two pages, the second after the first is on disk, as data and what points to it.
+func (d *disk) commit() time.Duration {
+	d.b.Helper()
+	start := time.Now()
+	for page := range int64(2) {
+		_, err := d.f.WriteAt(bytes.Repeat([]byte{byte(start.Nanosecond())}, 4096), page*4096)
+		if err == nil {
+			err = unix.Fdatasync(int(d.f.Fd()))
+		}
+		if err != nil {
+			d.b.Fatalf("sync a page: %v", err)
+		}
+	}
+	return time.Since(start)
 }
 
 func (a *attachRun) sample(into *[2]series, attach, detach func(int) time.Duration) {

@@ -30,13 +30,15 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// version is what the binary says of itself: "bulkhead 1.2, built with …".
 func version(b *testing.B, binary string) string {
 	b.Helper()
-	out, err := exec.CommandContext(b.Context(), binary, "--version").Output()
+	out, err := exec.CommandContext(b.Context(), binary, "version", "-H", "unix:///dev/null").Output()
 	if err != nil {
-		return "unknown version"
+		b.Fatalf("ask %s for its version: %v", binary, err)
 	}
-	return strings.TrimPrefix(strings.TrimSpace(string(out)), "bulkhead version ")
+	v, _, _ := strings.Cut(strings.TrimPrefix(string(out), "bulkhead "), ",")
+	return v
 }
 
 // self is a command that runs this binary in a role.

@@ -28,7 +28,7 @@ func BenchmarkRun(b *testing.B) {
 	}
 	w := newRemote(b, h)
 	d := newDaemon(b, h, s.binary)
-	ours := func(args ...string) []string { return append([]string{s.binary, "--socket", d.socket}, args...) }
+	ours := func(args ...string) []string { return append([]string{s.binary, "-H", "unix://" + d.socket}, args...) }
 	w.do(order{Op: "exec", Argv: ours("image", "import", image, "localhost/busybox:bench")})
 	podman := newPodman(b, h, w, image)
 
