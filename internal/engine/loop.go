@@ -41,11 +41,12 @@ func (e *Engine) check(ctx context.Context) {
 // applier compare everything. Callers are told of their change before that: they
 // do not wait for the rest of the host.
 func (e *Engine) pass(ctx context.Context) {
-	w := e.pending.take(time.Now())
-	if w.cause != "" {
-		e.refreshFacts(ctx, &w.dirty)
+	cause := e.pending.due(time.Now())
+	if cause != "" {
+		e.refreshFacts(ctx)
 	}
 	e.mu.RLock()
+	w := e.pending.take()
 	delta := e.plan.Recompile(e.st.intent(), &e.facts, w.dirty)
 	e.mu.RUnlock()
 	e.plan.Revision = w.rev
@@ -54,7 +55,7 @@ func (e *Engine) pass(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), applyTimeout)
 	defer cancel()
 	errs := map[object]error{}
-	if w.cause != causeStart {
+	if cause != causeStart {
 		touched := touchedObjects(delta)
 		if !delta.Empty() {
 			e.opt.Step("apply")
@@ -63,10 +64,10 @@ func (e *Engine) pass(ctx context.Context) {
 		e.publish(w.events, errs)
 		e.status.set(w.rev, touched, errs)
 	}
-	if w.cause != "" {
+	if cause != "" {
 		e.opt.Step("sync")
-		errs = e.resync(ctx, w.cause)
-		if w.cause == causeStart {
+		errs = e.resync(ctx, cause)
+		if cause == causeStart {
 			e.publish(w.events, errs)
 		}
 		e.status.replace(w.rev, errs)
@@ -103,7 +104,7 @@ func (e *Engine) update(ctx context.Context, delta *plan.Delta, errs map[object]
 
 // refreshFacts looks at the host again. A change of what the plan follows makes
 // every network dirty.
-func (e *Engine) refreshFacts(ctx context.Context, dirty *plan.Dirty) {
+func (e *Engine) refreshFacts(ctx context.Context) {
 	f, err := e.opt.Facts(ctx)
 	if err != nil {
 		e.log.Warn("look at the host", "error", err)
@@ -112,9 +113,11 @@ func (e *Engine) refreshFacts(ctx context.Context, dirty *plan.Dirty) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if f.UplinkMTU != e.facts.UplinkMTU {
+		dirty := emptyDirty()
 		for id := range e.st.networks {
 			dirty.Networks[id] = struct{}{}
 		}
+		e.pending.add(dirty, e.st.rev, nil)
 	}
 	e.warnCollisions(&f)
 	e.facts = f

@@ -40,7 +40,6 @@ type work struct {
 	dirty  plan.Dirty
 	rev    uint64
 	events []queued
-	cause  string
 }
 
 func newPending(rev uint64) *pending {
@@ -76,14 +75,24 @@ func (p *pending) resync(cause string) {
 	}
 }
 
-// take hands over what is to do. A resync that was just made is not repeated at
-// once: on a host with much to list, a storm of events would leave no time for
-// anything else. The first one is never delayed.
-func (p *pending) take(now time.Time) work {
+// take hands over the changes. It is called under the engine's lock, and the
+// plan is compiled before that is let go: with a change that came in between,
+// the plan would hold a part of what the change is about.
+func (p *pending) take() work {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := work{dirty: p.dirty, rev: p.rev, events: p.events}
 	p.dirty, p.events = emptyDirty(), nil
+	return w
+}
+
+// due tells whether everything is to be compared now, and why; "" = no. A
+// resync that was just made is not repeated at once: on a host with much to
+// list, a storm of events would leave no time for anything else. The first one
+// is never delayed.
+func (p *pending) due(now time.Time) (cause string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.cause == "" && !p.retryDue.IsZero() && !now.Before(p.retryDue) {
 		p.cause = "retry"
 	}
@@ -91,9 +100,9 @@ func (p *pending) take(now time.Time) work {
 		p.cause = "period"
 	}
 	if p.cause != "" && (p.cause == causeStart || now.Sub(p.last) > 2*p.took) {
-		w.cause, p.cause, p.retryDue = p.cause, "", time.Time{}
+		cause, p.cause, p.retryDue = p.cause, "", time.Time{}
 	}
-	return w
+	return cause
 }
 
 func (p *pending) synced(now time.Time, took time.Duration, failed bool) {
