@@ -76,6 +76,8 @@ func TestRepair(t *testing.T) {
 		{"switch side deleted", "ip link del " + one.Device, "missing"},
 		{"switch side down", "ip link set " + one.Device + " down", "down"},
 		{"switch side renamed", "ip link set " + one.Device + " name stolen", "missing"},
+		{"switch side moved", "ip link set " + one.Device + " netns hns-" + guid('C', 2).Lower(), "missing"},
+		{"host port moved", "ip link set " + host.Device + " netns hns-" + guid('C', 2).Lower(), "missing"},
 		{"switch side MTU", "ip link set " + one.Device + " mtu 1300", "MTU 1300"},
 		{"switch side alias", "ip link set " + one.Device + " alias mine", `alias "mine"`},
 		{"switch side ARP", "ip link set " + one.Device + " arp on", "answering ARP"},

@@ -97,7 +97,7 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 		return err
 	case !ok:
 		ps.found(string(p.ID), "link "+p.Device, "missing")
-		if err := ps.dropRenamed(p); err != nil {
+		if err := errors.Join(ps.dropRenamed(p), ps.dropOrphan(p, s)); err != nil {
 			return err
 		}
 		return ps.createPort(p)
@@ -138,6 +138,20 @@ func (ps *pass) dropRenamed(p *plan.Port) error {
 		}
 	}
 	return nil
+}
+
+// dropOrphan deletes the vNIC of a port whose switch side somebody has moved to another namespace: it would be in the way,
+// and with it goes the pair, wherever its other end is.
+func (ps *pass) dropOrphan(p *plan.Port, s *space) error {
+	far, ok, err := ps.linkIn(s, p.VNIC.Device)
+	if err != nil || !ok || far.kind != "veth" || p.VNIC.Alias == "" || far.alias != p.VNIC.Alias {
+		return err
+	}
+	if s.path == "" {
+		ps.forget(far.name)
+	}
+	s.listed = false
+	return s.conn.write(deleteLink(far))
 }
 
 // configure writes what differs at both ends of a pair.
