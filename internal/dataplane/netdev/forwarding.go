@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -113,10 +114,7 @@ func (ps *pass) applyHost(want plan.Host) error {
 			return err
 		}
 		var errs []error
-		for _, f := range []struct {
-			key  string
-			want bool
-		}{{forward4, want.Forward4}, {forward6, want.Forward6}} {
+		for _, f := range forwardings(want) {
 			if f.want {
 				errs = append(errs, ps.forwardOn(&r, f.key))
 			} else {
@@ -125,6 +123,35 @@ func (ps *pass) applyHost(want plan.Host) error {
 		}
 		return errors.Join(errs...)
 	})
+}
+
+type forwarding struct {
+	key  string
+	want bool
+}
+
+func forwardings(want plan.Host) [2]forwarding {
+	return [...]forwarding{{forward4, want.Forward4}, {forward6, want.Forward6}}
+}
+
+// Check tells cheaply whether packets are still forwarded as the plan needs it. The kernel has no event for a setting
+// that somebody turns off which would not come with every new device too.
+func (d *Devices) Check(_ context.Context, p *plan.Plan) (bool, error) {
+	fine := true
+	err := d.n.home.do(func() error {
+		for _, f := range forwardings(p.Host) {
+			if !f.want {
+				continue
+			}
+			have, err := d.n.readSysctl(f.key)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			fine = fine && (err != nil || have == "1") // a kernel without IPv6 has nothing to check
+		}
+		return nil
+	})
+	return fine, err
 }
 
 // forwardOn turns a family's forwarding on, unless it is. Where somebody else did so, it is left to them.

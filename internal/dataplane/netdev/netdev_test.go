@@ -112,6 +112,10 @@ func TestRepair(t *testing.T) {
 			apply(t, n, &plan.Plan{}, p)
 			before := dump(t, h)
 			h.Run(t, "bash", "-c", c.do)
+			fine, err := n.Devices().Check(t.Context(), p)
+			if off := strings.HasPrefix(c.name, "forwarding off"); err != nil || fine == off {
+				t.Errorf("a cheap look says %v, %v", fine, err)
+			}
 			drift, err := resync(t, n, p)
 			if err != nil {
 				t.Fatal(err)
