@@ -1,9 +1,9 @@
 // Package store keeps this host's state in bbolt: one typed table per kind, one
 // revision counter over all of them.
 //
-// A transaction is written before the kernel is touched, so that whatever cuts
-// an operation short, the next run of the loop knows what was wanted. bbolt
-// syncs every commit: once Update returned, the rows survive a power cut.
+// bbolt syncs every commit: once Update returned, the rows survive a power cut,
+// and whatever cuts an operation short, the next run of the loop knows what was
+// wanted.
 package store
 
 import (
