@@ -50,6 +50,8 @@ type Streams struct {
 	Resize <-chan WindowSize
 	// DetachKeys end an attach without ending the process; nil: none.
 	DetachKeys []byte
+	// Wait attaches to a container that has ended too, for a start to come.
+	Wait bool
 	// Attached is called once when the daemon has taken the streams over, so that
 	// a client can start a container only then; nil: nobody asks.
 	Attached func()

@@ -27,6 +27,9 @@ func (c *Client) AttachContainer(ctx context.Context, ref string, streams api.St
 		"stdout": {strconv.FormatBool(streams.Stdout != nil)},
 		"stderr": {strconv.FormatBool(streams.Stderr != nil)},
 	}
+	if streams.Wait {
+		v.Set("wait", "true")
+	}
 	if len(streams.DetachKeys) > 0 {
 		v.Set("detachKeys", string(streams.DetachKeys))
 	}

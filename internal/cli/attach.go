@@ -87,6 +87,7 @@ func (s session) run(ctx context.Context) error {
 		return err
 	}
 	defer restore()
+	streams.Wait = !s.started
 
 	ended := make(chan error, 1)
 	ready := make(chan struct{})

@@ -23,7 +23,7 @@ type connected struct {
 // AttachContainer connects streams with a container's process. One that does not
 // run yet, but was just created or is being started, is waited for.
 func (e *Engine) AttachContainer(ctx context.Context, ref string, s api.Streams) error {
-	run, err := e.PrepareAttach(ctx, ref)
+	run, err := e.prepareAttach(ctx, ref, s.Wait)
 	if err != nil {
 		return err
 	}
@@ -37,6 +37,10 @@ func (e *Engine) AttachContainer(ctx context.Context, ref string, s api.Streams)
 // in between: when it returns, the client may start the container, and nothing
 // that it writes is missed. Ending ctx before run is called gives the place up.
 func (e *Engine) PrepareAttach(ctx context.Context, ref string) (run func(context.Context, api.Streams) error, err error) {
+	return e.prepareAttach(ctx, ref, false)
+}
+
+func (e *Engine) prepareAttach(ctx context.Context, ref string, wait bool) (run func(context.Context, api.Streams) error, err error) {
 	e.mu.RLock()
 	c, err := e.st.find(ref)
 	e.mu.RUnlock()
@@ -52,7 +56,7 @@ func (e *Engine) PrepareAttach(ctx context.Context, ref string) (run func(contex
 	case c == nil:
 		e.ctrs.delist(id, a)
 		return nil, api.Errorf(api.KindNotFound, "container %q does not exist", ref).Hint("bulkhead ps -a")
-	case !runs(c) && !toCome(c):
+	case !runs(c) && !toCome(c) && !wait:
 		e.ctrs.delist(id, a)
 		return nil, api.Errorf(api.KindConflict, "container %s is %s", c.Doc.Name, c.Doc.State.Status).Hint("bulkhead start %s, or bulkhead logs %s", c.Doc.Name, c.Doc.Name)
 	}
@@ -89,6 +93,7 @@ func (e *Engine) attachWaiting(ctx context.Context, id string, a *attacher, s ap
 		switch {
 		case c == nil:
 			return api.Errorf(api.KindNotFound, "container %.12s is removed", id)
+		case s.Wait && !runs(c) && !toCome(c): // whoever starts it learns of a failure
 		case c.Doc.State.Status == api.StatusFailed:
 			return api.Errorf(api.KindConflict, "container %s could not be started: %s", c.Doc.Name, c.Doc.State.Error)
 		case runs(c):

@@ -43,6 +43,7 @@ func (s *Server) streamRoutes() {
 		query: []*huma.Param{
 			param("stdin", huma.TypeBoolean, "True when absent"), param("stdout", huma.TypeBoolean, "True when absent"),
 			param("stderr", huma.TypeBoolean, "True when absent"),
+			param("wait", huma.TypeBoolean, "Attach to a container that has ended too, for a start to come"),
 			param("detachKeys", huma.TypeString, "The bytes that end the attach when they come on stdin; absent: none"),
 		},
 		handle: s.attach,
@@ -57,7 +58,7 @@ func (s *Server) streamRoutes() {
 
 func (s *Server) attach(w http.ResponseWriter, r *http.Request) error {
 	q := readQuery(r)
-	in, out, errs := q.flag("stdin", true), q.flag("stdout", true), q.flag("stderr", true)
+	in, out, errs, wait := q.flag("stdin", true), q.flag("stdout", true), q.flag("stderr", true), q.flag("wait", false)
 	if q.err != nil {
 		return q.err
 	}
@@ -72,7 +73,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) error {
 		if !errs {
 			streams.Stderr = nil
 		}
-		streams.DetachKeys = []byte(q.text("detachKeys"))
+		streams.DetachKeys, streams.Wait = []byte(q.text("detachKeys")), wait
 		return 0, s.backend.AttachContainer(ctx, ref, streams)
 	})
 }
