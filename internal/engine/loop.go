@@ -154,7 +154,9 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 			break // without devices the rest only fails as well
 		}
 	}
-	e.pending.synced(time.Now(), time.Since(begin), failed)
+	took := time.Since(begin)
+	e.log.Debug("compared with the kernel", "cause", cause, "took", took)
+	e.pending.synced(time.Now(), took, failed)
 	if cause == causeStart {
 		// What the last run left half done is no drift: nobody else did it.
 		drift = slices.DeleteFunc(drift, func(d plan.Drift) bool { return d.Found != foundVanished })
