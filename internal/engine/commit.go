@@ -142,6 +142,7 @@ func (e *Engine) unstorable(batch []*txn, err error) {
 	for _, t := range batch {
 		e.pending.add(t.dirty, e.st.rev, nil)
 	}
+	e.pending.add(emptyDirty(), e.st.rev, []queued{{ev: gapEvent(), listAgain: true}})
 	e.kick()
 	e.mu.Unlock()
 	for _, t := range batch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -188,8 +189,8 @@ func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (a
 
 // asAPI turns an HCN error into one of /v1, keeping its words.
 func asAPI(err error) error {
-	h := hcn.AsError(err)
-	if h == nil || h.Code == hcn.ErrUnspecified {
+	var h *hcn.Error
+	if a := (*api.Error)(nil); errors.As(err, &a) || !errors.As(err, &h) {
 		return err
 	}
 	kind := api.KindInternal

@@ -88,7 +88,9 @@ func (e *Engine) Subscribe(ctx context.Context, after uint64) (<-chan api.Event,
 	}
 	ch := make(chan api.Event, len(old)+1+readerQueue)
 	if gap {
-		ch <- api.Event{Seq: before, Time: time.Now().UTC(), Kind: "events", Action: "gap", HCN: &hcn.Event{Type: hcn.NotificationServiceDisconnect}}
+		ev := gapEvent()
+		ev.Seq, ev.Time = before, time.Now().UTC()
+		ch <- ev
 	}
 	for _, ev := range old {
 		ch <- ev
@@ -118,6 +120,14 @@ type queued struct {
 	// comes and goes are what clients learn is there, and is not any more. What
 	// never came does not go either.
 	comes, goes *object
+	// listAgain begins anew with what is there: the store took changes back that
+	// may have been told of.
+	listAgain bool
+}
+
+// gapEvent says that what was told before may not hold: list again.
+func gapEvent() api.Event {
+	return api.Event{Kind: "events", Action: "gap", HCN: &hcn.Event{Type: hcn.NotificationServiceDisconnect}}
 }
 
 func hcnEvent(kind, action string, id hcn.GUID, name string, t hcn.NotificationType) api.Event {
@@ -147,6 +157,11 @@ func (e *Engine) publish(events []queued, errs map[object]error) {
 	for _, q := range events {
 		if failed(q.on, errs) {
 			continue
+		}
+		if q.listAgain {
+			e.mu.RLock()
+			e.announced = e.st.announced()
+			e.mu.RUnlock()
 		}
 		if q.goes != nil {
 			if _, there := e.announced[*q.goes]; !there {

@@ -8,10 +8,10 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
-	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // fakeContainer is a container's process and what it has of a monitor. Its first
@@ -29,14 +29,13 @@ type fakeContainer struct {
 }
 
 func (c *fakeContainer) end(code int) {
-	if c.status != api.StatusRunning {
-		return
-	}
-	c.status, c.code, c.finished = api.StatusExited, code, time.Now()
 	for _, k := range c.conns {
 		close(k.out)
 	}
 	c.conns = nil
+	if c.status == api.StatusRunning {
+		c.status, c.code, c.finished = api.StatusExited, code, time.Now()
+	}
 }
 
 func (c *fakeContainer) write(s string) {
@@ -105,6 +104,9 @@ func (s sandbox) Start(_ context.Context, id string) error {
 	s.w.clock++
 	c.status, c.started, c.pid = api.StatusRunning, time.Now(), s.w.clock
 	c.runs++
+	if s.w.onStart != nil {
+		s.w.onStart()
+	}
 	args := append(slices.Clone(c.cfg.Spec.Args), "", "")
 	switch args[0] {
 	case "exit":
@@ -213,7 +215,7 @@ func (s sandbox) Exits(ctx context.Context) <-chan api.SandboxExit {
 // fakeConn is a connection to a container's output.
 type fakeConn struct {
 	out    chan string
-	closed bool
+	closed atomic.Bool
 }
 
 func (k *fakeConn) Run(ctx context.Context, st api.Streams) error {
@@ -234,7 +236,7 @@ func (k *fakeConn) Run(ctx context.Context, st api.Streams) error {
 	}
 }
 
-func (k *fakeConn) Close() error { k.closed = true; return nil }
+func (k *fakeConn) Close() error { k.closed.Store(true); return nil }
 
 func (s sandbox) Connect(_ context.Context, id string) (Attachment, error) {
 	leave, err := s.enter()
@@ -278,14 +280,3 @@ func (e *env) endContainer(id string, code int) {
 		e.sb.publish(id)
 	}
 }
-
-func (e *env) runs(id string) int {
-	e.w.mu.Lock()
-	defer e.w.mu.Unlock()
-	if c := e.w.ctrs[id]; c != nil {
-		return c.runs
-	}
-	return 0
-}
-
-var _ = plan.NamespacePath

@@ -32,8 +32,9 @@ type world struct {
 	host   map[hostPort]string // ports of the host's own processes
 	// fail makes a write of an applier fail; a nil object asks about the whole call.
 	fail func(applier int, k *object) error
-	// startErr and listErr are what the sandbox answers, if set.
+	// startErr is what the sandbox answers to a start, if set.
 	startErr error
+	onStart  func() // when a process is let go
 	clock    int
 }
 

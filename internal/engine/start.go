@@ -254,6 +254,13 @@ func (s *supervisor) remove(ctx context.Context, c *containerRow) error {
 		return fmt.Errorf("remove the sandbox of container %.12s: %w", id, err)
 	}
 	s.e.opt.Step("removed")
+	if row.Doc.State.Finished == nil && row.Doc.State.Started != nil {
+		// It was running, and was killed. Who waits asks when the row is gone.
+		killed := *row
+		killed.Doc.State.ExitCode = killedExitCode
+		s.ends.put(&killed)
+		s.e.event("container", "die", id, row.Doc.Name, map[string]string{"exitCode": itoa(killedExitCode)})
+	}
 	rev, err := s.e.commit(func(t *txn) error {
 		now := t.st.containers[id]
 		if now == nil {
@@ -274,12 +281,6 @@ func (s *supervisor) remove(ctx context.Context, c *containerRow) error {
 		s.e.log.Warn("take a removed container's network away", "container", id, "error", err)
 	}
 	s.resetBackoff(id)
-	if row.Doc.State.Finished == nil && row.Doc.State.Started != nil {
-		killed := *row
-		killed.Doc.State.ExitCode = killedExitCode // it was running
-		s.ends.put(&killed)
-		s.e.event("container", "die", id, row.Doc.Name, map[string]string{"exitCode": itoa(killedExitCode)})
-	}
 	s.notify()
 	s.e.event("container", "remove", id, row.Doc.Name, nil)
 	return nil
