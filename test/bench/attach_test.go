@@ -183,7 +183,7 @@ func (a *attachRun) aims() {
 		report.atMost(fmt.Sprintf("attach with %d standing by attach with %d", last, first), ratio(at("attach", last, "bulkhead"), at("attach", first, "bulkhead")), 1.4, "x")
 	}
 	for _, n := range a.s.points {
-		report.atLeast(fmt.Sprintf("CNI attach by ours, %d standing", n), ratio(at("attach", n, "cni"), at("attach", n, "bulkhead")), 20, "x")
+		report.atLeast(fmt.Sprintf("CNI attach by ours, %d standing", n), ratio(at("attach", n, "cni"), at("attach", n, "bulkhead")), 20)
 	}
 	report.atMost("attach through the API", at("attach", last, "bulkhead"), 2, " ms")
 	report.atMost("detach through the API", at("detach", last, "bulkhead"), 1, " ms")

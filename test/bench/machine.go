@@ -17,24 +17,30 @@ type Machine struct {
 	Kernel    string `json:"kernel"`
 	OS        string `json:"os"`
 	Load      string `json:"load"`
+	LoadAfter string `json:"load_after"`
 	StateDisk string `json:"state_disk"`
 }
 
 func (m Machine) String() string {
-	return fmt.Sprintf("machine: %d CPUs %s, kernel %s, %s; load at the start %s; state on %s", m.CPUs, m.CPU, m.Kernel, m.OS, m.Load, m.StateDisk)
+	return fmt.Sprintf("machine: %d CPUs %s, kernel %s, %s; load %s before and %s after; state on %s", m.CPUs, m.CPU, m.Kernel, m.OS, m.Load, m.LoadAfter, m.StateDisk)
 }
 
 // thisMachine describes the machine; dir is where the daemon's state will be.
 func thisMachine(dir string) Machine {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // cannot fail with a valid buffer (uname(2))
-	load, _, _ := strings.Cut(firstLine("/proc/loadavg", ""), " ")
 	name, _ := strings.CutPrefix(firstLine("/etc/os-release", "PRETTY_NAME="), "PRETTY_NAME=")
 	_, cpu, _ := strings.Cut(firstLine("/proc/cpuinfo", "model name"), ": ")
 	return Machine{
-		CPU: cpu, CPUs: runtime.NumCPU(), Kernel: unix.ByteSliceToString(u.Release[:]), OS: strings.Trim(name, `"`), Load: load,
+		CPU: cpu, CPUs: runtime.NumCPU(), Kernel: unix.ByteSliceToString(u.Release[:]), OS: strings.Trim(name, `"`), Load: load(),
 		StateDisk: fileSystem(dir),
 	}
+}
+
+// load is the number of programs that have wanted a CPU in the last minute.
+func load() string {
+	l, _, _ := strings.Cut(firstLine("/proc/loadavg", ""), " ")
+	return l
 }
 
 // firstLine is the first line of a file that begins with prefix.
@@ -62,7 +68,7 @@ func fileSystem(dir string) string {
 		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
 		unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
 	}
-	if n, ok := names[int64(st.Type)]; ok {
+	if n, ok := names[st.Type]; ok {
 		return n
 	}
 	return fmt.Sprintf("file system %#x", st.Type)

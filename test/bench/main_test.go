@@ -31,6 +31,7 @@ func writeReport(dir string) error {
 	if dir == "" || len(report.Sections) == 0 {
 		return nil
 	}
+	report.finish()
 	for name, write := range map[string]func(f *os.File) error{
 		"bench.txt":  func(f *os.File) error { return report.Text(f) },
 		"bench.json": func(f *os.File) error { return report.JSON(f) },
@@ -124,8 +125,8 @@ func TestReport(t *testing.T) {
 		t.Errorf("median %v, want 4", ours)
 	}
 	r.atMost("attach by raw", s.Results[1].Ratio, 1.5, "x")
-	r.atLeast("cni by attach", 25, 20, "x")
-	r.atLeast("not measured", 0, 1, "x")
+	r.atLeast("cni by attach", 25, 20)
+	r.atLeast("not measured", 0, 1)
 	var b strings.Builder
 	if err := r.Text(&b); err != nil {
 		t.Fatal(err)

@@ -172,7 +172,7 @@ func rawAddress(index int32, p netip.Prefix) *nl.NetlinkRequest {
 	head := nl.NewIfAddrmsg(rawFamily(p.Addr()))
 	head.Index, head.Prefixlen = uint32(index), uint8(p.Bits())
 	if p.Addr().Is6() {
-		head.IfAddrmsg.Flags = unix.IFA_F_NODAD
+		head.Flags = unix.IFA_F_NODAD
 	}
 	req.AddData(head)
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))

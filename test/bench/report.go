@@ -82,6 +82,14 @@ func (r *Report) section(title string, notes ...string) *Section {
 	return s
 }
 
+// finish puts the sections into the order of their numbers, and notes how busy the machine has been.
+func (r *Report) finish() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slices.SortStableFunc(r.Sections, func(a, b *Section) int { return cmp.Compare(a.Title, b.Title) })
+	r.Machine.LoadAfter = load()
+}
+
 // add adds a case and returns its median. of names the case that it is compared with; it must have been added before.
 func (s *Section) add(metric, name, unit string, samples series, of string) float64 {
 	q := Result{
@@ -104,13 +112,13 @@ func (s *Section) median(metric, name string) float64 {
 	return s.Results[i].Median
 }
 
-// atMost and atLeast hold a figure against an aim. One that was not measured in this run is left out.
+// atMost and atLeast hold a figure, or a ratio, against an aim. One that was not measured in this run is left out.
 func (r *Report) atMost(what string, value, limit float64, unit string) {
 	r.aim(Aim{What: what, Value: value, Limit: limit, Unit: unit, Met: value <= limit})
 }
 
-func (r *Report) atLeast(what string, value, limit float64, unit string) {
-	r.aim(Aim{What: what, Value: value, Limit: limit, AtLeast: true, Unit: unit, Met: value >= limit})
+func (r *Report) atLeast(what string, value, limit float64) {
+	r.aim(Aim{What: what, Value: value, Limit: limit, AtLeast: true, Unit: "x", Met: value >= limit})
 }
 
 func (r *Report) aim(a Aim) {
