@@ -1,0 +1,270 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"pgregory.net/rapid"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// TestAnySequence is what the engine promises: after any operations, failures of
+// the kernel, kills of the daemon at any step, restarts of daemon and host, and
+// other people's meddling, kernel and plan are the same, nothing is left that
+// nobody owns, and one more restart writes nothing.
+func TestAnySequence(t *testing.T) {
+	dir := t.TempDir()
+	n := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		n++
+		path := filepath.Join(dir, fmt.Sprint(n))
+		acts := rapid.SliceOfN(rapid.Custom(drawAct), 1, 25).Draw(rt, "acts")
+		// rapid ends a test by a panic, which must not end the bubble.
+		var failure any
+		synctest.Test(t, func(*testing.T) {
+			defer func() { failure = recover() }()
+			e := &env{t: rt, w: newWorld(), path: path}
+			defer e.stop()
+			e.start()
+			for _, a := range acts {
+				e.act(a)
+			}
+			e.heal()
+			e.check()
+		})
+		if failure != nil {
+			panic(failure)
+		}
+	})
+}
+
+// act is one step: operations at the same time, and what befalls them.
+type act struct {
+	Befalls string // "", "kill", "cut", "restart", "reboot", "fail", "heal", "meddle", "exit"
+	At      int
+	Ops     []op
+}
+
+type op struct {
+	Name    string
+	A, B, C int
+}
+
+func (a act) String() string { return fmt.Sprintf("%s %d %v", a.Befalls, a.At, a.Ops) }
+
+var opNames = []string{
+	"network", "network", "delete network", "endpoint", "endpoint", "delete endpoint", "publish", "unpublish", "namespace", "delete namespace",
+	"attach", "attach", "attach", "detach", "list container", "container", "container", "start", "start", "start", "stop", "kill", "remove",
+	"connect", "disconnect", "publish container",
+}
+
+func drawAct(t *rapid.T) act {
+	befalls := []string{"", "", "", "", "", "", "kill", "cut", "cut", "cut", "restart", "reboot", "fail", "fail", "heal", "meddle", "exit", "exit"}
+	a := act{Befalls: rapid.SampledFrom(befalls).Draw(t, "befalls"), At: rapid.IntRange(1, 12).Draw(t, "at")}
+	for range rapid.IntRange(1, 3).Draw(t, "at once") {
+		small := rapid.IntRange(0, 4)
+		a.Ops = append(a.Ops, op{rapid.SampledFrom(opNames).Draw(t, "op"), small.Draw(t, "a"), small.Draw(t, "b"), small.Draw(t, "c")})
+	}
+	return a
+}
+
+func (e *env) act(a act) {
+	switch a.Befalls {
+	case "cut":
+		e.w.mu.Lock()
+		e.cut, e.cutIn = "*", a.At
+		e.w.mu.Unlock()
+	case "fail":
+		e.failEvery(a.At)
+	case "heal":
+		e.heal()
+	case "meddle":
+		e.meddle(a.At)
+	case "exit":
+		for i, c := range e.e.Containers() {
+			if i == a.At%4 {
+				e.endContainer(c.ID, a.At%2)
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	for _, o := range a.Ops {
+		wg.Go(func() {
+			if err := e.do(o); err != nil && hcn.AsError(err).Detail == "" {
+				e.t.Errorf("%v: error without words: %v", o, err)
+			}
+		})
+	}
+	wg.Wait()
+	switch a.Befalls {
+	case "kill":
+		e.kill()
+		e.start()
+	case "restart":
+		e.restart()
+	case "reboot":
+		e.kill()
+		e.w.reboot()
+		e.start()
+	}
+	e.revive()
+}
+
+// revive starts the daemon again if the cut has hit it.
+func (e *env) revive() {
+	e.w.mu.Lock()
+	dead := e.w.gen != e.sb.gen
+	if dead {
+		e.cut = ""
+	}
+	e.w.mu.Unlock()
+	if dead {
+		e.restart()
+	}
+}
+
+// failEvery makes one write in n fail, by turns alone and with its whole call.
+func (e *env) failEvery(n int) {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	count := 0
+	e.w.fail = func(_ int, k *object) error {
+		count++
+		if count%(n+1) == 0 && (k == nil) == (count%2 == 0) {
+			return errors.New("no buffer space available")
+		}
+		return nil
+	}
+}
+
+func (e *env) heal() {
+	e.w.mu.Lock()
+	e.w.fail, e.cut = nil, ""
+	e.w.mu.Unlock()
+	e.revive()
+}
+
+// meddle takes something out of the kernel that is ours.
+func (e *env) meddle(n int) {
+	e.w.mu.Lock()
+	var keys []string
+	layer := e.w.kernel[n%5]
+	byText := map[string]object{}
+	for k := range layer {
+		s := k.kind + k.id
+		keys, byText[s] = append(keys, s), k
+	}
+	if slices.Sort(keys); len(keys) > 0 {
+		delete(layer, byText[keys[n%len(keys)]])
+	}
+	e.w.mu.Unlock()
+	e.e.Wake("meddle")
+}
+
+func pick[T any](list []T, n int) (v T, ok bool) {
+	if len(list) == 0 {
+		return v, false
+	}
+	return list[n%len(list)], true
+}
+
+// do carries out an operation on what there is.
+func (e *env) do(o op) error {
+	net, hasNet := pick(e.e.Networks(hcn.Filter{}), o.A)
+	ep, hasEp := pick(e.e.Endpoints(hcn.Filter{}), o.B)
+	ns, hasNs := pick(e.e.Namespaces(hcn.Filter{}), o.C)
+	ctr, hasCtr := pick(e.e.Containers(), o.A)
+	port := fmt.Sprintf(`"Protocol":6,"InternalPort":80,"ExternalPort":%d`, 8000+o.C)
+	switch o.Name {
+	case "network":
+		return second(e.network(netDoc(fmt.Sprint("n", o.B), []string{"NAT", "Internal", "Private"}[o.A%3], 20+o.B)))
+	case "namespace":
+		return second(e.namespace(`{` + v2 + `}`))
+	case "container":
+		return second(e.create(fmt.Sprint("c", o.A), [][]string{{"run"}, {"exit", "0"}, {"exit", "1"}, {"run"}, {"stubborn"}}[o.B], e.randomSpec(o)))
+	}
+	if hasNet {
+		switch o.Name {
+		case "delete network":
+			return e.e.DeleteNetwork(bg, net)
+		case "endpoint":
+			more := ""
+			if o.B%2 == 0 {
+				more = publish(mapping(port))
+			}
+			return second(e.endpoint(epDoc(net, more)))
+		}
+	}
+	if hasEp {
+		switch o.Name {
+		case "delete endpoint":
+			return e.e.DeleteEndpoint(bg, ep)
+		case "publish":
+			return e.policies(ep, "Update", `[`+mapping(port)+`]`)
+		case "unpublish":
+			return e.policies(ep, "Remove", `[`+mapping(port)+`]`)
+		}
+	}
+	if hasNs {
+		switch {
+		case o.Name == "delete namespace":
+			return e.e.DeleteNamespace(bg, ns)
+		case o.Name == "attach" && hasEp:
+			return e.attach(ns, ep)
+		case o.Name == "detach" && hasEp:
+			return e.modifyNamespace(ns, "Remove", "Endpoint", string(ep))
+		case o.Name == "list container":
+			return e.modifyNamespace(ns, []string{"Add", "Remove"}[o.B%2], "Container", "foreign")
+		}
+	}
+	if hasCtr {
+		return e.doContainer(o, ctr)
+	}
+	return nil
+}
+
+func (e *env) randomSpec(o op) func(*api.ContainerSpec) {
+	return func(s *api.ContainerSpec) {
+		switch o.C {
+		case 0:
+			s.AutoRemove = true
+		case 1:
+			s.Restart = api.RestartPolicy{Name: "on-failure", MaxRetries: 2}
+		case 2:
+			s.Publish = []api.PublishedPort{{ContainerPort: 80}, {ContainerPort: 81, HostPort: 8001, Expose: "all"}}
+		case 3:
+			s.NetworkMode = fmt.Sprint("container:c", o.B)
+		}
+	}
+}
+
+func (e *env) doContainer(o op, c api.Container) error {
+	switch o.Name {
+	case "start":
+		return e.e.StartContainer(bg, c.ID)
+	case "stop":
+		return e.e.StopContainer(bg, c.ID, api.StopRequest{Timeout: &o.B})
+	case "kill":
+		return e.e.KillContainer(bg, c.ID, "")
+	case "remove":
+		return e.e.RemoveContainer(bg, c.ID, true, false)
+	case "connect":
+		return e.e.ConnectContainer(bg, c.ID, api.NetworkAttachment{Network: fmt.Sprint("n", o.B)})
+	case "disconnect":
+		return e.e.DisconnectContainer(bg, c.ID, []string{"nat", "n0", "n1", "n2", "n3"}[o.B])
+	case "publish container":
+		ports := []api.PublishedPort{{ContainerPort: 82, HostPort: uint16(8000 + o.C)}}
+		if o.B%2 == 0 {
+			return e.e.UnpublishPorts(bg, c.ID, ports)
+		}
+		return second(e.e.PublishPorts(bg, c.ID, ports))
+	}
+	return nil
+}
