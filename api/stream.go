@@ -9,9 +9,9 @@ import (
 	"sync"
 )
 
-// Attach and exec upgrade their HTTP connection to UpgradeProtocol: frames in
-// both directions, each with a header of one byte for the channel and four for
-// the length of what follows, big endian.
+// UpgradeProtocol is what attach and exec upgrade their HTTP connection to:
+// frames in both directions, each with a header of one byte for the channel and
+// four for the length of what follows, big endian.
 const UpgradeProtocol = "bulkhead-stream/1"
 
 // The channels of a stream.

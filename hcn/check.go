@@ -62,7 +62,8 @@ func checkText(code ErrorCode, path, s string) error {
 }
 
 // checkName guards labels: they are also shown as parts of paths and addresses.
-func checkName(code ErrorCode, path, s string) error {
+func checkName(code ErrorCode, s string) error {
+	const path = "Name"
 	if err := checkText(code, path, s); err != nil {
 		return err
 	}
@@ -118,7 +119,8 @@ func checkMAC(code ErrorCode, path string, m MAC) error {
 	return nil
 }
 
-func checkOpaque(code ErrorCode, path string, raw []byte) error {
+func checkOpaque(code ErrorCode, raw []byte) error {
+	const path = "AdditionalParams"
 	if len(raw) > maxOpaque {
 		return invalid(code, path, "it has %d bytes, %d is the limit", len(raw), maxOpaque)
 	}

@@ -27,16 +27,13 @@ func head(b []byte) []byte {
 
 // jsonError turns an error of encoding/json into one of ours; errors that our own types raised keep their code.
 func jsonError(code ErrorCode, err error) error {
-	var ours *Error
-	if errors.As(err, &ours) {
+	if ours, ok := errors.AsType[*Error](err); ok {
 		return ours
 	}
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return Errorf(code, "at byte %d: %w", syntax.Offset, err)
 	}
-	var kind *json.UnmarshalTypeError
-	if errors.As(err, &kind) {
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := kind.Field
 		if field == "" {
 			field = "the document"

@@ -16,8 +16,12 @@ const (
 )
 
 var endpointFlagNames = flagNames{
-	{1, "RemoteEndpoint"}, {2, "DisableInterComputeCommunication"}, {4, "EnableMirroring"},
-	{8, "EnableLowInterfaceMetric"}, {16, "OverrideDNSServerOrder"}, {32, "EnableDhcp"},
+	{1, "RemoteEndpoint"},
+	{2, "DisableInterComputeCommunication"},
+	{4, "EnableMirroring"},
+	{8, "EnableLowInterfaceMetric"},
+	{16, "OverrideDNSServerOrder"},
+	{32, "EnableDhcp"},
 }
 
 func (f EndpointFlags) String() string { return endpointFlagNames.text(uint32(f)) }

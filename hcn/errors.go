@@ -128,8 +128,7 @@ func AsError(err error) *Error {
 	}
 	var e *Error
 	if !errors.As(err, &e) {
-		var code ErrorCode
-		if errors.As(err, &code) {
+		if code, ok := errors.AsType[ErrorCode](err); ok {
 			return &Error{Code: code, Text: code.Text(), Detail: strings.Replace(err.Error(), code.Text(), "", 1), cause: err}
 		}
 		return Errorf(ErrUnspecified, "%w", err)

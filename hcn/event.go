@@ -56,6 +56,7 @@ func (t NotificationType) String() string {
 		return "GuestNetworkServiceInterfaceStateChanged"
 	case NotificationServiceDisconnect:
 		return "ServiceDisconnect"
+	default:
 	}
 	return fmt.Sprintf("0x%x", uint32(t))
 }

@@ -92,7 +92,7 @@ func (s ExclusionsSetting) AddrRanges() ([]AddrRange, error) {
 	for i, t := range s.Prefixes {
 		p, err := parseAddrOrPrefix(t)
 		if err != nil {
-			return nil, fmt.Errorf("Prefixes[%d]: %w", i, err)
+			return nil, fmt.Errorf("entry Prefixes[%d]: %w", i, err)
 		}
 		out = append(out, AddrRange{p.Masked().Addr(), lastAddr(p)})
 	}
@@ -101,7 +101,7 @@ func (s ExclusionsSetting) AddrRanges() ([]AddrRange, error) {
 		a, errA := parseAddr(strings.TrimSpace(from))
 		b, errB := parseAddr(strings.TrimSpace(to))
 		if !ok || errA != nil || errB != nil || a.BitLen() != b.BitLen() || b.Less(a) {
-			return nil, fmt.Errorf("Ranges[%d]: %s is not a range: write it like 10.0.0.10-10.0.0.20", i, quote(t))
+			return nil, fmt.Errorf("entry Ranges[%d]: %s is not a range: write it like 10.0.0.10-10.0.0.20", i, quote(t))
 		}
 		out = append(out, AddrRange{a, b})
 	}

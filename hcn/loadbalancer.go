@@ -36,7 +36,11 @@ const (
 )
 
 var portMappingFlagNames = flagNames{
-	{1, "EnableInternalLoadBalancer"}, {2, "LocalRoutedVip"}, {4, "UseMux"}, {8, "EnablePreserveDip"}, {16, "VipExternalIp"},
+	{1, "EnableInternalLoadBalancer"},
+	{2, "LocalRoutedVip"},
+	{4, "UseMux"},
+	{8, "EnablePreserveDip"},
+	{16, "VipExternalIp"},
 	{4, "NotUsed"}, // the schema's name for UseMux
 }
 
@@ -120,13 +124,13 @@ func (l *HostComputeLoadBalancer) Validate() error {
 
 func (l *HostComputeLoadBalancer) validateSchema() error {
 	const code = ErrInvalidParameter
-	if err := checkName(code, "Name", l.Name); err != nil {
+	if err := checkName(code, l.Name); err != nil {
 		return err
 	}
 	if err := checkText(code, "Owner", l.Owner); err != nil {
 		return err
 	}
-	if err := checkOpaque(code, "AdditionalParams", l.AdditionalParams); err != nil {
+	if err := checkOpaque(code, l.AdditionalParams); err != nil {
 		return err
 	}
 	if err := checkFlags(code, "Flags", uint32(l.Flags), loadBalancerFlagNames); err != nil {

@@ -57,6 +57,7 @@ func (r *ModifyNetworkSettingRequest) applyExtension(n *HostComputeNetwork) erro
 			return invalid(ErrSwitchExtensionNotFound, "Settings.Id", "the network has no extension %s", s.Id)
 		}
 		return nil
+	default:
 	}
 	n.Policies = append(n.Policies, NewNetworkPolicy(VSwitchExtension, VSwitchExtensionPolicySetting{ExtensionID: s.Id, Enable: s.IsEnabled}))
 	return nil

@@ -62,10 +62,20 @@ const (
 )
 
 var networkFlagNames = flagNames{
-	{1, "EnableDnsProxy"}, {2, "EnableDhcpServer"}, {4, "EnableMirroring"}, {8, "EnableNonPersistent"},
-	{16, "EnablePersistent"}, {32, "IsolateVSwitch"}, {64, "EnableFlowSteering"}, {128, "DisableSharing"},
-	{256, "EnableFirewall"}, {512, "SuppressMediaDisconnect"}, {1024, "DisableHostPort"},
-	{2048, "WeakHostReceiveAdapter"}, {4096, "WeakHostSendAdapter"}, {8192, "EnableIov"},
+	{1, "EnableDnsProxy"},
+	{2, "EnableDhcpServer"},
+	{4, "EnableMirroring"},
+	{8, "EnableNonPersistent"},
+	{16, "EnablePersistent"},
+	{32, "IsolateVSwitch"},
+	{64, "EnableFlowSteering"},
+	{128, "DisableSharing"},
+	{256, "EnableFirewall"},
+	{512, "SuppressMediaDisconnect"},
+	{1024, "DisableHostPort"},
+	{2048, "WeakHostReceiveAdapter"},
+	{4096, "WeakHostSendAdapter"},
+	{8192, "EnableIov"},
 }
 
 func (f NetworkFlags) String() string { return networkFlagNames.text(uint32(f)) }

@@ -71,13 +71,13 @@ func (r *HostComputeRoute) Validate() error {
 
 func (r *HostComputeRoute) validateSchema() error {
 	const code = ErrInvalidParameter
-	if err := checkName(code, "Name", r.Name); err != nil {
+	if err := checkName(code, r.Name); err != nil {
 		return err
 	}
 	if err := checkText(code, "Owner", r.Owner); err != nil {
 		return err
 	}
-	if err := checkOpaque(code, "AdditionalParams", r.AdditionalParams); err != nil {
+	if err := checkOpaque(code, r.AdditionalParams); err != nil {
 		return err
 	}
 	if len(r.HostComputeEndpoints) == 0 {

@@ -71,7 +71,7 @@ func (e *HostComputeEndpoint) Validate() error {
 }
 
 func (e *HostComputeEndpoint) validateSchema() error {
-	if err := checkName(ErrInvalidEndpoint, "Name", e.Name); err != nil {
+	if err := checkName(ErrInvalidEndpoint, e.Name); err != nil {
 		return err
 	}
 	if err := checkText(ErrInvalidEndpoint, "Owner", e.Owner); err != nil {
@@ -88,7 +88,7 @@ func (e *HostComputeEndpoint) validateSchema() error {
 	if err := e.Dns.validate(ErrInvalidEndpoint, "Dns"); err != nil {
 		return err
 	}
-	if err := checkOpaque(ErrInvalidEndpoint, "AdditionalParams", e.AdditionalParams); err != nil {
+	if err := checkOpaque(ErrInvalidEndpoint, e.AdditionalParams); err != nil {
 		return err
 	}
 	if err := e.validateAddrs(); err != nil {
@@ -233,6 +233,7 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 				return invalid(ErrRequestUnsupported, policyPath(i), "policy %s needs a network of type L2Bridge, L2Tunnel or Overlay, this one is %s",
 					p.Type, n.Type)
 			}
+		default:
 		}
 	}
 	return e.validateMTU(n)

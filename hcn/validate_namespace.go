@@ -18,13 +18,13 @@ func (n *HostComputeNamespace) validateSchema() error {
 	if int(n.Type) >= len(namespaceTypeNames) {
 		return invalid(code, "Type", "%d is not known", n.Type)
 	}
-	if err := checkName(code, "Name", n.Name); err != nil {
+	if err := checkName(code, n.Name); err != nil {
 		return err
 	}
 	if err := checkText(code, "Owner", n.Owner); err != nil {
 		return err
 	}
-	if err := checkOpaque(code, "AdditionalParams", n.AdditionalParams); err != nil {
+	if err := checkOpaque(code, n.AdditionalParams); err != nil {
 		return err
 	}
 	if err := checkCount(code, "Resources", len(n.Resources), maxBackends); err != nil {

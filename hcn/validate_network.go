@@ -96,7 +96,7 @@ func (n *HostComputeNetwork) validateSchema() error {
 	if int(n.Type) >= len(networkTypeNames) {
 		return invalid(ErrInvalidNetworkType, "Type", "%d is not known", n.Type)
 	}
-	if err := checkName(ErrInvalidNetwork, "Name", n.Name); err != nil {
+	if err := checkName(ErrInvalidNetwork, n.Name); err != nil {
 		return err
 	}
 	if err := checkText(ErrInvalidNetwork, "Owner", n.Owner); err != nil {
@@ -114,7 +114,7 @@ func (n *HostComputeNetwork) validateSchema() error {
 	if err := n.Dns.validate(ErrInvalidNetwork, "Dns"); err != nil {
 		return err
 	}
-	if err := checkOpaque(ErrInvalidNetwork, "AdditionalParams", n.AdditionalParams); err != nil {
+	if err := checkOpaque(ErrInvalidNetwork, n.AdditionalParams); err != nil {
 		return err
 	}
 	if err := n.validateIpams(); err != nil {

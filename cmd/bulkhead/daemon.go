@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -280,7 +279,6 @@ func counters(sw *vswitch.Applier) func(plan.PortID) (api.NetworkStats, error) {
 // every question; the loop renews them.
 type hostResolvers struct {
 	list atomic.Pointer[[]netip.AddrPort]
-	read time.Time
 }
 
 func newHostResolvers(*netdev.Netdev) *hostResolvers {

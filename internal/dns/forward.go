@@ -302,8 +302,7 @@ func (f *forwarder) judge(ctx context.Context, u netip.AddrPort, err error) {
 	}
 	h.Failed++
 	h.LastError = err.Error()
-	var code rcodeError
-	if !errors.As(err, &code) {
+	if _, ok := errors.AsType[rcodeError](err); !ok {
 		h.restUntil = time.Now().Add(restTime)
 	}
 }

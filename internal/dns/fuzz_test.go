@@ -40,9 +40,12 @@ func fuzzServer(tb testing.TB, limits Limits) (*Resolver, *server) {
 // response, within the client's limit, that a client can read.
 func FuzzServe(f *testing.F) {
 	for _, q := range []clientQuery{
-		{name: "web", typ: dnsmessage.TypeA}, {name: "x.app", typ: dnsmessage.TypeAAAA, edns: 4096, do: true},
-		{name: "5.0.1.10.in-addr.arpa", typ: dnsmessage.TypePTR}, {name: "nobody", typ: dnsmessage.TypeALL, edns: 512},
-		{name: "www.example.com", typ: dnsmessage.TypeMX}, {name: ".", typ: dnsmessage.TypeNS, class: 3},
+		{name: "web", typ: dnsmessage.TypeA},
+		{name: "x.app", typ: dnsmessage.TypeAAAA, edns: 4096, do: true},
+		{name: "5.0.1.10.in-addr.arpa", typ: dnsmessage.TypePTR},
+		{name: "nobody", typ: dnsmessage.TypeALL, edns: 512},
+		{name: "www.example.com", typ: dnsmessage.TypeMX},
+		{name: ".", typ: dnsmessage.TypeNS, class: 3},
 	} {
 		f.Add(q.pack(f), true)
 		f.Add(q.pack(f), false)

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -63,6 +64,7 @@ func (x *index) decide(network hcn.GUID, q *query, client netip.Addr, single boo
 	switch q.typ {
 	case dnsmessage.TypeAXFR, typeIXFR, typeTKEY, dnsmessage.TypeOPT:
 		return verdict{kind: kindRefuse, reason: "type is not served"}
+	default:
 	}
 	v := x.local(z, q, client, addrs)
 	if v.kind == kindForward {
@@ -188,10 +190,8 @@ func (z *zone) nameOf(a netip.Addr) string {
 		}
 		return ""
 	}
-	for _, h := range z.sw.DNS.HostAddrs {
-		if h == a {
-			return hostName
-		}
+	if slices.Contains(z.sw.DNS.HostAddrs, a) {
+		return hostName
 	}
 	for _, s := range z.sw.Subnets {
 		if s.Gateway == a {

@@ -271,6 +271,7 @@ func typeName(t dnsmessage.Type) string {
 		return "DS"
 	case typeDNSKEY:
 		return "DNSKEY"
+	default:
 	}
 	if name, ok := strings.CutPrefix(t.String(), "Type"); ok {
 		return name

@@ -26,7 +26,7 @@ type txn struct {
 	st   *state
 	undo []func()
 	save []func(*store.Tx) error
-	// after runs when the transaction is stored.
+	// after runs under the lock when the transaction is stored.
 	after  []func()
 	dirty  plan.Dirty
 	events []queued
@@ -89,6 +89,22 @@ func (t *txn) rollBack() {
 	}
 }
 
+// holdPorts takes the host ports of what was restored: a later change may have
+// taken over one that an earlier one gave up, and released it on its way back.
+func (t *txn) holdPorts() {
+	for id := range t.dirty.Endpoints {
+		ep := t.st.endpoints[id]
+		if ep == nil {
+			continue
+		}
+		for _, f := range plan.Forwards(ep) {
+			if err := t.e.opt.Ports.Reserve(f, ownerOf(ep)); err != nil {
+				t.e.log.Warn("hold a published port", "endpoint", id, "error", err)
+			}
+		}
+	}
+}
+
 func (t *txn) finish() {
 	for _, f := range t.after {
 		f()
@@ -122,10 +138,12 @@ func (e *Engine) storeAll() {
 			e.unstorable(batch, err)
 			continue
 		}
+		e.mu.Lock()
 		for _, t := range batch {
 			t.finish()
 			t.stored <- nil
 		}
+		e.mu.Unlock()
 	}
 }
 
@@ -137,6 +155,9 @@ func (e *Engine) unstorable(batch []*txn, err error) {
 	e.unstored = nil
 	for _, t := range slices.Backward(batch) {
 		t.rollBack()
+	}
+	for _, t := range batch {
+		t.holdPorts()
 	}
 	e.st.rev++
 	for _, t := range batch {

@@ -149,8 +149,9 @@ func protoText(p hcn.Protocol) string {
 		return "tcp"
 	case 17:
 		return "udp"
+	default:
+		return itoa(int(p))
 	}
-	return itoa(int(p))
 }
 
 // CreateContainer makes a container: its name, addresses, MACs and ports are its

@@ -150,8 +150,7 @@ func TestAmbiguousReference(t *testing.T) {
 		var kinds []string
 		for _, d := range "0123456789abcdef" {
 			_, err := e.e.Container(string(d))
-			var a *api.Error
-			if errors.As(err, &a) {
+			if a, ok := errors.AsType[*api.Error](err); ok {
 				kinds = append(kinds, a.Kind)
 			}
 		}

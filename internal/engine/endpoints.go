@@ -7,11 +7,12 @@ import (
 	"net/netip"
 	"slices"
 
+	"go4.org/netipx"
+
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/ipam"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
-	"go4.org/netipx"
 )
 
 // Endpoints lists the endpoints that match, oldest first.
@@ -315,10 +316,8 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 			if err != nil {
 				return err
 			}
-			for _, o := range theirs {
-				if m.Overlaps(o) {
-					return hcn.Errorf(hcn.ErrPortAlreadyExists, "port %d/%s is published by endpoint %q (%s): choose another port, or unpublish it there", m.ExternalPort, m.Protocol, other.Doc.Name, id)
-				}
+			if slices.ContainsFunc(theirs, m.Overlaps) {
+				return hcn.Errorf(hcn.ErrPortAlreadyExists, "port %d/%s is published by endpoint %q (%s): choose another port, or unpublish it there", m.ExternalPort, m.Protocol, other.Doc.Name, id)
 			}
 		}
 	}
@@ -430,7 +429,8 @@ func hostPorts(ep *plan.Endpoint) map[hostPort]bool {
 }
 
 // releasePorts gives back, once the change is stored, the host ports of old that
-// row no longer has. The data path drops them in the pass that follows.
+// row no longer has, unless a later change has taken them again by then. The data
+// path drops them in the pass that follows.
 func (t *txn) releasePorts(old, row *plan.Endpoint) {
 	keep := map[hostPort]bool{}
 	if row != nil {
@@ -438,9 +438,14 @@ func (t *txn) releasePorts(old, row *plan.Endpoint) {
 	}
 	owner := ownerOf(old)
 	for _, f := range plan.Forwards(old) {
-		if !keep[hostPortOf(f)] {
-			t.after = append(t.after, func() { t.e.opt.Ports.Release(f, owner) })
+		if keep[hostPortOf(f)] {
+			continue
 		}
+		t.after = append(t.after, func() {
+			if now := t.st.endpoints[old.Doc.ID]; now == nil || !hostPorts(now)[hostPortOf(f)] {
+				t.e.opt.Ports.Release(f, owner)
+			}
+		})
 	}
 }
 

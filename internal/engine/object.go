@@ -46,14 +46,13 @@ func split(err error) (objects map[object]error, rest error) {
 	objects = map[object]error{}
 	var walk func(error)
 	walk = func(err error) {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // takes this very error apart
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
 			for _, err := range joined.Unwrap() {
 				walk(err)
 			}
 			return
 		}
-		var o *plan.ObjectError
-		if errors.As(err, &o) {
+		if o, ok := errors.AsType[*plan.ObjectError](err); ok {
 			k := object{o.Kind, o.ID}
 			objects[k] = errors.Join(objects[k], o.Err)
 			return

@@ -44,6 +44,7 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 			c.Doc.State.RestartCount = 0
 		case byPolicy:
 			c.Doc.State.RestartCount++
+		case byDaemon:
 		}
 		return t.enterCompartment(c)
 	})
@@ -105,8 +106,7 @@ func (s *supervisor) failStart(ctx context.Context, c *containerRow, by starter,
 }
 
 func kindOf(err error) string {
-	var a *api.Error
-	if errors.As(asAPI(err), &a) {
+	if a, ok := errors.AsType[*api.Error](asAPI(err)); ok {
 		return a.Kind
 	}
 	return api.KindInternal

@@ -302,6 +302,9 @@ func dropForeignAttributes(hdr *tar.Header) {
 	}
 }
 
+// maxEntryName is what Linux file systems take for one name in a directory.
+const maxEntryName = 255
+
 // checkEntryName refuses names and links that leave the root. umoci would confine them, but an archive
 // that tries is not one to trust.
 func checkEntryName(hdr *tar.Header) error {
@@ -313,6 +316,16 @@ func checkEntryName(hdr *tar.Header) error {
 	}
 	if climbs(hdr.Name) {
 		return refused("path leaves the root")
+	}
+	// umoci removes what a whiteout names: these would name the directory it is in, or the one above.
+	switch path.Base(hdr.Name) {
+	case ".wh.", ".wh..", ".wh...":
+		return refused("whiteout of no file")
+	}
+	for part := range strings.SplitSeq(hdr.Name, "/") {
+		if len(part) > maxEntryName {
+			return refused("a name of %d bytes, %d is the limit", len(part), maxEntryName)
+		}
 	}
 	switch hdr.Typeflag {
 	case tar.TypeLink:

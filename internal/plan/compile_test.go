@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -240,15 +241,9 @@ func TestRecompileIsCompile(t *testing.T) {
 func snapshot(p *Plan) *Plan {
 	c := New()
 	c.Host = p.Host
-	for k, v := range p.Namespaces {
-		c.Namespaces[k] = v
-	}
-	for k, v := range p.Switches {
-		c.Switches[k] = v
-	}
-	for k, v := range p.Ports {
-		c.Ports[k] = v
-	}
+	maps.Copy(c.Namespaces, p.Namespaces)
+	maps.Copy(c.Switches, p.Switches)
+	maps.Copy(c.Ports, p.Ports)
 	return c
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // Schema is the version of the layout that this build writes. Open upgrades an
@@ -47,7 +48,7 @@ func Open(path string) (*DB, error) {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
 	b, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("open state %s: another daemon is using it", path)
 	}
 	if err != nil {

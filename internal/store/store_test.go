@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -52,9 +53,7 @@ func TestAgainstMap(t *testing.T) {
 		errAbort := errors.New("abort")
 		for range rapid.IntRange(1, 8).Draw(rt, "transactions") {
 			next := map[string]row{}
-			for k, v := range model {
-				next[k] = v
-			}
+			maps.Copy(next, model)
 			abort := rapid.Bool().Draw(rt, "abort")
 			wrote := false
 			got, err := db.Update(func(tx *Tx) error {

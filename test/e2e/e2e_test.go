@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = 1
 	}
-	os.Exit(code) //nolint:forbidigo // how a TestMain that may fail itself has to end
+	os.Exit(code)
 }
 
 func build(m *testing.M) (int, error) {

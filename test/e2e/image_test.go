@@ -20,7 +20,7 @@ func writeBox(file, echoFile string) error {
 	if err != nil {
 		return err
 	}
-	applets, err := exec.Command("/bin/busybox", "--list").Output() //nolint:forbidigo // runs before any test's context
+	applets, err := exec.Command("/bin/busybox", "--list").Output()
 	if err != nil {
 		return err
 	}

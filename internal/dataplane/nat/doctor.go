@@ -68,6 +68,7 @@ func familyName(f nftables.TableFamily) string {
 		return "netdev"
 	case nftables.TableFamilyBridge:
 		return "bridge"
+	default:
 	}
 	return fmt.Sprint(f)
 }

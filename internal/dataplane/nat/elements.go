@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sort"
 	"strings"
 
@@ -157,7 +158,7 @@ func planElements(p *plan.Plan) (elements, []error) {
 			ids = append(ids, id)
 		}
 	}
-	sort.Slice(ids, func(i, j int) bool { return ids[i] < ids[j] })
+	slices.Sort(ids)
 	var errs []error
 	for _, id := range ids {
 		if err := es.addPort(p.Ports[id]); err != nil {

@@ -268,7 +268,7 @@ func (l *listing) readElement(set string, ad *netlink.AttributeDecoder) error {
 		}
 	}
 	// rbtree sets list a closing element at the start of the address space, which is not ours to compare.
-	if set != setSeal && !(k.end && allZero(k.key)) {
+	if set != setSeal && (!k.end || !allZero(k.key)) {
 		l.elements[k] = e
 	}
 	return ad.Err()

@@ -385,7 +385,7 @@ func TestSteadyUDP(t *testing.T) {
 						buf := make([]byte, 100)
 						_, err := c.Read(buf)
 						if to.IsValid() != (err == nil) {
-							return fmt.Errorf("answer: %v", err)
+							return fmt.Errorf("answer: %w", err)
 						}
 						if to.IsValid() && !strings.Contains(tp.conntrack(f.host), "src="+to.String()+" ") {
 							return fmt.Errorf("not to %s: %s", to, tp.conntrack(f.host))

@@ -233,9 +233,7 @@ func (a *Applier) remember(del, add elements) {
 	for k := range del {
 		delete(a.applied, k)
 	}
-	for k, e := range add {
-		a.applied[k] = e
-	}
+	maps.Copy(a.applied, add)
 }
 
 // deltaElements are the elements of the changed objects, before and after.

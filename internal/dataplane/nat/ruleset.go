@@ -206,9 +206,9 @@ func buildTable(tx *knftables.Transaction, want elements, kept map[string]Counte
 func (c chainSpec) object() *knftables.Chain {
 	chain := &knftables.Chain{Name: c.name}
 	if c.hook != "" {
-		chain.Type = knftables.PtrTo(knftables.BaseChainType(c.kind))
-		chain.Hook = knftables.PtrTo(knftables.BaseChainHook(c.hook))
-		chain.Priority = knftables.PtrTo(knftables.BaseChainPriority(c.priority))
+		chain.Type = new(knftables.BaseChainType(c.kind))
+		chain.Hook = new(knftables.BaseChainHook(c.hook))
+		chain.Priority = new(knftables.BaseChainPriority(c.priority))
 	}
 	return chain
 }

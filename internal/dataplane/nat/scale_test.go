@@ -21,8 +21,10 @@ func TestScale(t *testing.T) {
 	for i := range ports {
 		to4, to6 := netip.AddrFrom4([4]byte{10, 77, 1, 2}), addr("fd77:1::2")
 		id := plan.PortID(fmt.Sprintf("scale-%d", i))
-		ports[i] = &plan.Port{ID: id, Kind: plan.PortContainer, Network: "NET1", Endpoint: hcn.GUID(id), Name: string(id),
-			Forwards: []plan.Forward{forward(6, "127.0.0.1", uint16(10000+i), to4, 80), forward(6, "::1", uint16(10000+i), to6, 80)}}
+		ports[i] = &plan.Port{
+			ID: id, Kind: plan.PortContainer, Network: "NET1", Endpoint: hcn.GUID(id), Name: string(id),
+			Forwards: []plan.Forward{forward(6, "127.0.0.1", uint16(10000+i), to4, 80), forward(6, "::1", uint16(10000+i), to6, 80)},
+		}
 	}
 	step := func(change func(*plan.Port) plan.Change[plan.Port]) []time.Duration {
 		took := make([]time.Duration, n)

@@ -176,11 +176,15 @@ func testPlan() *plan.Plan {
 		}}
 	}
 	for _, c := range []struct{ name, net, v4, v6 string }{
-		{"web", "NET1", "10.77.1.2", "fd77:1::2"}, {"web2", "NET1", "10.77.1.3", "fd77:1::3"},
-		{"far", "NET2", "10.77.2.2", "fd77:2::2"}, {"shut", "NET3", "10.77.3.2", "fd77:3::2"},
+		{"web", "NET1", "10.77.1.2", "fd77:1::2"},
+		{"web2", "NET1", "10.77.1.3", "fd77:1::3"},
+		{"far", "NET2", "10.77.2.2", "fd77:2::2"},
+		{"shut", "NET3", "10.77.3.2", "fd77:3::2"},
 	} {
-		p.Ports[plan.PortID(c.name)] = &plan.Port{ID: plan.PortID(c.name), Kind: plan.PortContainer, Network: hcn.GUID(c.net),
-			Endpoint: hcn.GUID(c.name), Name: c.name, Addrs: []netip.Addr{addr(c.v4), addr(c.v6)}}
+		p.Ports[plan.PortID(c.name)] = &plan.Port{
+			ID: plan.PortID(c.name), Kind: plan.PortContainer, Network: hcn.GUID(c.net),
+			Endpoint: hcn.GUID(c.name), Name: c.name, Addrs: []netip.Addr{addr(c.v4), addr(c.v6)},
+		}
 	}
 	return p
 }

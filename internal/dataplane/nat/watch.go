@@ -95,7 +95,7 @@ func (a *Applier) Watch(ctx context.Context, wake func(cause string)) error {
 	if err := c.SetReadBuffer(4 << 20); err != nil {
 		a.log.Debug("enlarge buffer of the ruleset watch", "err", err)
 	}
-	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
 		msgs, err := c.Receive()

@@ -206,7 +206,7 @@ func (n *Netdev) bind(ns int, path string) error {
 	unix.Close(fd)
 	n.writes.Add(1)
 	if err := unix.Mount(fmt.Sprintf("/proc/thread-self/fd/%d", ns), path, "none", unix.MS_BIND, ""); err != nil {
-		unix.Unlink(path)
+		_ = unix.Unlink(path)
 		return fmt.Errorf("bind the namespace at %s: %w", path, err)
 	}
 	return nil

@@ -65,17 +65,15 @@ func (r *registry) newborn(name string) int {
 	return 0
 }
 
-// settle marks a port as finished and says whether it was fresh.
-func (r *registry) settle(p *plan.Port) (fresh bool) {
+// settle marks a port as finished.
+func (r *registry) settle(p *plan.Port) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, name := range []string{p.Device, p.VNIC.Device} {
 		if k := r.links[name]; k != nil && (name == p.Device || p.VNIC.Namespace == "") {
-			fresh = fresh || k.fresh
 			k.fresh, k.settled = false, true
 		}
 	}
-	return fresh
 }
 
 // isFresh tells whether a link was made and not yet set up.

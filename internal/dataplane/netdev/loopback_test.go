@@ -3,6 +3,7 @@ package netdev
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -117,9 +118,7 @@ func TestLoopbackRoutesFollowTheAddresses(t *testing.T) {
 	only4, q := *second, *p
 	only4.VNIC.Addrs = second.VNIC.Addrs[:1]
 	q.Ports = map[plan.PortID]*plan.Port{}
-	for id, v := range p.Ports {
-		q.Ports[id] = v
-	}
+	maps.Copy(q.Ports, p.Ports)
 	q.Ports[second.ID] = &only4
 	apply(t, n, p, &q)
 	want(host)

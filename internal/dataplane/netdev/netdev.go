@@ -26,8 +26,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -223,6 +221,3 @@ func (ps *pass) listHost() error {
 
 // forget drops what is known of a host link after it was changed.
 func (ps *pass) forget(name string) { delete(ps.links, name) }
-
-// isGone tells that a link was deleted by somebody in the meantime, which is what the caller wanted.
-func isGone(err error) bool { return errors.Is(err, unix.ENODEV) }

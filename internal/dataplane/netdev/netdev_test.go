@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -266,9 +267,7 @@ func TestChangeOfAPort(t *testing.T) {
 	apply(t, n, &plan.Plan{}, p)
 	q := *p
 	q.Ports = map[plan.PortID]*plan.Port{}
-	for id, v := range p.Ports {
-		q.Ports[id] = v
-	}
+	maps.Copy(q.Ports, p.Ports)
 	changed := *p.Ports[plan.EndpointPortID(guid('E', 2))]
 	changed.AltName = "other-name"
 	changed.VNIC.MTU = 1300

@@ -88,7 +88,7 @@ func (n *Netdev) Watch(ctx context.Context, wake func(cause string), ready chan<
 		ending.Lock()
 		defer ending.Unlock()
 		if !closed {
-			unix.Write(w.end, binary.NativeEndian.AppendUint64(nil, 1))
+			_, _ = unix.Write(w.end, binary.NativeEndian.AppendUint64(nil, 1))
 		}
 	})
 	defer func() {

@@ -50,6 +50,7 @@ func newAttacher(mode AttachMode, p pins, prog *ebpf.Program) (attacher, error) 
 			return nil, fmt.Errorf("open netlink: %w", err)
 		}
 		return &clsact{pins: p, prog: prog, id: id, nl: h}, nil
+	default:
 	}
 	return nil, fmt.Errorf("attach mode %q: want tcx or clsact", mode)
 }
@@ -315,8 +316,7 @@ func (c *clsact) ensure(dev string, index uint32) (string, error) {
 
 func (c *clsact) detach(dev string) error {
 	ifi, err := c.nl.LinkByName(dev)
-	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) {
+	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
 		return nil
 	}
 	if err != nil {

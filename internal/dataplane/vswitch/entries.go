@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -161,12 +162,8 @@ func (w *wanted) add(s *portState) error {
 		return portError(s.id, "switch %d has %d ports, the most it can have", s.entry.Sw, MaxMembers)
 	}
 	w.states[s.id], w.ports[s.index], w.devices[s.device] = s, s.entry, true
-	for k, v := range s.macs {
-		w.macs[k] = v
-	}
-	for k, v := range s.addrs {
-		w.addrs[k] = v
-	}
+	maps.Copy(w.macs, s.macs)
+	maps.Copy(w.addrs, s.addrs)
 	if s.member {
 		w.groups[s.entry.Sw] = append(w.groups[s.entry.Sw], s.dest)
 	} else if _, ok := w.groups[s.entry.Sw]; !ok {

@@ -388,7 +388,7 @@ func TestIncompatiblePin(t *testing.T) {
 		}
 		_, err = New(Options{})
 		if !errors.Is(err, ebpf.ErrMapIncompatible) || !strings.Contains(err.Error(), "bulkhead reset") {
-			return fmt.Errorf("got %v, want an incompatible map and what to do", err)
+			return fmt.Errorf("got %w, want an incompatible map and what to do", err)
 		}
 		if err := Reset(context.Background(), ""); err != nil {
 			return err

@@ -5,9 +5,8 @@ import (
 	"net/netip"
 	"testing"
 
-	th "github.com/bulkhead-net/bulkhead/internal/testhost"
-
 	"github.com/bulkhead-net/bulkhead/internal/plan"
+	th "github.com/bulkhead-net/bulkhead/internal/testhost"
 )
 
 // frameCase is one frame into one port, and what has to become of it.

@@ -163,7 +163,7 @@ func (r *Runtime) writeSpec(cfg api.SandboxConfig, plan mountPlan) error {
 	if err != nil {
 		return fmt.Errorf("encode OCI spec: %w", err)
 	}
-	return writeFile(filepath.Join(r.bundle(cfg.ID), configFile), data, 0o600)
+	return writeFile(filepath.Join(r.bundle(cfg.ID), configFile), data)
 }
 
 func (r *Runtime) facts(cfg api.SandboxConfig, plan mountPlan) (facts, error) {
@@ -246,7 +246,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 
 func (r *Runtime) markStarted(id string) error {
 	path := filepath.Join(r.bundle(id), startedFile)
-	if err := writeFile(path, []byte(time.Now().UTC().Format(time.RFC3339Nano)), 0o600); err != nil {
+	if err := writeFile(path, []byte(time.Now().UTC().Format(time.RFC3339Nano))); err != nil {
 		return fmt.Errorf("start container %s: %w", id, err)
 	}
 	return nil

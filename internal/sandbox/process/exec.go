@@ -76,7 +76,7 @@ func (r *Runtime) exec(ctx context.Context, id string, spec api.ExecSpec, s api.
 	}
 	defer m.close()
 	if spec.Detach {
-		_, err := m.pid(ctx)
+		err := m.made(ctx)
 		return exitOf(0, err)
 	}
 	defer r.endExec(id, dir)
@@ -115,7 +115,7 @@ func (r *Runtime) attendExec(ctx context.Context, m *monitor, dir string, s api.
 	code, err := m.exitCode(ctx)
 	if err != nil {
 		cancel(err)
-		<-carried
+		_ = <-carried // the cause says it
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
@@ -128,7 +128,7 @@ func (r *Runtime) attendExec(ctx context.Context, m *monitor, dir string, s api.
 
 // exitCode reads both messages of an exec: the pid, then the code.
 func (m *monitor) exitCode(ctx context.Context) (int, error) {
-	if _, err := m.pid(ctx); err != nil {
+	if err := m.made(ctx); err != nil {
 		return -1, err
 	}
 	msg, err := m.message(ctx)

@@ -102,8 +102,10 @@ func capabilitySet(spec api.ContainerSpec, own []string) ([]string, error) {
 		names []string
 		value bool
 	}{
-		{"capAdd", filter(spec.CapAdd, all), true}, {"capDrop", filter(spec.CapDrop, all), false},
-		{"capAdd", filter(spec.CapAdd, one), true}, {"capDrop", filter(spec.CapDrop, one), false},
+		{"capAdd", filter(spec.CapAdd, all), true},
+		{"capDrop", filter(spec.CapDrop, all), false},
+		{"capAdd", filter(spec.CapAdd, one), true},
+		{"capDrop", filter(spec.CapDrop, one), false},
 	} {
 		if err := apply(step.field, step.names, step.value); err != nil {
 			return nil, err

@@ -133,7 +133,7 @@ func (b *bed) makeLayer() {
 	data, err := os.ReadFile(src)
 	must(b.t, err)
 	must(b.t, os.WriteFile(filepath.Join(b.layer, "bin/busybox"), data, 0o755))
-	for _, n := range strings.Fields("sh true false cat echo sleep id env pwd ls stat head tail grep mount touch dd seq stty kill printf hostname ping sysctl ulimit yes tr od wc mkdir") {
+	for n := range strings.FieldsSeq("sh true false cat echo sleep id env pwd ls stat head tail grep mount touch dd seq stty kill printf hostname ping sysctl ulimit yes tr od wc mkdir") {
 		must(b.t, os.Symlink("busybox", filepath.Join(b.layer, "bin", n)))
 	}
 	b.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n")

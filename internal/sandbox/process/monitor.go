@@ -46,7 +46,7 @@ type RuntimeError struct{ Message string }
 func (e *RuntimeError) Error() string { return e.Message }
 
 func (r *Runtime) newMonitor(dir string, attach bool, args []string) (_ *monitor, err error) {
-	m := &monitor{cmd: exec.Command(r.conmon, args...)} // outlives any context
+	m := &monitor{cmd: exec.CommandContext(context.Background(), r.conmon, args...)} // outlives any other context
 	defer func() {
 		if err != nil {
 			m.close()
@@ -138,16 +138,16 @@ func (m *monitor) message(ctx context.Context) (syncMessage, error) {
 	return msg, nil
 }
 
-// pid reads the message with the pid of the process that was made.
-func (m *monitor) pid(ctx context.Context) (int, error) {
+// made waits for the message that the process was made.
+func (m *monitor) made(ctx context.Context) error {
 	msg, err := m.message(ctx)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if msg.Data <= 0 {
-		return 0, &RuntimeError{Message: tidy(msg.Message)}
+		return &RuntimeError{Message: tidy(msg.Message)}
 	}
-	return msg.Data, nil
+	return nil
 }
 
 // tidy makes a runtime's message of one line, without its log framing.
@@ -189,7 +189,8 @@ func (r *Runtime) moveMonitor(pid int) {
 			continue
 		}
 		dir := filepath.Join(mount, r.monitorGroup())
-		if err := os.MkdirAll(dir, 0o755); err == nil {
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
 		}
 		if err != nil {
@@ -229,6 +230,6 @@ func (r *Runtime) startMonitor(ctx context.Context, id string, tty, stdin bool) 
 		return err
 	}
 	defer m.close()
-	_, err = m.pid(ctx)
+	err = m.made(ctx)
 	return err
 }

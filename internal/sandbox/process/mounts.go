@@ -17,7 +17,7 @@ import (
 )
 
 // systemMounts are those that every container has.
-func systemMounts(spec api.ContainerSpec, f facts) []specs.Mount {
+func systemMounts(spec api.ContainerSpec) []specs.Mount {
 	readOnly := "ro"
 	if spec.Privileged {
 		readOnly = "rw"
@@ -254,8 +254,10 @@ func tmpfsOptions(options []string) ([]string, error) {
 // hostDevices are all device nodes of the host, for a privileged container.
 func hostDevices() ([]specs.LinuxDevice, error) {
 	var out []specs.LinuxDevice
-	own := []string{"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console", "/dev/ptmx", "/dev/null", "/dev/zero",
-		"/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"}
+	own := []string{
+		"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console", "/dev/ptmx", "/dev/null", "/dev/zero",
+		"/dev/full", "/dev/random", "/dev/urandom", "/dev/tty",
+	}
 	err := filepath.WalkDir("/dev", func(p string, e os.DirEntry, err error) error {
 		if err != nil {
 			return nil // devices come and go

@@ -76,9 +76,9 @@ func exists(path string) bool {
 }
 
 // writeFile replaces a file as a whole.
-func writeFile(path string, data []byte, mode fs.FileMode) error {
+func writeFile(path string, data []byte) error {
 	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, data, mode); err != nil {
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

@@ -136,7 +136,7 @@ func (r *Runtime) chooseRuntime(ctx context.Context, configured string) (choice,
 		}
 		data, err := json.Marshal(c)
 		if err == nil {
-			err = writeFile(path, data, 0o600)
+			err = writeFile(path, data)
 		}
 		return c, err
 	}

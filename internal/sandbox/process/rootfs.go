@@ -75,7 +75,7 @@ func mountOverlay(target string, layers []string, upper, work string) error {
 
 func onOverlay(dir string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && int64(st.Type) == overlayMagic
+	return unix.Statfs(dir, &st) == nil && st.Type == overlayMagic
 }
 
 // unmount takes a mount point's mounts away, however many lie on each other. A

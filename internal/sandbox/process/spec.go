@@ -74,7 +74,7 @@ func buildSpec(cfg api.SandboxConfig, f facts) (*specs.Spec, []string, error) {
 			NoNewPrivileges: cfg.Spec.NoNewPrivileges,
 		},
 		Hostname:    strings.TrimSpace(cfg.Hostname),
-		Mounts:      slices.Concat(systemMounts(cfg.Spec, f), etcMounts(cfg.Spec, f), f.mounts),
+		Mounts:      slices.Concat(systemMounts(cfg.Spec), etcMounts(cfg.Spec, f), f.mounts),
 		Annotations: cfg.Spec.Annotations,
 		Linux: &specs.Linux{
 			Namespaces:        namespaces(cfg, f),
@@ -189,8 +189,11 @@ func workingDir(cfg api.SandboxConfig) string {
 
 func namespaces(cfg api.SandboxConfig, f facts) []specs.LinuxNamespace {
 	ns := []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
-		{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace, Path: cfg.NetnsPath},
+		{Type: specs.PIDNamespace},
+		{Type: specs.MountNamespace},
+		{Type: specs.IPCNamespace},
+		{Type: specs.UTSNamespace},
+		{Type: specs.NetworkNamespace, Path: cfg.NetnsPath},
 	}
 	// Version 1 shows the container its own groups by bind mounts instead.
 	if f.cgroups.mode == cgroupV2 {

@@ -139,8 +139,8 @@ func (r *Runtime) settle(id string) {
 	}
 	r.log.Warn("the monitor of a container ended before the container; the container was killed", "container", id)
 	if err := errors.Join(
-		writeFile(filepath.Join(r.bundle(id), lostFile), []byte(lostReason), 0o600),
-		writeFile(r.exitFile(id), []byte(strconv.Itoa(lostExitCode)), 0o600),
+		writeFile(filepath.Join(r.bundle(id), lostFile), []byte(lostReason)),
+		writeFile(r.exitFile(id), []byte(strconv.Itoa(lostExitCode))),
 	); err != nil {
 		r.log.Warn("exit of container not recorded", "container", id, "error", err)
 	}

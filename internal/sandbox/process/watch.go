@@ -159,14 +159,12 @@ func (w *watcher) ended(fd int32) {
 	}
 	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, int(fd), nil)
 	m.p.close()
-	w.wg.Add(1)
-	go func() {
-		defer w.wg.Done()
+	w.wg.Go(func() {
 		unlock := w.r.lock(m.id)
 		w.r.settle(m.id)
 		unlock()
 		w.publish(api.SandboxExit{ID: m.id})
-	}()
+	})
 }
 
 // rotations links the logs that were begun anew.
@@ -219,9 +217,7 @@ func (r *Runtime) Exits(ctx context.Context) <-chan api.SandboxExit {
 		return out
 	}
 	w.subs[s] = struct{}{}
-	w.wg.Add(1)
-	go func() {
-		defer w.wg.Done()
+	w.wg.Go(func() {
 		defer close(out)
 		defer func() {
 			w.mu.Lock()
@@ -229,7 +225,7 @@ func (r *Runtime) Exits(ctx context.Context) <-chan api.SandboxExit {
 			w.mu.Unlock()
 		}()
 		s.deliver(ctx, out)
-	}()
+	})
 	return out
 }
 
