@@ -16,7 +16,7 @@ const (
 	InterfaceName EndpointPolicyType = "Bulkhead.InterfaceName"
 	// GatewayPriority decides which endpoint of a compartment owns the default routes: the highest wins, 0 is the default.
 	GatewayPriority EndpointPolicyType = "Bulkhead.GatewayPriority"
-	// Aliases are further DNS names of the endpoint on its network.
+	// Aliases are further DNS names of the endpoint on its network. "*.app" is every name below app.
 	Aliases EndpointPolicyType = "Bulkhead.Aliases"
 )
 
@@ -63,7 +63,8 @@ func (s AliasesSetting) validate(path string) error {
 		return err
 	}
 	for i, n := range s.Names {
-		if err := checkDomain(ErrInvalidPolicy, fmt.Sprintf("%s.Names[%d]", path, i), n); err != nil {
+		// "*.app" answers for every name below app.
+		if err := checkDomain(ErrInvalidPolicy, fmt.Sprintf("%s.Names[%d]", path, i), strings.TrimPrefix(n, "*.")); err != nil {
 			return err
 		}
 	}

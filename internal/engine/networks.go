@@ -287,10 +287,12 @@ func usedByHost(f *plan.Facts) []netip.Prefix {
 	})
 }
 
+// usedPrefixes are what a picked prefix avoids: those of Private networks too,
+// which may be asked to overlap, but a container may be on both.
 func (t *txn) usedPrefixes(except *hcn.HostComputeNetwork) []netip.Prefix {
 	used := usedByHost(t.facts)
 	for id, n := range t.st.networks {
-		if id == except.ID || n.Doc.Type == hcn.Private {
+		if id == except.ID {
 			continue
 		}
 		for _, s := range n.Doc.AllSubnets() {
