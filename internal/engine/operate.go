@@ -87,10 +87,11 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 	}
 	defer unlock()
 	before := c
-	row, _, err := e.ctrs.change(c.Doc.ID, func(_ *txn, c *containerRow) error {
+	row, _, err := e.ctrs.change(c.Doc.ID, func(t *txn, c *containerRow) error {
 		c.Want, c.Stopped = false, true
 		switch c.Doc.State.Status {
 		case api.StatusRestarting:
+			t.leaveCompartment(c)
 			c.Doc.State.Status = api.StatusExited
 		case api.StatusRunning:
 			c.Doc.State.Status = api.StatusStopping
@@ -101,6 +102,9 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		return nil, err
 	}
 	if row.Doc.State.Status != api.StatusStopping {
+		if before.Doc.State.Status == api.StatusRestarting && row.Doc.Spec.AutoRemove {
+			return nil, e.ctrs.remove(ctx, row)
+		}
 		return nil, nil
 	}
 	signal, _ := e.stopWith(row, r)

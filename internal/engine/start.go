@@ -212,7 +212,7 @@ func (t *txn) enterCompartment(c *containerRow) error {
 }
 
 // leaveCompartment takes a container out of its namespace, with its endpoints; the
-// last one takes the namespace with it.
+// last of ours takes the namespace with it, whatever else a client listed there.
 func (t *txn) leaveCompartment(c *containerRow) {
 	ns := t.st.namespaces[c.Doc.Namespace]
 	c.Doc.Namespace = ""
@@ -221,7 +221,7 @@ func (t *txn) leaveCompartment(c *containerRow) {
 	}
 	row := *ns
 	row.Containers = slices.DeleteFunc(slices.Clone(ns.Containers), func(id string) bool { return id == c.Doc.ID })
-	if len(row.Containers) == 0 {
+	if !slices.ContainsFunc(row.Containers, func(id string) bool { return t.st.containers[id] != nil }) {
 		t.dropNamespace(ns.Doc.ID)
 		return
 	}

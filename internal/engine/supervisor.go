@@ -385,7 +385,8 @@ func (s *supervisor) cleanup(ctx context.Context, c *containerRow) {
 // The caller holds the container's lock.
 func (s *supervisor) restartLater(id string, ran time.Duration, count bool) {
 	wait := s.nextWait(id, ran)
-	_, _, err := s.change(id, func(_ *txn, c *containerRow) error {
+	_, _, err := s.change(id, func(t *txn, c *containerRow) error {
+		t.leaveCompartment(c) // of a start that was cut short
 		c.Doc.State.Status, c.Want = api.StatusRestarting, true
 		return nil
 	})
