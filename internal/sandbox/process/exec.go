@@ -115,7 +115,9 @@ func (r *Runtime) attendExec(ctx context.Context, m *monitor, dir string, s api.
 	code, err := m.exitCode(ctx)
 	if err != nil {
 		cancel(err)
-		_ = <-carried // the cause says it
+		if lost := <-carried; lost != nil {
+			err = lost // the client went away, and that is why
+		}
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
