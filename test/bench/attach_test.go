@@ -78,7 +78,8 @@ func (a *attachRun) point(n int) {
 	if first {
 		a.memory.fill(0, n)
 	}
-	for i := range a.s.samples {
+	begun := time.Now()
+	for i := 0; i < a.s.samples && !a.s.enough(i, begun); i++ {
 		if first {
 			a.sample(times["bulkhead, state in memory"], a.memory.attach, a.memory.detach)
 		}
@@ -107,7 +108,8 @@ func (a *attachRun) withoutPool(n int, into *[2]series) {
 	d.start("--namespace-pool", "0")
 	a.section.add("daemon start", fmt.Sprintf("bulkhead, %d standing", n), "ms", series{milliseconds(d.started)}, "")
 	pause(a.b.Context(), 10*settle)
-	for range a.s.samples {
+	begun := time.Now()
+	for i := 0; i < a.s.samples && !a.s.enough(i, begun); i++ {
 		a.sample(into, a.fleet.attach, a.fleet.detach)
 	}
 	d.stop()

@@ -133,7 +133,8 @@ func measurePaths(b *testing.B, s settings, section *Section, paths []path) {
 	for _, m := range metrics {
 		samples[m] = map[string]series{}
 	}
-	for range s.rounds {
+	begun := time.Now()
+	for i := 0; i < s.rounds && !s.enough(i, begun.Add(s.patience)); i++ {
 		for _, m := range metrics {
 			for _, p := range paths {
 				samples[m][p.name] = append(samples[m][p.name], p.measure(b, s, m))

@@ -64,6 +64,8 @@ type settings struct {
 	rounds, runs  int
 	short, stream time.Duration
 	cpu           string
+	// patience bounds a series of samples on a machine that is slow or busy; it then has fewer, but never less than three.
+	patience time.Duration
 }
 
 // configure reads the environment: BENCH_BINARY, BENCH_QUICK=1, BENCH_MAX.
@@ -71,14 +73,14 @@ func configure(b *testing.B) settings {
 	b.Helper()
 	s := settings{
 		binary: os.Getenv("BENCH_BINARY"), points: []int{1, 10, 100, 300, 1000}, samples: 40, cniSamples: 12, cniMost: 100,
-		rounds: 7, runs: 12, short: 600 * time.Millisecond, stream: time.Second, cpu: strconv.Itoa(runtime.NumCPU() - 1),
+		rounds: 7, runs: 12, short: 600 * time.Millisecond, stream: time.Second, patience: 20 * time.Second, cpu: strconv.Itoa(runtime.NumCPU() - 1),
 	}
 	if s.binary == "" {
 		b.Skip("BENCH_BINARY names no binary to measure: run make bench")
 	}
 	if os.Getenv("BENCH_QUICK") == "1" {
 		s.quick, s.points, s.samples, s.cniSamples, s.cniMost = true, []int{1, 10, 100}, 12, 4, 10
-		s.rounds, s.runs, s.short = 3, 4, 300*time.Millisecond
+		s.rounds, s.runs, s.short, s.patience = 3, 4, 300*time.Millisecond, 5*time.Second
 	}
 	if text := os.Getenv("BENCH_MAX"); text != "" {
 		most, err := strconv.Atoi(text)
@@ -93,6 +95,11 @@ func configure(b *testing.B) settings {
 		report.Version = version(b, s.binary)
 	}
 	return s
+}
+
+// enough tells that a series with n samples, begun at a time, has had its share of the run.
+func (s *settings) enough(n int, begun time.Time) bool {
+	return n >= 3 && time.Since(begun) > s.patience
 }
 
 // limit leaves out the points above most, and makes most the last.
@@ -113,6 +120,19 @@ func TestLimit(t *testing.T) {
 	s.limit(50)
 	if got := fmt.Sprint(s.points); got != "[1 10 50]" {
 		t.Errorf("limit 50: %s", got)
+	}
+}
+
+func TestEnough(t *testing.T) {
+	s := settings{patience: time.Second}
+	for _, tc := range []struct {
+		n    int
+		ago  time.Duration
+		want bool
+	}{{2, time.Hour, false}, {3, time.Hour, true}, {3, 0, false}} {
+		if got := s.enough(tc.n, time.Now().Add(-tc.ago)); got != tc.want {
+			t.Errorf("%d samples in %s: %v, want %v", tc.n, tc.ago, got, tc.want)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -44,7 +45,8 @@ func BenchmarkRun(b *testing.B) {
 	section := report.section("2. run --rm of a trivial program, the same root file system, by the command line",
 		"podman: Debian's, with netavark, "+strings.TrimSpace(w.do(order{Op: "exec", Argv: podman("--version")}).Output)+", cgroupfs, runc, overlay; both on the same disk.")
 	samples := make([]series, len(cases))
-	for range s.runs {
+	begun := time.Now()
+	for i := 0; i < s.runs && !s.enough(i, begun.Add(s.patience)); i++ {
 		for i, c := range cases {
 			samples[i] = append(samples[i], milliseconds(w.do(order{Op: "exec", Argv: c.argv}).Took))
 			pause(b.Context(), settle)
