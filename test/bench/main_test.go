@@ -79,8 +79,8 @@ func configure(b *testing.B) settings {
 		b.Skip("BENCH_BINARY names no binary to measure: run make bench")
 	}
 	if os.Getenv("BENCH_QUICK") == "1" {
-		s.quick, s.points, s.samples, s.cniSamples, s.cniMost = true, []int{1, 10, 100}, 12, 4, 10
-		s.rounds, s.runs, s.short, s.patience = 3, 4, 300*time.Millisecond, 5*time.Second
+		s.quick, s.points, s.samples, s.cniSamples, s.cniMost = true, []int{1, 10, 100}, 10, 3, 10
+		s.rounds, s.runs, s.short, s.patience = 3, 3, 300*time.Millisecond, 4*time.Second
 	}
 	if text := os.Getenv("BENCH_MAX"); text != "" {
 		most, err := strconv.Atoi(text)

@@ -33,13 +33,14 @@ func BenchmarkRun(b *testing.B) {
 	w.do(order{Op: "exec", Argv: ours("image", "import", image, "localhost/busybox:bench")})
 	podman := newPodman(b, h, w, image)
 
+	parent := "--cgroup-parent=" + h.CgroupParent() + "/podman" // removed with the host
 	cases := []struct {
 		name, metric string
 		argv         []string
 	}{
-		{"podman", "run --rm", podman("run", "--rm", "localhost/busybox:bench", "/bin/true")},
+		{"podman", "run --rm", podman("run", "--rm", parent, "localhost/busybox:bench", "/bin/true")},
 		{"bulkhead", "run --rm", ours("run", "--rm", "localhost/busybox:bench", "/bin/true")},
-		{"podman", "run --rm -p", podman("run", "--rm", "-p", "127.0.0.1:18080:80", "localhost/busybox:bench", "/bin/true")},
+		{"podman", "run --rm -p", podman("run", "--rm", parent, "-p", "127.0.0.1:18080:80", "localhost/busybox:bench", "/bin/true")},
 		{"bulkhead", "run --rm -p", ours("run", "--rm", "-p", "18081:80", "localhost/busybox:bench", "/bin/true")},
 	}
 	section := report.section("2. run --rm of a trivial program, the same root file system, by the command line",
