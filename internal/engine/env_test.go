@@ -44,8 +44,8 @@ type env struct {
 	// cut kills the daemon when the step of this name is passed for the n-th time.
 	cut   string
 	cutIn int
-	// steps are the names of the steps that were passed.
-	steps []string
+	// onStep is called once, by the loop, at the step of its name.
+	onStep map[string]func()
 }
 
 // run is a test with a daemon that is up, and with the invariants checked at its
@@ -119,8 +119,8 @@ func (e *env) launch() {
 // have no effect any more, as if it had been gone.
 func (e *env) step(name string) {
 	e.w.mu.Lock()
-	e.steps = append(e.steps, name)
-	hit := false
+	hit, once := false, e.onStep[name]
+	delete(e.onStep, name)
 	if e.cut == name || e.cut == "*" {
 		e.cutIn--
 		hit = e.cutIn == 0
@@ -131,6 +131,9 @@ func (e *env) step(name string) {
 	e.w.mu.Unlock()
 	if hit {
 		_ = e.db.Close()
+	}
+	if once != nil {
+		once()
 	}
 }
 

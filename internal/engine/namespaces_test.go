@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -163,10 +164,22 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 				good := must(e.endpoint(epDoc(n.ID, `"Name":"good"`)))(e)
 				before := e.w.text()
 				e.failingFor(i, bad.ID)
+				e.w.mu.Lock()
+				e.w.writes = nil
+				e.w.mu.Unlock()
 				errs := make(chan error)
 				go func() { errs <- e.attach(ns.ID, good.ID) }()
 				e.wantCode(e.attach(ns.ID, bad.ID), hcn.ErrNamespaceAttachFailed)
 				e.ok(<-errs)
+				e.w.mu.Lock()
+				for later := i + 1; later < 5; later++ {
+					for _, line := range e.w.writes {
+						if strings.HasPrefix(line, stepName(later)+" port "+string(bad.ID)) {
+							e.t.Errorf("a port that failed went on: %s", line)
+						}
+					}
+				}
+				e.w.mu.Unlock()
 				if got := must(e.e.Endpoint(bad.ID))(e); got.State == hcn.EndpointAttached {
 					e.t.Errorf("an endpoint whose attach failed: %s", toJSON(got))
 				}
@@ -179,6 +192,55 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestUndoLeavesLaterChanges: what another caller did while an operation failed
+// is not undone with it.
+func TestUndoLeavesLaterChanges(t *testing.T) {
+	meanwhile := func(e *env, fn func(t *txn)) {
+		e.w.mu.Lock()
+		defer e.w.mu.Unlock()
+		e.onStep = map[string]func(){"apply-switch": func() {
+			_, err := e.e.commit(func(t *txn) error { fn(t); return nil })
+			e.ok(err)
+		}}
+	}
+	t.Run("network deleted while a change of it fails", func(t *testing.T) {
+		run(t, func(e *env) {
+			n := must(e.network(netDoc("a", "NAT", 7)))(e)
+			more := `{"Subnets":[{"IpAddressPrefix":"10.70.0.0/24","Routes":[{"NextHop":"10.70.0.1","DestinationPrefix":"0.0.0.0/0"}]}]}`
+			meanwhile(e, func(t *txn) { t.dropNetwork(n.ID) })
+			e.failing(1, false)
+			err := e.modifyNetwork(n.ID, `{"ResourceType":"Subnet","RequestType":"Add","Settings":`+more+`}`)
+			e.failing(-1, false)
+			if err == nil {
+				e.t.Fatal("the change succeeded")
+			}
+			_, err = e.e.Network(n.ID)
+			e.wantCode(err, hcn.ErrNetworkNotFound)
+		})
+	})
+	t.Run("endpoint moved while its attach fails", func(t *testing.T) {
+		run(t, func(e *env) {
+			n := must(e.network(netDoc("a", "NAT", 7)))(e)
+			one, two := must(e.namespace(`{`+v2+`}`))(e), must(e.namespace(`{`+v2+`}`))(e)
+			ep := must(e.endpoint(epDoc(n.ID, "")))(e)
+			meanwhile(e, func(t *txn) {
+				t.putEndpoint(ep.ID, detached(t.st.endpoints[ep.ID]))
+				if _, err := t.attach(ep.ID, two.ID); err != nil {
+					e.t.Error(err)
+				}
+			})
+			e.failingFor(1, ep.ID)
+			err := e.attach(one.ID, ep.ID)
+			e.failing(-1, false)
+			e.wantCode(err, hcn.ErrNamespaceAttachFailed)
+			e.settle()
+			if got := must(e.e.Endpoint(ep.ID))(e); got.HostComputeNamespace != two.ID {
+				e.t.Errorf("endpoint is in %q, want where it was moved", got.HostComputeNamespace)
+			}
+		})
+	})
 }
 
 // failingFor makes an applier fail for one endpoint's port.
@@ -271,7 +333,11 @@ func TestNamespaceNeverMade(t *testing.T) {
 			e.t.Fatal("the daemon was killed and answered")
 		}
 		e.cut = ""
+		e.failing(0, false) // and again it is not made
 		e.restart()
+		e.settle()
+		e.failing(-1, false)
+		e.settle()
 		e.ok(e.attach("CCCCCCCC-0000-4000-8000-000000000001", ep.ID))
 	})
 }

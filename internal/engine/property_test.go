@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -47,7 +48,7 @@ func TestAnySequence(t *testing.T) {
 
 // act is one step: operations at the same time, and what befalls them.
 type act struct {
-	Befalls string // "", "kill", "cut", "restart", "reboot", "fail", "heal", "meddle", "exit"
+	Befalls string // "", "kill", "cut", "restart", "reboot", "fail", "heal", "meddle", "exit", "disk"
 	At      int
 	Ops     []op
 }
@@ -66,7 +67,7 @@ var opNames = []string{
 }
 
 func drawAct(t *rapid.T) act {
-	befalls := []string{"", "", "", "", "", "", "kill", "cut", "cut", "cut", "restart", "reboot", "fail", "fail", "heal", "meddle", "exit", "exit"}
+	befalls := []string{"", "", "", "", "", "", "kill", "cut", "cut", "cut", "restart", "reboot", "fail", "fail", "heal", "meddle", "exit", "exit", "disk"}
 	a := act{Befalls: rapid.SampledFrom(befalls).Draw(t, "befalls"), At: rapid.IntRange(1, 12).Draw(t, "at")}
 	for range rapid.IntRange(1, 3).Draw(t, "at once") {
 		small := rapid.IntRange(0, 4)
@@ -87,6 +88,20 @@ func (e *env) act(a act) {
 		e.heal()
 	case "meddle":
 		e.meddle(a.At)
+	case "disk":
+		// The loop is to have done its work: what it has learnt goes with it.
+		e.heal()
+		e.settle()
+		_ = e.db.Close()
+		before := e.rows()
+		defer func() {
+			e.settle()
+			if d := cmp.Diff(before, e.rows()); d != "" {
+				e.t.Errorf("a store that refuses, and rows changed: %s", d)
+			}
+			e.checkKernel()
+			e.restart()
+		}()
 	case "exit":
 		for i, c := range e.e.Containers() {
 			if i == a.At%4 {
@@ -115,6 +130,15 @@ func (e *env) act(a act) {
 		e.start()
 	}
 	e.revive()
+}
+
+// rows prints the state in memory.
+func (e *env) rows() string {
+	e.e.mu.RLock()
+	defer e.e.mu.RUnlock()
+	st := e.e.st
+	return toJSON([]any{st.networks, st.endpoints, st.namespaces, st.containers, st.settings}) +
+		fmt.Sprint(st.addrs, st.macs, st.netNames, st.ctrNames, st.ports)
 }
 
 // revive starts the daemon again if the cut has hit it.

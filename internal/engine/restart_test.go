@@ -128,7 +128,7 @@ func TestExitsWhileTheDaemonIsAway(t *testing.T) {
 		e.start()
 		e.settle()
 		e.wantStatus(plain, api.StatusExited, 5)
-		e.wantStatus(always, api.StatusRunning, 5)
+		e.wantStatus(always, api.StatusRunning, 0)
 		e.wantStatus(stubborn, api.StatusExited, 137) // the stop went on
 		if res := must(e.e.WaitContainer(bg, rm, ""))(e); res.ExitCode != 5 {
 			e.t.Errorf("removed on the way: code %d", res.ExitCode)

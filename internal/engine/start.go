@@ -163,12 +163,12 @@ func (s *supervisor) launch(ctx context.Context, c *containerRow) error {
 
 func (s *supervisor) markRunning(c *containerRow, st api.SandboxState) error {
 	_, _, err := s.change(c.Doc.ID, func(_ *txn, c *containerRow) error {
-		c.Doc.State.Status, c.Doc.State.PID, c.Doc.State.Error = api.StatusRunning, st.PID, ""
+		c.Doc.State = api.ContainerState{Status: api.StatusRunning, PID: st.PID, RestartCount: c.Doc.State.RestartCount}
 		started := st.Started.UTC()
 		if st.Started.IsZero() {
 			started = time.Now().UTC()
 		}
-		c.Doc.State.Started, c.Doc.State.Finished = &started, nil
+		c.Doc.State.Started = &started
 		return nil
 	})
 	return err
