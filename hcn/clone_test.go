@@ -75,6 +75,7 @@ func shared(a, b reflect.Value, path string) string {
 			return path
 		}
 		return shared(a.Elem(), b.Elem(), path)
+	default: // holds no memory of its own
 	}
 	return ""
 }
