@@ -351,7 +351,9 @@ func newStream(t *testing.T, from *testhost.Host, to netip.Addr, port uint16) *s
 }
 
 func (s *stream) ask() error {
-	s.c.SetDeadline(time.Now().Add(1500 * time.Millisecond))
+	if err := s.c.SetDeadline(time.Now().Add(1500 * time.Millisecond)); err != nil {
+		return err
+	}
 	if _, err := io.WriteString(s.c, "ping\n"); err != nil {
 		return err
 	}
@@ -380,12 +382,14 @@ func TestSteadyUDP(t *testing.T) {
 				leads := func(to netip.Addr) {
 					t.Helper()
 					testhost.Eventually(t, 3*time.Second, func() error {
-						c.SetDeadline(time.Now().Add(100 * time.Millisecond))
-						c.Write([]byte("x"))
+						if err := c.SetDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+							return err
+						}
+						_, _ = c.Write([]byte("x")) // refused while nobody answers, which the read tells
 						buf := make([]byte, 100)
 						_, err := c.Read(buf)
 						if to.IsValid() != (err == nil) {
-							return fmt.Errorf("answer: %w", err)
+							return fmt.Errorf("answered: %t, want %t", err == nil, to.IsValid())
 						}
 						if to.IsValid() && !strings.Contains(tp.conntrack(f.host), "src="+to.String()+" ") {
 							return fmt.Errorf("not to %s: %s", to, tp.conntrack(f.host))

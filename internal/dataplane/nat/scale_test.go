@@ -77,7 +77,9 @@ func TestScale(t *testing.T) {
 
 	start = time.Now()
 	es := elements{}
-	es.addPort(ports[0])
+	if err := es.addPort(ports[0]); err != nil {
+		t.Fatal(err)
+	}
 	for range n {
 		if err := tp.a.k.write(nil, es); err != nil {
 			t.Fatal(err)
