@@ -46,6 +46,7 @@ func crowd(b *testing.B, mode AttachMode, n int) *lab {
 // threadTime is the CPU time of the calling thread, which a busy machine does not stretch
 // as it does the clock on the wall.
 func threadTime(b *testing.B) int64 {
+	b.Helper()
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
 		b.Fatal(err)
@@ -54,6 +55,7 @@ func threadTime(b *testing.B) int64 {
 }
 
 func cpuTime(b *testing.B) func() {
+	b.Helper()
 	start := threadTime(b)
 	return func() { b.ReportMetric(float64(threadTime(b)-start)/float64(b.N)/1000, "cpu-µs/op") }
 }

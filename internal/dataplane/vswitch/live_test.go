@@ -22,6 +22,7 @@ import (
 
 // bothWays runs a test with each way to attach.
 func bothWays(t *testing.T, fn func(t *testing.T, mode AttachMode)) {
+	t.Helper()
 	for _, mode := range []AttachMode{AttachTCX, AttachClsact} {
 		t.Run(string(mode), func(t *testing.T) { fn(t, mode) })
 	}
@@ -387,6 +388,9 @@ func TestIncompatiblePin(t *testing.T) {
 			return err
 		}
 		_, err = New(Options{})
+		if err == nil {
+			return errors.New("a map of another shape was taken")
+		}
 		if !errors.Is(err, ebpf.ErrMapIncompatible) || !strings.Contains(err.Error(), "bulkhead reset") {
 			return fmt.Errorf("got %w, want an incompatible map and what to do", err)
 		}
