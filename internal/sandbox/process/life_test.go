@@ -227,7 +227,9 @@ func TestWatchingKeepsInputOpen(t *testing.T) {
 	go func() { done <- b.r.Attach(ctx, id, api.Streams{Stdout: &out}) }()
 	eventually(t, "watched", func() bool { return strings.Contains(out.String(), "up") })
 	cancel()
-	<-done
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("first client: %v", err)
+	}
 	var second buffer
 	must(t, b.r.Attach(b.ctx(), id, api.Streams{Stdin: strings.NewReader("typed\n"), Stdout: &second}))
 	b.wait(id)

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		script = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup || exit 1; " + script
 	}
 	args := append([]string{"--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script}, os.Args...)
-	cmd := exec.Command("unshare", args...)
+	cmd := exec.CommandContext(context.Background(), "unshare", args...)
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
