@@ -94,7 +94,7 @@ func TestRunPassesSignals(t *testing.T) {
 		fmt.Fprint(out.Channel(api.ChannelStdout), "up")
 		for !slices.ContainsFunc(d.noted(), func(r string) bool { return strings.HasSuffix(r, "/kill?signal=SIGUSR1") }) {
 			_ = unix.Kill(os.Getpid(), unix.SIGUSR1)
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		}
 	}
 	d.exit = api.WaitResult{ExitCode: 9}
