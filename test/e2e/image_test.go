@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ func writeBox(file, echoFile string) error {
 	if err != nil {
 		return err
 	}
-	applets, err := exec.Command("/bin/busybox", "--list").Output()
+	applets, err := exec.CommandContext(context.Background(), "/bin/busybox", "--list").Output()
 	if err != nil {
 		return err
 	}
