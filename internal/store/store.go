@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -47,18 +48,69 @@ func Open(path string) (*DB, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	b, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("open state %s: another daemon is using it", path)
+	if err := check(path); err != nil {
+		return nil, openError(path, err)
 	}
+	b, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
 	if err != nil {
-		return nil, fmt.Errorf("open state %s: %w", path, err)
+		return nil, openError(path, err)
 	}
 	if err := b.Update(upgrade); err != nil {
 		_ = b.Close()
-		return nil, fmt.Errorf("open state %s: %w", path, err)
+		return nil, openError(path, err)
 	}
 	return &DB{b}, nil
+}
+
+func openError(path string, err error) error {
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("open state %s: another daemon is using it", path)
+	case errors.Is(err, errDamaged):
+		return fmt.Errorf("open state %s: %w: put a copy of it back, or move it away to begin anew", path, err)
+	}
+	return fmt.Errorf("open state %s: %w", path, err)
+}
+
+// errDamaged is found by check.
+var errDamaged = errors.New("the file is damaged")
+
+// check reads a file from end to end. bbolt takes damage for a mistake in the program: it panics, and when it opens a
+// file to write, on a goroutine of its own, where nobody can recover.
+func check(path string) (err error) {
+	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() || fi.Size() == 0 {
+		return nil //nolint:nilerr // a file that is not there yet is made; what else is wrong with it, opening it says
+	}
+	// Damage may also point behind the end of the mapped file.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", errDamaged, r)
+		}
+	}()
+	b, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout), errors.Is(err, os.ErrPermission):
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	return b.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(_ []byte, bucket *bbolt.Bucket) error { return walk(bucket) })
+	})
+}
+
+func walk(b *bbolt.Bucket) error {
+	return b.ForEach(func(k, v []byte) error {
+		if v != nil {
+			return nil
+		}
+		if inner := b.Bucket(k); inner != nil {
+			return walk(inner)
+		}
+		return fmt.Errorf("%w: key %q is no bucket", errDamaged, k)
+	})
 }
 
 func upgrade(tx *bbolt.Tx) error {

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -134,11 +136,47 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 }
 
 func TestDamagedFileIsAnError(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state.db")
-	if err := os.WriteFile(path, []byte("this is no database, and is longer than a page header needs to be"), 0o600); err != nil {
+	dir := t.TempDir()
+	good := filepath.Join(dir, "good.db")
+	db := open(t, good)
+	_, err := db.Update(func(tx *Tx) error {
+		for i := range 500 { // many pages
+			if err := rows.Put(tx, fmt.Sprintf("%04d%s", i, strings.Repeat("x", 200)), row{i}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path); err == nil {
-		t.Fatal("a damaged file was opened")
+	whole, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	noise := make([]byte, 40*page)
+	for i := range noise {
+		noise[i] = byte(i*7 + i>>8)
+	}
+	for name, content := range map[string][]byte{
+		"text":      []byte("this is no database, and is longer than a page header needs to be"),
+		"cut":       whole[:page+100],
+		"cut pages": whole[:len(whole)/2/page*page],
+		"noise":     slices.Concat(whole[:2*page], noise, whole[min(len(whole), 42*page):]),
+		"all noise": noise,
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state.db")
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if db, err := Open(path); err == nil || !strings.Contains(err.Error(), "damaged") {
+				t.Fatalf("got %v and %v, want an error that says damaged", db, err)
+			}
+			if after, err := os.ReadFile(path); err != nil || !slices.Equal(after, content) {
+				t.Fatalf("the file was changed (%v)", err)
+			}
+		})
 	}
 }
