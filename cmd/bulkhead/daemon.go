@@ -82,6 +82,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 
 // parts are what the daemon is wired from, in the order they are closed.
 type parts struct {
+	claim   *net.UnixListener
 	db      *store.DB
 	dev     *netdev.Netdev
 	sw      *vswitch.Applier
@@ -100,8 +101,14 @@ func (c *daemonConfig) run(ctx context.Context) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon needs root: it makes namespaces, devices and programs")
 	}
+	if err := c.check(); err != nil {
+		return err
+	}
 	p := &parts{}
 	defer func() { err = errors.Join(err, p.close()) }()
+	if p.claim, err = claimHost(ctx, log); err != nil {
+		return err
+	}
 	if err := c.wire(ctx, p, log); err != nil {
 		return err
 	}
@@ -241,6 +248,9 @@ func (p *parts) close() error {
 	if p.db != nil {
 		errs = append(errs, p.db.Close())
 	}
+	if p.claim != nil {
+		errs = append(errs, p.claim.Close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -296,29 +306,6 @@ func (h *hostResolvers) set(addrs []netip.Addr) {
 }
 
 func (h *hostResolvers) get() []netip.AddrPort { return *h.list.Load() }
-
-func (c *daemonConfig) registries() map[string]image.Registry {
-	out := map[string]image.Registry{}
-	for _, m := range c.mirrors {
-		host, mirror, _ := strings.Cut(m, "=")
-		r := out[host]
-		r.Mirrors = append(r.Mirrors, mirror)
-		out[host] = r
-	}
-	return out
-}
-
-func parsePools(in []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range in {
-		p, err := netip.ParsePrefix(s)
-		if err != nil || !p.Addr().Is4() || p.Bits() > 24 {
-			return nil, fmt.Errorf("--pool %q: give an IPv4 prefix of at most 24 bits", s)
-		}
-		out = append(out, p.Masked())
-	}
-	return out, nil
-}
 
 func (c *daemonConfig) info(ctx context.Context, p *parts) api.Info {
 	var u unix.Utsname

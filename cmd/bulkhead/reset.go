@@ -36,7 +36,14 @@ The daemon must be stopped. Images stay with --keep-images.`,
 			if err != nil {
 				return err
 			}
-			// The state's lock tells whether a daemon runs.
+			claim, err := claimHost(cmd.Context(), log)
+			if err != nil {
+				return err
+			}
+			if claim != nil {
+				defer claim.Close()
+			}
+			// The state's lock tells whether a daemon runs in another network namespace.
 			db, err := store.Open(filepath.Join(c.stateDir, "state.db"))
 			if err != nil && !errors.Is(err, store.ErrNewer) {
 				return fmt.Errorf("%w: stop the daemon first", err)
