@@ -319,6 +319,25 @@ func TestCrashLeftovers(t *testing.T) {
 	}
 }
 
+// TestPortLeftDying is a daemon that was killed after it had cut a port off and before it deleted it, and whose store
+// still wants the port.
+func TestPortLeftDying(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := onlyNetwork()
+	addEndpoint(p, 1)
+	apply(t, n, &plan.Plan{}, p)
+	quiet(t, n, p)
+	for _, id := range []plan.PortID{plan.EndpointPortID(guid('E', 1)), plan.HostPortID(p.Ports[plan.EndpointPortID(guid('E', 1))].Network)} {
+		dev := p.Ports[id].Device
+		h.Run(t, "ip", "link", "set", dev, "down", "group", fmt.Sprint(groupDying))
+		if _, err := resync(t, n, p); err != nil {
+			t.Fatalf("%s left dying: %v", id, err)
+		}
+		quiet(t, n, p)
+	}
+}
+
 func TestResetLeavesNothing(t *testing.T) {
 	t.Parallel()
 	h, n := open(t)

@@ -13,7 +13,16 @@ import (
 )
 
 // createPort makes a port that is believed to be absent. When something is in the way it falls back to looking.
-func (ps *pass) createPort(p *plan.Port) error {
+func (ps *pass) createPort(p *plan.Port) error { return ps.create(p, ps.ensurePort) }
+
+// createAnew makes a port after a look: what is in its way now is an error, or looking and making would take turns for ever.
+func (ps *pass) createAnew(p *plan.Port) error {
+	return ps.create(p, func(p *plan.Port) error {
+		return fmt.Errorf("make %s anew: its former self is still there: %w", p.Device, unix.EEXIST)
+	})
+}
+
+func (ps *pass) create(p *plan.Port, inTheWay func(*plan.Port) error) error {
 	err := ps.makePair(p)
 	if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
 		return err
@@ -28,7 +37,7 @@ func (ps *pass) createPort(p *plan.Port) error {
 	if l, ok, lookErr := ps.hostLink(p.Device); lookErr != nil {
 		return lookErr
 	} else if ok && l.ours() {
-		return ps.ensurePort(p)
+		return inTheWay(p)
 	} else if ok {
 		return foreignLink(l)
 	}
@@ -100,11 +109,12 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 		if err := errors.Join(ps.dropRenamed(p), ps.dropOrphan(p, s)); err != nil {
 			return err
 		}
-		return ps.createPort(p)
+		return ps.createAnew(p)
 	case !near.ours():
 		return foreignLink(near)
 	case near.group == groupDying:
-		return ps.createPort(p)
+		// Cut off and not deleted yet: by our own reaper, or by a daemon that was killed before it came to that.
+		return ps.replace(p, s, near)
 	}
 	far, ok, err := ps.linkIn(s, p.VNIC.Device)
 	if err == nil {
@@ -117,14 +127,19 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 		// The vNIC was renamed, or moved to another namespace. A device that was in foreign hands is not taken back:
 		// the pair is made anew.
 		ps.found(string(p.ID), "link "+p.VNIC.Device+" in "+place(s.path), "moved away")
-		if err := ps.n.host.write(deleteLink(near)); err != nil {
-			return err
-		}
-		ps.forget(p.Device)
-		s.listed = false
-		return ps.createPort(p)
+		return ps.replace(p, s, near)
 	}
 	return ps.configure(p, s, near, far, false)
+}
+
+// replace deletes a pair that cannot be used and makes it anew.
+func (ps *pass) replace(p *plan.Port, s *space, near link) error {
+	if err := ps.n.host.write(deleteLink(near)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	ps.forget(p.Device)
+	s.listed = false
+	return ps.createAnew(p)
 }
 
 // dropRenamed deletes the pair of a port whose switch side somebody has renamed; its vNIC would be in the way.
