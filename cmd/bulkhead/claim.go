@@ -26,7 +26,8 @@ const claimPatience = time.Second
 // unclaimed: a nil listener.
 func claimHost(ctx context.Context, log *slog.Logger) (*net.UnixListener, error) {
 	addr := &net.UnixAddr{Name: claimName, Net: "unix"}
-	for deadline := time.Now().Add(claimPatience); ; time.Sleep(20 * time.Millisecond) {
+	deadline := time.Now().Add(claimPatience)
+	for {
 		l, err := net.ListenUnix("unix", addr)
 		if err == nil {
 			return l, nil
@@ -35,6 +36,10 @@ func claimHost(ctx context.Context, log *slog.Logger) (*net.UnixListener, error)
 			return nil, fmt.Errorf("claim the host: %w", err)
 		}
 		if time.Now().Before(deadline) && ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
 			continue
 		}
 		holder, err := holderOf(addr)
