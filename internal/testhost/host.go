@@ -349,9 +349,14 @@ func onDoomedThread(fn func()) <-chan struct{} {
 // teardown kills the host and checks that nothing of it is left on the machine.
 func (h *Host) teardown() {
 	h.t.Helper()
-	pidns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid_for_children", h.PID()))
+	nspath := fmt.Sprintf("/proc/%d/ns/pid_for_children", h.PID())
+	pidns, err := os.Readlink(nspath)
 	if err != nil {
 		h.t.Errorf("%s: its init is gone before the test ended: %v", h.name, err)
+	}
+	// While it is open, its number is not given to the next test's host, which would be taken for what is left of this.
+	if held, err := os.Open(nspath); err == nil {
+		defer held.Close()
 	}
 	_ = h.init.Process.Kill()
 	dead := make(chan struct{})
