@@ -116,7 +116,7 @@ func (t *txn) finish() {
 func (e *Engine) storeAll() {
 	for {
 		e.mu.Lock()
-		batch := e.unstored
+		batch, db := e.unstored, e.opt.DB
 		e.unstored = nil
 		if len(batch) == 0 {
 			e.storing = false
@@ -124,7 +124,7 @@ func (e *Engine) storeAll() {
 			return
 		}
 		e.mu.Unlock()
-		_, err := e.opt.DB.Update(func(tx *store.Tx) error {
+		_, err := db.Update(func(tx *store.Tx) error {
 			for _, t := range batch {
 				for _, save := range t.save {
 					if err := save(tx); err != nil {

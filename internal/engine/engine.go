@@ -200,9 +200,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	if err := e.start(ctx); err != nil {
 		return err
 	}
+	exits := e.ctrs.adopt(ctx)
 	close(e.ready)
 	var wg sync.WaitGroup
-	wg.Go(func() { e.ctrs.run(ctx) })
+	wg.Go(func() { e.ctrs.run(ctx, exits) })
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

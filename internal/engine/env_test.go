@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -52,7 +53,7 @@ type env struct {
 // end.
 func run(t *testing.T, fn func(e *env)) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := memoryDir(t)
 	synctest.Test(t, func(t *testing.T) {
 		e := &env{t: t, w: newWorld(), path: filepath.Join(dir, "state.db")}
 		defer e.stop()
@@ -60,6 +61,48 @@ func run(t *testing.T, fn func(e *env)) {
 		fn(e)
 		e.check()
 	})
+}
+
+// memoryDir is a directory whose files are in memory, where there is one: these
+// tests write some ten thousand transactions.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "bulkhead-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// cutAt arms the kill; "" disarms it.
+func (e *env) cutAt(step string, n int) {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	e.cut, e.cutIn = step, n
+}
+
+// reopen gives the daemon a store that works again.
+func (e *env) reopen() {
+	e.t.Helper()
+	db, err := store.Open(e.path)
+	e.ok(err)
+	e.e.mu.Lock()
+	defer e.e.mu.Unlock()
+	e.db, e.e.opt.DB = db, db
+}
+
+// stored waits until the disk has everything.
+func (e *env) stored() {
+	for {
+		e.e.mu.RLock()
+		busy := e.e.storing
+		e.e.mu.RUnlock()
+		if !busy {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func (e *env) start() {

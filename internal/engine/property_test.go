@@ -21,7 +21,8 @@ import (
 // other people's meddling, kernel and plan are the same, nothing is left that
 // nobody owns, and one more restart writes nothing.
 func TestAnySequence(t *testing.T) {
-	dir := t.TempDir()
+	t.Parallel()
+	dir := memoryDir(t)
 	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		n++
@@ -79,9 +80,7 @@ func drawAct(t *rapid.T) act {
 func (e *env) act(a act) {
 	switch a.Befalls {
 	case "cut":
-		e.w.mu.Lock()
-		e.cut, e.cutIn = "*", a.At
-		e.w.mu.Unlock()
+		e.cutAt("*", a.At)
 	case "fail":
 		e.failEvery(a.At)
 	case "heal":

@@ -13,7 +13,6 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
-	"github.com/bulkhead-net/bulkhead/internal/store"
 )
 
 // TestRestartKeepsEverything: the same documents, and not one write.
@@ -166,6 +165,7 @@ func TestCutEverywhere(t *testing.T) {
 	}
 	for name, tc := range ops {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for cut := 1; cut < 100; cut++ {
 				passed := false
 				run(t, func(e *env) {
@@ -175,7 +175,7 @@ func TestCutEverywhere(t *testing.T) {
 					var id string
 					if tc.op == nil {
 						e.settle()
-						e.cut, e.cutIn = "*", cut
+						e.cutAt("*", cut)
 					}
 					c, err := e.create("c", tc.args, func(s *api.ContainerSpec) { s.Publish = []api.PublishedPort{{ContainerPort: 81, HostPort: 8081}} })
 					if id = c.ID; tc.op != nil {
@@ -184,7 +184,7 @@ func TestCutEverywhere(t *testing.T) {
 							tc.before(e, id)
 						}
 						e.settle()
-						e.cut, e.cutIn = "*", cut
+						e.cutAt("*", cut)
 						err = tc.op(e, id)
 						synctest.Wait()
 					}
@@ -259,9 +259,7 @@ func TestStoreRefuses(t *testing.T) {
 		// One that ends now cannot be noted yet, but is when the disk is there again.
 		e.endContainer(running, 4)
 		e.settle()
-		db, err := store.Open(e.path)
-		e.ok(err)
-		e.db, e.e.opt.DB = db, db
+		e.reopen()
 		e.settle()
 		e.wantStatus(running, api.StatusExited, 4)
 		e.wantStatus(c.ID, api.StatusCreated, 0)
@@ -321,4 +319,41 @@ func TestDriftIsRepaired(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPortTakenAgainBeforeTheDiskRefuses: two changes of one endpoint that are on
+// their way to the disk together, one giving a port up and one taking it again.
+func TestPortTakenAgainBeforeTheDiskRefuses(t *testing.T) {
+	for name, refuse := range map[string]bool{"and is stored": false, "and is refused": true} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(e *env) {
+				n := must(e.network(netDoc("a", "NAT", 7)))(e)
+				ep := must(e.endpoint(epDoc(n.ID, publish(mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":8080`)))))(e)
+				e.settle()
+				e.e.mu.Lock()
+				e.e.storing = true // by nobody yet
+				e.e.mu.Unlock()
+				if refuse {
+					e.ok(e.db.Close())
+				}
+				for _, port := range []string{"9090", "8080"} {
+					go func() {
+						err := e.policies(ep.ID, "Update", `[`+mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":`+port)+`]`)
+						if (err != nil) != refuse {
+							e.t.Errorf("to port %s: %v", port, err)
+						}
+					}()
+					synctest.Wait()
+				}
+				e.e.storeAll()
+				synctest.Wait()
+				if refuse {
+					e.reopen()
+				}
+				if p := e.e.Published(); len(p) != 2 || p[0].HostPort != 8080 || len(e.w.held) != 2 {
+					e.t.Errorf("published: %s; held: %v", toJSON(p), e.w.held)
+				}
+			})
+		})
+	}
 }

@@ -119,11 +119,8 @@ func (s *supervisor) begin(ctx context.Context) {
 	s.ctx = ctx
 }
 
-// run adopts what runs already, starts what should, and follows exits until ctx
-// ends.
-func (s *supervisor) run(ctx context.Context) {
-	exits := s.e.opt.Sandbox.Exits(ctx)
-	s.adopt(ctx)
+// run follows exits until ctx ends.
+func (s *supervisor) run(ctx context.Context, exits <-chan api.SandboxExit) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,35 +166,43 @@ func (s *supervisor) change(id string, fn func(t *txn, c *containerRow) error) (
 }
 
 // adopt brings the store and the sandbox together after a start of the daemon:
-// whatever an operation was cut at is finished or undone here. The sandboxes are
-// listed before the rows, so that one which is just being made is known.
-func (s *supervisor) adopt(ctx context.Context) {
-	found, err := s.e.opt.Sandbox.List(ctx)
-	if err != nil {
-		s.e.log.Error("list sandboxes", "error", err)
-	}
+// whatever an operation was cut at is finished or undone here. It returns when
+// each container is locked for that, before the first operation is let in: one
+// that a client begins is not to be taken for one that was cut short.
+func (s *supervisor) adopt(ctx context.Context) (exits <-chan api.SandboxExit) {
+	exits = s.e.opt.Sandbox.Exits(ctx)
 	known := map[string]bool{}
 	s.e.mu.RLock()
 	for id := range s.e.st.containers {
 		known[id] = true
 	}
 	s.e.mu.RUnlock()
+	found, err := s.e.opt.Sandbox.List(ctx)
+	if err != nil {
+		s.e.log.Error("list sandboxes", "error", err)
+	}
+	for id := range known {
+		unlock := s.lock(id)
+		s.spawn(func() {
+			defer unlock()
+			s.adoptOne(ctx, id)
+		})
+	}
 	for _, id := range found {
 		if known[id] {
 			continue
 		}
-		if err := s.e.opt.Sandbox.Remove(ctx, id); err != nil {
-			s.e.log.Error("remove a sandbox that nobody knows", "container", id, "error", err)
-		}
+		s.spawn(func() {
+			if err := s.e.opt.Sandbox.Remove(ctx, id); err != nil {
+				s.e.log.Error("remove a sandbox that nobody knows", "container", id, "error", err)
+			}
+		})
 	}
-	for id := range known {
-		s.spawn(func() { s.adoptOne(ctx, id) })
-	}
+	return exits
 }
 
+// adoptOne looks at one container. The caller holds its lock.
 func (s *supervisor) adoptOne(ctx context.Context, id string) {
-	unlock := s.lock(id)
-	defer unlock()
 	if c := s.row(id); c != nil {
 		s.adoptLocked(ctx, c)
 	}
@@ -214,7 +219,11 @@ func (s *supervisor) adoptLocked(ctx context.Context, c *containerRow) {
 	st, err := s.e.opt.Sandbox.State(ctx, id)
 	if err != nil {
 		s.e.log.Error("look at a container", "container", id, "error", err)
-		s.after(lookAgain, func() { s.adoptOne(ctx, id) })
+		s.after(lookAgain, func() {
+			unlock := s.lock(id)
+			defer unlock()
+			s.adoptOne(ctx, id)
+		})
 		return
 	}
 	switch c.Doc.State.Status {
