@@ -93,14 +93,8 @@ func (t *txn) rollBack() {
 // taken over one that an earlier one gave up, and released it on its way back.
 func (t *txn) holdPorts() {
 	for id := range t.dirty.Endpoints {
-		ep := t.st.endpoints[id]
-		if ep == nil {
-			continue
-		}
-		for _, f := range plan.Forwards(ep) {
-			if err := t.e.opt.Ports.Reserve(f, ownerOf(ep)); err != nil {
-				t.e.log.Warn("hold a published port", "endpoint", id, "error", err)
-			}
+		if ep := t.st.endpoints[id]; ep != nil {
+			t.e.holdPorts(ep)
 		}
 	}
 }

@@ -179,6 +179,11 @@ func (a applier) Update(_ context.Context, p *plan.Plan, d *plan.Delta) error {
 			continue
 		}
 		errs = append(errs, a.put(a.i, k, want[k]))
+		if a.i == 2 && removed && isPort {
+			for _, f := range port.Old.Forwards {
+				delete(a.w.held, hostPortOf(f)) // the translation gives up what it does not serve
+			}
+		}
 		if a.i == 3 && removed {
 			errs = append(errs, a.put(0, k, ""))
 		}

@@ -60,6 +60,7 @@ func (e *Engine) pass(ctx context.Context) {
 		if !delta.Empty() {
 			e.opt.Step("apply")
 			e.update(ctx, delta, errs)
+			e.keepPorts(delta)
 		}
 		e.publish(w.events, errs)
 		e.status.set(w.rev, touched, errs)
@@ -100,6 +101,32 @@ func (e *Engine) update(ctx context.Context, delta *plan.Delta, errs map[object]
 		}
 	}
 	e.noteMade(fresh, errs)
+}
+
+// keepPorts takes the host ports again of endpoints that left the plan and not the
+// store: the data path gives up what it does not serve, but a stopped container's
+// ports stay its own.
+func (e *Engine) keepPorts(delta *plan.Delta) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, c := range delta.Ports {
+		if c.New != nil || len(c.Old.Forwards) == 0 {
+			continue
+		}
+		if ep := e.st.endpoints[c.Old.Endpoint]; ep != nil {
+			e.holdPorts(ep)
+		}
+	}
+}
+
+// holdPorts takes an endpoint's host ports, if it has not got them. One that
+// somebody took meanwhile is the endpoint's on paper only: attaching it says so.
+func (e *Engine) holdPorts(ep *plan.Endpoint) {
+	for _, f := range plan.Forwards(ep) {
+		if err := e.opt.Ports.Reserve(f, ownerOf(ep)); err != nil {
+			e.log.Warn("hold a published port", "endpoint", ep.Doc.ID, "error", err)
+		}
+	}
 }
 
 // refreshFacts looks at the host again. A change of what the plan follows makes
