@@ -571,7 +571,7 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	if old.Doc.Flags&hcn.RemoteEndpoint != 0 {
 		return nil, hcn.Errorf(hcn.ErrInvalidRemoteEndpointOperation, "endpoint %s is on another host: it has no interface here", id)
 	}
-	if ns.Doc.Type != hcn.NamespaceTypeHost || ns.Vanished {
+	if ns.Vanished {
 		return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s has no compartment of its own to attach to", namespace)
 	}
 	if old.Attach != nil {
@@ -604,6 +604,7 @@ func (t *txn) place(ep *plan.Endpoint, namespace hcn.GUID) (*plan.Attachment, er
 		index = max(index, o.Attach.Index+1)
 	}
 	at := &plan.Attachment{Namespace: namespace, Index: index}
+	host := t.st.namespaces[namespace].Doc.Type == hcn.NamespaceTypeHostDefault
 	want, err := hcn.SettingsOf[hcn.InterfaceNameSetting](ep.Doc.Policies)
 	if err != nil {
 		return nil, err
@@ -613,6 +614,10 @@ func (t *txn) place(ep *plan.Endpoint, namespace hcn.GUID) (*plan.Attachment, er
 			return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "interface %q of namespace %s belongs to endpoint %s: choose another name", want[0].Name, namespace, holder)
 		}
 		at.Interface = want[0].Name
+		return at, nil
+	}
+	if host { // among the host's own interfaces, eth0 is not ours to take
+		at.Interface = plan.DeviceName(plan.HostVNICPrefix, plan.EndpointPortID(ep.Doc.ID))
 		return at, nil
 	}
 	for i := 0; ; i++ {

@@ -229,7 +229,8 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 		return nil
 	}
 	n, ns := in.Networks[e.Doc.HostComputeNetwork], in.Namespaces[e.Attach.Namespace]
-	if n == nil || compileNamespace(ns) == nil || mode(n.Doc.Type) == 0 {
+	onHost := ns != nil && ns.Doc.Type == hcn.NamespaceTypeHostDefault
+	if n == nil || compileNamespace(ns) == nil && !onHost || mode(n.Doc.Type) == 0 {
 		return nil
 	}
 	id := e.Doc.ID
@@ -246,12 +247,35 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	for _, a := range e.Addrs {
 		p.Addrs = append(p.Addrs, a.Addr())
 	}
+	if onHost {
+		p.VNIC.intoHost()
+	}
 	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
 		p.AltName = s[0].Name
 	}
 	name(p, "", "endpoint", string(id), e.Doc.Name)
 	p.Forwards = Forwards(e)
 	return p
+}
+
+// intoHost makes a vNIC one of the host's own stack. There it adds an address
+// and leaves the host's ways alone: the network's prefix stays on the host port,
+// and the host keeps its default route.
+func (v *VNIC) intoHost() {
+	v.Namespace = ""
+	addrs := make([]netip.Prefix, len(v.Addrs))
+	for i, a := range v.Addrs {
+		addrs[i] = netip.PrefixFrom(a.Addr(), a.Addr().BitLen())
+	}
+	v.Addrs = addrs
+	var routes []Route
+	for _, r := range v.Routes {
+		if r.Dst.Bits() > 0 {
+			r.OnLink = r.Via.IsValid()
+			routes = append(routes, r)
+		}
+	}
+	v.Routes = routes
 }
 
 // endpointMTU is what the endpoint asks for, or the uplink's. It is never above

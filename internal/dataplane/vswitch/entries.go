@@ -68,7 +68,9 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{},
 		member: port.Kind != plan.PortResolver,
 	}
-	if port.Kind == plan.PortHost {
+	// A frame into the host's own stack goes to the receiving side of the vNIC, the host's or an endpoint's.
+	if port.VNIC.Namespace == "" {
+		s.dest.Kind = uint8(plan.PortHost)
 		if s.dest.Device, err = a.dev.index(port.VNIC.Device); err != nil {
 			return nil, portError(port.ID, "%w", err)
 		}
