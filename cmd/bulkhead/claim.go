@@ -47,7 +47,7 @@ func claimHost(ctx context.Context, log *slog.Logger) (*net.UnixListener, error)
 			log.Warn("a process that is not root's has the daemon's name; a second daemon would not be noticed", "name", claimName)
 			return nil, nil
 		}
-		return nil, fmt.Errorf("another daemon runs on this host, as process %d: stop it first", holder.Pid)
+		return nil, fmt.Errorf("a daemon runs on this host, as process %d: stop the daemon first", holder.Pid)
 	}
 }
 
