@@ -66,14 +66,14 @@ func openError(path string, err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return fmt.Errorf("open state %s: another daemon is using it", path)
-	case errors.Is(err, errDamaged):
+	case errors.Is(err, ErrDamaged):
 		return fmt.Errorf("open state %s: %w: put a copy of it back, or move it away to begin anew", path, err)
 	}
 	return fmt.Errorf("open state %s: %w", path, err)
 }
 
-// errDamaged is found by check.
-var errDamaged = errors.New("the file is damaged")
+// ErrDamaged is returned by Open for a file that cannot be read to its end.
+var ErrDamaged = errors.New("the file is damaged")
 
 // check reads a file from end to end. bbolt takes damage for a mistake in the program: it panics, and when it opens a
 // file to write, on a goroutine of its own, where nobody can recover.
@@ -85,7 +85,7 @@ func check(path string) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", errDamaged, r)
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
 		}
 	}()
 	b, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
@@ -93,7 +93,7 @@ func check(path string) (err error) {
 	case errors.Is(err, berrors.ErrTimeout), errors.Is(err, os.ErrPermission):
 		return err
 	case err != nil:
-		return fmt.Errorf("%w: %w", errDamaged, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	return b.View(func(tx *bbolt.Tx) error {
@@ -109,7 +109,7 @@ func walk(b *bbolt.Bucket) error {
 		if inner := b.Bucket(k); inner != nil {
 			return walk(inner)
 		}
-		return fmt.Errorf("%w: key %q is no bucket", errDamaged, k)
+		return fmt.Errorf("%w: key %q is no bucket", ErrDamaged, k)
 	})
 }
 

@@ -171,7 +171,7 @@ func TestDamagedFileIsAnError(t *testing.T) {
 			if err := os.WriteFile(path, content, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if db, err := Open(path); err == nil || !strings.Contains(err.Error(), "damaged") {
+			if db, err := Open(path); !errors.Is(err, ErrDamaged) {
 				t.Fatalf("got %v and %v, want an error that says damaged", db, err)
 			}
 			if after, err := os.ReadFile(path); err != nil || !slices.Equal(after, content) {
