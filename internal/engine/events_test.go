@@ -50,7 +50,8 @@ func TestEventsInCommitOrder(t *testing.T) {
 			"endpoint create bad", "endpoint detach web", "namespace delete pod", "network predelete net",
 			"endpoint delete", "endpoint delete", "network delete net",
 		}
-		have := got()
+		// What is announced before the change is outside the order of commits.
+		have := slices.DeleteFunc(got(), func(s string) bool { return strings.HasPrefix(s, "network precreate") })
 		for i, ev := range have { // both endpoints go in one commit
 			if strings.HasPrefix(ev, "endpoint delete") {
 				have[i] = "endpoint delete"
@@ -78,7 +79,7 @@ func TestHCNNotifications(t *testing.T) {
 		cancel()
 		var got []string
 		for ev := range ch {
-			if ev.HCN != nil {
+			if ev.HCN != nil && ev.HCN.Type != hcn.NotificationNetworkPreCreate {
 				got = append(got, fmt.Sprint(ev.HCN.Type, " ", ev.HCN.ID == n.ID, ev.HCN.ID == ns.ID, ev.HCN.ID == ep.ID))
 			}
 		}
