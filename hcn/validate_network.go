@@ -275,6 +275,9 @@ func (s *Subnet) validateRoutes(path string, p netip.Prefix, t NetworkType) erro
 		if dst.Bits() > 0 {
 			continue
 		}
+		if written, _ := parsePrefix(r.DestinationPrefix); written != dst {
+			return invalid(ErrInvalidSubnet, at+".DestinationPrefix", "%s is no default route: write %s", written, dst)
+		}
 		if gateways++; gateways > 1 {
 			return invalid(ErrInvalidSubnet, at, "the subnet has a second default route: keep one, its next hop is the gateway")
 		}

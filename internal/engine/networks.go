@@ -157,6 +157,7 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 	row.GatewayMAC = mac
 	t.putNetwork(doc.ID, row)
 	on := networkObjects(doc.ID)
+	t.e.hub.emit(hcnEvent("network", "precreate", doc.ID, doc.Name, hcn.NotificationNetworkPreCreate))
 	t.tell(queued{ev: hcnEvent("network", "create", doc.ID, doc.Name, hcn.NotificationNetworkCreate), on: on, comes: &on[0]})
 	return row, nil
 }

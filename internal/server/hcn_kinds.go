@@ -113,6 +113,9 @@ func (s *Server) endpointKind() kind {
 			if err != nil {
 				return nil, err
 			}
+			if err := oneNetwork(c.network, doc.HostComputeNetwork); err != nil {
+				return nil, err
+			}
 			made, err := b.CreateEndpoint(ctx, c.id, c.network, *doc)
 			return s.endpointView(made), err
 		},
@@ -129,6 +132,17 @@ func (s *Server) endpointKind() kind {
 		},
 		remove: b.DeleteEndpoint,
 	}
+}
+
+// oneNetwork refuses an endpoint without a network, or with two. The document's may be left out where the call names it.
+func oneNetwork(called, written hcn.GUID) error {
+	switch {
+	case called.IsZero() && written.IsZero():
+		return hcn.Errorf(hcn.ErrInvalidEndpoint, "HostComputeNetwork: it is missing: give the GUID of the endpoint's network")
+	case !called.IsZero() && !written.IsZero() && called != written:
+		return hcn.Errorf(hcn.ErrInvalidEndpoint, "HostComputeNetwork: the document says %s, the call %s", written, called)
+	}
+	return nil
 }
 
 // endpointDocument reads an endpoint. Version 1 may name its network instead of giving its GUID.

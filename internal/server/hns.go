@@ -118,6 +118,7 @@ func (s *Server) hnsObject(ctx context.Context, c hnsCall) (any, error) {
 		"DELETE networks/{id}":                s.hnsDelete,
 		"DELETE endpoints/{id}":               s.hnsDelete,
 		"DELETE namespaces/{id}":              s.hnsDelete,
+		"POST networks/{id}":                  s.hnsModifyNetwork,
 		"POST endpoints/{id}":                 s.hnsModifyEndpoint,
 		"GET endpointstats/{id}":              s.hnsEndpointStats,
 		"POST endpoints/{id}/attach":          s.hnsAttach,

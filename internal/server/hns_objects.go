@@ -41,38 +41,92 @@ type hnsAttachment struct {
 	VirtualNicName string
 }
 
-// hnsAttach attaches an endpoint to a compartment by its number. Attaching by container alone is not possible: a compartment is
-// there before its first container.
+// hnsAttach attaches an endpoint to the compartment that is meant, and notes the container there. A container shares the endpoint
+// with those that are there already; what is attached is not attached again.
 func (s *Server) hnsAttach(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
 	a, err := decodeNoting[hnsAttachment](c.creation())
 	if err != nil {
 		return nil, err
 	}
-	ns, err := s.compartment(a)
+	ep, err := s.backend.Endpoint(id)
 	if err != nil {
 		return nil, err
 	}
-	err = s.changeNamespace(ctx, ns, hcn.RequestTypeAdd, hcn.NamespaceResourceTypeEndpoint, string(id))
-	if err == nil && a.ContainerId != "" {
-		err = s.changeNamespace(ctx, ns, hcn.RequestTypeAdd, hcn.NamespaceResourceTypeContainer, a.ContainerId)
+	home, err := s.compartment(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := s.backend.Namespace(home)
+	if err != nil {
+		return nil, err
+	}
+	container, known := member(ns, a.ContainerId)
+	if in := ep.HostComputeNamespace; in != "" && (in != home || known || container == "") {
+		return nil, hcn.Errorf(hcn.ErrEndpointAlreadyAttached, "endpoint %s is in namespace %s: detach it first", id, in)
+	}
+	err = s.changeNamespace(ctx, home, hcn.RequestTypeAdd, hcn.NamespaceResourceTypeEndpoint, string(id))
+	if err == nil && container != "" && !known {
+		err = s.changeNamespace(ctx, home, hcn.RequestTypeAdd, hcn.NamespaceResourceTypeContainer, container)
 	}
 	return struct{}{}, err
 }
 
-func (s *Server) compartment(a *hnsAttachment) (hcn.GUID, error) {
-	number := uint32(a.CompartmentId)
-	if strings.EqualFold(a.SystemType, "Host") && number == 0 {
-		number = hcn.HostDefaultCompartment
+// member finds a container in a namespace as clients compare its ID, without regard to case.
+func member(ns hcn.HostComputeNamespace, id string) (string, bool) {
+	for _, c := range ns.Containers() {
+		if strings.EqualFold(c, id) {
+			return c, true
+		}
 	}
-	if strings.EqualFold(a.SystemType, "VirtualMachine") || number == 0 {
-		return "", hcn.Errorf(hcn.ErrNotImplemented, "attach by CompartmentId: SystemType %q without it cannot be attached by this version", a.SystemType)
+	return id, false
+}
+
+// compartment is the namespace to attach in: the host's own, one by its number, or that of the container.
+func (s *Server) compartment(ctx context.Context, a *hnsAttachment) (hcn.GUID, error) {
+	host := strings.EqualFold(a.SystemType, "Host")
+	switch number := uint32(a.CompartmentId); {
+	case strings.EqualFold(a.SystemType, "VirtualMachine"):
+		return "", hcn.Errorf(hcn.ErrNotImplemented, "SystemType %q: this version runs no virtual machines", a.SystemType)
+	case host && (number == 0 || number == hcn.HostDefaultCompartment):
+		// Creating it again and again gives the same one.
+		ns, err := s.backend.CreateNamespace(ctx, "", hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault, SchemaVersion: hcn.V2()})
+		return ns.ID, err
+	case number != 0:
+		id, ok := s.findNamespace(func(ns hcn.HostComputeNamespace) bool { return ns.NamespaceId == number })
+		if !ok {
+			return "", hcn.Errorf(hcn.ErrNetCompartmentNotFound, "no namespace has the compartment %d", number)
+		}
+		return id, nil
 	}
-	for _, id := range s.backend.Namespaces(hcn.Filter{}) {
-		if ns, err := s.backend.Namespace(id); err == nil && ns.NamespaceId == number {
+	for _, c := range s.spellings(a.ContainerId) {
+		id, ok := s.findNamespace(func(ns hcn.HostComputeNamespace) bool { _, in := member(ns, c); return in })
+		if ok {
 			return id, nil
 		}
 	}
-	return "", hcn.Errorf(hcn.ErrNetCompartmentNotFound, "no namespace has the compartment %d", number)
+	return "", hcn.Errorf(hcn.ErrSystemNotFound, "no namespace holds the container %q: give its CompartmentId, or add it to a namespace first",
+		cutText(a.ContainerId))
+}
+
+// spellings are an ID as it is given, and the whole ID if it is the name or the beginning of a container of ours.
+func (s *Server) spellings(id string) []string {
+	if id == "" {
+		return nil
+	}
+	all := []string{id}
+	if c, err := s.backend.Container(id); err == nil {
+		all = append(all, c.ID)
+	}
+	return all
+}
+
+func (s *Server) findNamespace(is func(hcn.HostComputeNamespace) bool) (hcn.GUID, bool) {
+	for _, id := range s.backend.Namespaces(hcn.Filter{}) {
+		if ns, err := s.backend.Namespace(id); err == nil && is(ns) {
+			return id, true
+		}
+	}
+	return "", false
 }
 
 // hnsDetach undoes an attach. The container that came with it leaves its namespace with the last endpoint: a stale entry would keep
@@ -94,10 +148,14 @@ func (s *Server) hnsDetach(ctx context.Context, id hcn.GUID, c hnsCall) (any, er
 		return nil, err
 	}
 	ns, err := s.backend.Namespace(home)
-	if err != nil || a.ContainerId == "" || !slices.Contains(ns.Containers(), a.ContainerId) || hasEndpoint(ns) {
+	if err != nil {
 		return struct{}{}, nil //nolint:nilerr // a namespace that is gone has no container left
 	}
-	return struct{}{}, s.changeNamespace(ctx, home, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeContainer, a.ContainerId)
+	container, known := member(ns, a.ContainerId)
+	if !known || hasEndpoint(ns) {
+		return struct{}{}, nil
+	}
+	return struct{}{}, s.changeNamespace(ctx, home, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeContainer, container)
 }
 
 func hasEndpoint(ns hcn.HostComputeNamespace) bool {
@@ -131,4 +189,28 @@ func (s *Server) changeNamespace(ctx context.Context, ns hcn.GUID, what hcn.Requ
 	return s.backend.ModifyNamespace(ctx, ns, &hcn.ModifyNamespaceSettingRequest{
 		ResourceType: &typ, RequestType: what, Settings: settings(map[string]string{member: id}),
 	})
+}
+
+// hnsModifyNetwork changes a network's extensions and policies: those given replace the ones of the same types. Nothing else of it
+// can be changed by version 1.
+func (s *Server) hnsModifyNetwork(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
+	v, err := decodeNoting[hcn.HNSNetwork](c.creation())
+	if err != nil {
+		return nil, err
+	}
+	given, err := hcn.NetworkFromV1(&hcn.HNSNetwork{Type: hcn.NAT, Policies: v.Policies, Extensions: v.Extensions})
+	if err != nil {
+		return nil, err
+	}
+	if len(given.Policies) == 0 {
+		return s.hnsGet(ctx, id, c)
+	}
+	err = s.backend.ModifyNetwork(ctx, id, &hcn.ModifyNetworkSettingRequest{
+		ResourceType: hcn.NetworkResourceTypePolicy, RequestType: hcn.RequestTypeUpdate,
+		Settings: settings(hcn.PolicyNetworkRequest{Policies: given.Policies}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.hnsGet(ctx, id, c)
 }
