@@ -656,7 +656,6 @@ func (e *Engine) EndpointStats(id hcn.GUID) (api.NetworkStats, error) {
 	return s, nil
 }
 
-// HCNVersion is the highest HCN version whose whole list of features holds: the
-// v2 API as Windows Server 2019 first had it, without remote subnets, which need
-// an overlay.
-func (e *Engine) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 1} }
+// HCNVersion is the lowest HCN version at which clients use the v2 API at all.
+// What else it promises belongs to overlay networks, and those are refused.
+func (e *Engine) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 2} }
