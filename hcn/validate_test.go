@@ -90,6 +90,7 @@ func TestNetworkValidate(t *testing.T) {
 		{"smallest", withSubnet(prefix("10.1.0.0/30", "10.1.0.1")), 0, ""},
 		{"no gateway", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24"}`), ErrInvalidSubnet, p + ".Routes: there is no default route"},
 		{"no default route", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"NextHop":"10.1.0.1","DestinationPrefix":"10.2.0.0/16"}]}`), ErrInvalidSubnet, "no default route"},
+		{"default route with host bits", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"NextHop":"10.1.0.1","DestinationPrefix":"1.1.1.1/0"}]}`), ErrInvalidSubnet, "write 0.0.0.0/0"},
 		{"route without hop", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"DestinationPrefix":"0.0.0.0/0"}]}`), ErrInvalidSubnet, p + ".Routes[0]: NextHop"},
 		{"two default routes", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"NextHop":"10.1.0.1","DestinationPrefix":"0.0.0.0/0"},{"NextHop":"10.1.0.2","DestinationPrefix":"0.0.0.0/0"}]}`), ErrInvalidSubnet, "Routes[1]"},
 		{"gateway of other family", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"NextHop":"fd00::1","DestinationPrefix":"::/0"}]}`), ErrInvalidSubnet, "family"},

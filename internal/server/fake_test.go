@@ -85,7 +85,6 @@ func (f *fake) Network(id hcn.GUID) (hcn.HostComputeNetwork, error) {
 	if !ok {
 		return n, hcn.Errorf(hcn.ErrNetworkNotFound, "no network has the ID %s", id)
 	}
-	n.Health = &hcn.Health{}
 	return n, nil
 }
 
@@ -216,6 +215,11 @@ func (f *fake) Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error) {
 func (f *fake) CreateNamespace(_ context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, ns := range f.namespaces {
+		if ns.Type == hcn.NamespaceTypeHostDefault && doc.Type == ns.Type {
+			return ns, nil
+		}
+	}
 	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
 	doc.Defaults(f.newID)
 	doc.NamespaceId = uint32(len(f.namespaces) + 2)
@@ -258,7 +262,7 @@ func (f *fake) DeleteNamespace(_ context.Context, id hcn.GUID) error {
 	return nil
 }
 
-func (f *fake) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 1} }
+func (f *fake) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 2} }
 
 func (f *fake) emit(ev api.Event) {
 	f.mu.Lock()

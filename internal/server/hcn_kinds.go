@@ -80,8 +80,9 @@ func (s *Server) networkView(doc hcn.HostComputeNetwork) view {
 		if v1 {
 			return s.networkV1(&doc)
 		}
-		if !q.Detailed() {
-			doc.Health = nil
+		doc.Health = nil
+		if q.Detailed() {
+			doc.Health = s.networkHealth(doc.ID)
 		}
 		return doc
 	}
@@ -177,8 +178,9 @@ func (s *Server) endpointView(doc hcn.HostComputeEndpoint) view {
 		if v1 {
 			return s.endpointV1(&doc)
 		}
-		if !q.Detailed() {
-			doc.Health = nil
+		doc.Health = nil
+		if q.Detailed() {
+			doc.Health = s.endpointHealth(&doc)
 		}
 		return doc
 	}
@@ -253,8 +255,9 @@ func (s *Server) namespaceView(doc hcn.HostComputeNamespace) view {
 		if v1 {
 			return hcn.NamespaceToV1(&doc)
 		}
-		if !q.Detailed() {
-			doc.Health = nil
+		doc.Health = nil
+		if q.Detailed() {
+			doc.Health = &hcn.Health{Extra: &hcn.ExtraHealth{SharedContainers: containerList(doc)}}
 		}
 		return doc
 	}

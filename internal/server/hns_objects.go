@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -129,8 +128,8 @@ func (s *Server) findNamespace(is func(hcn.HostComputeNamespace) bool) (hcn.GUID
 	return "", false
 }
 
-// hnsDetach undoes an attach. The container that came with it leaves its namespace with the last endpoint: a stale entry would keep
-// the namespace from being deleted.
+// hnsDetach undoes an attach. While other containers share the endpoint it stays with them. The last container leaves its namespace
+// with the last endpoint: a stale entry would keep the namespace from being deleted.
 func (s *Server) hnsDetach(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
 	a, err := decodeNoting[hnsAttachment](c.creation())
 	if err != nil {
@@ -140,26 +139,28 @@ func (s *Server) hnsDetach(ctx context.Context, id hcn.GUID, c hnsCall) (any, er
 	if err != nil {
 		return nil, err
 	}
-	home := ep.HostComputeNamespace
-	if home.IsZero() {
+	if ep.HostComputeNamespace.IsZero() {
 		return nil, hcn.Errorf(hcn.ErrEndpointNotAttached, "endpoint %s is in no namespace", id)
 	}
-	if err := s.changeNamespace(ctx, home, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeEndpoint, string(id)); err != nil {
+	ns, err := s.backend.Namespace(ep.HostComputeNamespace)
+	if err != nil {
 		return nil, err
 	}
-	ns, err := s.backend.Namespace(home)
-	if err != nil {
-		return struct{}{}, nil //nolint:nilerr // a namespace that is gone has no container left
-	}
 	container, known := member(ns, a.ContainerId)
-	if !known || hasEndpoint(ns) {
+	others := len(ns.Containers())
+	if known {
+		others--
+	}
+	shared := container != "" && others > 0
+	if !shared {
+		if err := s.changeNamespace(ctx, ns.ID, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeEndpoint, string(id)); err != nil {
+			return nil, err
+		}
+	}
+	if !known || !shared && len(ns.Endpoints()) > 1 {
 		return struct{}{}, nil
 	}
-	return struct{}{}, s.changeNamespace(ctx, home, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeContainer, container)
-}
-
-func hasEndpoint(ns hcn.HostComputeNamespace) bool {
-	return slices.ContainsFunc(ns.Resources, func(r hcn.NamespaceResource) bool { return r.Type == hcn.NamespaceResourceTypeEndpoint })
+	return struct{}{}, s.changeNamespace(ctx, ns.ID, hcn.RequestTypeRemove, hcn.NamespaceResourceTypeContainer, container)
 }
 
 func (s *Server) hnsAddResource(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
@@ -191,26 +192,34 @@ func (s *Server) changeNamespace(ctx context.Context, ns hcn.GUID, what hcn.Requ
 	})
 }
 
-// hnsModifyNetwork changes a network's extensions and policies: those given replace the ones of the same types. Nothing else of it
-// can be changed by version 1.
+// hnsModifyNetwork changes a network's policies, where those given replace the ones of the same types, and its extensions one by
+// one. Nothing else of it can be changed by version 1.
 func (s *Server) hnsModifyNetwork(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
 	v, err := decodeNoting[hcn.HNSNetwork](c.creation())
 	if err != nil {
 		return nil, err
 	}
-	given, err := hcn.NetworkFromV1(&hcn.HNSNetwork{Type: hcn.NAT, Policies: v.Policies, Extensions: v.Extensions})
+	given, err := hcn.NetworkFromV1(&hcn.HNSNetwork{Policies: v.Policies})
 	if err != nil {
 		return nil, err
 	}
-	if len(given.Policies) == 0 {
-		return s.hnsGet(ctx, id, c)
+	var requests []*hcn.ModifyNetworkSettingRequest
+	if len(given.Policies) > 0 {
+		requests = append(requests, &hcn.ModifyNetworkSettingRequest{
+			ResourceType: hcn.NetworkResourceTypePolicy, RequestType: hcn.RequestTypeUpdate,
+			Settings: settings(hcn.PolicyNetworkRequest{Policies: given.Policies}),
+		})
 	}
-	err = s.backend.ModifyNetwork(ctx, id, &hcn.ModifyNetworkSettingRequest{
-		ResourceType: hcn.NetworkResourceTypePolicy, RequestType: hcn.RequestTypeUpdate,
-		Settings: settings(hcn.PolicyNetworkRequest{Policies: given.Policies}),
-	})
-	if err != nil {
-		return nil, err
+	for _, x := range v.Extensions {
+		requests = append(requests, &hcn.ModifyNetworkSettingRequest{
+			ResourceType: hcn.NetworkResourceTypeExtension, RequestType: hcn.RequestTypeUpdate,
+			Settings: settings(hcn.ExtensionNetworkRequest{Id: x.Id, IsEnabled: x.IsEnabled}),
+		})
+	}
+	for _, r := range requests {
+		if err := s.backend.ModifyNetwork(ctx, id, r); err != nil {
+			return nil, err
+		}
 	}
 	return s.hnsGet(ctx, id, c)
 }

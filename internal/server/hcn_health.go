@@ -1,0 +1,37 @@
+package server
+
+import (
+	"encoding/json"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// What a query with the Detailed flag gets beside the document. Every network has a switch of its own, so the switch's GUID is the
+// network's.
+
+// networkHealth tells the switch, and which of the network's addresses are taken.
+func (s *Server) networkHealth(id hcn.GUID) *hcn.Health {
+	taken := []api.Address{}
+	for _, a := range s.backend.Addresses() {
+		if a.NetworkID == id {
+			taken = append(taken, a)
+		}
+	}
+	return &hcn.Health{Extra: &hcn.ExtraHealth{
+		SwitchGuid: string(id), Resources: settings(map[string]any{"Addresses": taken}),
+	}}
+}
+
+// endpointHealth tells the switch, and the containers that use the endpoint.
+func (s *Server) endpointHealth(doc *hcn.HostComputeEndpoint) *hcn.Health {
+	extra := &hcn.ExtraHealth{SwitchGuid: string(doc.HostComputeNetwork)}
+	if ns, err := s.backend.Namespace(doc.HostComputeNamespace); err == nil {
+		extra.SharedContainers = containerList(ns)
+	}
+	return &hcn.Health{Extra: extra}
+}
+
+func containerList(ns hcn.HostComputeNamespace) json.RawMessage {
+	return settings(list(ns.Containers()))
+}
