@@ -211,7 +211,9 @@ func (es elements) sorted() []elemKey {
 		if a.key != b.key {
 			return a.key < b.key
 		}
-		return !a.end && b.end
+		// Where one prefix ends and the next begins, the kernel wants the end first: it takes two beginnings in a row
+		// for prefixes that overlap.
+		return a.end && !b.end
 	})
 	return keys
 }
