@@ -213,7 +213,7 @@ func (s *Server) hnsModifyNetwork(ctx context.Context, id hcn.GUID, c hnsCall) (
 	for _, x := range v.Extensions {
 		requests = append(requests, &hcn.ModifyNetworkSettingRequest{
 			ResourceType: hcn.NetworkResourceTypeExtension, RequestType: hcn.RequestTypeUpdate,
-			Settings: settings(hcn.ExtensionNetworkRequest{Id: x.Id, IsEnabled: x.IsEnabled}),
+			Settings: settings(hcn.ExtensionNetworkRequest(x)),
 		})
 	}
 	for _, r := range requests {

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -33,9 +34,7 @@ func TestAdjacentNetworks(t *testing.T) {
 		t.Helper()
 		d := &plan.Delta{Switches: map[hcn.GUID]plan.Change[plan.Switch]{}}
 		tp.plan.Switches = map[hcn.GUID]*plan.Switch{}
-		for id, s := range base {
-			tp.plan.Switches[id] = s
-		}
+		maps.Copy(tp.plan.Switches, base)
 		for i, s := range all {
 			var c plan.Change[plan.Switch]
 			if was>>i&1 == 1 {
