@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -167,7 +168,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (a
 	id := newContainerID()
 	warnings, err := e.opt.Sandbox.Check(api.SandboxConfig{ID: id, Name: spec.Name, Spec: spec, Image: img.Config, Hostname: hostnameOf(id, &spec)})
 	if err != nil {
-		return api.ContainerCreated{}, api.Errorf(api.KindInvalid, "create container %s: %w", spec.Name, err)
+		return api.ContainerCreated{}, api.Errorf(api.KindInvalid, "create container %s: %w", cmp.Or(spec.Name, "of image "+spec.Image), err)
 	}
 	// Unpacking now finds out what is wrong with the image before anything is
 	// made for it.

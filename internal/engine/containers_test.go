@@ -129,6 +129,18 @@ func TestCreateContainerRefuses(t *testing.T) {
 	}
 }
 
+// A container that has no name yet is told by its image.
+func TestRefusedContainerIsNamed(t *testing.T) {
+	run(t, func(e *env) {
+		for name, want := range map[string]string{"c": "create container c: ", "": "create container of image "} {
+			_, err := e.create(name, nil, func(s *api.ContainerSpec) { s.User = "nobody-knows" })
+			if err == nil || !strings.Contains(err.Error(), want) {
+				e.t.Errorf("name %q: got %v, want an error with %q", name, err, want)
+			}
+		}
+	})
+}
+
 func TestMadeUpNamesAreUnique(t *testing.T) {
 	run(t, func(e *env) {
 		seen := map[string]bool{}
