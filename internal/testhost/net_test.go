@@ -151,6 +151,7 @@ func TestHostsDieWithTheTestProcess(t *testing.T) {
 	if !ok || processesIn(pidns) == 0 {
 		t.Errorf("the other run made no host: %q", line)
 	}
+	defer hold(t, pidns)()
 	_ = victim.Process.Kill()
 	_ = victim.Wait()
 	testhost.Eventually(t, 20*time.Second, func() error {
@@ -159,6 +160,25 @@ func TestHostsDieWithTheTestProcess(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// hold keeps the number of a PID namespace from being given to another one, of a test that runs beside this, until the
+// function that it returns is called.
+func hold(t *testing.T, pidns string) (release func()) {
+	t.Helper()
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/pid")
+	for _, l := range links {
+		f, err := os.Open(l)
+		if err != nil {
+			continue // a process that ended meanwhile
+		}
+		if target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err == nil && target == pidns {
+			return func() { _ = f.Close() }
+		}
+		_ = f.Close()
+	}
+	t.Errorf("no process is in %s", pidns)
+	return func() {}
 }
 
 // processesIn counts the processes of a PID namespace.
@@ -241,10 +261,13 @@ func TestNothingIsLeft(t *testing.T) {
 	const parent = "/sys/fs/cgroup"
 	var group string
 	var pidns string
+	release := func() {}
+	defer func() { release() }()
 	t.Run("host", func(t *testing.T) {
 		h := testhost.New(t)
 		group = h.CgroupParent()
-		pidns = h.Run(t, "readlink", "/proc/1/ns/pid")
+		pidns = strings.TrimSpace(h.Run(t, "readlink", "/proc/1/ns/pid"))
+		release = hold(t, pidns)
 		h.Run(t, "bash", "-c", `for d in /sys/fs/cgroup/memory /sys/fs/cgroup/unified /sys/fs/cgroup; do
 			[ -e $d/cgroup.procs ] || continue
 			mkdir -p $d`+group+`/leaf && echo $$ >$d`+group+`/leaf/cgroup.procs
