@@ -2,16 +2,6 @@ package hcn
 
 import "slices"
 
-// DefaultMacPool is one of the 4096 pools of 4096 addresses that Windows HNS draws a network's pool from:
-// 00-15-5D-xx-y0-00 to 00-15-5D-xx-yF-FF, where xxy are the low twelve bits of n.
-func DefaultMacPool(n uint16) MacPool {
-	start := [6]byte{0x00, 0x15, 0x5D, byte(n >> 4), byte(n<<4) & 0xF0, 0x00}
-	end := start
-	end[4] |= 0x0F
-	end[5] = 0xFF
-	return MacPool{Ranges: []MacRange{{StartMacAddress: MACFrom(start), EndMacAddress: MACFrom(end)}}}
-}
-
 // Defaults fills in what the schema says about absent fields and needs no knowledge of the host. newID makes the IDs of
 // subnets. A network that says nothing about persistence is persistent, whatever its type, and the answer's flags show it:
 // Windows forgets NAT networks at a restart of the host, which its users report as a defect.

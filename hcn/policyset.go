@@ -150,9 +150,6 @@ func canonicalSettings(v any) []byte {
 // EqualEndpointPolicies reports whether two policies mean the same.
 func EqualEndpointPolicies(a, b EndpointPolicy) bool { return endpointPolicyKind.equal(a, b) }
 
-// EqualNetworkPolicies reports whether two policies mean the same.
-func EqualNetworkPolicies(a, b NetworkPolicy) bool { return networkPolicyKind.equal(a, b) }
-
 // jsonEqual compares two JSON texts by value. Numbers keep their digits, so that large ones are not rounded into equality.
 func jsonEqual(a, b json.RawMessage) bool {
 	if bytes.Equal(a, b) {

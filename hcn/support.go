@@ -48,7 +48,7 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 // supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension and LayerConstraint are kept for the
 // clients that set them: there are no filtering extensions, and each of these networks has a switch of its own.
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
-	AutomaticDNS:     {NAT, Internal, Private},
+	AutomaticDNS:     {NAT}, // enabled only, see checkSupport: a closed network asks nobody outside
 	SourceMacAddress: {NAT, Internal},
 	LayerConstraint:  {NAT, Internal, Private},
 	VSwitchExtension: {NAT, Internal, Private},
@@ -89,6 +89,13 @@ func (n *HostComputeNetwork) checkSupport() error {
 	for i, p := range n.Policies {
 		if !slices.Contains(supportedNetworkPolicies[p.Type], n.Type) {
 			return unsupported(policyPath(i), "policy "+string(p.Type)+" on a network of type "+n.Type.String())
+		}
+		settings, err := p.Decode()
+		if err != nil {
+			return err
+		}
+		if s, ok := settings.(AutomaticDNSPolicySetting); ok && !s.Enable {
+			return unsupported(policyPath(i), "policy AutomaticDNS with Enable false, beside naming servers in Dns.ServerList,")
 		}
 	}
 	for path, s := range n.subnets() {

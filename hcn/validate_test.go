@@ -112,6 +112,8 @@ func TestNetworkValidate(t *testing.T) {
 		{"policy of endpoints", `{"Policies":[{"Type":"PortMapping"}]}`, ErrInvalidPolicyType, "PortMapping"},
 		{"policy settings of wrong kind", `{"Policies":[{"Type":"AutomaticDNS","Settings":{"Enable":"yes"}}]}`, ErrInvalidPolicy, "Enable"},
 		{"policy settings no object", `{"Policies":[{"Type":"AutomaticDNS","Settings":[1]}]}`, ErrInvalidPolicy, "Policies[0]"},
+		{"automatic DNS off", `{"Policies":[{"Type":"AutomaticDNS","Settings":{"Enable":false}}]}`, ErrRequestUnsupported, "Policies[0]"},
+		{"automatic DNS on a closed network", `{"Type":"Private","Policies":[{"Type":"AutomaticDNS","Settings":{"Enable":true}}]}`, ErrRequestUnsupported, "Policies[0]"},
 		{"policy twice", `{"Policies":[{"Type":"AutomaticDNS"},{"Type":"AutomaticDNS"}]}`, ErrPolicyAlreadyExists, "Policies[1]"},
 		{"source mac group", `{"Policies":[{"Type":"SourceMacAddress","Settings":{"SourceMacAddress":"01-00-00-00-00-00"}}]}`, ErrInvalidPolicy, "SourceMacAddress"},
 		{"source mac on private", `{"Type":"Private","Policies":[{"Type":"SourceMacAddress","Settings":{"SourceMacAddress":"02-00-00-00-00-01"}}]}`, ErrRequestUnsupported, "SourceMacAddress"},

@@ -88,19 +88,6 @@ func (p Pool) Addr(taken func(netip.Addr) bool, after netip.Addr) (netip.Addr, e
 	return netip.Addr{}, fmt.Errorf("pick an address: %w", ErrExhausted)
 }
 
-// Edge tells whether a is the network address or, in IPv4, the broadcast
-// address of the prefix. Point-to-point and host prefixes have neither
-// (RFC 3021, RFC 6164).
-func Edge(p netip.Prefix, a netip.Addr) bool {
-	if p.IsSingleIP() || p.Bits() == p.Addr().BitLen()-1 {
-		return false
-	}
-	if a == p.Masked().Addr() {
-		return true
-	}
-	return a.Is4() && a == netipx.PrefixLastIP(p)
-}
-
 // FreePrefix picks the first prefix of `bits` length in the pools that overlaps
 // none of those in use.
 func FreePrefix(pools []netip.Prefix, bits int, used []netip.Prefix) (netip.Prefix, error) {

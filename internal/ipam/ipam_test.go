@@ -125,25 +125,6 @@ func TestMACIsStableAndInPool(t *testing.T) {
 	}
 }
 
-func TestEdge(t *testing.T) {
-	for _, tc := range []struct {
-		prefix, addr string
-		want         bool
-	}{
-		{"10.0.0.0/24", "10.0.0.0", true},
-		{"10.0.0.0/24", "10.0.0.255", true},
-		{"10.0.0.0/24", "10.0.0.254", false},
-		{"10.0.0.0/23", "10.0.0.255", false},
-		{"10.0.0.0/31", "10.0.0.0", false},
-		{"fd00::/64", "fd00::", true},
-		{"fd00::/64", "fd00::ffff:ffff:ffff:ffff", false},
-	} {
-		if got := Edge(netip.MustParsePrefix(tc.prefix), netip.MustParseAddr(tc.addr)); got != tc.want {
-			t.Errorf("Edge(%s, %s) = %v", tc.prefix, tc.addr, got)
-		}
-	}
-}
-
 func TestULAIsStable(t *testing.T) {
 	a, b := ULA("machine", 1), ULA("machine", 1)
 	if a != b || a == ULA("machine", 2) || a == ULA("other", 1) {

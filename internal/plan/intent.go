@@ -85,6 +85,4 @@ type Facts struct {
 	HostAddrs []netip.Prefix
 	Routes    []netip.Prefix
 	Resolvers []netip.Addr
-	// Offline lists families without any default route; for information.
-	NoDefault4, NoDefault6 bool
 }

@@ -202,22 +202,6 @@ type Table[T any] struct{ name string }
 // NewTable names a table. Two tables with one name are the same table.
 func NewTable[T any](name string) Table[T] { return Table[T]{name} }
 
-// Get reads a row.
-func (t Table[T]) Get(tx *Tx, key string) (row T, ok bool, err error) {
-	b := tx.b.Bucket([]byte(t.name))
-	if b == nil {
-		return row, false, nil
-	}
-	v := b.Get([]byte(key))
-	if v == nil {
-		return row, false, nil
-	}
-	if err := json.Unmarshal(v, &row); err != nil {
-		return row, false, fmt.Errorf("read %s %s: %w", t.name, key, err)
-	}
-	return row, true, nil
-}
-
 // Put writes a row.
 func (t Table[T]) Put(tx *Tx, key string, row T) error {
 	v, err := json.Marshal(row)

@@ -87,7 +87,6 @@ func routeFacts(f *plan.Facts, routes []route, links map[int]link) {
 			f.Routes = append(f.Routes, r.dst)
 		}
 	}
-	f.NoDefault4, f.NoDefault6 = uplink[0] == nil, uplink[1] == nil
 	for _, r := range uplink {
 		if r != nil {
 			f.Uplink = links[r.oif].name

@@ -48,7 +48,7 @@ func TestFacts(t *testing.T) {
 		t.Error("no boot ID")
 	}
 	want := plan.Facts{
-		BootID: got.BootID, Uplink: "up0", UplinkMTU: 9000, NoDefault6: true,
+		BootID: got.BootID, Uplink: "up0", UplinkMTU: 9000,
 		HostAddrs: prefixes("192.0.2.2/24", "203.0.113.2/25", "2001:db8::2/64"),
 		Routes: prefixes("192.0.2.0/24", "203.0.113.0/25", "2001:db8::/64", "10.66.0.0/16", "10.67.0.0/16", "10.68.0.0/16", "fd99::/48",
 			"192.0.2.2/32", "203.0.113.2/32", "2001:db8::2/128"),
@@ -78,7 +78,7 @@ func TestFactsOfAnEmptyHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Uplink != "" || got.UplinkMTU != 1500 || !got.NoDefault4 || !got.NoDefault6 || len(got.Routes)+len(got.HostAddrs)+len(got.Resolvers) > 0 {
+	if got.Uplink != "" || got.UplinkMTU != 1500 || len(got.Routes)+len(got.HostAddrs)+len(got.Resolvers) > 0 {
 		t.Errorf("facts %+v", got)
 	}
 }
