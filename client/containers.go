@@ -75,13 +75,10 @@ func (c *Client) KillContainer(ctx context.Context, ref, signal string) error {
 }
 
 // RemoveContainer removes a container, with force also one that runs.
-func (c *Client) RemoveContainer(ctx context.Context, ref string, force, volumes bool) error {
+func (c *Client) RemoveContainer(ctx context.Context, ref string, force bool) error {
 	v := url.Values{}
 	if force {
 		v.Set("force", "true")
-	}
-	if volumes {
-		v.Set("volumes", "true")
 	}
 	return c.call(ctx, remove(container(ref, ""), v), nil)
 }

@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
 )
 
@@ -90,4 +94,29 @@ func runtimeChecks(p process.Probe) []api.Check {
 		out = append(out, api.Check{Name: "seccomp", Status: "warn", Detail: "the kernel has none: containers run unfiltered", Next: "use a kernel with CONFIG_SECCOMP_FILTER"})
 	}
 	return out
+}
+
+// leftovers lists devices, compartments and pins of ours that serve nothing of the
+// plan.
+func leftovers(dev *netdev.Netdev, bpfDir string) func(context.Context, *plan.Plan) ([]string, error) {
+	return func(ctx context.Context, p *plan.Plan) ([]string, error) {
+		used := map[string]bool{}
+		for _, ns := range p.Namespaces {
+			used["compartment "+ns.Path] = true
+		}
+		for _, port := range p.Ports {
+			used["link "+port.Device] = true
+			if port.VNIC.Namespace == "" {
+				used["link "+port.VNIC.Device] = true
+			}
+		}
+		ours, err := dev.Leftovers(ctx)
+		// What is changed on the host is no leftover while the daemon runs.
+		ours = slices.DeleteFunc(ours, func(s string) bool { return used[s] || strings.HasPrefix(s, "sysctl ") })
+		pins, pinErr := vswitch.Leftovers(bpfDir, p)
+		if len(p.Ports) == 0 {
+			pins = nil // the maps, which stay for the next port
+		}
+		return append(ours, pins...), errors.Join(err, pinErr)
+	}
 }

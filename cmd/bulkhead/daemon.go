@@ -183,15 +183,16 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 			hosts.set(f.Resolvers)
 			return f, err
 		},
-		Counters: counters(p.sw),
-		Ports:    p.filter.Reservations(),
-		Sandbox:  sandbox{p.runtime},
-		Images:   imageStore{p.images},
-		Checks:   checks(p.filter, p.sw, p.runtime),
-		Info:     c.info(ctx, p),
-		Pools4:   pools,
-		Step:     crashStep(os.Getenv(crashEnv)),
-		Log:      log,
+		Counters:  counters(p.sw),
+		Ports:     p.filter.Reservations(),
+		Sandbox:   sandbox{p.runtime},
+		Images:    imageStore{p.images},
+		Leftovers: leftovers(p.dev, c.bpfDir),
+		Checks:    checks(p.filter, p.sw, p.runtime),
+		Info:      c.info(ctx, p),
+		Pools4:    pools,
+		Step:      crashStep(os.Getenv(crashEnv)),
+		Log:       log,
 	})
 	return err
 }

@@ -133,7 +133,7 @@ var errInterrupted = errors.New("interrupted before the container started")
 func (s session) failed(ctx context.Context, err error) error {
 	if s.cleanUp {
 		// It may be gone already: the daemon removes what it could not start.
-		_ = s.client.RemoveContainer(context.WithoutCancel(ctx), s.id, true, true)
+		_ = s.client.RemoveContainer(context.WithoutCancel(ctx), s.id, true)
 	}
 	return err
 }

@@ -181,23 +181,23 @@ func newKillCmd(a *app) *cobra.Command {
 }
 
 func newRmCmd(a *app) *cobra.Command {
-	var force, volumes bool
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "rm [flags] NAME…",
 		Short: "Remove containers",
 		Long: `Removes containers and everything that belongs to them: endpoints, addresses, ports,
-files and logs. Named volumes stay.`,
+files, logs and unnamed volumes. Named volumes stay.`,
 		Example:           "  bulkhead rm web\n  bulkhead rm -f -v db",
 		Args:              needNames("container"),
 		ValidArgsFunction: a.completeContainers(nil),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
-				return c.RemoveContainer(ctx, name, force, volumes)
+				return c.RemoveContainer(ctx, name, force)
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill containers that run")
-	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "also remove their unnamed volumes")
+	cmd.Flags().BoolP("volumes", "v", true, "for the habit: unnamed volumes always go with their container")
 	return cmd
 }
 

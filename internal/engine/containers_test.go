@@ -68,7 +68,7 @@ func TestContainerLife(t *testing.T) {
 		if cfg := e.w.ctrs[c.ID].cfg; !strings.Contains(cfg.Hosts, "10.246.0.2\t"+c.ID[:12]+" web") || !strings.Contains(cfg.ResolvConf, "nameserver 10.246.0.1") {
 			e.t.Errorf("hosts:\n%s\nresolv.conf:\n%s", cfg.Hosts, cfg.ResolvConf)
 		}
-		e.wantKind(e.e.RemoveContainer(bg, "web", false, false), api.KindConflict)
+		e.wantKind(e.e.RemoveContainer(bg, "web", false), api.KindConflict)
 		e.endContainer(c.ID, 3)
 		e.settle()
 		e.wantStatus(c.ID, api.StatusExited, 3)
@@ -77,10 +77,10 @@ func TestContainerLife(t *testing.T) {
 			e.t.Errorf("ended: %s", toJSON(ended))
 		}
 		e.ok(e.e.StartContainer(bg, "web"))
-		e.ok(e.e.RemoveContainer(bg, "web", true, false))
+		e.ok(e.e.RemoveContainer(bg, "web", true))
 		_, err := e.e.Container("web")
 		e.wantKind(err, api.KindNotFound)
-		for _, err := range []error{e.e.StartContainer(bg, "web"), e.e.StopContainer(bg, "web", api.StopRequest{}), e.e.RemoveContainer(bg, "web", true, false), e.e.KillContainer(bg, "web", "")} {
+		for _, err := range []error{e.e.StartContainer(bg, "web"), e.e.StopContainer(bg, "web", api.StopRequest{}), e.e.RemoveContainer(bg, "web", true), e.e.KillContainer(bg, "web", "")} {
 			e.wantKind(err, api.KindNotFound)
 		}
 	})
@@ -298,7 +298,7 @@ func TestStop(t *testing.T) {
 		run(t, func(e *env) {
 			id := e.started("c", []string{"exit", "1"}, restart("unless-stopped", 0))
 			time.Sleep(5 * time.Second)
-			e.wantKind(e.e.RemoveContainer(bg, id, false, false), api.KindConflict)
+			e.wantKind(e.e.RemoveContainer(bg, id, false), api.KindConflict)
 			e.ok(e.e.StopContainer(bg, id, api.StopRequest{}))
 			e.settle()
 			e.wantStatus(id, api.StatusExited, 1)
@@ -308,7 +308,7 @@ func TestStop(t *testing.T) {
 		run(t, func(e *env) {
 			id := e.started("c", []string{"exit", "1"}, restart("always", 0))
 			time.Sleep(5 * time.Second)
-			e.ok(e.e.RemoveContainer(bg, id, true, false))
+			e.ok(e.e.RemoveContainer(bg, id, true))
 		})
 	})
 	t.Run("restart", func(t *testing.T) {
@@ -374,7 +374,7 @@ func TestForeground(t *testing.T) {
 			code := make(chan int)
 			go func() { res, _ := e.e.WaitContainer(bg, id, ""); code <- res.ExitCode }()
 			synctest.Wait()
-			e.ok(e.e.RemoveContainer(bg, id, true, true))
+			e.ok(e.e.RemoveContainer(bg, id, true))
 			if got := <-code; got != 137 {
 				e.t.Errorf("code %d, want 137", got)
 			}
@@ -422,7 +422,7 @@ func TestForeground(t *testing.T) {
 			attached := make(chan error)
 			go func() { attached <- e.e.AttachContainer(bg, c.ID, api.Streams{}) }()
 			synctest.Wait()
-			e.ok(e.e.RemoveContainer(bg, c.ID, false, false))
+			e.ok(e.e.RemoveContainer(bg, c.ID, false))
 			e.wantKind(<-attached, api.KindNotFound)
 		})
 	})
@@ -486,7 +486,7 @@ func TestSharedCompartment(t *testing.T) {
 		if a, b := must(e.e.Container("main"))(e), must(e.e.Container("side"))(e); a.Namespace != b.Namespace {
 			e.t.Errorf("compartments %s and %s after both were started again", a.Namespace, b.Namespace)
 		}
-		e.ok(e.e.RemoveContainer(bg, "main", true, false))
+		e.ok(e.e.RemoveContainer(bg, "main", true))
 		e.settle()
 		e.ok(e.e.StopContainer(bg, "side", api.StopRequest{}))
 		e.wantKind(e.e.StartContainer(bg, "side"), api.KindConflict)

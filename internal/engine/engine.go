@@ -101,6 +101,9 @@ type Options struct {
 	Ports    Reserver
 	Sandbox  Sandbox
 	Images   Images
+	// Leftovers lists what is ours in the kernel and serves nothing of the plan;
+	// nil where there is no kernel.
+	Leftovers func(ctx context.Context, p *plan.Plan) ([]string, error)
 	// Checks are further lines of the doctor's report.
 	Checks func(ctx context.Context) []api.Check
 	Info   api.Info

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -97,8 +98,11 @@ func (s *state) resolvConf(c *containerRow, spec *api.ContainerSpec, host []neti
 			servers = append(servers, h.String())
 		}
 	}
-	if len(spec.DNS.Search) > 0 {
+	if len(spec.DNS.Search) > 0 || spec.DNS.Domain != "" {
 		search = spec.DNS.Search
+		if spec.DNS.Domain != "" {
+			search = append(slices.Clone(search), spec.DNS.Domain)
+		}
 	}
 	if len(spec.DNS.Options) > 0 {
 		options = spec.DNS.Options

@@ -204,9 +204,8 @@ func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
 }
 
 // RemoveContainer removes a container; one that runs only with force. Volumes
-// without a name are part of a container and go with it, named ones stay, so the
-// wish to remove its volumes changes nothing.
-func (e *Engine) RemoveContainer(ctx context.Context, ref string, force, _ bool) error {
+// without a name are part of a container and go with it; named ones stay.
+func (e *Engine) RemoveContainer(ctx context.Context, ref string, force bool) error {
 	c, unlock, err := e.hold(ref)
 	if err != nil {
 		return err

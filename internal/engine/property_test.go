@@ -277,7 +277,7 @@ func (e *env) doContainer(o op, c api.Container) error {
 	case "kill":
 		return e.e.KillContainer(bg, c.ID, "")
 	case "remove":
-		return e.e.RemoveContainer(bg, c.ID, true, false)
+		return e.e.RemoveContainer(bg, c.ID, true)
 	case "connect":
 		return e.e.ConnectContainer(bg, c.ID, api.NetworkAttachment{Network: fmt.Sprint("n", o.B)})
 	case "disconnect":

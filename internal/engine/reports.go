@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -188,6 +190,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 			Next: "look into the daemon's log",
 		})
 	}
+	out = append(out, e.leftovers(ctx)...)
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	used := usedByHost(&e.facts)
@@ -220,6 +223,58 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 		}
 	}
 	return out
+}
+
+// leftoverWait is how long something may take to go after its row: devices are
+// deleted in groups, in the background.
+const leftoverWait = time.Second
+
+// leftovers reports what is ours in the kernel, or on the disk, and belongs to
+// nothing. What is just coming or going is not meant, so it takes two looks.
+func (e *Engine) leftovers(ctx context.Context) []api.Check {
+	const name = "leftovers"
+	found, err := e.lookForLeftovers(ctx)
+	if err == nil && len(found) > 0 {
+		select {
+		case <-time.After(leftoverWait):
+		case <-ctx.Done():
+		}
+		var again []string
+		if again, err = e.lookForLeftovers(ctx); err == nil {
+			found = slices.DeleteFunc(found, func(s string) bool { return !slices.Contains(again, s) })
+		}
+	}
+	switch {
+	case err != nil:
+		return []api.Check{{Name: name, Status: "warn", Detail: err.Error()}}
+	case len(found) > 0:
+		return []api.Check{{
+			Name: name, Status: "warn", Detail: strings.Join(found, ", "),
+			Next: "restart the daemon, which removes them, and look into its log if they stay",
+		}}
+	}
+	return []api.Check{{Name: name, Status: "ok"}}
+}
+
+func (e *Engine) lookForLeftovers(ctx context.Context) ([]string, error) {
+	ids, err := e.opt.Sandbox.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.RLock()
+	p := plan.Compile(e.st.intent(), &e.facts)
+	var out []string
+	for _, id := range ids {
+		if e.st.containers[id] == nil {
+			out = append(out, "sandbox "+id)
+		}
+	}
+	e.mu.RUnlock()
+	if e.opt.Leftovers == nil {
+		return out, nil
+	}
+	kernel, err := e.opt.Leftovers(ctx, p)
+	return append(out, kernel...), err
 }
 
 // Info says what this daemon is and holds.

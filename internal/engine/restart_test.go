@@ -150,7 +150,7 @@ func TestCutEverywhere(t *testing.T) {
 		"start":  {[]string{"run"}, nil, func(e *env, id string) error { return e.e.StartContainer(bg, id) }, []string{api.StatusRunning, api.StatusCreated}},
 		"job":    {[]string{"exit", "0"}, nil, func(e *env, id string) error { return e.e.StartContainer(bg, id) }, []string{api.StatusExited, api.StatusCreated}},
 		"stop":   {[]string{"run"}, start, func(e *env, id string) error { return e.e.StopContainer(bg, id, api.StopRequest{}) }, []string{api.StatusExited, api.StatusRunning}},
-		"remove": {[]string{"run"}, start, func(e *env, id string) error { return e.e.RemoveContainer(bg, id, true, false) }, []string{"", api.StatusRunning}},
+		"remove": {[]string{"run"}, start, func(e *env, id string) error { return e.e.RemoveContainer(bg, id, true) }, []string{"", api.StatusRunning}},
 		"publish": {[]string{"run"}, start, func(e *env, id string) error {
 			_, err := e.e.PublishPorts(bg, id, []api.PublishedPort{{ContainerPort: 80}})
 			return err
@@ -246,7 +246,7 @@ func TestStoreRefuses(t *testing.T) {
 			"create container": second(e.create("d", nil)),
 			"start":            e.e.StartContainer(bg, c.ID),
 			"stop":             e.e.StopContainer(bg, running, api.StopRequest{}),
-			"remove":           e.e.RemoveContainer(bg, running, true, false),
+			"remove":           e.e.RemoveContainer(bg, running, true),
 		} {
 			if err == nil || !strings.Contains(err.Error(), "store the change") {
 				e.t.Errorf("%s with a store that cannot be written: %v", name, err)

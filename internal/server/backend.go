@@ -54,7 +54,7 @@ type containers interface {
 	StopContainer(ctx context.Context, ref string, how api.StopRequest) error
 	RestartContainer(ctx context.Context, ref string, how api.StopRequest) error
 	KillContainer(ctx context.Context, ref, signal string) error
-	RemoveContainer(ctx context.Context, ref string, force, volumes bool) error
+	RemoveContainer(ctx context.Context, ref string, force bool) error
 	WaitContainer(ctx context.Context, ref, condition string) (api.WaitResult, error)
 	AttachContainer(ctx context.Context, ref string, streams api.Streams) error
 	ExecContainer(ctx context.Context, ref string, spec api.ExecSpec, streams api.Streams) (int, error)

@@ -34,7 +34,6 @@ func (s *Server) containerRoutes() {
 			method: http.MethodDelete, path: one, id: "removeContainer", summary: "Remove a container", handle: s.removeContainer,
 			query: []*huma.Param{
 				param("force", huma.TypeBoolean, "Kill it first if it runs"),
-				param("volumes", huma.TypeBoolean, "Remove its anonymous volumes too"),
 			},
 		},
 		{method: http.MethodPost, path: one + "/start", id: "startContainer", summary: "Start a container", handle: s.startContainer},
@@ -111,11 +110,11 @@ func (s *Server) showContainer(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) removeContainer(w http.ResponseWriter, r *http.Request) error {
 	q := readQuery(r)
-	force, volumes := q.flag("force", false), q.flag("volumes", false)
+	force := q.flag("force", false)
 	if q.err != nil {
 		return q.err
 	}
-	return done(w, s.backend.RemoveContainer(r.Context(), r.PathValue("ref"), force, volumes))
+	return done(w, s.backend.RemoveContainer(r.Context(), r.PathValue("ref"), force))
 }
 
 // done answers a call that gives nothing back.

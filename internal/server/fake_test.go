@@ -363,11 +363,11 @@ func (f *fake) KillContainer(_ context.Context, ref, signal string) error {
 	return f.act(ref, "kill %s", signal)
 }
 
-func (f *fake) RemoveContainer(_ context.Context, ref string, force, volumes bool) error {
+func (f *fake) RemoveContainer(_ context.Context, ref string, force bool) error {
 	if !force {
 		return api.Errorf(api.KindConflict, "container %s runs", ref).Hint("stop it first, or use --force")
 	}
-	return f.act(ref, "remove force=%t volumes=%t", force, volumes)
+	return f.act(ref, "remove force=%t", force)
 }
 
 func (f *fake) WaitContainer(ctx context.Context, ref, condition string) (api.WaitResult, error) {

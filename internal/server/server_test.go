@@ -244,17 +244,17 @@ func TestContainerRoundTrips(t *testing.T) {
 	if res, err := r.WaitContainer(ctx, "web", "removed"); err != nil || res.ExitCode != 3 {
 		t.Errorf("wait: %v, %v", res, err)
 	}
-	err = r.RemoveContainer(ctx, "web", false, false)
+	err = r.RemoveContainer(ctx, "web", false)
 	var refused *api.Error
 	if !errors.As(err, &refused) || refused.Kind != api.KindConflict || refused.Next != "stop it first, or use --force" {
 		t.Errorf("remove: %v", err)
 	}
-	if err := r.RemoveContainer(ctx, "web", true, true); err != nil {
+	if err := r.RemoveContainer(ctx, "web", true); err != nil {
 		t.Error(err)
 	}
 	want := []string{
 		"start web", "stop INT 4 web", "restart  web", "kill HUP web", "connect n1 web", "disconnect a/b c web", "unpublish 80 web",
-		"publish 80 web", "wait removed web", "remove force=true volumes=true web",
+		"publish 80 web", "wait removed web", "remove force=true web",
 	}
 	if d := cmp.Diff(want, r.fake.took()); d != "" {
 		t.Error(d)

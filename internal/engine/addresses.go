@@ -1,0 +1,155 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/ipam"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// pickAddresses completes the document's addresses: none given means one of
+// each family that the network has; an entry that names only a subnet gets one
+// of it. What is given must be free.
+func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error {
+	if len(doc.IpConfigurations) == 0 {
+		seen := map[bool]bool{}
+		for _, s := range n.Doc.AllSubnets() {
+			p, err := s.Prefix()
+			if err != nil || seen[p.Addr().Is4()] {
+				continue
+			}
+			a, err := t.pickAddr(n, s, "")
+			if errors.Is(err, ipam.ErrExhausted) && t.hasOtherSubnet(n, s, p.Addr().Is4()) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			seen[p.Addr().Is4()] = true
+			doc.IpConfigurations = append(doc.IpConfigurations, hcn.IpConfig{IpAddress: a.String(), IpSubnetId: s.ID})
+		}
+		return nil
+	}
+	for i := range doc.IpConfigurations {
+		c := &doc.IpConfigurations[i]
+		at := fmt.Sprintf("IpConfigurations[%d].IpAddress", i)
+		if c.IpAddress == "" {
+			s, block := findSubnet(&n.Doc, c.IpSubnetId)
+			if s == nil {
+				return hcn.Errorf(hcn.ErrSubnetNotFound, "IpConfigurations[%d]: network %q has no subnet %s", i, n.Doc.Name, c.IpSubnetId)
+			}
+			a, err := t.pickAddr(n, s, block)
+			if err != nil {
+				return err
+			}
+			c.IpAddress = a.String()
+			continue
+		}
+		a, err := netip.ParseAddr(c.IpAddress)
+		if err != nil {
+			return hcn.Errorf(hcn.ErrInvalidIP, "%s: %w", at, err)
+		}
+		if holder, ok := t.st.addrs[n.Doc.ID][a.Unmap()]; ok {
+			other := t.st.endpoints[holder]
+			return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%s: %s belongs to endpoint %q (%s): choose another, or delete that endpoint", at, a, other.Doc.Name, holder)
+		}
+	}
+	return nil
+}
+
+func (t *txn) hasOtherSubnet(n *plan.Network, than *hcn.Subnet, v4 bool) bool {
+	past := false
+	for _, s := range n.Doc.AllSubnets() {
+		if p, err := s.Prefix(); err == nil && past && p.Addr().Is4() == v4 {
+			return true
+		}
+		past = past || s == than
+	}
+	return false
+}
+
+// findSubnet looks for a subnet by its own ID or that of a block in it; a single
+// subnet needs no ID.
+func findSubnet(doc *hcn.HostComputeNetwork, id hcn.GUID) (*hcn.Subnet, hcn.GUID) {
+	all := doc.AllSubnets()
+	if id.IsZero() && len(all) == 1 {
+		return all[0], ""
+	}
+	for _, s := range all {
+		if s.ID == id {
+			return s, ""
+		}
+		for _, b := range s.IpSubnets {
+			if b.ID == id {
+				return s, id
+			}
+		}
+	}
+	return nil, ""
+}
+
+func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Addr, error) {
+	prefix, err := s.Prefix()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	pool := ipam.Pool{}
+	for _, b := range s.IpSubnets {
+		if p, err := b.Prefix(); err == nil && (block.IsZero() || b.ID == block) {
+			pool.Ranges = append(pool.Ranges, netipx.RangeOfPrefix(p))
+		}
+	}
+	if len(pool.Ranges) == 0 {
+		pool.Ranges = []ipam.Range{netipx.RangeOfPrefix(prefix)}
+	}
+	var excluded []hcn.AddrRange
+	if all, err := hcn.NetworkSettingsOf[hcn.ExclusionsSetting](n.Doc.Policies); err == nil {
+		for _, x := range all {
+			r, err := x.AddrRanges()
+			if err != nil {
+				return netip.Addr{}, err
+			}
+			excluded = append(excluded, r...)
+		}
+	}
+	pool.Reserved = func(a netip.Addr) bool {
+		return s.Reserved(a) != "" || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
+	}
+	taken := t.st.addrs[n.Doc.ID]
+	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok }, t.st.lastAddr[prefix])
+	if err != nil {
+		return a, hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "subnet %s of network %q has no free address (%d endpoints): delete endpoints nobody uses (`bulkhead address ls`), or add a subnet: %w", prefix, n.Doc.Name, len(t.st.byNetwork[n.Doc.ID]), err)
+	}
+	t.st.lastAddr[prefix] = a
+	return a, nil
+}
+
+func (t *txn) pickMAC(doc *hcn.HostComputeEndpoint, n *plan.Network) (plan.MAC, error) {
+	macs := t.st.macs[n.Doc.ID]
+	if doc.MacAddress != "" {
+		b, err := doc.MacAddress.Bytes()
+		if err != nil {
+			return plan.MAC{}, err
+		}
+		if holder, ok := macs[plan.MAC(b)]; ok {
+			return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: %s belongs to %s on network %q: choose another, or leave it out", doc.MacAddress, holder, n.Doc.Name)
+		}
+		return plan.MAC(b), nil
+	}
+	ranges, err := macRanges(&n.Doc)
+	if err != nil {
+		return plan.MAC{}, err
+	}
+	m, err := ipam.MAC(ranges, string(doc.ID), func(m [6]byte) bool { _, ok := macs[plan.MAC(m)]; return ok })
+	if err != nil {
+		return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: the pool of network %q has none free: %w", n.Doc.Name, err)
+	}
+	doc.MacAddress = hcn.MACFrom(m)
+	return plan.MAC(m), nil
+}
