@@ -80,6 +80,9 @@ type Switch struct {
 	// HostDevice is the host's own vNIC on the switch (bhh…), "" without one.
 	HostDevice string
 	DNS        DNS
+	// Sets are the address sets that rules of the switch's ports refer to, by Id: sorted,
+	// masked, without duplicates. A nested set holds the addresses of its members.
+	Sets map[string][]netip.Prefix
 }
 
 // Subnet is one address space of a switch.
@@ -151,6 +154,8 @@ type Port struct {
 	VNIC VNIC
 	// Forwards are the host's ports published to this endpoint.
 	Forwards []Forward
+	// Policy is what the switch decides at this port.
+	Policy Policy
 }
 
 // VNIC is the interface in a compartment (or in the host) at a port's far end.
