@@ -43,6 +43,7 @@ type daemonConfig struct {
 	authFile                 string
 	logLevel                 string
 	namespacePool            int
+	dnsForwardSingle         bool
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -77,6 +78,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.authFile, "auth-file", "", "registry credentials (default /etc/bulkhead/auth.json)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
+	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	return cmd
 }
 
@@ -170,6 +172,8 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		DeviceIndex:   p.dev.DeviceIndex,
 		Wake:          func() { p.engine.Wake("a resolver's socket broke") },
 		Log:           log,
+
+		ForwardSingleLabel: c.dnsForwardSingle,
 	})
 	pools, err := parsePools(c.pools)
 	if err != nil {

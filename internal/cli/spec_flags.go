@@ -102,7 +102,7 @@ func (f *specFlags) addNetwork(a *app, cmd *cobra.Command) {
 	flags.StringArrayVar(&n.aliases, "network-alias", nil, "further DNS name on the only network")
 	addPublishFlags(cmd, &f.ports)
 	flags.StringArrayVar(&f.hosts, "add-host", nil, "line of /etc/hosts, NAME:ADDRESS; host-gateway stands for this host")
-	flags.StringArrayVar(&f.spec.DNS.ServerList, "dns", nil, "resolver to ask instead of the network's own")
+	flags.StringArrayVar(&f.spec.DNS.ServerList, "dns", nil, "server for names that are not ours; the networks' resolvers ask it for this container")
 	flags.StringArrayVar(&f.spec.DNS.Search, "dns-search", nil, "domain to search names in")
 	flags.StringArrayVar(&f.spec.DNS.Options, "dns-option", nil, "option of the resolver, like ndots:1")
 	completeFlag(cmd, "network", a.completeNetworks)

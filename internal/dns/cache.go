@@ -34,6 +34,9 @@ type cacheKey struct {
 	typ        dnsmessage.Type
 	class      dnsmessage.Class
 	do, cd, ad bool
+	// servers is empty for the network's upstreams; an endpoint's own ones may
+	// know other answers, which are nobody else's.
+	servers string
 }
 
 func (q *query) key() cacheKey {

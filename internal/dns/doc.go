@@ -30,11 +30,16 @@
 //     server our containers' names, make every typing error and every container
 //     that is not up yet slow, and let a stranger answer for it. Questions that
 //     only make sense for a top-level domain (NS, SOA, DS, DNSKEY) go out.
-//     Config.ForwardSingleLabel sends all of them out, for LANs with such names.
+//     Config.ForwardSingleLabel (the daemon's --dns-forward-single-label) sends all
+//     of them out, for LANs with such names.
 //   - An unknown name below the network's domain does not exist either, if the
 //     domain is ours alone: it has one label, or ends in a suffix that is private
 //     by definition, and the network names no servers of its own. Below any other
 //     domain it is forwarded, because it may be the company's real one.
+//
+// An endpoint may have servers of its own (`run --dns`, Dns.ServerList of the
+// document). They take the place of the network's for what it asks: our names are
+// answered as ever, and the rest goes to those servers and nowhere else.
 //
 // A name that exists without the asked type gets an empty answer, so that no
 // client concludes from a missing AAAA that there is no A. Names below
@@ -50,5 +55,6 @@
 // a stub resolver's five seconds do. Answers are cached; when no upstream
 // answers, expired ones are used (RFC 8767). A network that is closed (Internal,
 // Private) never uses the host's resolvers, because that would be a way out; it
-// forwards only to servers that the network itself names, and refuses else.
+// forwards only to servers that the network itself or the asking endpoint names,
+// and refuses else.
 package dns

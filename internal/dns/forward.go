@@ -26,6 +26,8 @@ const (
 	restTime = 10 * time.Second
 	// maxUpstreams are asked, no more: others are a mistake or an attack.
 	maxUpstreams = 8
+	// maxHealth bounds what is remembered of servers, which endpoints may name.
+	maxHealth = 64
 )
 
 var (
@@ -74,11 +76,21 @@ func newForwarder(ctx context.Context, upstreams func() []netip.AddrPort, c *cac
 	}
 }
 
+// choose says whom to ask for an endpoint, its own servers before the network's,
+// and under which key the answer is kept.
+func (f *forwarder) choose(q *query, own []netip.AddrPort) (cacheKey, []netip.AddrPort) {
+	upstreams, k := f.current(), q.key()
+	if len(own) > 0 {
+		upstreams = own[:min(len(own), maxUpstreams)]
+		k.servers = fmt.Sprint(upstreams)
+	}
+	return k, upstreams
+}
+
 // resolve answers from the cache or the upstreams, and from what has expired
 // when those are too slow or fail.
-func (f *forwarder) resolve(ctx context.Context, q *query) (*entry, source, error) {
-	upstreams := f.current()
-	k := q.key()
+func (f *forwarder) resolve(ctx context.Context, q *query, own []netip.AddrPort) (*entry, source, error) {
+	k, upstreams := f.choose(q, own)
 	now := time.Now()
 	e := f.cache.get(k, now)
 	switch {
@@ -113,10 +125,10 @@ func (f *forwarder) resolve(ctx context.Context, q *query) (*entry, source, erro
 }
 
 // cached answers a client that does not want others to be asked.
-func (f *forwarder) cached(q *query) *entry {
-	f.current()
+func (f *forwarder) cached(q *query, own []netip.AddrPort) *entry {
+	k, _ := f.choose(q, own)
 	now := time.Now()
-	if e := f.cache.get(q.key(), now); e != nil && e.msg != nil && e.fresh(now) {
+	if e := f.cache.get(k, now); e != nil && e.msg != nil && e.fresh(now) {
 		return e
 	}
 	return nil
@@ -172,7 +184,7 @@ func (f *forwarder) land(k cacheKey, fl *flight, upstreams []netip.AddrPort) {
 	defer f.mu.Unlock()
 	now := time.Now()
 	switch {
-	case !slices.Equal(upstreams, f.last):
+	case k.servers == "" && !slices.Equal(upstreams, f.last):
 		// An answer of servers that are ours no more; only for who asked then.
 		if fl.entry != nil {
 			fl.entry.stored = now
@@ -292,6 +304,9 @@ func (f *forwarder) judge(ctx context.Context, u netip.AddrPort, err error) {
 	}
 	h := f.health[u]
 	if h == nil {
+		if len(f.health) >= maxHealth {
+			clear(f.health)
+		}
 		h = &UpstreamStats{Addr: u}
 		f.health[u] = h
 	}

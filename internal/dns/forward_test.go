@@ -128,7 +128,7 @@ func rrSOA(ttl, minimum uint32) dnsmessage.Resource {
 
 // outcome puts a result into a word: where it came from and what it says.
 func outcome(f *forwarder, q *query) string {
-	e, from, err := f.resolve(context.Background(), q)
+	e, from, err := f.resolve(context.Background(), q, nil)
 	if e == nil {
 		return "error: " + err.Error()
 	}

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // show out.
 //
 //	net    id=blue num=1 mode=nat subnet=10.1.0.0/24,10.1.0.1 domain=… host=… upstream=…
-//	port   id=p1 net=blue addr=10.1.0.5 name=web name=*.app ns=/run/netns/a
+//	port   id=p1 net=blue addr=10.1.0.5 name=web name=*.app ns=/run/netns/a upstream=…
 //	remove p1
 //	ask    net=blue from=10.1.0.5 name=web type=A [edns=1232] [do=1] [tcp=1] [class=3]
 func TestGolden(t *testing.T) {
@@ -148,6 +148,9 @@ func testPort(a args) *plan.Port {
 	for _, s := range a["addr"] {
 		p.Addrs = append(p.Addrs, netip.MustParseAddr(s))
 	}
+	for _, u := range a["upstream"] {
+		p.Upstreams = append(p.Upstreams, netip.MustParseAddrPort(u))
+	}
 	return p
 }
 
@@ -215,6 +218,9 @@ func ask1(t *testing.T, r *Resolver, a args) string {
 		q.class = dnsmessage.Class(n)
 	}
 	reply, task := s.quick(nil, q.pack(t), netip.MustParseAddr(a.get("from")), a.get("tcp") != "")
+	if task != nil && len(task.upstreams) > 0 {
+		return fmt.Sprintf("  forwarded to %s\n", task.upstreams)
+	}
 	if task != nil {
 		return "  forwarded by the servers of " + string(task.network) + "\n"
 	}

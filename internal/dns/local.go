@@ -42,9 +42,10 @@ type verdict struct {
 	ptr    string
 	soa    string // owner of the SOA of a negative answer
 	serial uint32
-	// network whose upstreams are to be asked.
-	network hcn.GUID
-	reason  string // for the query log
+	// network whose upstreams are to be asked, unless the asker has its own.
+	network   hcn.GUID
+	upstreams []netip.AddrPort
+	reason    string // for the query log
 }
 
 // decide looks a question up. addrs is a buffer for addresses to use.
@@ -204,8 +205,12 @@ func (z *zone) nameOf(a netip.Addr) string {
 // unknown decides on a name that none of the asker's networks has.
 func (x *index) unknown(z *zone, q *query, client netip.Addr, single bool) verdict {
 	zones := append([]*zone{z}, x.others(z, client)...)
+	var own []netip.AddrPort
+	if p := z.addrs[client]; p != nil {
+		own = p.Upstreams
+	}
 	for _, o := range zones {
-		if within(q.folded, o.sw.DNS.Domain) && o.ownsDomain() {
+		if within(q.folded, o.sw.DNS.Domain) && len(own) == 0 && o.ownsDomain() {
 			if q.folded == o.sw.DNS.Domain {
 				return verdict{kind: kindNoData, soa: q.folded, reason: "the network's domain"}
 			}
@@ -219,6 +224,9 @@ func (x *index) unknown(z *zone, q *query, client netip.Addr, single bool) verdi
 			}
 		}
 		return verdict{kind: kindNXDomain, reason: "no such endpoint"}
+	}
+	if len(own) > 0 {
+		return verdict{kind: kindForward, network: z.sw.Network, upstreams: own, reason: "not ours"}
 	}
 	for _, o := range zones {
 		if o.forwards() {

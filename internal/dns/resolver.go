@@ -236,6 +236,11 @@ func (r *Resolver) upstreams(network hcn.GUID) []netip.AddrPort {
 	if len(ups) == 0 && !closed && r.cfg.HostResolvers != nil {
 		ups = r.cfg.HostResolvers()
 	}
+	return r.notOurs(ups)
+}
+
+// notOurs leaves our own resolvers out: forwarding there would go in circles.
+func (r *Resolver) notOurs(ups []netip.AddrPort) []netip.AddrPort {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	isOwn := func(u netip.AddrPort) bool { return u.Port() == port && r.own[u.Addr().Unmap().WithZone("")] > 0 }

@@ -143,6 +143,27 @@ func TestForwardPastBadServers(t *testing.T) {
 	}
 }
 
+// What the servers of one endpoint say is nobody else's answer.
+func TestServersOfAnEndpoint(t *testing.T) {
+	network, own := newUpstream(t, answering(1)), newUpstream(t, answering(2))
+	s := newStage(t, Config{})
+	s.net(network.word())
+	s.port("id=p1", "addr=127.0.0.3", "name=special", own.word())
+	q := clientQuery{name: "www.example.com", typ: 1}
+	head := "  Success qr rd ra\n  ;www.example.com. A\n"
+	for range 2 { // the second time from the cache
+		check(t, "plain", dig(t, s.ask(q)), head+"  www.example.com. 60 A 198.51.100.1\n")
+		special := head + "  www.example.com. 60 A 198.51.100.1\n  www.example.com. 60 A 198.51.100.2\n"
+		check(t, "special", dig(t, s.send("127.0.0.3", q.pack(t), 6*time.Second)), special)
+	}
+	if network.udp.Load() != 1 || own.udp.Load() != 1 {
+		t.Errorf("the network's was asked %d times, the endpoint's %d times", network.udp.Load(), own.udp.Load())
+	}
+	// Servers that are changed are asked anew.
+	s.port("id=p1", "addr=127.0.0.3", "name=special")
+	check(t, "plain again", dig(t, s.send("127.0.0.3", q.pack(t), 6*time.Second)), head+"  www.example.com. 60 A 198.51.100.1\n")
+}
+
 // Replies that a stranger could have sent are not taken.
 func TestSpoofedReplies(t *testing.T) {
 	lies := func(m dnsmessage.Message) [][]byte {

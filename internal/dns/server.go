@@ -110,11 +110,12 @@ func (s *server) stop() {
 
 // task is a question that has to wait for others.
 type task struct {
-	q       query
-	client  netip.Addr
-	network hcn.GUID // whose upstreams to ask
-	limit   int
-	began   time.Time
+	q         query
+	client    netip.Addr
+	network   hcn.GUID         // whose upstreams to ask
+	upstreams []netip.AddrPort // the asker's own, which come before
+	limit     int
+	began     time.Time
 }
 
 // quick answers what can be answered at once, into buf. A task is for wait; with
@@ -144,7 +145,7 @@ func (s *server) quick(buf, msg []byte, client netip.Addr, tcp bool) ([]byte, *t
 	var space [16]netip.Addr
 	v := s.r.index.decide(s.network, &q, client, s.r.cfg.ForwardSingleLabel, space[:0])
 	if v.kind == kindForward {
-		return nil, &task{q: q, client: client, network: v.network, limit: limit, began: now}
+		return nil, &task{q: q, client: client, network: v.network, upstreams: s.r.notOurs(v.upstreams), limit: limit, began: now}
 	}
 	return s.local(buf, &q, client, limit, &v, now), nil
 }
@@ -191,7 +192,7 @@ func (s *server) wait(buf []byte, t *task) []byte {
 	if fwd == nil {
 		return s.fail(buf, t, errors.New("network is gone"))
 	}
-	e, from, err := fwd.resolve(s.ctx, &t.q)
+	e, from, err := fwd.resolve(s.ctx, &t.q, t.upstreams)
 	if e == nil {
 		return s.fail(buf, t, err)
 	}
@@ -221,7 +222,7 @@ func (s *server) wait(buf []byte, t *task) []byte {
 // notRecursive answers who asks for no recursion: with what is known.
 func (s *server) notRecursive(buf []byte, t *task, fwd *forwarder) []byte {
 	if fwd != nil {
-		if e := fwd.cached(&t.q); e != nil {
+		if e := fwd.cached(&t.q, t.upstreams); e != nil {
 			s.count.cached.Add(1)
 			s.trace(&t.q, t.client, "cached", "", t.began)
 			return relay(buf, &t.q, e.msg, &e.layout, t.limit, edeNone, e.ttlAt(time.Now(), false))

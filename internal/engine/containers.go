@@ -242,6 +242,12 @@ func checkSpec(s *api.ContainerSpec) error {
 	if len(s.Networks) > 32 || len(s.Publish) > 1024 {
 		return api.Errorf(api.KindInvalid, "networks, publish: at most 32 networks and 1024 published ports to a container")
 	}
+	if share && len(s.DNS.ServerList) > 0 {
+		return api.Errorf(api.KindInvalid, "dns.ServerList: the resolver is that of the compartment: name servers for the container whose compartment it is")
+	}
+	if err := checkDNS(&s.DNS); err != nil {
+		return err
+	}
 	for i, h := range s.ExtraHosts {
 		if _, err := netip.ParseAddr(h.Address); err != nil && h.Address != "host-gateway" {
 			return api.Errorf(api.KindInvalid, "extraHosts[%d].address: %.80q is no address: give one, or host-gateway", i, h.Address)
@@ -249,6 +255,23 @@ func checkSpec(s *api.ContainerSpec) error {
 		for _, n := range h.Names {
 			if n == "" || strings.ContainsAny(n, " \t\n\r#") {
 				return api.Errorf(api.KindInvalid, "extraHosts[%d].names: %.80q is no host name", i, n)
+			}
+		}
+	}
+	return nil
+}
+
+// checkDNS refuses what cannot stand in a resolv.conf.
+func checkDNS(d *hcn.Dns) error {
+	for i, a := range d.ServerList {
+		if _, err := netip.ParseAddr(a); err != nil {
+			return api.Errorf(api.KindInvalid, "dns.ServerList[%d]: %.80q is no address", i, a)
+		}
+	}
+	for _, words := range [][]string{d.Search, d.Options, {d.Domain}} {
+		for _, w := range words {
+			if strings.ContainsAny(w, " \t\n\r") {
+				return api.Errorf(api.KindInvalid, "dns: %.80q is neither a domain nor an option: it has blanks", w)
 			}
 		}
 	}
@@ -300,6 +323,10 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 	doc := hcn.HostComputeEndpoint{
 		Name: c.Doc.Name, Owner: "bulkhead", HostComputeNetwork: n.Doc.ID,
 		MacAddress: hcn.MAC(a.MAC), SchemaVersion: hcn.V2(),
+	}
+	if servers := c.Doc.Spec.DNS.ServerList; len(servers) > 0 {
+		doc.Dns = n.Doc.Clone().Dns
+		doc.Dns.ServerList = slices.Clone(servers)
 	}
 	if err := containerAddresses(&doc, n, a.Addresses); err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 var bg = context.Background()
@@ -603,5 +604,36 @@ func TestContainerReports(t *testing.T) {
 		}
 		_, err = e.e.ContainerStats(bg, "c")
 		e.wantKind(err, api.KindConflict)
+	})
+}
+
+// Servers that a user names are upstreams of the networks' resolvers, whose names
+// stay known; the container asks them itself where nobody else can.
+func TestContainerDNS(t *testing.T) {
+	run(t, func(e *env) {
+		dns := func(servers ...string) func(*api.ContainerSpec) {
+			return func(s *api.ContainerSpec) { s.DNS = hcn.Dns{ServerList: servers} }
+		}
+		id := e.started("web", nil, dns("192.0.2.53", "127.0.0.1"))
+		want := "nameserver 127.0.0.1\nnameserver 10.246.0.1\n"
+		if got := e.w.ctrs[id].cfg.ResolvConf; !strings.HasPrefix(got, want) {
+			e.t.Errorf("resolv.conf:\n%s", got)
+		}
+		doc := must(e.e.Container("web"))(e)
+		ep := must(e.e.Endpoint(doc.Endpoints[0].ID))(e)
+		if !slices.Equal(ep.Dns.ServerList, []string{"192.0.2.53", "127.0.0.1"}) {
+			e.t.Errorf("the endpoint's document: %s", toJSON(ep.Dns))
+		}
+		if got := e.e.plan.Ports[plan.EndpointPortID(ep.ID)].Upstreams; len(got) != 1 || got[0].String() != "192.0.2.53:53" {
+			e.t.Errorf("upstreams %v", got)
+		}
+		none := e.started("none", nil, dns("192.0.2.53"), func(s *api.ContainerSpec) { s.NetworkMode = "none" })
+		if got := e.w.ctrs[none].cfg.ResolvConf; got != "nameserver 192.0.2.53\n" {
+			e.t.Errorf("resolv.conf without a network:\n%s", got)
+		}
+		_, err := e.create("bad", nil, dns("192.0.2.53\nsearch evil"))
+		e.wantKind(err, api.KindInvalid)
+		_, err = e.create("shares", nil, dns("192.0.2.53"), func(s *api.ContainerSpec) { s.NetworkMode = "container:web" })
+		e.wantKind(err, api.KindInvalid)
 	})
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -112,7 +113,7 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint) (*pl
 	if err != nil {
 		return nil, err
 	}
-	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs}
+	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, NameServers: nameServers(in.Dns.ServerList)}
 	if err := t.checkMTU(row, nil); err != nil {
 		return nil, err
 	}
@@ -123,6 +124,16 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint) (*pl
 	k := object{"endpoint", string(doc.ID)}
 	t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "create", ID: string(doc.ID), Name: doc.Name}, comes: &k})
 	return row, nil
+}
+
+// nameServers reads a list that was checked.
+func nameServers(list []string) (out []netip.Addr) {
+	for _, s := range list {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
 }
 
 // checkMTU refuses an MTU that the switch does not carry: it would be a black

@@ -72,10 +72,29 @@ func (s *state) gateways(c *containerRow) (out []netip.Addr) {
 // MAXNS).
 const maxNameServers = 3
 
-// resolvConf is a container's private /etc/resolv.conf: the resolvers of its
-// networks, on their gateway addresses, unless the user named servers.
+// resolvers lists whom a container asks: the resolvers of its networks, on their
+// gateway addresses. Servers that the user named are those resolvers' upstreams
+// for this container, so that its networks' names stay known; it asks them itself
+// where it has no resolver, and those on its own loopback, which nobody else can.
+func (s *state) resolvers(c *containerRow, named []string, host []netip.Addr) (out []string) {
+	gateways := s.gateways(c)
+	for i, a := range nameServers(named) {
+		if len(gateways) == 0 || a.IsLoopback() {
+			out = append(out, named[i])
+		}
+	}
+	if len(named) == 0 && len(c.Endpoints) == 0 {
+		gateways = host
+	}
+	for _, g := range gateways {
+		out = append(out, g.String())
+	}
+	return out
+}
+
+// resolvConf is a container's private /etc/resolv.conf.
 func (s *state) resolvConf(c *containerRow, spec *api.ContainerSpec, host []netip.Addr) string {
-	var servers, search, options []string
+	var search, options []string
 	for _, id := range c.Endpoints {
 		ep := s.endpoints[id]
 		if ep == nil {
@@ -87,17 +106,7 @@ func (s *state) resolvConf(c *containerRow, spec *api.ContainerSpec, host []neti
 		}
 		options = append(options, ep.Doc.Dns.Options...)
 	}
-	for _, g := range s.gateways(c) {
-		servers = append(servers, g.String())
-	}
-	if len(spec.DNS.ServerList) > 0 {
-		servers = spec.DNS.ServerList
-	}
-	if len(servers) == 0 && len(c.Endpoints) == 0 {
-		for _, h := range host {
-			servers = append(servers, h.String())
-		}
-	}
+	servers := s.resolvers(c, spec.DNS.ServerList, host)
 	if len(spec.DNS.Search) > 0 || spec.DNS.Domain != "" {
 		search = spec.DNS.Search
 		if spec.DNS.Domain != "" {

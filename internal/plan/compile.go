@@ -3,6 +3,7 @@ package plan
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -173,7 +174,7 @@ func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 	}
 	for _, s := range n.Doc.Dns.ServerList {
 		if a, err := netip.ParseAddr(s); err == nil {
-			sw.DNS.Upstreams = append(sw.DNS.Upstreams, netip.AddrPortFrom(a.Unmap(), 53))
+			sw.DNS.Upstreams = append(sw.DNS.Upstreams, netip.AddrPortFrom(a.Unmap(), dnsPort))
 		}
 	}
 	var gateways []netip.Prefix
@@ -236,7 +237,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	id := e.Doc.ID
 	p := &Port{
 		ID: EndpointPortID(id), Kind: PortContainer, Network: n.Doc.ID, Switch: n.Switch,
-		Endpoint: id, Name: e.Doc.Name, Names: dnsNames(e),
+		Endpoint: id, Name: e.Doc.Name, Names: dnsNames(e), Upstreams: upstreams(e, n),
 		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(),
 		VNIC: VNIC{
 			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
@@ -257,6 +258,24 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	p.Forwards = Forwards(e)
 	return p
 }
+
+// upstreams are the name servers of an endpoint's own. A loopback address means a
+// server inside the compartment, which only the compartment can ask; the network's
+// gateway means the resolver itself.
+func upstreams(e *Endpoint, n *Network) (out []netip.AddrPort) {
+	for _, a := range e.NameServers {
+		if a.IsLoopback() || slices.ContainsFunc(n.Doc.AllSubnets(), func(s *hcn.Subnet) bool {
+			gw, ok := s.Gateway()
+			return ok && gw == a
+		}) {
+			continue
+		}
+		out = append(out, netip.AddrPortFrom(a, dnsPort))
+	}
+	return out
+}
+
+const dnsPort = 53
 
 // intoHost makes a vNIC one of the host's own stack. There it adds an address
 // and leaves the host's ways alone: the network's prefix stays on the host port,

@@ -33,6 +33,9 @@ type Endpoint struct {
 	// MAC and Addrs as chosen; Doc shows the same as text.
 	MAC   MAC
 	Addrs []netip.Prefix
+	// NameServers are those that its creator named. The document shows the
+	// network's when there are none, and then they follow the network.
+	NameServers []netip.Addr `json:",omitempty"`
 	// Attach is nil while the endpoint is in no namespace.
 	Attach *Attachment
 	// Detached says that the compartment vanished under the endpoint.

@@ -139,6 +139,9 @@ type Port struct {
 	// (lower case, no trailing dot, without domain).
 	Name  string
 	Names []string
+	// Upstreams of its own, which are asked instead of the network's for what is
+	// not ours.
+	Upstreams []netip.AddrPort
 	// Device is the switch side, in the host's namespace: bhp…
 	Device string
 	// Alias is the interface alias that marks the device as ours.

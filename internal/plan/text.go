@@ -97,8 +97,8 @@ func optional(label, value string) string {
 }
 
 func (p *Port) text(b *strings.Builder) {
-	fmt.Fprintf(b, "port %s %s switch %d mac %s addr %s,%s%s%s\n", p.Device, p.Kind, p.Switch, p.MAC, list(p.Addrs), p.LinkLocal,
-		optional(" names ", strings.Join(p.Names, ",")), optional(" altname ", p.AltName))
+	fmt.Fprintf(b, "port %s %s switch %d mac %s addr %s,%s%s%s%s\n", p.Device, p.Kind, p.Switch, p.MAC, list(p.Addrs), p.LinkLocal,
+		optional(" names ", strings.Join(p.Names, ",")), optional(" upstream ", list(p.Upstreams)), optional(" altname ", p.AltName))
 	fmt.Fprintf(b, "    alias %q\n", p.Alias)
 	v := p.VNIC
 	fmt.Fprintf(b, "    link %s%s mtu %d address %s alias %q\n", v.Device, optional(" netns ", v.Namespace), v.MTU, v.MAC, v.Alias)

@@ -5,6 +5,7 @@
 //	│ eth0 192.0.2.10/24 2001:db8:1::10/64 ┼──────┼ "lan sees CLIENT-ADDRESS"          │
 //	│ default route to lan                 │      │ eth0 192.0.2.20/24 2001:db8:1::20  │
 //	└──────────────────────────────────────┘      │ lo   198.51.100.80 2001:db8:2::80  │
+//	                                              │ name server on 198.51.100.80:53    │
 //	                                              └────────────────────────────────────┘
 //
 // The commands beside those of testscript are in commands_test.go. When a story ends, the daemon is stopped and reset is
@@ -125,6 +126,9 @@ func setup(env *testscript.Env) error {
 	w.host.Route("default", "2001:db8:1::20")
 	w.lan.Addr("lo", "198.51.100.80/32", "2001:db8:2::80/128")
 	w.lan.ListenHTTP(netip.MustParseAddrPort("[::]:80"), nil) // IPv4 too
+	if err := serveNames(w.lan, t.Cleanup); err != nil {
+		return err
+	}
 	w.host.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
 	w.host.Run(t, "ip", "netns", "list") // which may make /run/netns a mount; once
 	env.Values[worldKey{}] = w
