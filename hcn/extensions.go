@@ -18,6 +18,8 @@ const (
 	GatewayPriority EndpointPolicyType = "Bulkhead.GatewayPriority"
 	// Aliases are further DNS names of the endpoint on its network. "*.app" is every name below app.
 	Aliases EndpointPolicyType = "Bulkhead.Aliases"
+	// IncomingQOS caps what the endpoint receives, as QOS caps what it sends.
+	IncomingQOS EndpointPolicyType = "Bulkhead.IncomingQOS"
 )
 
 // Exclusions is our network policy: addresses that are never given out unless a client asks for exactly them.
@@ -118,3 +120,10 @@ func (s ExclusionsSetting) validate(path string) error {
 	}
 	return nil
 }
+
+// IncomingQosSetting belongs to IncomingQOS. It caps what the container receives, in bytes (not bits) per second; 0 is no cap.
+type IncomingQosSetting struct {
+	MaximumIncomingBandwidthInBytes uint64
+}
+
+func (IncomingQosSetting) validate(string) error { return nil }

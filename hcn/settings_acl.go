@@ -91,7 +91,7 @@ func (s AclPolicySetting) validate(path string) error {
 	if s.RuleType == RuleTypeHost && s.Priority != 0 {
 		return invalid(ErrInvalidPolicy, path+".Priority", "a Host rule has none: leave it out")
 	}
-	return aclMatch{s.Protocols, s.LocalAddresses, s.RemoteAddresses, s.LocalPorts, s.RemotePorts}.validate(path)
+	return s.match().validate(path)
 }
 
 // TierAclPolicySetting is one tier: an ordered stage of rules.
@@ -132,8 +132,7 @@ func (s TierAclPolicySetting) validate(path string) error {
 		if r.TierAclRuleAction == "" {
 			return invalid(ErrInvalidPolicy, p+".TierAclRuleAction", "it is missing: use Allow, Block or Pass")
 		}
-		m := aclMatch{r.Protocols, r.LocalAddresses, r.RemoteAddresses, r.LocalPorts, r.RemotePorts}
-		if err := m.validate(p); err != nil {
+		if err := r.match().validate(p); err != nil {
 			return err
 		}
 	}
@@ -153,16 +152,14 @@ type aclMatch struct {
 }
 
 func (m aclMatch) validate(path string) error {
-	ports := true // whether every protocol of the rule has ports
-	list := commaList(m.protocols)
-	for _, p := range list {
-		n, err := strconv.ParseUint(p, 10, 16)
-		if err != nil || n > 256 {
-			return invalid(ErrInvalidPolicy, path+".Protocols", "%s is not a protocol number: use 1, 2, 6, 17, 58 or 256 for any", quote(p))
-		}
-		ports = ports && (Protocol(n) == ProtocolTCP || Protocol(n) == ProtocolUDP)
+	protocols, err := parseProtocols(m.protocols)
+	if err != nil {
+		return invalid(ErrInvalidPolicy, path+".Protocols", "%w", err)
 	}
-	ports = ports && len(list) > 0
+	ports := len(protocols) > 0 // whether every protocol of the rule has ports
+	for _, p := range protocols {
+		ports = ports && (Protocol(p) == ProtocolTCP || Protocol(p) == ProtocolUDP)
+	}
 	for _, f := range []struct{ name, list string }{{"LocalPorts", m.localPorts}, {"RemotePorts", m.remotePorts}} {
 		if err := checkPortList(path+"."+f.name, f.list); err != nil {
 			return err
@@ -194,16 +191,8 @@ func checkPortList(path, s string) error {
 	if err := checkCount(ErrInvalidPolicy, path, len(list), maxListEntries); err != nil {
 		return err
 	}
-	for _, e := range list {
-		lo, hi, isRange := strings.Cut(e, "-")
-		if !isRange {
-			hi = lo
-		}
-		a, errA := strconv.ParseUint(strings.TrimSpace(lo), 10, 16)
-		b, errB := strconv.ParseUint(strings.TrimSpace(hi), 10, 16)
-		if errA != nil || errB != nil || a > b {
-			return invalid(ErrInvalidPolicy, path, "%s is not a port or a range like 80-90", quote(e))
-		}
+	if _, err := parsePorts(s); err != nil {
+		return invalid(ErrInvalidPolicy, path, "%w", err)
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ var endpointSettings = map[EndpointPolicyType]settingsType{
 	InterfaceName:               setting[InterfaceNameSetting](),
 	GatewayPriority:             setting[GatewayPrioritySetting](),
 	Aliases:                     setting[AliasesSetting](),
+	IncomingQOS:                 setting[IncomingQosSetting](),
 }
 
 // Protocol is an IP protocol number. It is a number on the wire; "TCP" and "UDP" are accepted.

@@ -2,6 +2,7 @@ package hcn
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -30,13 +31,15 @@ func (e *HostComputeEndpoint) Addrs() ([]netip.Prefix, error) {
 func SettingsOf[T any](policies []EndpointPolicy) ([]T, error) {
 	var out []T
 	for i, p := range policies {
+		// Those of other types are not even read: there may be thousands of rules beside the one policy that is asked for.
+		if endpointSettings[p.Type].shape != reflect.TypeFor[T]() {
+			continue
+		}
 		v, err := p.Decode()
 		if err != nil {
 			return nil, Errorf(CodeOf(err), "%s: %w", policyPath(i), err)
 		}
-		if s, ok := v.(T); ok {
-			out = append(out, s)
-		}
+		out = append(out, v.(T))
 	}
 	return out, nil
 }
@@ -45,13 +48,14 @@ func SettingsOf[T any](policies []EndpointPolicy) ([]T, error) {
 func NetworkSettingsOf[T any](policies []NetworkPolicy) ([]T, error) {
 	var out []T
 	for i, p := range policies {
+		if networkSettings[p.Type].shape != reflect.TypeFor[T]() {
+			continue
+		}
 		v, err := p.Decode()
 		if err != nil {
 			return nil, Errorf(CodeOf(err), "%s: %w", policyPath(i), err)
 		}
-		if s, ok := v.(T); ok {
-			out = append(out, s)
-		}
+		out = append(out, v.(T))
 	}
 	return out, nil
 }
@@ -146,7 +150,7 @@ func (e *HostComputeEndpoint) validateRoutes() error {
 // singleEndpointPolicies make sense once per endpoint.
 var singleEndpointPolicies = []EndpointPolicyType{
 	QOS, ProviderAddress, L4WFPPROXY, PortName, EncapOverhead, EndpointInterfaceConstraint, InterfaceParameters, EndpointVLAN,
-	Iov, InterfaceName, GatewayPriority, Aliases,
+	Iov, InterfaceName, GatewayPriority, Aliases, IncomingQOS,
 }
 
 func (e *HostComputeEndpoint) validatePolicies() error {

@@ -311,7 +311,7 @@ var validSettings = map[EndpointPolicyType]string{
 	L4WFPPROXY: `{"InboundProxyPort":"80"}`, PortName: `{"Name":"n"}`, EncapOverhead: `{"Overhead":50}`,
 	EndpointInterfaceConstraint: `{"InterfaceAlias":"x"}`, InterfaceParameters: `{"Mtu":1400}`, EndpointVLAN: `{"IsolationId":5}`,
 	Iov: `{"IovOffloadWeight":1}`, Encryption: `{"EncryptionMethodType":"Ipsec"}`,
-	InterfaceName: `{"Name":"a"}`, GatewayPriority: `{"Priority":1}`, Aliases: `{"Names":["a"]}`,
+	InterfaceName: `{"Name":"a"}`, GatewayPriority: `{"Priority":1}`, Aliases: `{"Names":["a"]}`, IncomingQOS: `{"MaximumIncomingBandwidthInBytes":1}`,
 }
 
 // TestEveryPolicyIsEnforcedOrRefused: a policy of the schema is either in the table of what is enforced, or refused by name.

@@ -24,6 +24,8 @@ func New() *Plan {
 		Namespaces: map[hcn.GUID]*Namespace{},
 		Switches:   map[hcn.GUID]*Switch{},
 		Ports:      map[PortID]*Port{},
+		rules:      map[hcn.GUID]*networkRules{},
+		policies:   map[hcn.GUID]*endpointPolicy{},
 	}
 }
 
@@ -76,12 +78,24 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	for id := range dirty.Networks {
 		sw, host, resolver := compileNetwork(in.Networks[id], f)
+		if sw == nil {
+			delete(p.rules, id)
+		} else {
+			p.rules[id] = compileNetworkRules(in.Networks[id], p.rules[id])
+			sw.Sets = p.rules[id].addresses()
+		}
 		update(p.Switches, d.Switches, id, sw)
 		update(p.Ports, d.Ports, HostPortID(id), host)
 		update(p.Ports, d.Ports, ResolverPortID(id), resolver)
 	}
 	for id := range endpoints {
-		update(p.Ports, d.Ports, EndpointPortID(id), compileEndpoint(in, in.Endpoints[id], f))
+		port := compileEndpoint(in, in.Endpoints[id], f)
+		if port == nil {
+			delete(p.policies, id)
+		} else {
+			port.Policy = p.endpointPolicy(in.Endpoints[id], p.rules[port.Network])
+		}
+		update(p.Ports, d.Ports, EndpointPortID(id), port)
 	}
 	if len(dirty.Networks) > 0 {
 		p.recompileHost(d)

@@ -194,6 +194,7 @@ func drawNetwork(t *rapid.T, id hcn.GUID) *Network {
 		}
 		doc.Ipams[0].Subnets = append(doc.Ipams[0].Subnets, hcn.Subnet{IpAddressPrefix: s, Routes: []hcn.Route{{NextHop: p.Addr().Next().String(), DestinationPrefix: dst}}})
 	}
+	doc.Policies = drawNetworkPolicies(t)
 	return &Network{Doc: doc, Switch: uint32(rapid.IntRange(1, 4).Draw(t, "switch")), GatewayMAC: MAC{2, 0, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(t, "mac"))}}
 }
 
@@ -210,7 +211,51 @@ func drawEndpoint(t *rapid.T, id, net hcn.GUID, at *Attachment) *Endpoint {
 	if rapid.Bool().Draw(t, "published") {
 		e.Doc.Policies = append(e.Doc.Policies, hcn.PortMappingPolicySetting{Protocol: 6, InternalPort: 80, ExternalPort: 8080}.Policy())
 	}
+	drawRules(t, e)
 	return e
+}
+
+// drawNetworkPolicies draws sets that hold one of the endpoints' addresses or do not, so
+// that a change of a set changes what rules of endpoints mean.
+func drawNetworkPolicies(t *rapid.T) []hcn.NetworkPolicy {
+	var out []hcn.NetworkPolicy
+	for _, id := range []string{"a", "b"} {
+		if rapid.Bool().Draw(t, "set") {
+			values := rapid.SampledFrom([]string{"", "10.1.0.5", "10.1.0.0/28,fd00:1::5", "10.2.0.0/16"}).Draw(t, "values")
+			out = append(out, hcn.NewNetworkPolicy(hcn.SetPolicy, hcn.SetPolicySetting{Id: id, PolicyType: hcn.SetPolicyTypeIpSet, Values: values}))
+		}
+	}
+	if rapid.Bool().Draw(t, "nested") {
+		out = append(out, hcn.NewNetworkPolicy(hcn.SetPolicy, hcn.SetPolicySetting{Id: "n", PolicyType: hcn.SetPolicyTypeNestedIpSet, Values: "a,b"}))
+	}
+	if rapid.Bool().Draw(t, "network rule") {
+		out = append(out, hcn.NewNetworkPolicy(hcn.NetworkACL, drawACL(t)))
+	}
+	return out
+}
+
+func drawACL(t *rapid.T) hcn.AclPolicySetting {
+	addrs := rapid.SampledFrom([]string{"", "a", "b", "n", "10.2.0.0/16"})
+	return hcn.AclPolicySetting{
+		Action: rapid.SampledFrom([]hcn.ActionType{hcn.ActionTypeAllow, hcn.ActionTypeBlock}).Draw(t, "action"), Direction: rapid.SampledFrom([]hcn.DirectionType{hcn.DirectionTypeIn, hcn.DirectionTypeOut}).Draw(t, "direction"),
+		LocalAddresses: addrs.Draw(t, "local"), RemoteAddresses: addrs.Draw(t, "remote"),
+		RuleType: rapid.SampledFrom([]hcn.RuleType{"", hcn.RuleTypeHost}).Draw(t, "rule type"),
+	}
+}
+
+func drawRules(t *rapid.T, e *Endpoint) {
+	for range rapid.IntRange(0, 3).Draw(t, "rules") {
+		e.Doc.Policies = append(e.Doc.Policies, hcn.NewEndpointPolicy(hcn.ACL, drawACL(t)))
+	}
+	if rapid.Bool().Draw(t, "tier") {
+		a := drawACL(t)
+		e.Doc.Policies = append(e.Doc.Policies, hcn.NewEndpointPolicy(hcn.TierAcl, hcn.TierAclPolicySetting{
+			Name: "t", Direction: a.Direction, TierAclRules: []hcn.TierAclRule{{TierAclRuleAction: a.Action, RemoteAddresses: a.RemoteAddresses}},
+		}))
+	}
+	if rapid.Bool().Draw(t, "isolated") {
+		e.Doc.Flags = hcn.DisableInterComputeCommunication
+	}
 }
 
 // TestRecompileIsCompile holds the cheap way against the whole one over random

@@ -32,6 +32,11 @@ type Plan struct {
 	Switches map[hcn.GUID]*Switch
 	// Ports of all switches.
 	Ports map[PortID]*Port
+
+	// rules and policies remember what was compiled of policies, by network and by
+	// endpoint.
+	rules    map[hcn.GUID]*networkRules
+	policies map[hcn.GUID]*endpointPolicy
 }
 
 // Host holds the settings of the host's own network namespace that the plan

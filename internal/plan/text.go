@@ -79,6 +79,7 @@ func (s *Switch) text(b *strings.Builder) {
 		fmt.Fprintf(b, "    dns %s dev %s netns %s%s%s%s\n", list(s.DNS.Listen), s.DNS.Device, s.DNS.Namespace,
 			optional(" domain ", s.DNS.Domain), optional(" search ", strings.Join(s.DNS.Search, ",")), optional(" upstream ", list(s.DNS.Upstreams)))
 	}
+	s.setsText(b)
 }
 
 func list[T fmt.Stringer](in []T) string {
@@ -112,6 +113,7 @@ func (p *Port) text(b *strings.Builder) {
 	for _, f := range p.Forwards {
 		fmt.Fprintf(b, "    %s\n", f)
 	}
+	p.Policy.text(b)
 }
 
 // String is the route as `ip route` has it.
