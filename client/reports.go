@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"net/url"
+	"strconv"
 
 	"github.com/bulkhead-net/bulkhead/api"
 )
@@ -32,4 +34,10 @@ func (c *Client) Info(ctx context.Context) (api.Info, error) {
 	var info api.Info
 	err := c.call(ctx, get("/v1/info", nil), &info)
 	return info, err
+}
+
+// Drops gives lines about dropped frames to a function, which ends the reading with an error.
+func (c *Client) Drops(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error {
+	v := url.Values{"endpoint": o.Endpoints, "reason": o.Reasons, "tail": {strconv.Itoa(o.Tail)}, "follow": {strconv.FormatBool(o.Follow)}}
+	return readLines(ctx, c, get("/v1/drops", v), each)
 }

@@ -188,6 +188,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 			return f, err
 		},
 		Counters:  counters(p.sw),
+		Drops:     drops(p.sw),
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},
 		Images:    imageStore{p.images},

@@ -146,6 +146,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newAddressCmd(a)),
 		grouped(groupNetworks, newExposedCmd(a)),
 		grouped(groupNetworks, newTopologyCmd(a)),
+		grouped(groupNetworks, newDropsCmd(a)),
 		grouped(groupImages, newImageCmd(a)),
 		grouped(groupImages, newPullCmd(a)),
 		grouped(groupImages, newPushCmd(a)),

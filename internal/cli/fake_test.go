@@ -35,6 +35,7 @@ type daemon struct {
 	Published  []api.Published
 	Doctor     []api.Check
 	Events     []api.Event
+	Drops      []api.DropLine
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -100,6 +101,7 @@ func (d *daemon) routes() http.Handler {
 	get("/v1/doctor", func(*http.Request) (any, error) { return d.Doctor, nil })
 	get("/v1/containers/{ref}/stats", d.stats)
 	mux.HandleFunc("GET /v1/events", d.events)
+	mux.HandleFunc("GET /v1/drops", d.readDrops)
 	mux.HandleFunc("GET /v1/containers/{ref}/logs", d.readLogs)
 	mux.HandleFunc("POST /v1/containers/{ref}/attach", d.attach)
 	mux.HandleFunc("POST /v1/containers/{ref}/exec", d.attach)
@@ -255,6 +257,14 @@ func (d *daemon) events(w http.ResponseWriter, r *http.Request) {
 	for _, e := range d.Events {
 		b, _ := json.Marshal(e)
 		fmt.Fprintf(w, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Kind, b)
+	}
+}
+
+func (d *daemon) readDrops(w http.ResponseWriter, r *http.Request) {
+	d.note(r, nil)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	for _, l := range d.Drops {
+		_ = json.NewEncoder(w).Encode(l)
 	}
 }
 

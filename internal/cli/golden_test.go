@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
@@ -71,6 +72,7 @@ func TestListings(t *testing.T) {
 		"network ls", "network ls -o name", "endpoint ls", "endpoint ls --network back", "namespace ls",
 		"address ls", "address ls --network back", "address who fd4e:5a1:77:0::2", "address who 10.1.1.1", "address who nobody",
 		"exposed", "images", "image ls -o name", "port web", "port db",
+		"drops", "drops -f", "drops -o name", "drops -o json -n 3 web", "drops -f -o json",
 		"doctor", "info", "inspect web -o table", "inspect nat -o table", "inspect CCCC0002 -o name", "inspect tools -o table",
 		"inspect AAAA0005-0000-4000-8000-000000000005", "network inspect back", "endpoint inspect web", "inspect nothing",
 		"inspect --type volume web", "image inspect nothing", "ps -o yaml", "ps --filter age=3", "ps web",
@@ -117,7 +119,7 @@ func TestChanges(t *testing.T) {
 		"endpoint create -p 80:80", "endpoint rm spare", "endpoint rm web",
 		"namespace create --name pod", "namespace attach web spare", "namespace detach web AAAA0003", "namespace rm client",
 		"image tag tools t", "image rm tools", "image prune", "push tools", "pull --plain-http registry.example/web:1",
-		"events --kind drift --after 3", "image import testdata/host.json base:1 --cmd sh --env A=1",
+		"events --kind drift --after 3", "drops -f -n 5 web db --reason martian,policy", "image import testdata/host.json base:1 --cmd sh --env A=1",
 		"nonsense", "rnu", "network nonsense", "run", "stop", "run --nonsense x", "logs a b", "run --rm --restart always x", "create --network host x",
 	} {
 		d := newDaemon(t)
@@ -163,6 +165,11 @@ func TestNoEscapes(t *testing.T) {
 	for i := range d.Images {
 		d.Images[i].Names = []string{evil}
 	}
+	for i := range d.Drops {
+		if drop := d.Drops[i].Drop; drop != nil {
+			drop.Name, drop.Network, drop.Source, drop.Reason, drop.Rule = evil, evil, evil, evil, &api.DropRule{ID: evil, Text: evil}
+		}
+	}
 	for i := range d.Doctor {
 		d.Doctor[i].Detail, d.Doctor[i].Next = evil, evil
 	}
@@ -171,7 +178,7 @@ func TestNoEscapes(t *testing.T) {
 	}
 	for _, line := range []string{
 		"ps -a", "network ls", "endpoint ls", "namespace ls", "images", "doctor", "address ls", "exposed", "topology", "events",
-		"network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
+		"drops", "drops -f", "drops -o json", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
 	} {
 		out, errs, _ := call(t, d.socket, strings.Fields(line)...)
 		if i := strings.IndexFunc(out+errs, func(r rune) bool { return r != '\n' && unsafeRune(r) }); i >= 0 || out+errs == "" {

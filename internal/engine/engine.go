@@ -98,9 +98,11 @@ type Options struct {
 	Facts    func(ctx context.Context) (plan.Facts, error)
 	// Counters of a port; nil where there is no data plane.
 	Counters func(plan.PortID) (api.NetworkStats, error)
-	Ports    Reserver
-	Sandbox  Sandbox
-	Images   Images
+	// Drops is empty where there is no data plane.
+	Drops   Drops
+	Ports   Reserver
+	Sandbox Sandbox
+	Images  Images
 	// Leftovers lists what is ours in the kernel and serves nothing of the plan;
 	// nil where there is no kernel.
 	Leftovers func(ctx context.Context, p *plan.Plan) ([]string, error)
@@ -128,6 +130,8 @@ type Engine struct {
 	pending  *pending
 	status   *status
 	hub      *hub
+	view     *view
+	drops    *dropLog
 	facts    plan.Facts            // the loop's, and under mu for readers
 	unstored []*txn                // under mu: applied to the memory, not on the disk yet
 	storing  bool                  // under mu: somebody writes them
@@ -170,7 +174,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), drops: newDropLog(), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.ctrs = newSupervisor(e)
@@ -207,6 +211,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	close(e.ready)
 	var wg sync.WaitGroup
 	wg.Go(func() { e.ctrs.run(ctx, exits) })
+	wg.Go(func() { e.watchDrops(ctx) })
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

@@ -50,6 +50,7 @@ func (e *Engine) pass(ctx context.Context) {
 	delta := e.plan.Recompile(e.st.intent(), &e.facts, w.dirty)
 	e.mu.RUnlock()
 	e.plan.Revision = w.rev
+	e.view.apply(delta)
 	// A daemon that is told to stop finishes the pass: half of one would be told
 	// to callers as their failure.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), applyTimeout)

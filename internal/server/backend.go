@@ -83,6 +83,8 @@ type reports interface {
 	Doctor(ctx context.Context) []api.Check
 	Info() api.Info
 	HCNVersion() hcn.Version
+	// DropLines ends with ctx's error when it follows and ctx ends.
+	DropLines(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error
 }
 
 // events are numbered in the order of their commits. Subscribe gives those after a number, as far as they are kept, and then

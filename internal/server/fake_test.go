@@ -527,3 +527,18 @@ func (f *fake) Doctor(context.Context) []api.Check {
 }
 
 func (f *fake) Info() api.Info { return api.Info{Version: "fake", HCN: f.HCNVersion()} }
+
+func (f *fake) DropLines(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error {
+	f.note("drops %v %v %d %t", o.Endpoints, o.Reasons, o.Tail, o.Follow)
+	if slices.Contains(o.Endpoints, "none") {
+		return api.Errorf(api.KindNotFound, "no endpoint is called none")
+	}
+	if err := each(api.DropLine{Drop: &api.Drop{Seq: 1, Reason: "martian"}}); err != nil {
+		return err
+	}
+	if o.Follow {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return each(api.DropLine{NotShown: 7})
+}

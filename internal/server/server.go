@@ -78,6 +78,7 @@ func New(o Options) *Server {
 	s.networkingRoutes()
 	s.imageRoutes()
 	s.reportRoutes()
+	s.observeRoutes()
 	s.eventRoutes()
 	s.mux.HandleFunc("/", s.noRoute)
 	return s

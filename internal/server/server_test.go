@@ -372,3 +372,26 @@ func TestReports(t *testing.T) {
 		t.Error(i, err)
 	}
 }
+
+func TestDrops(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	var lines []api.DropLine
+	collect := func(l api.DropLine) error { lines = append(lines, l); return nil }
+	if err := r.Drops(ctx, api.DropOptions{Endpoints: []string{"a", "b"}, Reasons: []string{"martian"}, Tail: 3}, collect); err != nil {
+		t.Fatal(err)
+	}
+	if len(lines) != 2 || lines[0].Drop == nil || lines[0].Drop.Reason != "martian" || lines[1].NotShown != 7 {
+		t.Errorf("got %v", lines)
+	}
+	if d := cmp.Diff([]string{"drops [a b] [martian] 3 false"}, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+	if err := r.Drops(ctx, api.DropOptions{Endpoints: []string{"none"}}, collect); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("drops of nothing: %v", err)
+	}
+	enough := errors.New("enough")
+	if err := r.Drops(ctx, api.DropOptions{Follow: true}, func(api.DropLine) error { return enough }); !errors.Is(err, enough) {
+		t.Errorf("a reader that ends it: %v", err)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
@@ -92,10 +93,20 @@ func (a *Applier) dropOf(e *bpfDropEvent) Drop {
 	id := a.byIndex[e.Port]
 	a.mu.Unlock()
 	return Drop{
-		Time: time.Now(), Port: id, Switch: e.Sw, Reason: Reason(e.Reason), Rule: e.Rule, Len: e.Len,
+		Time: eventTime(e.Time), Port: id, Switch: e.Sw, Reason: Reason(e.Reason), Rule: e.Rule, Len: e.Len,
 		EtherType: e.Ethertype, SrcMAC: e.Smac, DstMAC: e.Dmac, Src: eventAddr(e.Src), Dst: eventAddr(e.Dst),
 		Protocol: e.Proto, ICMPType: e.IcmpType, SPort: e.Sport, DPort: e.Dport,
 	}
+}
+
+// eventTime is when the kernel's clock showed ns: an event may wait for its reader,
+// for as long as the daemon is away.
+func eventTime(ns uint64) time.Time {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return time.Now()
+	}
+	return time.Now().Add(time.Duration(ns) - time.Duration(now.Nano()))
 }
 
 func eventAddr(b [16]byte) netip.Addr {
