@@ -263,7 +263,9 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 		p.Addrs = append(p.Addrs, a.Addr())
 	}
 	if onHost {
-		p.VNIC.intoHost()
+		p.VNIC.intoHost() // the host needs no neighbour entry for itself
+	} else {
+		p.acquaint(n)
 	}
 	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
 		p.AltName = s[0].Name
@@ -309,6 +311,25 @@ func (v *VNIC) intoHost() {
 		}
 	}
 	v.Routes = routes
+}
+
+// acquaint makes a port and its network's own vNICs know each other, so that only
+// containers that speak to each other have to ask for MACs.
+func (p *Port) acquaint(n *Network) {
+	_, host, resolver := compileNetwork(n, &Facts{})
+	for _, own := range []*Port{host, resolver} {
+		if own != nil {
+			p.KnownOn = append(p.KnownOn, Interface{own.VNIC.Namespace, own.VNIC.Device})
+		}
+	}
+	if host == nil {
+		return
+	}
+	for _, gw := range host.VNIC.Addrs {
+		if hasFamily(p.VNIC.Addrs, gw.Addr().Is4()) {
+			p.VNIC.Neighbours = append(p.VNIC.Neighbours, Neighbour{gw.Addr(), host.MAC})
+		}
+	}
 }
 
 // endpointMTU is what the endpoint asks for, or the uplink's. It is never above

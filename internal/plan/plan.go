@@ -164,6 +164,23 @@ type Port struct {
 	Forwards []Forward
 	// Policy is what the switch decides at this port.
 	Policy Policy
+	// KnownOn are the network's own vNICs, the host's and the resolver's, that
+	// hold a permanent neighbour entry for each of Addrs (see Neighbour).
+	KnownOn []Interface
+}
+
+// Interface is a network interface by its place and name.
+type Interface struct {
+	Namespace string // path, "" for the host's own namespace
+	Device    string
+}
+
+// Neighbour is an address on the link and the MAC that has it. Such entries are
+// permanent: the kernel neither asks for them, nor ages them, nor counts them
+// against net.ipv4.neigh.default.gc_thresh3, which all namespaces of a host share.
+type Neighbour struct {
+	Addr netip.Addr
+	MAC  MAC
 }
 
 // VNIC is the interface in a compartment (or in the host) at a port's far end.
@@ -181,6 +198,8 @@ type VNIC struct {
 	// detection has to pass before the interface works.
 	LinkLocal netip.Addr
 	Routes    []Route
+	// Neighbours that are known from the start: the gateway.
+	Neighbours []Neighbour
 }
 
 // Route in a compartment. Dst unmasked bits are zero.
@@ -204,6 +223,15 @@ const (
 	// ScopeLAN: every address of the host except loopback.
 	ScopeLAN
 )
+
+// Acquaintance is what the interfaces of KnownOn know of a port.
+func (p *Port) Acquaintance() []Neighbour {
+	out := make([]Neighbour, len(p.Addrs))
+	for i, a := range p.Addrs {
+		out[i] = Neighbour{Addr: a, MAC: p.MAC}
+	}
+	return out
+}
 
 // Forward publishes one port of the host to an endpoint, in one family.
 type Forward struct {

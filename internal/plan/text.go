@@ -110,6 +110,14 @@ func (p *Port) text(b *strings.Builder) {
 	for _, r := range v.Routes {
 		fmt.Fprintf(b, "    %s\n", r)
 	}
+	for _, n := range v.Neighbours {
+		fmt.Fprintf(b, "    neigh %s lladdr %s dev %s\n", n.Addr, n.MAC, v.Device)
+	}
+	for _, i := range p.KnownOn {
+		for _, n := range p.Acquaintance() {
+			fmt.Fprintf(b, "    neigh %s lladdr %s dev %s%s\n", n.Addr, n.MAC, i.Device, optional(" netns ", i.Namespace))
+		}
+	}
 	for _, f := range p.Forwards {
 		fmt.Fprintf(b, "    %s\n", f)
 	}

@@ -15,6 +15,7 @@ import (
 func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	ps := d.n.newPass(ctx, true)
 	defer ps.close()
+	d.n.lobby.close()
 	if err := ps.listHost(); err != nil {
 		return nil, err
 	}
@@ -36,6 +37,7 @@ func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 		ps.syncPorts(ports[path])
 		ps.release(path)
 	}
+	ps.syncIntroductions(p)
 	ps.fail(ctx.Err())
 	return ps.drift, errors.Join(ps.errs...)
 }
@@ -77,6 +79,7 @@ func (ps *pass) release(path string) {
 func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) error {
 	ps := d.n.newPass(ctx, false)
 	defer ps.close()
+	d.n.lobby.closeFor(delta)
 	if delta.Host {
 		ps.fail(ps.applyHost(p.Host))
 	}
@@ -99,6 +102,7 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 			ps.fail(portError(c.New, ps.ensurePort(c.New)))
 		}
 	}
+	ps.introduce(p, delta)
 	return errors.Join(ps.errs...)
 }
 

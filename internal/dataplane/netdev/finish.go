@@ -15,6 +15,7 @@ import (
 func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	ps := f.n.newPass(ctx, true)
 	defer ps.close()
+	f.n.lobby.close()
 	if err := ps.listHost(); err != nil {
 		return nil, err
 	}
@@ -77,6 +78,7 @@ func (f *Finish) pruneNamespaces(p *plan.Plan) error {
 func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) error {
 	ps := f.n.newPass(ctx, false)
 	defer ps.close()
+	f.n.lobby.closeFor(delta)
 	var up []write
 	var ready []*plan.Port
 	for _, id := range sortedPorts(delta.Ports) {

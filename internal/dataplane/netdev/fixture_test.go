@@ -93,6 +93,16 @@ func addEndpoint(p *plan.Plan, i int) (*plan.Namespace, *plan.Port) {
 		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.77.0.1")},
 		{Dst: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fd77::1")},
 	}
+	host, resolver := p.Ports[plan.HostPortID(network)], p.Ports[plan.ResolverPortID(network)]
+	for _, gw := range host.VNIC.Addrs {
+		ep.VNIC.Neighbours = append(ep.VNIC.Neighbours, plan.Neighbour{Addr: gw.Addr(), MAC: host.MAC})
+	}
+	for _, own := range []*plan.Port{host, resolver} {
+		ep.KnownOn = append(ep.KnownOn, plan.Interface{Namespace: own.VNIC.Namespace, Device: own.VNIC.Device})
+	}
+	for _, a := range ep.VNIC.Addrs {
+		ep.Addrs = append(ep.Addrs, a.Addr())
+	}
 	p.Namespaces[ns.ID], p.Ports[ep.ID] = ns, ep
 	return ns, ep
 }
@@ -205,6 +215,9 @@ func dump(t testing.TB, h *testhost.Host) string {
 	var b strings.Builder
 	show := func(title string, args ...string) {
 		out := h.Run(t, "ip", args...)
+		if slices.Contains(args, "neigh") {
+			out = sortLines(out) // the kernel's order is that of a seeded hash
+		}
 		b.WriteString("# " + title + "\n")
 		for line := range strings.Lines(out) {
 			line = volatileText.ReplaceAllString(strings.TrimSpace(line), "")
@@ -224,12 +237,14 @@ func dump(t testing.TB, h *testhost.Host) string {
 	show("host routes", "route")
 	show("host routes, IPv6", "-6", "route")
 	show("host's local routes of ours, IPv6", "-6", "route", "show", "table", "local", "proto", "98")
+	show("host neighbours", "neigh", "show", "nud", "permanent")
 	for name := range strings.Lines(h.Run(t, "ls", "/run/netns")) {
 		name = strings.TrimSpace(name)
 		show(name, "-n", name, "-o", "link", "show")
 		show(name+" addresses", "-n", name, "-o", "addr", "show")
 		show(name+" routes", "-n", name, "route")
 		show(name+" routes, IPv6", "-n", name, "-6", "route")
+		show(name+" neighbours", "-n", name, "neigh", "show", "nud", "permanent")
 	}
 	return b.String()
 }

@@ -18,8 +18,9 @@ type registry struct {
 type known struct {
 	alias string
 	mtu   int
-	flags uint32 // those that are on when the link is settled
-	index int    // of a switch side that was just made
+	mac   plan.MAC // of a vNIC; that of a switch side is the kernel's choice
+	flags uint32   // those that are on when the link is settled
+	index int      // of a switch side that was just made
 	// fresh: made by Devices and not yet set up by Finish, so that being down is no drift.
 	fresh bool
 	// settled: Finish is done with it.
@@ -42,7 +43,7 @@ func (r *registry) note(p *plan.Port, fresh bool) {
 	const working = unix.IFF_UP | unix.IFF_LOWER_UP
 	enter(p.Device, known{alias: p.Alias, mtu: p.VNIC.MTU, flags: working | unix.IFF_NOARP, fresh: fresh})
 	if p.VNIC.Namespace == "" {
-		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, flags: working, fresh: fresh})
+		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, mac: p.VNIC.MAC, flags: working, fresh: fresh})
 	}
 }
 
@@ -97,6 +98,9 @@ func (r *registry) judge(l link) (right, ok bool) {
 	k := r.links[l.name]
 	if k == nil {
 		return false, false
+	}
+	if k.settled && k.mac != (plan.MAC{}) && k.mac != l.mac {
+		return false, true
 	}
 	return !k.settled || l.alias == k.alias && l.mtu == k.mtu && l.flags&k.flags == k.flags && l.group == groupOurs, true
 }

@@ -59,6 +59,7 @@ type Netdev struct {
 	proc  procTree
 	known registry
 	watch watchState
+	lobby lobby
 
 	// writes counts changes made to the kernel.
 	writes *atomic.Int64
@@ -109,6 +110,7 @@ func (n *Netdev) openSockets() (err error) {
 func (n *Netdev) Close() error {
 	n.closing.Do(func() {
 		n.pool.close()
+		n.lobby.close()
 		n.reap.close()
 		n.grim.close()
 		n.host.close()
@@ -161,11 +163,13 @@ type pass struct {
 	// links of the host by name, once they were listed (nil before).
 	links  map[string]link
 	spaces map[string]*space
-	errs   []error
+	// born are vNICs that this pass has made, or has emptied of neighbours.
+	born map[plan.Interface]bool
+	errs []error
 }
 
 func (n *Netdev) newPass(ctx context.Context, report bool) *pass {
-	return &pass{n: n, ctx: ctx, report: report, spaces: map[string]*space{}}
+	return &pass{n: n, ctx: ctx, report: report, spaces: map[string]*space{}, born: map[plan.Interface]bool{}}
 }
 
 func (ps *pass) close() {

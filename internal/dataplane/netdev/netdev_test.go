@@ -71,6 +71,7 @@ func TestRepair(t *testing.T) {
 	eth0 := "ip -n hns-" + guid('C', 1).Lower() + " "
 	p := sample()
 	host, one := p.Ports[plan.HostPortID(network)], p.Ports[plan.EndpointPortID(guid('E', 1))]
+	resolver := p.Ports[plan.ResolverPortID(network)]
 	cases := []struct {
 		name, do, found string
 	}{
@@ -101,6 +102,16 @@ func TestRepair(t *testing.T) {
 		{"local route to ::1", "ip -6 route del local ::1 table local dev " + host.VNIC.Device, "without local route ::1/128"},
 		{"local route to ::1, other metric", "ip -6 route del local ::1 table local dev " + host.VNIC.Device +
 			" && ip -6 route add local ::1 table local dev " + host.VNIC.Device + " metric 77 proto 98", "local route ::1/128 metric 77"},
+		{"gateway's neighbour entry", eth0 + "neigh del 10.77.0.1 dev eth0", "without neighbour 10.77.0.1 at 02:00:00:00:00:01"},
+		{"gateway's neighbour entry, IPv6", eth0 + "neigh del fd77::1 dev eth0", "without neighbour fd77::1 at 02:00:00:00:00:01"},
+		{"gateway's neighbour entry, other MAC", eth0 + "neigh replace 10.77.0.1 lladdr 02:99:99:99:99:99 dev eth0", "without neighbour 10.77.0.1"},
+		{"gateway's neighbour entry, ageing", eth0 + "neigh replace fd77::1 lladdr 02:00:00:00:00:01 nud reachable dev eth0", "without neighbour fd77::1"},
+		{"neighbour entry that is none's", "ip neigh add 10.77.0.9 lladdr 02:99:99:99:99:99 protocol 98 dev " + host.VNIC.Device, "neighbour 10.77.0.9"},
+		{"host's neighbour entry", "ip neigh del 10.77.1.1 dev " + host.VNIC.Device, "without neighbour 10.77.1.1 at 02:01:00:00:00:01"},
+		{"host vNIC down", "ip link set " + host.VNIC.Device + " down", "without 4 neighbours"},
+		{"host vNIC MAC", "ip link set " + host.VNIC.Device + " address 02:99:99:99:99:99", "MAC 02:99:99:99:99:99"},
+		{"resolver's neighbour entry", "ip -n hns-resolver neigh del fd77::1:2 dev " + resolver.VNIC.Device, "without neighbour fd77::1:2"},
+		{"resolver's vNIC deleted", "ip -n hns-resolver link del " + resolver.VNIC.Device, "missing"},
 		{"forwarding off", "sysctl -w net.ipv4.ip_forward=0", "0"},
 		{"forwarding off, IPv6", "sysctl -w net.ipv6.conf.all.forwarding=0", "0"},
 		{"route_localnet", "sysctl -w net.ipv4.conf." + host.VNIC.Device + ".route_localnet=0", "0"},
@@ -182,10 +193,15 @@ func TestOthersThingsSurvive(t *testing.T) {
 	p := sample()
 	apply(t, n, &plan.Plan{}, p)
 	one := "hns-" + guid('C', 1).Lower()
+	mine := "neigh add 10.77.7.7 lladdr 02:77:00:00:00:07 dev "
+	h.Run(t, "bash", "-c", "ip -n "+one+" "+mine+"eth0; ip "+mine+p.Ports[plan.HostPortID(network)].VNIC.Device)
 	h.Run(t, "bash", "-c", "ip -n "+one+" addr add 10.77.5.5/16 dev eth0; ip -n "+one+" route add 10.99.0.0/16 via 10.77.0.1")
 	quiet(t, n, p)
 	if out := h.Run(t, "ip", "-n", one, "route"); !strings.Contains(out, "10.99.0.0/16") {
 		t.Errorf("the container's own route is gone:\n%s", out)
+	}
+	if out := h.Run(t, "bash", "-c", "ip -n "+one+" neigh show nud permanent; ip neigh show nud permanent"); strings.Count(out, "02:77:00:00:00:07") != 2 {
+		t.Errorf("somebody's own neighbour entries are gone:\n%s", out)
 	}
 	// A stranger in the dying group keeps it from being deleted as a whole.
 	h.Run(t, "ip", "link", "set", "veth0", "group", fmt.Sprint(groupDying))
@@ -271,7 +287,9 @@ func TestChangeOfAPort(t *testing.T) {
 	changed := *p.Ports[plan.EndpointPortID(guid('E', 2))]
 	changed.AltName = "other-name"
 	changed.VNIC.MTU = 1300
+	changed.MAC, changed.VNIC.MAC = plan.MAC{2, 9}, plan.MAC{2, 9}
 	changed.VNIC.Addrs = []netip.Prefix{netip.MustParsePrefix("10.77.9.9/16"), changed.VNIC.Addrs[1]}
+	changed.Addrs = []netip.Addr{changed.VNIC.Addrs[0].Addr(), changed.Addrs[1]}
 	changed.VNIC.Routes = []plan.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.77.0.254"), Metric: 50}}
 	q.Ports[changed.ID] = &changed
 	apply(t, n, p, &q)
@@ -465,8 +483,8 @@ func TestPool(t *testing.T) {
 	testhost.Eventually(t, 5*time.Second, n.pool.filled) // filling it writes
 	quiet(t, n, p)
 	apply(t, n, p, &plan.Plan{})
-	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 {
-		t.Errorf("left over: %v, %v", left, err)
+	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 || n.lobby.spaces != nil {
+		t.Errorf("left over: %v, %v, sockets %v", left, err, n.lobby.spaces)
 	}
 	sample := sample()
 	apply(t, n, &plan.Plan{}, sample)

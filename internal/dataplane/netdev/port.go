@@ -83,8 +83,14 @@ func (ps *pass) makePair(p *plan.Port) error {
 	}
 	if ps.links != nil {
 		ps.links[near.name] = near
+		if s.path == "" {
+			ps.links[far.name] = far
+		}
 	}
-	return ps.configure(p, s, near, far, true)
+	if p.Kind != plan.PortContainer {
+		ps.born[plan.Interface{Namespace: s.path, Device: far.name}] = true
+	}
+	return ps.configure(p, s, near, far, nil, true)
 }
 
 func missingIf(missing bool) error {
@@ -129,7 +135,11 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 		ps.found(string(p.ID), "link "+p.VNIC.Device+" in "+place(s.path), "moved away")
 		return ps.replace(p, s, near)
 	}
-	return ps.configure(p, s, near, far, false)
+	known, err := ps.neighboursOf(p, s, far)
+	if err != nil {
+		return fmt.Errorf("list neighbours in %s: %w", place(s.path), err)
+	}
+	return ps.configure(p, s, near, far, known, false)
 }
 
 // replace deletes a pair that cannot be used and makes it anew.
@@ -170,7 +180,7 @@ func (ps *pass) dropOrphan(p *plan.Port, s *space) error {
 }
 
 // configure writes what differs at both ends of a pair.
-func (ps *pass) configure(p *plan.Port, s *space, near, far link, fresh bool) error {
+func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighbour, fresh bool) error {
 	if !fresh {
 		ps.n.known.note(p, false)
 	}
@@ -187,7 +197,7 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, fresh bool) er
 			return err
 		}
 	}
-	d.far(p, s, far, fresh)
+	d.far(p, s, far, known, fresh)
 	return s.conn.write(d.take()...)
 }
 
@@ -251,7 +261,7 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 }
 
 // far compares the vNIC. Only what we set is looked at, and only what carries our mark is taken away.
-func (d *differ) far(p *plan.Port, s *space, l link, fresh bool) {
+func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bool) {
 	v := p.VNIC
 	object := "link " + v.Device + " in " + place(v.Namespace)
 	var attrs []*nl.RtAttr
@@ -262,6 +272,7 @@ func (d *differ) far(p *plan.Port, s *space, l link, fresh bool) {
 	if l.mac != v.MAC {
 		d.found(object, "MAC %s", l.mac)
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, v.MAC[:]))
+		d.ps.born[plan.Interface{Namespace: v.Namespace, Device: v.Device}] = true // it knows nobody any more
 	}
 	if l.mtu != v.MTU {
 		d.found(object, "MTU %d", l.mtu)
@@ -278,12 +289,17 @@ func (d *differ) far(p *plan.Port, s *space, l link, fresh bool) {
 	}
 	var addrs []address
 	var routes []route
+	var neighbours []neighbour
 	if !fresh {
 		addrs, routes = s.addrs, s.routes
+	}
+	if l.mac == v.MAC { // a new MAC empties the table
+		neighbours = known
 	}
 	d.addresses(object, v, l.index, addrs)
 	d.routes(object, v, l.index, routes)
 	d.loopback(object, v, l.index, routes)
+	d.neighbours(object, v.Neighbours, l.index, neighbours)
 }
 
 func (d *differ) addresses(object string, v plan.VNIC, index int, have []address) {

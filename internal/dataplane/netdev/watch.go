@@ -57,6 +57,7 @@ type watcher struct {
 
 var watchGroups = []int{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_NEIGH,
 }
 
 // Watch calls wake whenever something happens to devices, addresses or routes of ours, to the host facts, or to our
@@ -216,6 +217,13 @@ func (w *watcher) judge(m syscall.NetlinkMessage) string {
 			return ""
 		}
 		return fmt.Sprintf("route %s changed", r.dst)
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		nb := parseNeighbour(m.Data)
+		// What the kernel does by itself is a device going down, which is an event too, or the life of its own entries.
+		if byUs || !w.ours[nb.index] || m.Header.Pid == 0 {
+			return ""
+		}
+		return fmt.Sprintf("neighbour %s changed", nb.Addr)
 	}
 	return ""
 }
