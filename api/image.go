@@ -44,7 +44,20 @@ type PullRequest struct {
 type RegistryAuth struct {
 	Username string `json:"username,omitempty"`
 	Password string `json:"password,omitempty"`
-	Token    string `json:"token,omitempty"`
+	// Token is sent to the registry as it is, IdentityToken is exchanged for one at
+	// the registry's token server.
+	Token         string `json:"token,omitempty"`
+	IdentityToken string `json:"identityToken,omitempty"`
+	// Fallback has them used only for a registry that the daemon itself has no
+	// credentials for.
+	Fallback bool `json:"fallback,omitempty"`
+}
+
+// LoginRequest has the daemon check credentials with a registry and keep them.
+type LoginRequest struct {
+	Registry  string       `json:"registry"` // "registry.example:5000"
+	Auth      RegistryAuth `json:"auth"`
+	PlainHTTP bool         `json:"plainHTTP,omitempty"`
 }
 
 // ImageProgress is one message of the stream that a pull or push answers with

@@ -33,6 +33,16 @@ func (c *Client) PushImage(ctx context.Context, what api.PullRequest, progress f
 	return err
 }
 
+// Login has the daemon check credentials with a registry and keep them.
+func (c *Client) Login(ctx context.Context, what api.LoginRequest) error {
+	return c.call(ctx, post("/v1/registries", nil, what), nil)
+}
+
+// Logout has the daemon forget the credentials that Login gave it; none is success.
+func (c *Client) Logout(ctx context.Context, registry string) error {
+	return c.call(ctx, remove("/v1/registries/"+segment(registry), nil), nil)
+}
+
 func (c *Client) transfer(ctx context.Context, r request, progress func(api.ImageProgress)) (api.ImageProgress, error) {
 	var last api.ImageProgress
 	err := readLines(ctx, c, r, func(m api.ImageProgress) error {

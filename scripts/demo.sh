@@ -366,9 +366,7 @@ show_image() {
 	step "An image goes to a registry and comes back"
 	start_registry
 	check "the registry (TLS, on the LAN) wants credentials" registry_refuses
-	# shellcheck disable=SC2016 # expanded in the host
-	enter host bash -c 'mkdir -p /etc/bulkhead && umask 077 && cat >/etc/bulkhead/auth.json' \
-		<<<"{\"auths\": {\"$registry\": {\"auth\": \"$(printf 'demo:secret' | base64)\"}}}"
+	on host bulkhead login -u demo --password-stdin "$registry" <<<secret
 	on host bulkhead image import --cmd nginx "$PWD/$archive" "$image"
 	on host bulkhead push "$image"
 	on host bulkhead image rm "$image"

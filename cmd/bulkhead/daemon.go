@@ -75,7 +75,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.attach, "attach", "", "how programs are attached: tcx or clsact (default by probing)")
 	f.StringSliceVar(&c.pools, "pool", nil, "IPv4 prefixes that networks without a subnet take a /24 of")
 	f.StringSliceVar(&c.mirrors, "registry-mirror", nil, "REGISTRY=MIRROR: ask MIRROR before REGISTRY")
-	f.StringVar(&c.authFile, "auth-file", "", "registry credentials (default /etc/bulkhead/auth.json)")
+	f.StringVar(&c.authFile, "auth-file", "", "registry credentials besides those of bulkhead login (default /etc/bulkhead/auth.json)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
@@ -150,7 +150,10 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	if p.filter, err = nat.New(nat.Config{Log: log}); err != nil {
 		return err
 	}
-	if p.images, err = image.Open(filepath.Join(c.stateDir, "images"), image.Options{Logger: log, AuthFile: c.authFile, Registries: c.registries()}); err != nil {
+	p.images, err = image.Open(filepath.Join(c.stateDir, "images"), image.Options{
+		Logger: log, AuthFile: c.authFile, LoginFile: filepath.Join(c.stateDir, "auth.json"), Registries: c.registries(),
+	})
+	if err != nil {
 		return err
 	}
 	p.runtime, err = process.New(process.Options{

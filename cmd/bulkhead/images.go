@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -15,14 +16,15 @@ type imageStore struct{ s *image.Store }
 
 func (i imageStore) Pull(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) (api.Image, error) {
 	img, err := i.s.Pull(ctx, r.Reference, image.PullOptions{
-		Policy: image.Policy(r.Policy), Auth: credentials(r.Auth), PlainHTTP: r.PlainHTTP, Progress: progressOf(progress),
+		Policy: cmp.Or(image.Policy(r.Policy), image.PullAlways), Auth: credentials(r.Auth, false), Fallback: credentials(r.Auth, true),
+		PlainHTTP: r.PlainHTTP, Progress: progressOf(progress),
 	})
 	return imageDoc(img), imageError(err)
 }
 
 func (i imageStore) Push(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) error {
 	_, err := i.s.Push(ctx, r.Reference, image.PushOptions{
-		Auth: credentials(r.Auth), PlainHTTP: r.PlainHTTP, Progress: progressOf(progress),
+		Auth: credentials(r.Auth, false), Fallback: credentials(r.Auth, true), PlainHTTP: r.PlainHTTP, Progress: progressOf(progress),
 	})
 	return imageError(err)
 }
@@ -69,11 +71,31 @@ func (i imageStore) Layers(ctx context.Context, id string) ([]string, error) {
 	return dirs, imageError(err)
 }
 
-func credentials(a *api.RegistryAuth) *image.Credentials {
-	if a == nil {
+func (i imageStore) Login(ctx context.Context, r api.LoginRequest) error {
+	if r.Auth.Fallback {
+		return api.Errorf(api.KindInvalid, "auth.fallback: it is for pull and push: a log-in is kept")
+	}
+	err := i.s.Login(ctx, r.Registry, *credentials(&r.Auth, false), image.LoginOptions{PlainHTTP: r.PlainHTTP})
+	if errors.Is(err, image.ErrUnauthorized) {
+		return api.Errorf(api.KindConflict, "%w", err).Hint("check user name and password; what was stored before stays")
+	}
+	return imageError(err)
+}
+
+func (i imageStore) Logout(registry string) error {
+	err := i.s.Logout(registry)
+	if errors.Is(err, image.ErrInUse) {
+		return api.Errorf(api.KindConflict, "%w", err)
+	}
+	return imageError(err)
+}
+
+// credentials takes those of a request that are, or are not, only a fallback.
+func credentials(a *api.RegistryAuth, fallback bool) *image.Credentials {
+	if a == nil || a.Fallback != fallback {
 		return nil
 	}
-	return &image.Credentials{Username: a.Username, Password: a.Password, RegistryToken: a.Token}
+	return &image.Credentials{Username: a.Username, Password: a.Password, RegistryToken: a.Token, IdentityToken: a.IdentityToken}
 }
 
 func progressOf(f func(api.ImageProgress)) func(image.Progress) {
@@ -116,7 +138,7 @@ func imageError(err error) error {
 	case errors.Is(err, image.ErrInvalid), errors.Is(err, image.ErrRefused):
 		return api.Errorf(api.KindInvalid, "%w", err)
 	case errors.Is(err, image.ErrUnauthorized):
-		return api.Errorf(api.KindConflict, "%w", err).Hint("give --username and --password")
+		return api.Errorf(api.KindConflict, "%w", err).Hint("bulkhead login REGISTRY, or give --creds-file")
 	}
 	return err
 }

@@ -151,6 +151,8 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupImages, newPullCmd(a)),
 		grouped(groupImages, newPushCmd(a)),
 		grouped(groupImages, newImagesCmd(a)),
+		grouped(groupImages, newLoginCmd(a)),
+		grouped(groupImages, newLogoutCmd(a)),
 		grouped(groupSystem, newEventsCmd(a)),
 		grouped(groupSystem, newDoctorCmd(a)),
 		grouped(groupSystem, newInfoCmd(a)),

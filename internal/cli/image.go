@@ -23,7 +23,7 @@ func newImageCmd(a *app) *cobra.Command {
 	return group("image", "Images", "Images come from OCI registries, or from an archive of a root file system.",
 		"  bulkhead image pull registry.example/web:1\n  bulkhead image ls",
 		list, newPullCmd(a), newPushCmd(a), newImageImportCmd(a), newInspectKindCmd(a, "image", kindImage),
-		newImageRmCmd(a), newImagePruneCmd(a), newImageTagCmd(a))
+		newImageRmCmd(a), newImagePruneCmd(a), newImageTagCmd(a), newLoginCmd(a), newLogoutCmd(a))
 }
 
 // imageName is what people call an image.
@@ -92,7 +92,9 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 func (f *registryFlags) request(a *app, ref string) (api.PullRequest, error) {
 	r := api.PullRequest{Reference: ref, PlainHTTP: f.plainHTTP}
 	if f.credentials == "" {
-		return r, nil
+		var err error
+		r.Auth, err = a.storedAuth(ref)
+		return r, err
 	}
 	in := a.Stdin
 	if f.credentials != "-" {
@@ -120,8 +122,9 @@ func newPullCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pull [flags] IMAGE",
 		Short: "Pull an image from a registry",
-		Long: `Pulls an image by tag or digest and prints its ID. The daemon reads the credentials and
-mirrors that are set up on the host; --creds-file goes before them.`,
+		Long: `Pulls an image by tag or digest and prints its ID. The daemon uses the mirrors that are set
+up on the host and the credentials of "bulkhead login"; --creds-file goes before those. Where it
+has none for the registry, those go along that Docker's or Podman's files keep for you.`,
 		Example: `  bulkhead pull registry.example/web:1
   bulkhead pull --plain-http registry.lan:5000/tools`,
 		Args: needArgs(1, 1, "image"),
@@ -151,8 +154,12 @@ mirrors that are set up on the host; --creds-file goes before them.`,
 // ensureImage has the daemon get an image if the policy says so. Nothing is shown
 // when there was nothing to get.
 func (a *app) ensureImage(ctx context.Context, c *client.Client, ref, policy string) error {
+	auth, err := a.storedAuth(ref)
+	if err != nil {
+		return err
+	}
 	p := a.progress(false)
-	_, err := c.PullImage(ctx, api.PullRequest{Reference: ref, Policy: policy}, p.show)
+	_, err = c.PullImage(ctx, api.PullRequest{Reference: ref, Policy: policy, Auth: auth}, p.show)
 	p.close(err)
 	var e *api.Error
 	if policy == pullNever && errors.As(err, &e) && e.Next == "" {

@@ -84,6 +84,9 @@ type Images interface {
 	Tag(ref, newRef string) error
 	Remove(ref string, force bool, inUse []string) error
 	Prune(inUse []string) ([]string, error)
+	// Login checks credentials with their registry before it keeps them.
+	Login(ctx context.Context, r api.LoginRequest) error
+	Logout(registry string) error
 	// Layers unpacks the image's layers where that is still to be done, and
 	// returns their directories, topmost first. It refuses an image that cannot
 	// run on this kernel.

@@ -349,3 +349,7 @@ func (images) Remove(_ string, force bool, inUse []string) error {
 	return nil
 }
 func (images) Prune([]string) ([]string, error) { return nil, nil }
+
+func (images) Login(context.Context, api.LoginRequest) error { return nil }
+
+func (images) Logout(string) error { return nil }

@@ -100,6 +100,16 @@ func (e *Engine) PruneImages(context.Context) ([]string, error) {
 	return e.opt.Images.Prune(e.imagesInUse())
 }
 
+// Login checks credentials with a registry and keeps them.
+func (e *Engine) Login(ctx context.Context, r api.LoginRequest) error {
+	return e.opt.Images.Login(ctx, r)
+}
+
+// Logout forgets a registry's credentials.
+func (e *Engine) Logout(_ context.Context, registry string) error {
+	return e.opt.Images.Logout(registry)
+}
+
 // Addresses reports who has which address.
 func (e *Engine) Addresses() []api.Address {
 	e.mu.RLock()

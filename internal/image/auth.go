@@ -64,6 +64,16 @@ func readAuthFile(path string) (authFile, error) {
 	return f, nil
 }
 
+// of finds a registry's credentials.
+func (f authFile) of(host string) (authn.AuthConfig, bool) {
+	for _, k := range authKeys(host) {
+		if c, ok := f.auths[k]; ok && c != (authn.AuthConfig{}) {
+			return c, true
+		}
+	}
+	return authn.AuthConfig{}, false
+}
+
 // authKeys lists the keys under which tools keep a registry's credentials, best first.
 func authKeys(host string) []string {
 	keys := []string{host, "https://" + host, "http://" + host, "https://" + host + "/v2/", "https://" + host + "/v1/"}
@@ -73,33 +83,40 @@ func authKeys(host string) []string {
 	return keys
 }
 
-// credentials finds what to tell a registry. None is not an error.
+// credentials looks for a registry's in the auth files; nil for none.
 func (s *Store) credentials(host string) (authn.Authenticator, error) {
-	f, err := readAuthFile(s.opts.AuthFile)
+	for _, path := range []string{s.opts.LoginFile, s.opts.AuthFile} {
+		if auth, err := s.credentialsIn(path, host); auth != nil || err != nil {
+			return auth, err
+		}
+	}
+	return nil, nil
+}
+
+func (s *Store) credentialsIn(path, host string) (authn.Authenticator, error) {
+	f, err := readAuthFile(path)
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range authKeys(host) {
-		if c, ok := f.auths[k]; ok && c != (authn.AuthConfig{}) {
-			return authn.FromConfig(c), nil
-		}
+	if c, ok := f.of(host); ok {
+		return authn.FromConfig(c), nil
 	}
 	var helpers map[string]string
 	if raw, ok := f.rest["credHelpers"]; ok {
 		if err := json.Unmarshal(raw, &helpers); err != nil {
-			return nil, fmt.Errorf("read credentials in %s: credHelpers: %w", s.opts.AuthFile, err)
+			return nil, fmt.Errorf("read credentials in %s: credHelpers: %w", path, err)
 		}
 	}
 	if h := helpers[host]; h != "" {
-		return nil, fmt.Errorf("read credentials in %s: credential helper %q for %s is not supported: log in instead", s.opts.AuthFile, h, host)
+		return nil, fmt.Errorf("read credentials in %s: credential helper %q for %s is not supported: log in instead", path, h, host)
 	}
 	if _, ok := f.rest["credsStore"]; ok {
-		s.log.Warn("credential store is not supported, log in instead", "file", s.opts.AuthFile, "registry", host)
+		s.log.Warn("credential store is not supported, log in instead", "file", path, "registry", host)
 	}
-	return authn.Anonymous, nil
+	return nil, nil
 }
 
-// Login checks credentials with a registry and keeps them in the auth file, readable for its owner only.
+// Login checks credentials with a registry and keeps them in the login file, readable for its owner only.
 func (s *Store) Login(ctx context.Context, registry string, c Credentials, opts LoginOptions) error {
 	if err := s.login(ctx, registry, c, opts); err != nil {
 		return fmt.Errorf("log in to %s: %w", registry, err)
@@ -120,7 +137,7 @@ func (s *Store) login(ctx context.Context, registry string, c Credentials, opts 
 	if err != nil || ref.host != registry {
 		return fmt.Errorf("%w: %q is not a registry such as registry.example or localhost:5000", ErrInvalid, registry)
 	}
-	src := source{ref: ref, plain: opts.PlainHTTP || s.opts.Registries[registry].PlainHTTP, auth: c.authenticator()}
+	src := source{ref: ref, plain: opts.PlainHTTP || s.opts.Registries[registry].PlainHTTP, auth: &c}
 	conn, err := s.connect(ctx, src)
 	if err != nil {
 		return err
@@ -141,11 +158,23 @@ func (s *Store) login(ctx context.Context, registry string, c Credentials, opts 
 	})
 }
 
-// Logout forgets a registry's credentials; having none is success.
+// Logout forgets a registry's credentials; having none is success. Those of an auth file that is not ours to write stay, and
+// are told of: who logs out believes that they are gone.
 func (s *Store) Logout(registry string) error {
-	err := s.editAuthFile(func(auths map[string]authn.AuthConfig) { dropHost(auths, registry) })
+	f, err := readAuthFile(s.opts.LoginFile)
+	if _, has := f.of(registry); has {
+		err = s.editAuthFile(func(auths map[string]authn.AuthConfig) { dropHost(auths, registry) })
+	}
 	if err != nil {
 		return fmt.Errorf("log out of %s: %w", registry, err)
+	}
+	if s.opts.AuthFile == s.opts.LoginFile {
+		return nil
+	}
+	if f, err := readAuthFile(s.opts.AuthFile); err != nil {
+		return fmt.Errorf("log out of %s: %w", registry, err)
+	} else if _, has := f.of(registry); has {
+		return fmt.Errorf("log out of %s: %w: %s has credentials for it as well: remove them there", registry, ErrInUse, s.opts.AuthFile)
 	}
 	return nil
 }
@@ -160,7 +189,7 @@ func dropHost(auths map[string]authn.AuthConfig, host string) {
 func (s *Store) editAuthFile(edit func(map[string]authn.AuthConfig)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f, err := readAuthFile(s.opts.AuthFile)
+	f, err := readAuthFile(s.opts.LoginFile)
 	if err != nil {
 		return err
 	}
@@ -172,7 +201,7 @@ func (s *Store) editAuthFile(edit func(map[string]authn.AuthConfig)) error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(s.opts.AuthFile)
+	dir := filepath.Dir(s.opts.LoginFile)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -185,5 +214,5 @@ func (s *Store) editAuthFile(edit func(map[string]authn.AuthConfig)) error {
 	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
-	return install(tmp.Name(), s.opts.AuthFile)
+	return install(tmp.Name(), s.opts.LoginFile)
 }

@@ -26,7 +26,8 @@ const (
 // PullOptions say how an image is pulled. The zero value works.
 type PullOptions struct {
 	Policy    Policy
-	Auth      *Credentials   // for the registry itself; nil means those of the auth file
+	Auth      *Credentials   // for the registry itself; nil means those of the auth files
+	Fallback  *Credentials   // for the registry itself, if the auth files have none
 	Mirrors   []string       // instead of the registry's configured ones, if not nil; see [Registry]
 	PlainHTTP bool           // allow HTTP without TLS to the registry itself
 	Facts     *Facts         // check against this instead of the store's, for a container with another kernel

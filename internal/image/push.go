@@ -13,7 +13,8 @@ import (
 // PushOptions say how an image is pushed. The zero value works.
 type PushOptions struct {
 	To        string       // the name to push to; default the image's own
-	Auth      *Credentials // nil means those of the auth file
+	Auth      *Credentials // nil means those of the auth files
+	Fallback  *Credentials // if the auth files have none
 	PlainHTTP bool         // allow HTTP without TLS
 	Progress  func(Progress)
 }
@@ -50,10 +51,7 @@ func (s *Store) push(ctx context.Context, nameOrID string, opts PushOptions) (st
 	}
 	unpin := s.pin(pins(img)...)
 	defer unpin()
-	src := source{ref: ref, plain: opts.PlainHTTP || s.opts.Registries[ref.host].PlainHTTP}
-	if opts.Auth != nil {
-		src.auth = opts.Auth.authenticator()
-	}
+	src := source{ref: ref, plain: opts.PlainHTTP || s.opts.Registries[ref.host].PlainHTTP, auth: opts.Auth, fallback: opts.Fallback}
 	return img.ID, s.send(ctx, img, src, newProgress(opts.Progress))
 }
 
@@ -62,10 +60,9 @@ func (s *Store) send(ctx context.Context, img Image, src source, progress *progr
 	if err != nil {
 		return err
 	}
-	if src.auth == nil {
-		if src.auth, err = s.credentials(src.ref.host); err != nil {
-			return err
-		}
+	auth, err := s.authenticator(src)
+	if err != nil {
+		return err
 	}
 	base, err := s.transport(src.ref.host)
 	if err != nil {
@@ -88,7 +85,7 @@ func (s *Store) send(ctx context.Context, img Image, src source, progress *progr
 			progress.step("", PhaseUploading, u.Complete, u.Total)
 		}
 	}()
-	err = remote.Write(repo.Tag(src.ref.tag), local, remote.WithContext(ctx), remote.WithAuth(src.auth), remote.WithJobs(s.opts.Jobs),
+	err = remote.Write(repo.Tag(src.ref.tag), local, remote.WithContext(ctx), remote.WithAuth(auth), remote.WithJobs(s.opts.Jobs),
 		remote.WithProgress(updates),
 		remote.WithTransport(guard{inner: base, registry: repo.RegistryStr(), plain: src.plain || isLoopback(src.ref.host)}))
 	<-done

@@ -23,9 +23,10 @@ import (
 
 // source is one place an image can come from: a mirror or the registry itself.
 type source struct {
-	ref   reference
-	plain bool                // plain HTTP is allowed
-	auth  authn.Authenticator // nil: look in the auth file
+	ref      reference
+	plain    bool         // plain HTTP is allowed
+	auth     *Credentials // nil: look in the auth files
+	fallback *Credentials // if those have none
 }
 
 // sources lists where to look for an image, in order.
@@ -46,10 +47,7 @@ func (s *Store) sources(ref reference, opts PullOptions) ([]source, error) {
 		}
 		out = append(out, source{ref: at, plain: plain || s.opts.Registries[host].PlainHTTP})
 	}
-	origin := source{ref: ref, plain: opts.PlainHTTP || known.PlainHTTP}
-	if opts.Auth != nil {
-		origin.auth = opts.Auth.authenticator()
-	}
+	origin := source{ref: ref, plain: opts.PlainHTTP || known.PlainHTTP, auth: opts.Auth, fallback: opts.Fallback}
 	return append(out, origin), nil
 }
 
@@ -68,11 +66,9 @@ func (s *Store) connect(ctx context.Context, src source) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	auth := src.auth
-	if auth == nil {
-		if auth, err = s.credentials(src.ref.host); err != nil {
-			return nil, err
-		}
+	auth, err := s.authenticator(src)
+	if err != nil {
+		return nil, err
 	}
 	base, err := s.transport(src.ref.host)
 	if err != nil {
@@ -85,6 +81,21 @@ func (s *Store) connect(ctx context.Context, src source) (*conn, error) {
 		return nil, fmt.Errorf("reach registry %s: %w", src.ref.host, registryError(err))
 	}
 	return &conn{repo: repo, base: base, client: &http.Client{Transport: authed}}, nil
+}
+
+// authenticator finds what to tell a registry.
+func (s *Store) authenticator(src source) (authn.Authenticator, error) {
+	if src.auth != nil {
+		return src.auth.authenticator(), nil
+	}
+	auth, err := s.credentials(src.ref.host)
+	if err == nil && auth == nil && src.fallback != nil {
+		return src.fallback.authenticator(), nil
+	}
+	if err == nil && auth == nil {
+		auth = authn.Anonymous
+	}
+	return auth, err
 }
 
 func (src source) repository() (name.Repository, error) {

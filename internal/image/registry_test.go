@@ -76,6 +76,10 @@ func TestAuthentication(t *testing.T) {
 	if err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("auth file: %v %v", fi.Mode(), err)
 	}
+	wrong := &Credentials{Username: "ann", Password: "wrong"}
+	if _, err := store.Pull(ctx, host+"/p", PullOptions{Policy: PullAlways, Fallback: wrong}); err != nil {
+		t.Errorf("a fallback goes before the auth file: %v", err)
+	}
 	raw, err := os.ReadFile(auth)
 	if err != nil || !strings.Contains(string(raw), "other.example") || !strings.Contains(string(raw), "desktop") {
 		t.Errorf("other entries are lost: %s %v", raw, err)
@@ -95,6 +99,10 @@ func TestAuthentication(t *testing.T) {
 	if _, err := store.Push(ctx, host+"/p", PushOptions{To: host + "/q"}); !errors.Is(err, ErrUnauthorized) {
 		t.Errorf("push logged out: %v", err)
 	}
+	other, err := store.Pull(ctx, host+"/p", PullOptions{Policy: PullAlways, Fallback: &Credentials{Username: "ann", Password: "secret"}})
+	if err != nil || other.ID == "" {
+		t.Errorf("fallback: %v", err)
+	}
 	if err := store.Login(ctx, "not a host", Credentials{Username: "a"}, LoginOptions{}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("log in to nonsense: %v", err)
 	}
@@ -103,6 +111,33 @@ func TestAuthentication(t *testing.T) {
 	}
 	if err := pull(nil); err == nil || !strings.Contains(err.Error(), "ecr-login") {
 		t.Errorf("credential helper: %v", err)
+	}
+}
+
+// What an administrator wrote is not ours to change, and logging out says that it is still there.
+func TestLoginFile(t *testing.T) {
+	needRoot(t)
+	host := testRegistry(t, basicAuth("ann", "secret"))
+	dir := t.TempDir()
+	auth, login := filepath.Join(dir, "auth.json"), filepath.Join(dir, "login.json")
+	store := openStore(t, t.TempDir(), Options{AuthFile: auth, LoginFile: login})
+	if err := store.Login(t.Context(), host, Credentials{Username: "ann", Password: "secret"}, LoginOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(auth); !os.IsNotExist(err) {
+		t.Errorf("the auth file was written: %v", err)
+	}
+	if fi, err := os.Stat(login); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("login file: %v %v", fi, err)
+	}
+	if err := os.WriteFile(auth, []byte(`{"auths":{"`+host+`":{"auth":"YTpi"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Logout(host); err == nil || !strings.Contains(err.Error(), auth) {
+		t.Errorf("log out with other credentials left: %v", err)
+	}
+	if raw, err := os.ReadFile(login); err != nil || strings.Contains(string(raw), host) {
+		t.Errorf("login file: %s %v", raw, err)
 	}
 }
 

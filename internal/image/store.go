@@ -28,6 +28,7 @@ type Options struct {
 	Facts      Facts               // what images are checked against; zero means HostFacts
 	Limits     Limits              // zero fields take their defaults
 	AuthFile   string              // credentials, in the format of Docker's config.json; default DefaultAuthFile
+	LoginFile  string              // what Login writes, asked before AuthFile; default AuthFile
 	Registries map[string]Registry // by host as in image names, for example docker.io or localhost:5000
 	Jobs       int                 // layers fetched at a time; default 4
 }
@@ -74,6 +75,9 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	if s.opts.AuthFile == "" {
 		s.opts.AuthFile = DefaultAuthFile
+	}
+	if s.opts.LoginFile == "" {
+		s.opts.LoginFile = s.opts.AuthFile
 	}
 	if err := s.open(); err != nil {
 		if s.lock != nil {

@@ -75,6 +75,8 @@ type images interface {
 	TagImage(ctx context.Context, ref, newRef string) error
 	RemoveImage(ctx context.Context, ref string, force bool) error
 	PruneImages(ctx context.Context) ([]string, error)
+	Login(ctx context.Context, what api.LoginRequest) error
+	Logout(ctx context.Context, registry string) error
 }
 
 type reports interface {

@@ -479,6 +479,19 @@ func (f *fake) PushImage(_ context.Context, what api.PullRequest, progress func(
 	return nil
 }
 
+func (f *fake) Login(_ context.Context, what api.LoginRequest) error {
+	if what.Auth.Password != "secret" {
+		return api.Errorf(api.KindConflict, "log in to %s: the registry refuses", what.Registry)
+	}
+	f.note("login %s as %s", what.Registry, what.Auth.Username)
+	return nil
+}
+
+func (f *fake) Logout(_ context.Context, registry string) error {
+	f.note("logout %s", registry)
+	return nil
+}
+
 func (f *fake) ImportImage(_ context.Context, tar io.Reader, reference string, config api.ImageConfig) (api.Image, error) {
 	n, err := io.Copy(io.Discard, tar)
 	return api.Image{ID: "sha256:2", Names: []string{reference}, Size: n, Config: config}, err

@@ -51,6 +51,14 @@ func (s *Server) imageRoutes() {
 			method: http.MethodDelete, path: "/v1/images/{ref...}", id: "removeImage", summary: "Remove an image or one of its names",
 			query: []*huma.Param{param("force", huma.TypeBoolean, "Also with several names")}, handle: s.removeImage,
 		},
+		{
+			method: http.MethodPost, path: "/v1/registries", id: "login", summary: "Check credentials with a registry and keep them",
+			body: reflect.TypeFor[api.LoginRequest](), handle: s.login,
+		},
+		{
+			method: http.MethodDelete, path: "/v1/registries/{registry}", id: "logout", summary: "Forget a registry's credentials",
+			handle: s.logout,
+		},
 	} {
 		rt.tag = "images"
 		s.handle(rt)
@@ -90,6 +98,18 @@ func (s *Server) pushImage(w http.ResponseWriter, r *http.Request) error {
 	defer p.close()
 	err = s.backend.PushImage(ctx, what, p.report)
 	return p.end(api.ImageProgress{Phase: "done"}, s.interrupted(err))
+}
+
+func (s *Server) login(w http.ResponseWriter, r *http.Request) error {
+	what, err := decodeBody[api.LoginRequest](w, r)
+	if err == nil {
+		err = s.backend.Login(r.Context(), what)
+	}
+	return done(w, err)
+}
+
+func (s *Server) logout(w http.ResponseWriter, r *http.Request) error {
+	return done(w, s.backend.Logout(r.Context(), r.PathValue("registry")))
 }
 
 // patientBody is a body of any length whose sender must not fall silent.

@@ -315,6 +315,14 @@ func TestImages(t *testing.T) {
 	if i, err := r.PullImage(ctx, api.PullRequest{Reference: ref}, see); err != nil || i.ID != "sha256:1" || phases["a"] != "done" {
 		t.Errorf("pull: %v, %v, %v", i, err, phases)
 	}
+	login := api.LoginRequest{Registry: "reg.example:5000", Auth: api.RegistryAuth{Username: "ann", Password: "wrong"}}
+	if err := r.Login(ctx, login); !api.IsKind(err, api.KindConflict) {
+		t.Fatal(err)
+	}
+	login.Auth.Password = "secret"
+	if err := errors.Join(r.Login(ctx, login), r.Logout(ctx, "reg.example:5000")); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := r.PullImage(ctx, api.PullRequest{Reference: "none"}, nil); !api.IsKind(err, api.KindNotFound) {
 		t.Errorf("pull nothing: %v", err)
 	}
@@ -341,7 +349,7 @@ func TestImages(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if d := cmp.Diff([]string{"push " + ref, "tag " + ref + " x/y:2", "remove image x/y:2 force=true"}, r.fake.took()); d != "" {
+	if d := cmp.Diff([]string{"login reg.example:5000 as ann", "logout reg.example:5000", "push " + ref, "tag " + ref + " x/y:2", "remove image x/y:2 force=true"}, r.fake.took()); d != "" {
 		t.Error(d)
 	}
 	if l, err := r.Images(ctx); err != nil || len(l) != 1 {
