@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -250,6 +251,11 @@ func needArgs(least, most int, what string) cobra.PositionalArgs {
 			return api.Errorf(api.KindInvalid, "%s: the %s is missing", cmd.Name(), what).Hint("%s --help", cmd.CommandPath())
 		case most >= 0 && len(args) > most:
 			return api.Errorf(api.KindInvalid, "%s: %q is too much", cmd.Name(), args[most]).Hint("%s --help", cmd.CommandPath())
+		}
+		for _, arg := range args {
+			if most >= 0 && strings.TrimSpace(arg) == "" {
+				return api.Errorf(api.KindInvalid, "%s: the %s is empty", cmd.Name(), what).Hint("%s --help", cmd.CommandPath())
+			}
 		}
 		return nil
 	}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -233,6 +236,33 @@ func (e *env) onStart(fn func()) {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
 	e.w.onStart = fn
+}
+
+// After a restart of the host all containers want to start, and few do at once.
+func TestRestartsAreBounded(t *testing.T) {
+	run(t, func(e *env) {
+		const n = 40
+		for i := range n {
+			e.started(fmt.Sprintf("c%d", i), []string{"run"}, restart("always", 0))
+		}
+		e.stop()
+		e.w.reboot()
+		var now, most, all atomic.Int32
+		e.w.onCreate = func() {
+			most.Store(max(most.Load(), now.Add(1)))
+			all.Add(1)
+			time.Sleep(time.Second)
+			now.Add(-1)
+		}
+		e.start()
+		e.settle()
+		if want := int32(min(n, runtime.NumCPU()+2)); most.Load() != want || all.Load() != n {
+			e.t.Errorf("%d of %d starts at once, want %d", most.Load(), all.Load(), want)
+		}
+		for _, c := range e.e.Containers() {
+			e.wantStatus(c.ID, api.StatusRunning, 0)
+		}
+	})
 }
 
 func TestStop(t *testing.T) {

@@ -68,6 +68,9 @@ func (s sandbox) Check(cfg api.SandboxConfig) ([]string, error) {
 }
 
 func (s sandbox) Create(_ context.Context, cfg api.SandboxConfig) error {
+	if s.w.onCreate != nil {
+		s.w.onCreate()
+	}
 	leave, err := s.enter()
 	if err != nil {
 		return err

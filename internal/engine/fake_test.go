@@ -35,6 +35,8 @@ type world struct {
 	// startErr is what the sandbox answers to a start, if set.
 	startErr error
 	onStart  func() // when a process is let go
+	// onCreate is called outside the lock and may take its time.
+	onCreate func()
 	clock    int
 }
 

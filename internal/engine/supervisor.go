@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
 
@@ -34,9 +35,11 @@ type supervisor struct {
 	// waiting holds who attached before the start, by container.
 	waiting map[string][]*attacher
 	ends    *ends
-	tasks   sync.WaitGroup
-	ctx     context.Context
-	stopped bool
+	// starting holds a place for each restart that may go on at once.
+	starting chan struct{}
+	tasks    sync.WaitGroup
+	ctx      context.Context
+	stopped  bool
 }
 
 type ctrLock struct {
@@ -48,6 +51,7 @@ func newSupervisor(e *Engine) *supervisor {
 	return &supervisor{
 		e: e, locks: map[string]*ctrLock{}, changed: make(chan struct{}), backoff: map[string]time.Duration{},
 		waiting: map[string][]*attacher{}, ends: newEnds(), ctx: context.Background(),
+		starting: make(chan struct{}, runtime.NumCPU()+2),
 	}
 }
 
@@ -430,7 +434,16 @@ func (s *supervisor) resetBackoff(id string) {
 	delete(s.backoff, id)
 }
 
+// restart starts a container for its policy or after a restart of the daemon or
+// the host. Only so many go on at once: after a reboot all of them want to start,
+// and each takes longer the more it shares the processors with.
 func (s *supervisor) restart(id string, count bool) {
+	select {
+	case s.starting <- struct{}{}:
+	case <-s.runCtx().Done():
+		return
+	}
+	defer func() { <-s.starting }()
 	unlock := s.lock(id)
 	defer unlock()
 	c := s.row(id)
