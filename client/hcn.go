@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -275,4 +276,23 @@ func (c *Client) HNS(ctx context.Context, method, path string, document json.Raw
 		return nil, recordOf(b, res.Status)
 	}
 	return envelope.Output, nil
+}
+
+// CreateCompartment makes a namespace and the endpoints in it, in one step.
+func (c *Client) CreateCompartment(ctx context.Context, doc api.Compartment) (*api.Compartment, error) {
+	version2(&doc.Namespace.SchemaVersion)
+	doc.Endpoints = slices.Clone(doc.Endpoints)
+	for i := range doc.Endpoints {
+		version2(&doc.Endpoints[i].SchemaVersion)
+	}
+	var made api.Compartment
+	if err := c.call(ctx, post("/v1/compartments", nil, doc), &made); err != nil {
+		return nil, err
+	}
+	return &made, nil
+}
+
+// DeleteCompartment deletes a namespace and the endpoints in it.
+func (c *Client) DeleteCompartment(ctx context.Context, namespace hcn.GUID) error {
+	return c.call(ctx, remove("/v1/compartments/"+segment(string(namespace)), nil), nil)
 }

@@ -183,8 +183,8 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		return err
 	}
 	p.engine, err = engine.New(engine.Options{
-		DB:       p.db,
-		Appliers: []engine.Applier{p.dev.Devices(), switchCheck{p.sw}, p.filter, p.dev.Finish(), p.names},
+		DB:     p.db,
+		Stages: []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}}, {p.dev.Finish()}, {p.names}},
 		Facts: func(ctx context.Context) (plan.Facts, error) {
 			f, err := p.dev.Facts(ctx)
 			hosts.set(f.Resolvers)

@@ -248,7 +248,7 @@ func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
 	if err != nil {
 		return err
 	}
-	if err := e.applied(ctx, rev); err != nil {
+	if err := e.cutOff(ctx, rev); err != nil {
 		return hcn.Errorf(hcn.ErrUnspecified, "delete endpoint %s: it is deleted, and the kernel follows: %w", id, err)
 	}
 	return nil

@@ -34,6 +34,17 @@ type Applier interface {
 	Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 }
 
+// Cutter is an Applier that can cut off at once what a delta takes away, and leave
+// the rest of the work to the Update that follows. When all have done so, the
+// caller who took it away is answered.
+type Cutter interface {
+	Cut(ctx context.Context, d *plan.Delta) error
+}
+
+// Stage is a group of appliers that touch different parts of the kernel: their
+// Updates run side by side.
+type Stage []Applier
+
 // Checker is an Applier that can tell cheaply whether a Sync is due.
 type Checker interface {
 	Check(ctx context.Context, p *plan.Plan) (bool, error)
@@ -96,9 +107,10 @@ type Images interface {
 // Options are what an Engine needs of the world around it.
 type Options struct {
 	DB *store.DB
-	// Appliers in the order of a pass.
-	Appliers []Applier
-	Facts    func(ctx context.Context) (plan.Facts, error)
+	// Stages in the order of a pass. The first applier of the first one makes the
+	// compartments and devices that the others need.
+	Stages []Stage
+	Facts  func(ctx context.Context) (plan.Facts, error)
 	// Counters of a port; nil where there is no data plane.
 	Counters func(plan.PortID) (api.NetworkStats, error)
 	// Drops is empty where there is no data plane.

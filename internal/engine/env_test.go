@@ -140,8 +140,8 @@ func (e *env) prepare() {
 		},
 		Counters: func(plan.PortID) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
-	for i := range 5 {
-		opt.Appliers = append(opt.Appliers, applier{e.w, gen, i})
+	opt.Stages = []Stage{
+		{applier{e.w, gen, 0}, cutter{applier{e.w, gen, 2}}}, {cutter{applier{e.w, gen, 1}}}, {applier{e.w, gen, 3}}, {applier{e.w, gen, 4}},
 	}
 	if e.e, err = New(opt); err != nil {
 		e.t.Fatal(err)
@@ -326,7 +326,7 @@ func (e *env) checkIndexes() {
 		e.t.Fatal(err)
 	}
 	text := func(s *state) string {
-		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.settings)
+		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings)
 	}
 	if d := cmp.Diff(text(fresh), text(e.e.st)); d != "" {
 		e.t.Errorf("indexes (-store +memory):\n%s", d)

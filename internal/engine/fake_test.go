@@ -17,13 +17,16 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
+// layers of the kernel, by applier.
+var layers = [5]string{"devices", "switch", "nat", "up", "names"}
+
 // world is what outlives the daemon: a kernel as the appliers see it, and the
 // processes of containers. A daemon reaches it through fakes that carry its
 // generation; when it is killed, they do nothing any more.
 type world struct {
 	mu     sync.Mutex
 	gen    int
-	kernel [5]map[object]string // by applier: devices, switch, nat, up, names
+	kernel [len(layers)]map[object]string
 	writes []string
 	facts  plan.Facts
 	ctrs   map[string]*fakeContainer
@@ -137,13 +140,31 @@ func (a applier) put(layer int, k object, text string) error {
 			return &plan.ObjectError{Kind: k.kind, ID: k.id, Err: err}
 		}
 	}
-	a.w.writes = append(a.w.writes, fmt.Sprintf("%s %s %s: %s", stepName(layer), k.kind, k.id, text))
+	a.w.writes = append(a.w.writes, fmt.Sprintf("%s %s %s: %s", layers[layer], k.kind, k.id, text))
 	if text == "" {
 		delete(a.w.kernel[layer], k)
 	} else {
 		a.w.kernel[layer][k] = text
 	}
 	return nil
+}
+
+// cutter is an applier that cuts off what goes, as those of the switch and the translation do.
+type cutter struct{ applier }
+
+func (c cutter) Cut(_ context.Context, d *plan.Delta) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	if err := c.begin(); err != nil {
+		return err
+	}
+	var errs []error
+	for id, ch := range d.Ports {
+		if ch.New == nil {
+			errs = append(errs, c.put(c.i, object{"port", string(id)}, ""))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (a applier) compartmentThere(p *plan.Port) bool {

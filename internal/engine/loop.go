@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -20,13 +21,22 @@ const (
 )
 
 // stepNames name the points where tests cut a pass, one before each applier.
-var stepNames = []string{"apply-devices", "apply-switch", "apply-nat", "apply-up", "apply-names"}
+var stepNames = []string{"apply-devices", "apply-nat", "apply-switch", "apply-up", "apply-names"}
 
 func stepName(i int) string { return stepNames[min(i, len(stepNames)-1)] }
 
+// appliers lists them stage by stage.
+func (e *Engine) appliers() []Applier {
+	var out []Applier
+	for _, s := range e.opt.Stages {
+		out = append(out, s...)
+	}
+	return out
+}
+
 // check asks the appliers that can tell cheaply whether something drifted.
 func (e *Engine) check(ctx context.Context) {
-	for _, a := range e.opt.Appliers {
+	for _, a := range e.appliers() {
 		c, ok := a.(Checker)
 		if !ok {
 			continue
@@ -60,6 +70,7 @@ func (e *Engine) pass(ctx context.Context) {
 		touched := touchedObjects(delta)
 		if !delta.Empty() {
 			e.opt.Step("apply")
+			e.cut(ctx, delta, &w)
 			e.update(ctx, delta, errs)
 			e.keepPorts(delta)
 		}
@@ -85,23 +96,84 @@ func (e *Engine) update(ctx context.Context, delta *plan.Delta, errs map[object]
 			fresh = append(fresh, id)
 		}
 	}
-	for i, a := range e.opt.Appliers {
-		e.opt.Step(stepName(i))
-		err := a.Update(ctx, e.plan, delta)
-		if err == nil {
-			continue
+	first := 0
+	for _, stage := range e.opt.Stages {
+		for i, err := range e.updateStage(ctx, stage, first, delta) {
+			if err == nil {
+				continue
+			}
+			e.log.Warn("apply a change", "step", stepName(first+i), "error", err)
+			e.pending.failed(time.Now())
+			objects, rest := split(err)
+			for k, err := range objects {
+				strike(delta, k, err, errs)
+			}
+			if rest != nil {
+				strikeAll(delta, rest, errs)
+			}
 		}
-		e.log.Warn("apply a change", "applier", i, "error", err)
-		e.pending.failed(time.Now())
-		objects, rest := split(err)
-		for k, err := range objects {
-			strike(delta, k, err, errs)
-		}
-		if rest != nil {
-			strikeAll(delta, rest, errs)
-		}
+		first += len(stage)
 	}
 	e.noteMade(fresh, errs)
+}
+
+// updateStage runs the appliers of a stage side by side, the first of them here:
+// another goroutine is another processor to wake.
+func (e *Engine) updateStage(ctx context.Context, stage Stage, number int, delta *plan.Delta) []error {
+	errs := make([]error, len(stage))
+	update := func(i int) {
+		e.opt.Step(stepName(number + i))
+		errs[i] = stage[i].Update(ctx, e.plan, delta)
+	}
+	var wg sync.WaitGroup
+	for i := 1; i < len(stage); i++ {
+		wg.Go(func() { update(i) })
+	}
+	update(0)
+	wg.Wait()
+	return errs
+}
+
+// cut has what the delta takes away cut off, and tells those who wait for it. With
+// a delta that makes something too, they wait for the whole: events are in the
+// order of commits, and that of a removal leaves before its caller is answered.
+func (e *Engine) cut(ctx context.Context, delta *plan.Delta, w *work) {
+	if !onlyTakesAway(delta) {
+		return
+	}
+	for _, a := range e.appliers() {
+		c, ok := a.(Cutter)
+		if !ok {
+			continue
+		}
+		if err := c.Cut(ctx, delta); err != nil {
+			e.log.Warn("cut off what was taken away", "error", err)
+			return // they are told when the Update is through
+		}
+	}
+	e.opt.Step("cut")
+	e.publish(w.events, nil)
+	w.events = nil
+	e.status.setCut(w.rev)
+}
+
+func onlyTakesAway(d *plan.Delta) bool {
+	for _, c := range d.Ports {
+		if c.New != nil {
+			return false
+		}
+	}
+	for _, c := range d.Namespaces {
+		if c.New != nil {
+			return false
+		}
+	}
+	for _, c := range d.Switches {
+		if c.New != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // keepPorts takes the host ports again of endpoints that left the plan and not the
@@ -157,7 +229,7 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 	errs := map[object]error{}
 	failed := !e.makeNamespaces(ctx, errs)
 	var drift []plan.Drift
-	for i, a := range e.opt.Appliers {
+	for i, a := range e.appliers() {
 		e.opt.Step("sync-" + stepName(i))
 		d, err := a.Sync(ctx, e.plan)
 		drift = append(drift, d...)
@@ -205,11 +277,11 @@ func (e *Engine) makeNamespaces(ctx context.Context, errs map[object]error) bool
 		}
 	}
 	e.mu.RUnlock()
-	if len(fresh) == 0 || len(e.opt.Appliers) == 0 {
+	if len(fresh) == 0 || len(e.opt.Stages) == 0 {
 		return true
 	}
 	e.opt.Step("make-namespaces")
-	err := e.opt.Appliers[0].Update(ctx, e.plan, &plan.Delta{Namespaces: fresh})
+	err := e.opt.Stages[0][0].Update(ctx, e.plan, &plan.Delta{Namespaces: fresh})
 	objects, rest := split(err)
 	for k, err := range objects {
 		errs[k] = errors.Join(errs[k], err)

@@ -42,12 +42,7 @@ func (e *Engine) Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error) {
 func (s *state) namespaceDoc(n *plan.NamespaceRow) *hcn.HostComputeNamespace {
 	doc := n.Doc.Clone()
 	doc.NamespaceId, doc.Resources = n.Number, nil
-	var eps []*plan.Endpoint
-	for _, ep := range s.byNamespace[n.Doc.ID] {
-		eps = append(eps, ep)
-	}
-	slices.SortFunc(eps, func(a, b *plan.Endpoint) int { return a.Attach.Index - b.Attach.Index })
-	for _, ep := range eps {
+	for _, ep := range s.attachedTo(n.Doc.ID) {
 		doc.Resources = append(doc.Resources, hcn.NamespaceResource{
 			Type: hcn.NamespaceResourceTypeEndpoint, Data: hcn.NamespaceResourceData{ID: string(ep.Doc.ID)},
 		})
@@ -108,18 +103,15 @@ func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace, sysctls map
 	if err := doc.Validate(); err != nil {
 		return nil, err
 	}
-	taken := map[uint32]bool{hcn.HostDefaultCompartment: true}
-	for _, n := range t.st.namespaces {
-		taken[n.Number] = true
-	}
+	taken := func(n uint32) bool { return n == hcn.HostDefaultCompartment || t.st.numbers[n] > 0 }
 	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID, Sysctls: sysctls}
 	switch {
 	case doc.Type == hcn.NamespaceTypeHostDefault:
 		row.Number = hcn.HostDefaultCompartment
-	case doc.NamespaceId > 1 && !taken[doc.NamespaceId]:
+	case doc.NamespaceId > 1 && !taken(doc.NamespaceId):
 		row.Number = doc.NamespaceId
 	default:
-		row.Number = ipam.Number(func(n uint32) bool { return taken[n] })
+		row.Number = ipam.Number(taken)
 	}
 	delete(t.e.made, doc.ID) // of one that had the ID before
 	t.putNamespace(doc.ID, row)
@@ -157,7 +149,12 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 	if res.Type == hcn.NamespaceResourceTypeEndpoint && (r.RequestType == hcn.RequestTypeAdd || r.RequestType == hcn.RequestTypeUpdate) {
 		wait = append(wait, portObject(hcn.GUID(res.Data.ID)))
 	}
-	if err := e.applied(ctx, rev, wait...); err != nil {
+	if r.RequestType == hcn.RequestTypeRemove || r.RequestType == hcn.RequestTypeReset {
+		err = e.cutOff(ctx, rev)
+	} else {
+		err = e.applied(ctx, rev, wait...)
+	}
+	if err != nil {
 		for _, ep := range touched {
 			e.undo(ctx, "endpoint", string(ep.Doc.ID), func(t *txn) { t.detachIf(ep) })
 		}
@@ -250,8 +247,8 @@ func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
 		if ns == nil {
 			return noNamespace(id)
 		}
-		if len(ns.Containers) > 0 && !ns.Vanished {
-			return hcn.Errorf(hcn.ErrRequestUnsupported, "namespace %s holds the containers %q: remove them first", id, ns.Containers)
+		if err := vacant(ns); err != nil {
+			return err
 		}
 		t.dropNamespace(id)
 		return nil
@@ -259,7 +256,7 @@ func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
 	if err != nil {
 		return err
 	}
-	if err := e.applied(ctx, rev); err != nil {
+	if err := e.cutOff(ctx, rev); err != nil {
 		return hcn.Errorf(hcn.ErrUnspecified, "delete namespace %s: it is deleted, and the kernel follows: %w", id, err)
 	}
 	return nil

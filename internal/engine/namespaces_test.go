@@ -280,6 +280,7 @@ func TestRemovalGoesOn(t *testing.T) {
 		e.ok(e.attach(ns.ID, ep.ID))
 		e.failing(0, true)
 		e.ok(e.e.DeleteEndpoint(context.Background(), ep.ID))
+		e.settle()
 		e.w.mu.Lock()
 		left := e.w.kernel[3][portObject(ep.ID)] + e.w.kernel[1][portObject(ep.ID)]
 		e.w.mu.Unlock()

@@ -39,6 +39,15 @@ func (e *Engine) applied(ctx context.Context, rev uint64, objects ...object) err
 	return e.status.wait(ctx, rev, objects...)
 }
 
+// cutOff waits until what a change took away reaches nobody and is reached by
+// nobody. What is left of it goes while the caller goes on: whoever takes an
+// address or a port over is in a later turn of the loop.
+func (e *Engine) cutOff(ctx context.Context, rev uint64) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), waitApplied)
+	defer cancel()
+	return e.status.waitCut(ctx, rev)
+}
+
 // Networks lists the networks that match, oldest first.
 func (e *Engine) Networks(f hcn.Filter) []hcn.GUID {
 	e.mu.RLock()

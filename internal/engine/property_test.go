@@ -64,7 +64,7 @@ func (a act) String() string { return fmt.Sprintf("%s %d %v", a.Befalls, a.At, a
 var opNames = []string{
 	"network", "network", "delete network", "endpoint", "endpoint", "delete endpoint", "publish", "unpublish", "namespace", "delete namespace",
 	"attach", "attach", "attach", "detach", "list container", "container", "container", "start", "start", "start", "stop", "kill", "remove",
-	"connect", "disconnect", "publish container",
+	"connect", "disconnect", "publish container", "compartment", "compartment", "delete compartment",
 }
 
 func drawAct(t *rapid.T) act {
@@ -217,6 +217,8 @@ func (e *env) do(o op) error {
 		switch o.Name {
 		case "delete network":
 			return e.e.DeleteNetwork(bg, net)
+		case "compartment":
+			return second(e.makeCompartment(epDoc(net, publish(mapping(port)))))
 		case "endpoint":
 			more := ""
 			if o.B%2 == 0 {
@@ -237,6 +239,8 @@ func (e *env) do(o op) error {
 	}
 	if hasNs {
 		switch {
+		case o.Name == "delete compartment":
+			return e.e.DeleteCompartment(bg, ns)
 		case o.Name == "delete namespace":
 			return e.e.DeleteNamespace(bg, ns)
 		case o.Name == "attach" && hasEp:

@@ -39,6 +39,7 @@ type state struct {
 	netNames    map[string]hcn.GUID
 	ctrNames    map[string]string
 	ports       map[portKey]map[hcn.GUID]int // who publishes a port, and how often
+	numbers     map[uint32]int               // how many namespaces have a number
 }
 
 type portKey struct {
@@ -54,7 +55,7 @@ func newState() *state {
 		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
-		ports: map[portKey]map[hcn.GUID]int{},
+		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
 	}
 }
 
@@ -161,11 +162,17 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 }
 
 func (s *state) setNamespace(id hcn.GUID, row *plan.NamespaceRow) {
-	if row == nil {
+	if old := s.namespaces[id]; old != nil {
 		delete(s.namespaces, id)
+		if s.numbers[old.Number]--; s.numbers[old.Number] <= 0 {
+			delete(s.numbers, old.Number)
+		}
+	}
+	if row == nil {
 		return
 	}
 	s.namespaces[id] = row
+	s.numbers[row.Number]++
 	s.seq = max(s.seq, row.Seq)
 }
 

@@ -10,6 +10,7 @@ import (
 type status struct {
 	mu      sync.Mutex
 	applied uint64
+	cut     uint64           // up to here, what went is cut off
 	errs    map[object]error // of an object's last turn; only those that failed
 	changed chan struct{}
 	closed  error
@@ -38,6 +39,14 @@ func (s *status) replace(rev uint64, errs map[object]error) {
 	s.broadcast()
 }
 
+// setCut notes that what went up to a revision is cut off.
+func (s *status) setCut(rev uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cut = max(s.cut, rev)
+	s.broadcast()
+}
+
 func (s *status) close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,9 +68,18 @@ func (s *status) failing() map[object]error {
 // wait blocks until the loop has applied a revision, and returns the error of
 // the first of the objects that has one.
 func (s *status) wait(ctx context.Context, rev uint64, objects ...object) error {
+	return s.until(ctx, func() bool { return s.applied >= rev }, objects...)
+}
+
+// waitCut blocks until what a revision took away is cut off.
+func (s *status) waitCut(ctx context.Context, rev uint64) error {
+	return s.until(ctx, func() bool { return max(s.applied, s.cut) >= rev })
+}
+
+func (s *status) until(ctx context.Context, reached func() bool, objects ...object) error {
 	for {
 		s.mu.Lock()
-		if s.applied >= rev {
+		if reached() {
 			defer s.mu.Unlock()
 			for _, k := range objects {
 				if err := s.errs[k]; err != nil {

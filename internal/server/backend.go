@@ -43,6 +43,8 @@ type namespaces interface {
 	CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error)
 	ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.ModifyNamespaceSettingRequest) error
 	DeleteNamespace(ctx context.Context, id hcn.GUID) error
+	CreateCompartment(ctx context.Context, c api.Compartment) (api.Compartment, error)
+	DeleteCompartment(ctx context.Context, id hcn.GUID) error
 }
 
 // containers take a container by its ID, a unique beginning of it, or its name.

@@ -262,6 +262,37 @@ func (f *fake) DeleteNamespace(_ context.Context, id hcn.GUID) error {
 	return nil
 }
 
+func (f *fake) CreateCompartment(ctx context.Context, c api.Compartment) (api.Compartment, error) {
+	ns, err := f.CreateNamespace(ctx, "", c.Namespace)
+	if err != nil {
+		return c, err
+	}
+	made := api.Compartment{Namespace: ns}
+	for _, doc := range c.Endpoints {
+		ep, err := f.CreateEndpoint(ctx, "", "", doc)
+		if err != nil {
+			return c, err
+		}
+		f.mu.Lock()
+		ep.HostComputeNamespace = ns.ID
+		f.endpoints[ep.ID] = ep
+		f.mu.Unlock()
+		made.Endpoints = append(made.Endpoints, ep)
+	}
+	return made, nil
+}
+
+func (f *fake) DeleteCompartment(ctx context.Context, id hcn.GUID) error {
+	f.mu.Lock()
+	for ep, doc := range f.endpoints {
+		if doc.HostComputeNamespace == id {
+			delete(f.endpoints, ep)
+		}
+	}
+	f.mu.Unlock()
+	return f.DeleteNamespace(ctx, id)
+}
+
 func (f *fake) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 2} }
 
 func (f *fake) emit(ev api.Event) {

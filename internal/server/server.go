@@ -76,6 +76,7 @@ func New(o Options) *Server {
 	s.hnsRoutes()
 	s.containerRoutes()
 	s.networkingRoutes()
+	s.compartmentRoutes()
 	s.imageRoutes()
 	s.reportRoutes()
 	s.observeRoutes()

@@ -161,6 +161,32 @@ func TestHCNRoundTrips(t *testing.T) {
 	}
 }
 
+func TestCompartments(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	n, err := r.CreateNetwork(ctx, &hcn.HostComputeNetwork{Type: hcn.NAT})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.CreateCompartment(ctx, api.Compartment{Endpoints: []hcn.HostComputeEndpoint{{HostComputeNetwork: n.ID}}})
+	if err != nil || len(c.Endpoints) != 1 || c.Endpoints[0].HostComputeNamespace != c.Namespace.ID {
+		t.Fatalf("made %+v, %v", c, err)
+	}
+	for what, bad := range map[string]hcn.HostComputeEndpoint{
+		"another namespace": {HostComputeNetwork: n.ID, HostComputeNamespace: c.Namespace.ID}, "no network": {},
+	} {
+		if got, err := r.CreateCompartment(ctx, api.Compartment{Endpoints: []hcn.HostComputeEndpoint{bad}}); !api.IsKind(err, api.KindInvalid) {
+			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+	}
+	if err := r.DeleteCompartment(ctx, c.Namespace.ID); err != nil {
+		t.Error(err)
+	}
+	if eps, err := r.Endpoints(ctx); err != nil || len(eps) != 0 {
+		t.Errorf("left: %v, %v", eps, err)
+	}
+}
+
 func (r *rig) attachRoundTrip(t *testing.T, network hcn.GUID) {
 	t.Helper()
 	ctx := t.Context()

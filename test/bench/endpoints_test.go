@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -49,23 +50,53 @@ func newFleet(d *daemon) *fleet {
 func (f *fleet) attach(i int) time.Duration {
 	f.d.b.Helper()
 	start := time.Now()
+	var made api.Compartment
+	f.d.call(http.MethodPost, "/v1/compartments", api.Compartment{Endpoints: []hcn.HostComputeEndpoint{{
+		HostComputeNetwork: f.network, Policies: published(i),
+	}}}, &made)
+	took := time.Since(start)
+	f.note(i, member{endpoint: made.Endpoints[0], namespace: made.Namespace.ID})
+	return took
+}
+
+func (f *fleet) detach(i int) time.Duration {
+	f.d.b.Helper()
+	start := time.Now()
+	f.d.call(http.MethodDelete, "/v1/compartments/"+string(f.made[i].namespace), nil, nil)
+	took := time.Since(start)
+	delete(f.made, i)
+	return took
+}
+
+func published(i int) []hcn.EndpointPolicy {
+	return []hcn.EndpointPolicy{hcn.PortMappingPolicySetting{
+		Protocol: hcn.ProtocolTCP, InternalPort: containerPort, ExternalPort: uint16(firstPort + i),
+	}.Policy()}
+}
+
+// attachHCN and detachHCN do the same as a client of HCN does, object by object.
+func (f *fleet) attachHCN(i int) time.Duration {
+	f.d.b.Helper()
+	start := time.Now()
 	var ns hcn.HostComputeNamespace
 	f.d.call(http.MethodPost, "/hcn/v2/namespaces", hcn.HostComputeNamespace{SchemaVersion: hcn.V2()}, &ns)
 	var ep hcn.HostComputeEndpoint
 	f.d.call(http.MethodPost, "/hcn/v2/endpoints?network="+string(f.network), hcn.HostComputeEndpoint{
 		SchemaVersion: hcn.V2(), HostComputeNamespace: ns.ID,
-		Policies: []hcn.EndpointPolicy{hcn.PortMappingPolicySetting{
-			Protocol: hcn.ProtocolTCP, InternalPort: containerPort, ExternalPort: uint16(firstPort + i),
-		}.Policy()},
+		Policies: published(i),
 	}, &ep)
 	took := time.Since(start)
-	f.mu.Lock()
-	f.made[i] = member{endpoint: ep, namespace: ns.ID}
-	f.mu.Unlock()
+	f.note(i, member{endpoint: ep, namespace: ns.ID})
 	return took
 }
 
-func (f *fleet) detach(i int) time.Duration {
+func (f *fleet) note(i int, m member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.made[i] = m
+}
+
+func (f *fleet) detachHCN(i int) time.Duration {
 	f.d.b.Helper()
 	m := f.made[i]
 	start := time.Now()

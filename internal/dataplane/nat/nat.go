@@ -209,7 +209,9 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 			delete(is, k)
 		}
 	}
-	del, add := was.without(is), is.without(was)
+	gone, add := was.without(is), is.without(was)
+	del := maps.Clone(gone)
+	maps.DeleteFunc(del, func(k elemKey, _ elem) bool { _, there := a.applied[k]; return !there }) // Cut was here
 	if len(del) > 0 || len(add) > 0 {
 		if err := a.commit(func() error { return a.k.write(del, add) }); err != nil {
 			// Somebody changed the sets meanwhile: what is there has to be listed.
@@ -225,8 +227,34 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 			a.remember(del, add)
 		}
 	}
-	errs = append(errs, a.flush(append(flushesOf(del, add), flushesOfGone(d)...))...)
+	errs = append(errs, a.flush(append(flushesOf(gone, add), flushesOfGone(d)...))...)
 	return errors.Join(errs...)
+}
+
+// Cut deletes the elements of the ports that d takes away. Entries of conntrack are left to the Update, which comes
+// before any other port can get the address.
+func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	del := elements{}
+	for _, c := range d.Ports {
+		if c.New == nil {
+			_ = del.addPort(c.Old) // a conflict in there was told when it was new
+		}
+	}
+	for k, e := range del {
+		if have, ok := a.applied[k]; !ok || have.owner != e.owner {
+			delete(del, k)
+		}
+	}
+	if len(del) == 0 {
+		return nil
+	}
+	if err := a.commit(func() error { return a.k.write(del, nil) }); err != nil {
+		return fmt.Errorf("cut off %d elements: %w", len(del), err)
+	}
+	a.remember(del, nil)
+	return nil
 }
 
 func (a *Applier) remember(del, add elements) {

@@ -63,6 +63,28 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	return errors.Join(errs...)
 }
 
+// Cut takes the ports that d removes out of the maps: nothing is forwarded from them or to them any more. Their places
+// in the broadcast lists, programs and counters are left to the Update.
+func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	for id, c := range d.Ports {
+		old := a.applied[id]
+		if c.New != nil || old == nil {
+			continue
+		}
+		err := errors.Join(
+			a.tables.ports.drop(old.index),
+			dropMissing(a.tables.macs, old.macs, nil),
+			dropMissing(a.tables.addrs, old.addrs, nil))
+		if err != nil {
+			errs = append(errs, portError(id, "%w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // touched gives the ports that a delta concerns, nil for those that are gone. A switch
 // says whether its host port's addresses have a resolver behind them.
 func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {

@@ -1,0 +1,93 @@
+package engine
+
+import (
+	"context"
+	"testing"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// makeCompartment makes one with an endpoint for each of the documents.
+func (e *env) makeCompartment(docs ...string) (api.Compartment, error) {
+	e.t.Helper()
+	c := api.Compartment{Namespace: decode[hcn.HostComputeNamespace](e, `{`+v2+`}`)}
+	for _, d := range docs {
+		c.Endpoints = append(c.Endpoints, decode[hcn.HostComputeEndpoint](e, d))
+	}
+	return e.e.CreateCompartment(context.Background(), c)
+}
+
+func TestCompartmentComesAndGoesWhole(t *testing.T) {
+	run(t, func(e *env) {
+		a := must(e.network(netDoc("a", "NAT", 7)))(e)
+		b := must(e.network(netDoc("b", "Internal", 8)))(e)
+		c := must(e.makeCompartment(epDoc(a.ID, publish(mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":8080`))), epDoc(b.ID, "")))(e)
+		if len(c.Endpoints) != 2 || len(c.Namespace.Resources) != 2 {
+			e.t.Fatalf("made %s", toJSON(c))
+		}
+		for _, ep := range c.Endpoints {
+			if ep.HostComputeNamespace != c.Namespace.ID || ep.State != hcn.EndpointAttached {
+				e.t.Errorf("endpoint %s is not attached to %s", toJSON(ep), c.Namespace.ID)
+			}
+		}
+		e.ok(e.e.DeleteCompartment(context.Background(), c.Namespace.ID))
+		if left := e.e.Endpoints(hcn.Filter{}); len(left) != 0 {
+			e.t.Errorf("endpoints %v are left", left)
+		}
+		_, err := e.e.Namespace(c.Namespace.ID)
+		e.wantCode(err, hcn.ErrElementNotFound)
+		e.wantCode(e.e.DeleteCompartment(context.Background(), c.Namespace.ID), hcn.ErrElementNotFound)
+		// Address and port are free again.
+		must(e.makeCompartment(epDoc(a.ID, publish(mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":8080`)))))(e)
+	})
+}
+
+func TestCompartmentIsMadeWholeOrNotAtAll(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		before := len(e.e.Namespaces(hcn.Filter{}))
+		_, err := e.makeCompartment(epDoc(n.ID, ""), epDoc("DDDDDDDD-0000-4000-8000-000000000001", ""))
+		e.wantCode(err, hcn.ErrNetworkNotFound)
+		e.failing(0, true)
+		_, err = e.makeCompartment(epDoc(n.ID, publish(mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":8080`))))
+		e.failing(-1, false)
+		e.wantCode(err, hcn.ErrNamespaceAttachFailed)
+		if eps, ns := e.e.Endpoints(hcn.Filter{}), e.e.Namespaces(hcn.Filter{}); len(eps) != 0 || len(ns) != before {
+			e.t.Errorf("left: endpoints %v, namespaces %v", eps, ns)
+		}
+		_, err = e.e.CreateCompartment(context.Background(), api.Compartment{
+			Namespace: hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault, SchemaVersion: hcn.V2()},
+		})
+		if !api.IsKind(err, api.KindInvalid) {
+			e.t.Errorf("the host's own compartment: %v", err)
+		}
+	})
+}
+
+func TestCompartmentWithContainersStays(t *testing.T) {
+	run(t, func(e *env) {
+		c := must(e.makeCompartment())(e)
+		e.ok(e.modifyNamespace(c.Namespace.ID, "Add", "Container", "c1"))
+		e.wantCode(e.e.DeleteCompartment(context.Background(), c.Namespace.ID), hcn.ErrRequestUnsupported)
+		host := must(e.namespace(`{"Type":"HostDefault",` + v2 + `}`))(e)
+		if err := e.e.DeleteCompartment(context.Background(), host.ID); !api.IsKind(err, api.KindInvalid) {
+			e.t.Errorf("the host's own compartment: %v", err)
+		}
+	})
+}
+
+// TestCutOffIsToldBeforeTheRest: whoever deletes an endpoint is answered when it reaches nobody any more.
+func TestCutOffIsToldBeforeTheRest(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		c := must(e.makeCompartment(epDoc(n.ID, "")))(e)
+		hold, reached := make(chan struct{}), make(chan struct{})
+		e.w.mu.Lock()
+		e.onStep = map[string]func(){"apply-devices": func() { close(reached); <-hold }}
+		e.w.mu.Unlock()
+		e.ok(e.e.DeleteCompartment(context.Background(), c.Namespace.ID))
+		<-reached // the loop is still at it
+		close(hold)
+	})
+}
