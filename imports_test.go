@@ -23,31 +23,35 @@ const module = "github.com/bulkhead-net/bulkhead/"
 // The two lines that carry the design: engine never imports dataplane, so that the whole loop is tested without a kernel;
 // and dataplane packages never import each other, for what they share is the plan.
 var mayImport = map[string]string{
-	"hcn":                   "",
-	"api":                   "hcn",
-	"client":                "hcn api",
-	"cmd/*":                 "everything",
-	"internal/cli":          "hcn api client",
-	"internal/cni":          "hcn client",
-	"internal/dataplane/*":  "hcn internal/plan",
-	"internal/dns":          "hcn internal/plan",
-	"internal/dockerplugin": "hcn client",
-	"internal/engine":       "hcn api internal/store internal/ipam internal/plan",
-	"internal/image":        "",
-	"internal/ipam":         "",
-	"internal/overlay":      "hcn internal/plan",
-	"internal/plan":         "hcn",
-	"internal/sandbox/*":    "hcn api",
-	"internal/server":       "hcn api internal/engine internal/ui",
-	"internal/store":        "hcn",
-	"internal/testhost":     "",
-	"internal/ui":           "",
-	"test/*":                "everything",
+	"hcn":                    "",
+	"api":                    "hcn",
+	"client":                 "hcn api",
+	"cmd/*":                  "everything",
+	"internal/cli":           "hcn api client",
+	"internal/cni":           "hcn client",
+	"internal/dataplane/*":   "hcn internal/plan",
+	"internal/dns":           "hcn internal/plan",
+	"internal/dockerplugin":  "hcn client",
+	"internal/engine":        "hcn api internal/store internal/ipam internal/plan",
+	"internal/image":         "",
+	"internal/ipam":          "",
+	"internal/overlay":       "hcn internal/plan",
+	"internal/plan":          "hcn",
+	"internal/plan/plantest": "hcn internal/plan",
+	"internal/sandbox/*":     "hcn api",
+	"internal/server":        "hcn api internal/engine internal/ui",
+	"internal/store":         "hcn",
+	"internal/testhost":      "",
+	"internal/ui":            "",
+	"test/*":                 "everything",
 }
 
-// testsMayImport is what tests may import beyond that: the server is tested through the real client.
+// testsMayImport is what tests may import beyond that: the server is tested through the real client, and what the switch
+// decides over plans and packets drawn at random.
 var testsMayImport = map[string]string{
-	"internal/server": "client",
+	"internal/server":            "client",
+	"internal/plan":              "internal/plan/plantest",
+	"internal/dataplane/vswitch": "internal/plan/plantest",
 }
 
 // touchesKernel are the packages that may talk to the kernel about networks, namespaces and mounts.

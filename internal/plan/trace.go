@@ -1,0 +1,309 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// This file and its neighbours are the switch told in Go: what its program does with a
+// packet, layer by layer, from the same plan that the program's maps are filled from.
+// It is what `explain` prints. It is written for reading, with plain loops over the
+// plan, and owes nothing to the look-ups of the kernel's side; a property test holds
+// the two to one verdict.
+
+// Packet is the first packet of a flow, with a unicast destination, as a vNIC sends it.
+type Packet struct {
+	// From is the port whose vNIC sends.
+	From PortID
+	// SrcMAC and DstMAC that are zero are the right ones: the sender's, and that of
+	// whoever has Dst on the switch, or else the gateway's.
+	SrcMAC, DstMAC MAC
+	// EtherType 0 is that of Src's family.
+	EtherType uint16
+	Src, Dst  netip.Addr
+	// Protocol is that of the transport header. Extension headers of IPv6 have no say
+	// in a verdict, so there are none here.
+	Protocol           uint8
+	SrcPort, DstPort   uint16 // TCP and UDP
+	ICMPType, ICMPCode uint8  // ICMP and ICMPv6
+}
+
+// Verdict is what becomes of a packet.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// NotTraced: no IP packet, or neighbour discovery. The switch answers or checks
+	// those itself, by more than a Packet holds.
+	NotTraced Verdict = iota
+	// Delivered to the vNIC behind To, in a compartment.
+	Delivered
+	// ToHost: delivered to the host's stack, by the port To.
+	ToHost
+	// Flooded: a copy to each other port, judged there by that port's own rules.
+	Flooded
+	// Dropped, for Reason.
+	Dropped
+)
+
+// String is the verdict's name.
+func (v Verdict) String() string {
+	names := []string{"not traced", "delivered", "to host", "flooded", "dropped"}
+	if int(v) < len(names) {
+		return names[v]
+	}
+	return fmt.Sprintf("verdict %d", v)
+}
+
+// Trace is the way of a packet through the switch.
+type Trace struct {
+	Verdict Verdict
+	// To is the port that a delivered packet leaves by.
+	To PortID
+	// Reason of a drop: the short name that the switch counts it under.
+	Reason string
+	// Out and In are the rules that decided in the sender's and in the receiver's
+	// list. Nil: no list, or none matched and the list's default decided.
+	Out, In *Rule
+	// Rule is the one that the verdict is due to: the rule that blocked, or the last
+	// one that allowed.
+	Rule *Rule
+	// Steps in the order in which the switch takes them; the last one is where a
+	// dropped packet ended.
+	Steps []Step
+}
+
+// Number of the rule that decided, 0 for none.
+func (t *Trace) Number() uint32 {
+	if t.Rule == nil {
+		return 0
+	}
+	return t.Rule.Number
+}
+
+// Step is one layer's part.
+type Step struct {
+	// Layer is "source guard", "switching", "isolation", "rules out" or "rules in".
+	Layer string
+	// Port whose layer it is.
+	Port PortID
+	// Pass says that the packet goes on.
+	Pass bool
+	Rule *Rule // that decided here
+	Text string
+}
+
+const (
+	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
+	etherVLAN = 0x8100
+	etherQinQ = 0x88a8
+	etherARP  = 0x0806
+)
+
+const (
+	protoICMP   = 1
+	protoIGMP   = 2
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
+)
+
+// Complete fills in what a packet leaves to the plan: its EtherType and its MACs.
+func (p *Plan) Complete(pkt Packet) Packet {
+	t := &tracer{plan: p, pkt: pkt, from: p.Ports[pkt.From]}
+	if t.from != nil {
+		t.sw = p.Switches[t.from.Network]
+	}
+	if t.sw != nil {
+		t.complete()
+	}
+	return t.pkt
+}
+
+// Trace follows a packet through the switch of the port that sends it.
+func (p *Plan) Trace(pkt Packet) Trace {
+	t := &tracer{plan: p, pkt: pkt, from: p.Ports[pkt.From]}
+	if t.from != nil {
+		t.sw = p.Switches[t.from.Network]
+	}
+	if t.sw == nil {
+		t.drop("switching", pkt.From, "unknown-port", "port %s is on no switch", pkt.From)
+		return t.Trace
+	}
+	t.complete()
+	if !t.isIP() {
+		return t.Trace
+	}
+	if reason := t.guard(); reason != "" {
+		t.drop("source guard", pkt.From, reason, "the sender may not send this: %s", reason)
+		return t.Trace
+	}
+	t.step("source guard", pkt.From, nil, "%s from %s is the sender's own", t.pkt.SrcMAC, t.pkt.Src)
+	if t.icmp6(ndSolicit) || t.icmp6(ndAdvert) {
+		return t.Trace
+	}
+	if t.pkt.DstMAC[0]&1 != 0 {
+		t.flood()
+		return t.Trace
+	}
+	t.unicast()
+	return t.Trace
+}
+
+type tracer struct {
+	Trace
+	plan *Plan
+	pkt  Packet
+	from *Port
+	sw   *Switch
+}
+
+func (t *tracer) step(layer string, port PortID, r *Rule, format string, args ...any) {
+	t.Steps = append(t.Steps, Step{Layer: layer, Port: port, Pass: true, Rule: r, Text: fmt.Sprintf(format, args...)})
+}
+
+func (t *tracer) drop(layer string, port PortID, reason, format string, args ...any) {
+	t.Verdict, t.Reason = Dropped, reason
+	t.Steps = append(t.Steps, Step{Layer: layer, Port: port, Rule: t.Rule, Text: fmt.Sprintf(format, args...)})
+}
+
+// complete fills in what the packet leaves to us.
+func (t *tracer) complete() {
+	k := &t.pkt
+	if k.EtherType == 0 {
+		k.EtherType = etherIPv6
+		if k.Src.Is4() {
+			k.EtherType = etherIPv4
+		}
+	}
+	if k.SrcMAC == (MAC{}) {
+		k.SrcMAC = t.from.MAC
+	}
+	if k.DstMAC == (MAC{}) {
+		if o := t.owner(k.Dst); o != nil {
+			k.DstMAC = o.MAC
+		} else if gw := t.plan.Ports[t.sw.HostPort]; gw != nil {
+			k.DstMAC = gw.MAC
+		}
+	}
+}
+
+// isIP tells whether the packet is one to trace; others may be dropped for what they are.
+func (t *tracer) isIP() bool {
+	k := &t.pkt
+	switch k.EtherType {
+	case etherIPv4, etherIPv6:
+		is4 := k.EtherType == etherIPv4
+		return k.Src.IsValid() && k.Dst.IsValid() && k.Src.Is4() == is4 && k.Dst.Is4() == is4
+	case etherVLAN, etherQinQ:
+		t.drop("source guard", k.From, "vlan-tag", "tagged frames do not enter this switch")
+	case etherARP:
+	default:
+		t.drop("source guard", k.From, "ethertype", "neither IPv4, IPv6 nor ARP")
+	}
+	return false
+}
+
+func (t *tracer) flood() {
+	if !t.exempt() {
+		if !t.judge("rules out", t.from, t.from.Policy.Out, "policy-out", &t.Out) {
+			return
+		}
+	}
+	t.Verdict = Flooded
+	t.step("switching", t.pkt.From, nil, "a copy to each other port of switch %q, where its own rules judge it", t.sw.Name)
+}
+
+func (t *tracer) unicast() {
+	to := t.destination()
+	if to == nil {
+		return
+	}
+	switch {
+	case t.exempt():
+		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP requests are not subject to rules")
+	case t.from.Kind == PortContainer && to.Kind == PortContainer && (t.from.Policy.Isolated || to.Policy.Isolated):
+		isolated := t.from
+		if !isolated.Policy.Isolated {
+			isolated = to
+		}
+		t.drop("isolation", isolated.ID, "isolated", "port %s exchanges nothing with other containers (DisableInterComputeCommunication)", isolated.ID)
+		return
+	default:
+		if !t.judge("rules out", t.from, t.from.Policy.Out, "policy-out", &t.Out) ||
+			!t.judge("rules in", to, to.Policy.In, "policy-in", &t.In) {
+			return
+		}
+	}
+	t.To, t.Verdict = to.ID, Delivered
+	if inHost(to) {
+		t.Verdict = ToHost
+	}
+}
+
+// inHost tells whether a port's vNIC is the host's own.
+func inHost(p *Port) bool { return p.VNIC.Namespace == "" }
+
+// destination finds the port that has the destination MAC.
+func (t *tracer) destination() *Port {
+	var to *Port
+	for _, p := range t.ports() {
+		if p.MAC == t.pkt.DstMAC {
+			to = p
+		}
+	}
+	switch to {
+	case nil:
+		t.drop("switching", t.from.ID, "unknown-mac", "no port of switch %q has the MAC %s", t.sw.Name, t.pkt.DstMAC)
+		return nil
+	case t.from:
+		t.drop("switching", t.from.ID, "to-self", "%s is the sender's own MAC", t.pkt.DstMAC)
+		return nil
+	}
+	if inHost(to) && t.asksResolver() {
+		to = t.plan.Ports[t.sw.ResolverPort]
+		if to == nil {
+			t.drop("switching", t.from.ID, "resolver", "the resolver of switch %q has no port", t.sw.Name)
+			return nil
+		}
+		t.step("switching", t.from.ID, nil, "port 53 of the gateway is the resolver's: port %s", to.ID)
+		return to
+	}
+	t.step("switching", t.from.ID, nil, "%s is behind port %s", t.pkt.DstMAC, to.ID)
+	return to
+}
+
+func (t *tracer) asksResolver() bool {
+	o := t.owner(t.pkt.Dst)
+	return t.from.Kind == PortContainer && t.pkt.DstPort == 53 && (t.pkt.Protocol == protoTCP || t.pkt.Protocol == protoUDP) &&
+		o != nil && t.resolverAddress(o, t.pkt.Dst)
+}
+
+// resolverAddress tells whether port 53 of a gateway's address is the resolver's.
+func (t *tracer) resolverAddress(o *Port, a netip.Addr) bool {
+	return o.Kind != PortContainer && t.sw.ResolverPort != "" && slices.Contains(t.sw.DNS.Listen, a)
+}
+
+// ports are those of the switch that have MACs and addresses of their own: the
+// resolver's are the host port's, where there is one.
+func (t *tracer) ports() []*Port {
+	var out []*Port
+	for _, p := range t.plan.Ports {
+		if p.Network == t.sw.Network && (p.Kind != PortResolver || t.sw.HostPort == "") {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// owner is the port whose vNIC has an address.
+func (t *tracer) owner(a netip.Addr) *Port {
+	for _, p := range t.ports() {
+		if slices.Contains(p.Addrs, a) || p.LinkLocal == a {
+			return p
+		}
+	}
+	return nil
+}
