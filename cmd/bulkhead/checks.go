@@ -33,6 +33,7 @@ func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) 
 		}
 		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())})
 		out = append(out, forwarding("net/ipv4/ip_forward", "IPv4"), forwarding("net/ipv6/conf/all/forwarding", "IPv6"))
+		out = append(out, neighbourChecks()...)
 		foreign, err := filter.Foreign(ctx)
 		if err != nil {
 			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: err.Error()})
