@@ -139,6 +139,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	root.AddCommand(
 		grouped(groupContainers, newContainerCmd(a)),
 		grouped(groupContainers, newInspectCmd(a)),
+		grouped(groupContainers, newVolumeCmd(a)),
 		grouped(groupNetworks, newNetworkCmd(a)),
 		grouped(groupNetworks, newEndpointCmd(a)),
 		grouped(groupNetworks, newNamespaceCmd(a)),

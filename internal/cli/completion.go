@@ -120,6 +120,17 @@ func (a *app) completeImages(cmd *cobra.Command, args []string, begun string) ([
 	})(cmd, args, begun)
 }
 
+func (a *app) completeVolumes(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	return a.live(func(ctx context.Context, c *client.Client) ([]string, error) {
+		list, err := c.Volumes(ctx)
+		names := make([]string, len(list))
+		for i, v := range list {
+			names[i] = v.Name
+		}
+		return names, err
+	})(cmd, args, begun)
+}
+
 // completeAny gives every name there is, for inspect.
 func (a *app) completeAny(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	var out []string

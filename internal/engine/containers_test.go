@@ -667,3 +667,20 @@ func TestContainerDNS(t *testing.T) {
 		e.wantKind(err, api.KindInvalid)
 	})
 }
+
+func TestVolumes(t *testing.T) {
+	run(t, func(e *env) {
+		must(e.create("db", nil, func(s *api.ContainerSpec) {
+			s.Mounts = []api.Mount{{Type: "volume", Source: "data", Target: "/data"}, {Type: "bind", Source: "spare", Target: "/x"}}
+		}))(e)
+		all := must(e.e.Volumes())(e)
+		if len(all) != 2 || !slices.Equal(all[0].Containers, []string{"db"}) || len(all[1].Containers) != 0 {
+			e.t.Errorf("volumes: %s", toJSON(all))
+		}
+		e.wantKind(e.e.RemoveVolume(bg, "data"), api.KindConflict)
+		e.ok(e.e.RemoveVolume(bg, "spare"))
+		e.wantKind(e.e.RemoveVolume(bg, "none"), api.KindNotFound)
+		e.ok(e.e.RemoveContainer(bg, "db", false))
+		e.ok(e.e.RemoveVolume(bg, "data"))
+	})
+}

@@ -76,6 +76,10 @@ type Sandbox interface {
 	Exec(ctx context.Context, id string, spec api.ExecSpec, s api.Streams) (int, error)
 	Logs(ctx context.Context, id string, o api.LogOptions, emit func(api.LogLine) error) error
 	Stats(ctx context.Context, id string) (api.Stats, error)
+	// Volumes lists the named volumes. RemoveVolume takes one out of their list at
+	// once; finish removes its content.
+	Volumes() ([]api.Volume, error)
+	RemoveVolume(name string) (finish func() error, err error)
 }
 
 // Attachment is a connection to a container's streams. Run carries them until the

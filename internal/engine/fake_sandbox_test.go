@@ -264,6 +264,17 @@ func (s sandbox) Attach(ctx context.Context, id string, st api.Streams) error {
 	return at.Run(ctx, st)
 }
 
+func (s sandbox) Volumes() ([]api.Volume, error) {
+	return []api.Volume{{Name: "data"}, {Name: "spare"}}, nil
+}
+
+func (s sandbox) RemoveVolume(name string) (func() error, error) {
+	if name != "data" && name != "spare" {
+		return nil, api.Errorf(api.KindNotFound, "volume %q does not exist", name)
+	}
+	return func() error { return nil }, nil
+}
+
 func (s sandbox) Exec(context.Context, string, api.ExecSpec, api.Streams) (int, error) { return 7, nil }
 
 func (s sandbox) Logs(_ context.Context, _ string, _ api.LogOptions, emit func(api.LogLine) error) error {

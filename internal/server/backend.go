@@ -16,6 +16,7 @@ type Backend interface {
 	namespaces
 	containers
 	images
+	volumes
 	reports
 	events
 }
@@ -66,6 +67,11 @@ type containers interface {
 	UnpublishPorts(ctx context.Context, ref string, ports []api.PublishedPort) error
 	ConnectContainer(ctx context.Context, ref string, to api.NetworkAttachment) error
 	DisconnectContainer(ctx context.Context, ref, network string) error
+}
+
+type volumes interface {
+	Volumes() ([]api.Volume, error)
+	RemoveVolume(ctx context.Context, name string) error
 }
 
 type images interface {

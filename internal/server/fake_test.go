@@ -510,6 +510,13 @@ func (f *fake) PushImage(_ context.Context, what api.PullRequest, progress func(
 	return nil
 }
 
+func (f *fake) Volumes() ([]api.Volume, error) { return nil, nil }
+
+func (f *fake) RemoveVolume(_ context.Context, name string) error {
+	f.note("remove volume %s", name)
+	return nil
+}
+
 func (f *fake) Login(_ context.Context, what api.LoginRequest) error {
 	if what.Auth.Password != "secret" {
 		return api.Errorf(api.KindConflict, "log in to %s: the registry refuses", what.Registry)

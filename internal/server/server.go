@@ -78,6 +78,7 @@ func New(o Options) *Server {
 	s.networkingRoutes()
 	s.compartmentRoutes()
 	s.imageRoutes()
+	s.volumeRoutes()
 	s.reportRoutes()
 	s.observeRoutes()
 	s.eventRoutes()

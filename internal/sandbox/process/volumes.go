@@ -14,9 +14,14 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/api"
 )
 
-const volumeData = "_data"
+const (
+	volumeData = "_data"
+	goneVolume = ".gone-" // begins the names of directories whose volumes are removed
+)
 
 func validVolume(name string) bool {
 	return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`).MatchString(name)
@@ -55,6 +60,48 @@ func (r *Runtime) fillVolume(rootfs string, v volumeFill) error {
 		return fmt.Errorf("make volume: %w", err)
 	}
 	return nil
+}
+
+// Volumes lists the named volumes.
+func (r *Runtime) Volumes() ([]api.Volume, error) {
+	entries, err := os.ReadDir(r.volumeDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	var out []api.Volume
+	for _, e := range entries {
+		st, err := e.Info()
+		if err != nil || !validVolume(e.Name()) { // removed meanwhile, or half made
+			continue
+		}
+		out = append(out, api.Volume{Name: e.Name(), Path: filepath.Join(r.volumeDir, e.Name(), volumeData), Created: st.ModTime().UTC()})
+	}
+	return out, nil
+}
+
+// RemoveVolume takes a named volume out of the list; finish removes its content.
+// What a crash leaves in between goes with the next removal.
+func (r *Runtime) RemoveVolume(name string) (finish func() error, err error) {
+	dir := filepath.Join(r.volumeDir, name)
+	if !validVolume(name) || !exists(dir) {
+		return nil, api.Errorf(api.KindNotFound, "volume %.80q does not exist", name).Hint("bulkhead volume ls")
+	}
+	gone, err := os.MkdirTemp(r.volumeDir, goneVolume)
+	if err == nil {
+		err = os.Rename(dir, filepath.Join(gone, name))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	return r.removeGone, nil
+}
+
+func (r *Runtime) removeGone() error {
+	left, err := filepath.Glob(filepath.Join(r.volumeDir, goneVolume+"*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
 }
 
 // copyUp copies a directory of the image. The container does not run yet, so
