@@ -8,6 +8,7 @@
 #include "lib/deliver.h"
 #include "lib/drop.h"
 #include "lib/guard.h"
+#include "lib/judge.h"
 #include "lib/maps.h"
 #include "lib/nd.h"
 #include "lib/parse.h"
@@ -17,6 +18,8 @@
 struct drop_event *unused_drop_event __attribute__((unused));
 struct report *unused_report __attribute__((unused));
 enum port_kind *unused_port_kind __attribute__((unused));
+enum action *unused_action __attribute__((unused));
+struct flow_record *unused_flow_record __attribute__((unused));
 struct __sk_buff *unused_skb __attribute__((unused));
 
 static __always_inline int neighbour(struct __sk_buff *skb, struct pkt *p)
@@ -31,43 +34,53 @@ static __always_inline int neighbour(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int bh_from_port(struct __sk_buff *skb)
 {
-	struct pkt p = {};
+	struct scratch *room = scratch();
 	const struct port *port;
+	struct pkt *p;
+	__u32 index;
 	int step;
 
-	p.ifindex = skb->ifindex;
-	p.len = skb->len;
+	if (!room)
+		return TC_ACT_SHOT;
+	p = &room->pkt;
+	*p = (struct pkt){};
+	p->ifindex = skb->ifindex;
+	p->len = skb->len;
 	/* A received frame always has the index of its device; a built one has none. */
 	if (!skb->ingress_ifindex)
-		p.flags = PKT_TEST;
-	port = bpf_map_lookup_elem(&bh_ports_v1, &p.ifindex);
+		p->flags = PKT_TEST;
+	index = p->ifindex;
+	port = bpf_map_lookup_elem(&bh_ports_v2, &index);
 	if (!port)
-		return drop(skb, &p, DROP_UNKNOWN_PORT);
-	p.kind = port->kind;
-	p.src.sw = port->sw;
-	p.dst.sw = port->sw;
-	__builtin_memcpy(p.port_mac, port->mac, ETH_ALEN);
+		return drop(skb, p, DROP_UNKNOWN_PORT);
+	p->kind = port->kind;
+	p->src.sw = port->sw;
+	p->dst.sw = port->sw;
+	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);
 
-	step = parse(skb, &p);
+	step = parse(skb, p);
 	if (step)
-		return drop(skb, &p, step);
-	step = guard(&p);
+		return drop(skb, p, step);
+	step = carry(skb, p);
 	if (step)
-		return drop(skb, &p, step);
-	step = neighbour(skb, &p);
+		return step;
+	step = guard(p);
+	if (step)
+		return drop(skb, p, step);
+	step = neighbour(skb, p);
 	if (step == STEP_ANSWERED) {
-		report(skb, &p, OUTCOME_ANSWER, 0, p.ifindex, 1);
-		return bpf_redirect(p.ifindex, 0);
+		report(skb, p, OUTCOME_ANSWER, 0, p->ifindex, 0);
+		return bpf_redirect(p->ifindex, 0);
 	}
 	if (step)
-		return drop(skb, &p, step);
+		return drop(skb, p, step);
 
-	/* Layers of the sending port come here, in this order: ACLs → load balancing and
-	 * rewrites → routing and encapsulation. Each takes the pkt and may change it. */
+	/* Load balancing, rewrites, routing and encapsulation come here. Each takes the pkt
+	 * and may change it. */
 
-	if (p.flags & PKT_GROUP)
-		return replicate(skb, &p);
-	return deliver(skb, &p);
+	if (p->flags & PKT_GROUP)
+		return replicate(skb, p);
+	return deliver(skb, p);
 }
 
 /* The kernel lends some of its functions only to programs under a licence that the GPL

@@ -15,14 +15,23 @@ typedef __u32 __wsum;
 
 /* enum bpf_map_type */
 #define BPF_MAP_TYPE_HASH 1
+#define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_HASH 5
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_LRU_HASH 9
+#define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_RINGBUF 27
 
 /* Flags of maps and helpers. */
 #define BPF_F_NO_PREALLOC (1U << 0)
 #define BPF_NOEXIST 1
 #define BPF_F_INGRESS (1ULL << 0)
+#define CLOCK_MONOTONIC 1
+
+/* A timer in a map's value (include/uapi/linux/bpf.h). */
+struct bpf_timer {
+	__u64 opaque[2];
+} __attribute__((aligned(8)));
 
 /* What a tc program may answer. TCX knows fewer: anything but these means "go on". */
 #define TC_ACT_SHOT 2

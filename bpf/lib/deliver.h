@@ -3,7 +3,11 @@
 #define BULKHEAD_DELIVER_H
 
 #include "drop.h"
+#include "flow.h"
+#include "guard.h"
+#include "judge.h"
 #include "owner.h"
+#include "related.h"
 
 /* Ports of one switch that get broadcast; plan and loader refuse more. */
 #define MAX_MEMBERS 4096
@@ -11,7 +15,7 @@
 /* To the host's vNIC the frame is handed on its receiving side: redirect_peer refuses
  * when both ends are in one namespace. Into a compartment redirect_peer saves the way
  * through the veth and its queue. */
-static __always_inline int send(struct __sk_buff *skb, const struct dest *d)
+static __always_inline int send(struct __sk_buff *skb, __u32 device, __u8 kind)
 {
 	/* The frame was not for the MAC of the device it came in by, so the kernel takes it
 	 * for somebody else's; and the host's mark means nothing in a compartment. */
@@ -19,9 +23,34 @@ static __always_inline int send(struct __sk_buff *skb, const struct dest *d)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	if (skb->mark)
 		skb->mark = 0;
-	if (d->kind == PORT_HOST)
-		return bpf_redirect(d->device, BPF_F_INGRESS);
-	return bpf_redirect_peer(d->device, 0);
+	if (kind == PORT_HOST)
+		return bpf_redirect(device, BPF_F_INGRESS);
+	return bpf_redirect_peer(device, 0);
+}
+
+/* The short way: a flow that was judged under the rules that hold now. 0 means the long
+ * one. What its first packet passed, the source guard among it, holds for each: the key
+ * has its addresses, the entry its ports and MACs. */
+static __always_inline int carry(struct __sk_buff *skb, struct pkt *p)
+{
+	struct flow_key key = {};
+	struct flow *f;
+	int end;
+
+	if (p->flags & (PKT_FRAGMENT | PKT_OPENER | PKT_TEST) || !has_flow(p))
+		return 0;
+	if (p->kind != PORT_HOST && !same_mac(p->smac, p->port_mac))
+		return 0;
+	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
+	f = bpf_map_lookup_elem(&bh_flows_v1, &key);
+	if (!f || f->generation != generation() || !same_ends(f, p, end))
+		return 0;
+	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
+		flow_tcp(f, p, end);
+	count_flow(f, p, end);
+	count_tx(p);
+	count_rx(f->end[!(end & 1)].port, p->len);
+	return send(skb, f->end[!(end & 1)].device, f->end[!(end & 1)].kind);
 }
 
 /* Does the gateway's port 53 mean the resolver? It has the same MAC and addresses as
@@ -38,65 +67,85 @@ static __always_inline int for_resolver(const struct pkt *p)
 	return o && o->flags & OWNER_RESOLVER;
 }
 
-/* A verification border. */
-__noinline int deliver(struct __sk_buff *skb, struct pkt *p)
+/* Where a frame goes: 0, or why nowhere. */
+static __always_inline int find(const struct pkt *p, struct dest *to)
 {
 	struct mac_key key = {};
-	struct dest to = {};
 	const struct dest *d;
 
-	if (!p)
-		return TC_ACT_SHOT;
 	key.sw = p->src.sw;
 	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
 	if (!d)
-		return drop(skb, p, DROP_UNKNOWN_MAC);
+		return DROP_UNKNOWN_MAC;
 	if (d->port == p->ifindex)
-		return drop(skb, p, DROP_TO_SELF);
-	to = *d;
-	if (to.kind == PORT_HOST && for_resolver(p)) {
+		return DROP_TO_SELF;
+	*to = *d;
+	if (to->kind == PORT_HOST && for_resolver(p)) {
 		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v1, &key.sw);
 
 		if (p->flags & PKT_FRAGMENT)
-			return drop(skb, p, DROP_FRAGMENT);
+			return DROP_FRAGMENT;
 		if (!sw || !sw->resolver)
-			return drop(skb, p, DROP_RESOLVER);
-		to.port = sw->resolver;
-		to.device = sw->resolver;
-		to.kind = PORT_RESOLVER;
+			return DROP_RESOLVER;
+		to->port = sw->resolver;
+		to->device = sw->resolver;
+		to->kind = PORT_RESOLVER;
 	}
-	/* Layers of the receiving port run here: its ingress ACLs, its counters by rule. */
+	return DROP_NONE;
+}
+
+/* A verification border. */
+__noinline int deliver(struct __sk_buff *skb, struct pkt *p)
+{
+	struct dest to = {};
+	int step;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	step = find(p, &to);
+	if (step)
+		return drop(skb, p, step);
+	step = judge(skb, p, &to);
+	if (step)
+		return drop(skb, p, step);
 	count_tx(p);
 	if (!(p->flags & PKT_TEST))
 		count_rx(to.port, p->len);
-	report(skb, p, OUTCOME_DELIVER, 0, to.port, 1);
-	return send(skb, &to);
+	report(skb, p, OUTCOME_DELIVER, 0, to.port, p->rule_out);
+	return send(skb, to.device, to.kind);
 }
 
 struct flood {
 	struct __sk_buff *skb;
+	struct pkt *p;
 	struct member_key key;
-	__u32 self;
-	__u32 len;
+	__u32 isolated;
 	__u32 copies;
-	__u32 test;
 };
 
 static long flood_one(__u32 slot, void *ctx)
 {
 	struct flood *f = ctx;
 	const struct dest *d;
+	int step;
 
 	f->key.slot = slot;
 	d = bpf_map_lookup_elem(&bh_members_v1, &f->key);
-	if (!d || d->port == f->self)
+	if (!d || d->port == f->p->ifindex)
 		return 0;
-	/* The receiving port's layers run here too, once for each copy. */
+	step = judge_copy(f->p, d->port, f->isolated);
+	if (step) {
+		f->p->at = d->port;
+		count_drop(f->p, step);
+		f->p->at = 0;
+		f->p->rule = 0;
+		return 0;
+	}
 	f->copies++;
-	if (f->test)
+	if (f->p->flags & PKT_TEST)
 		return 0;
-	count_rx(d->port, f->len);
+	count_rx(d->port, f->p->len);
 	bpf_clone_redirect(f->skb, d->device, d->kind == PORT_HOST ? BPF_F_INGRESS : 0);
 	return 0;
 }
@@ -108,14 +157,16 @@ __noinline int replicate(struct __sk_buff *skb, struct pkt *p)
 	const struct vswitch *sw;
 	struct flood f = {};
 	__u32 members;
+	int step;
 
 	if (!p)
 		return TC_ACT_SHOT;
+	step = judge_group(p, &f.isolated);
+	if (step)
+		return drop(skb, p, step);
 	f.skb = skb;
+	f.p = p;
 	f.key.sw = p->src.sw;
-	f.self = p->ifindex;
-	f.len = p->len;
-	f.test = p->flags & PKT_TEST;
 	sw = bpf_map_lookup_elem(&bh_switches_v1, &f.key.sw);
 	members = sw ? sw->members : 0;
 	if (skb->mark)

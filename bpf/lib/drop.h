@@ -13,14 +13,14 @@
 
 /* In a test run the program writes down what it did; a real frame's cb is not ours. */
 static __always_inline void report(struct __sk_buff *skb, const struct pkt *p, __u32 outcome, __u32 reason, __u32 port,
-				   __u32 copies)
+				   __u32 detail)
 {
 	if (!(p->flags & PKT_TEST))
 		return;
 	skb->cb[0] = outcome;
 	skb->cb[1] = reason;
 	skb->cb[2] = port;
-	skb->cb[3] = copies;
+	skb->cb[3] = detail;
 	skb->cb[4] = p->rule;
 }
 
@@ -107,7 +107,8 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 
 	if (!p || p->flags & PKT_TEST)
 		return 0;
-	key.port = p->kind ? p->ifindex : 0;
+	port = p->at ? p->at : p->ifindex;
+	key.port = p->kind ? port : 0;
 	key.reason = reason;
 	c = bpf_map_lookup_elem(&bh_drops_v1, &key);
 	if (!c) {
@@ -122,10 +123,13 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 	}
 	if (reason >= DROP_QUIET)
 		return 0;
-	port = p->ifindex;
 	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
-	if (s)
-		s->tx_dropped++;
+	if (s) {
+		if (p->at)
+			s->rx_dropped++;
+		else
+			s->tx_dropped++;
+	}
 	now = bpf_ktime_get_ns();
 	if (c && event_allowed(c, now))
 		event(p, key.port, reason, now);
@@ -135,7 +139,7 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 static __always_inline int drop(struct __sk_buff *skb, struct pkt *p, int reason)
 {
 	count_drop(p, reason);
-	report(skb, p, OUTCOME_DROP, reason, 0, 0);
+	report(skb, p, OUTCOME_DROP, reason, 0, p->rule_out);
 	return TC_ACT_SHOT;
 }
 

@@ -6,9 +6,13 @@
 #define BULKHEAD_MAPS_H
 
 #include "../include/helpers.h"
+#include "parse.h"
 #include "structs.h"
 
 #define MAX_PORTS 16384
+#define MAX_POLICIES (2 * MAX_PORTS)
+#define MAX_PREFIXES (1 << 21)
+#define MAX_FLOWS (1 << 19)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -17,7 +21,7 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32); /* interface index */
 	__type(value, struct port);
-} bh_ports_v1 SEC(".maps");
+} bh_ports_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -88,5 +92,172 @@ struct {
 	__type(key, __u32);
 	__type(value, struct event_budget);
 } bh_budget_v1 SEC(".maps");
+
+/* The rules (see struct policy). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_POLICIES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct policy);
+} bh_policies_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct prefix_key);
+	__type(value, __u32);
+} bh_prefixes_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct service_key);
+	__type(value, __u32);
+} bh_services_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct set_key);
+	__type(value, __u32);
+} bh_sets_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct class_key);
+	__type(value, __u32);
+} bh_classes_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct vector_key);
+	__type(value, struct vector);
+} bh_vectors_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct rule_key);
+	__type(value, struct rule);
+} bh_rules_v1 SEC(".maps");
+
+/* Filled by the program. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct rule_stat_key);
+	__type(value, struct rule_stats);
+} bh_rulestats_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct config);
+} bh_config_v1 SEC(".maps");
+
+/* Connections. Not an LRU: a flood of new flows may not push out one that others rely
+ * on, so each port has a share, and a timer in each entry takes it out again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_FLOWS);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} bh_flows_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PORTS);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct share);
+} bh_shares_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} bh_fragments_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1024 * 1024);
+	__uint(pinning, PIN_BY_NAME);
+} bh_flowlog_v1 SEC(".maps");
+
+/* A question about one packet and one list of rules, and the answer. */
+struct question {
+	__u32 policy;
+	__u32 sw;
+	__u8 local[16] __attribute__((aligned(4)));
+	__u8 remote[16] __attribute__((aligned(4)));
+	__u16 lport;
+	__u16 rport;
+	__u8 proto;
+	__u8 pad[3];
+	__u32 rule; /* out: the number of the one that decided, 0 for the fallback */
+};
+
+/* Vectors, 0 for the empty one. */
+struct search {
+	__u32 policy;
+	__u32 rules;
+	__u32 at; /* the first rule that may match */
+	__u32 flags;
+	__u32 local, local_set;
+	__u32 remote, remote_set;
+	__u32 service, remote_ports;
+	__u32 found; /* its number */
+	__u32 action;
+};
+
+/* What does not fit on the stack of 512 bytes. A program runs to its end on its CPU before
+ * another one of ours begins there. */
+struct scratch {
+	struct pkt pkt;
+	struct question question;
+	struct search search;
+	struct flow_key key;
+	struct flow_image flow;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} bh_scratch_v1 SEC(".maps");
+
+static __always_inline struct scratch *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bh_scratch_v1, &zero);
+}
 
 #endif

@@ -10,6 +10,18 @@
 #define PKT_NO_L4 2	/* a later fragment: no ports, no type */
 #define PKT_GROUP 4	/* broadcast or multicast MAC */
 #define PKT_TEST 8	/* a built frame under BPF_PROG_TEST_RUN: send and count nothing */
+#define PKT_ECHO 16	/* ICMP echo: both "ports" are its identifier */
+#define PKT_OPENER 32	/* may only open a flow and never answer one: SYN, echo request */
+
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
+#define ICMP_ECHO_REPLY 0
+#define ICMP_ECHO 8
+#define ICMP6_ECHO 128
+#define ICMP6_ECHO_REPLY 129
 
 /* Extension headers of IPv6 that are walked before the packet counts as hiding. */
 #define MAX_EXTENSIONS 8
@@ -19,7 +31,10 @@ struct pkt {
 	struct addr_key dst; /* ARP: target */
 	__u32 ifindex;
 	__u32 len;
-	__u32 rule; /* that decided, for counters and events; 0: none */
+	__u32 at;   /* the receiving port when that one drops it */
+	__u32 rule; /* that decided last, for counters and events; 0: none */
+	__u32 rule_out; /* that let it leave its port */
+	__u32 frag; /* identification of a fragmented packet */
 	__u32 l4;   /* offset of the transport header */
 	__u32 end;  /* offset behind the packet, without the frame's padding */
 	__u16 ethertype;
@@ -32,6 +47,7 @@ struct pkt {
 	__u8 port_mac[ETH_ALEN];
 	__u8 kind; /* of the sender's port */
 	__u8 flags;
+	__u8 tcp; /* TCP_* */
 };
 
 /* Three halves: clang 14 turns a compare of six bytes into a call of memcmp, which
@@ -73,12 +89,29 @@ static __always_inline int is_unspecified(const __u8 *ip)
 	return w[0] == 0 && w[1] == 0 && w[3] == 0 && (w[2] == 0 || w[2] == bpf_htonl(0xffff));
 }
 
+/* Echoes are told apart by their identifier, which takes the place of both ports. */
+static __always_inline void parse_echo(struct __sk_buff *skb, struct pkt *p)
+{
+	int v4 = p->proto == IPPROTO_ICMP;
+	__be16 id;
+
+	if (p->type == (v4 ? ICMP_ECHO : ICMP6_ECHO))
+		p->flags |= PKT_OPENER;
+	else if (p->type != (v4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY))
+		return;
+	if (p->l4 + 8 > p->end || bpf_skb_load_bytes(skb, p->l4 + 4, &id, sizeof(id)))
+		return;
+	p->flags |= PKT_ECHO;
+	p->sport = bpf_ntohs(id);
+	p->dport = p->sport;
+}
+
 /* The first transport bytes must lie in this packet: a first fragment that leaves
  * them to the next one wants to hide them (RFC 3128, RFC 7112). */
 static __always_inline int parse_l4(struct __sk_buff *skb, struct pkt *p)
 {
 	int broken = p->flags & PKT_FRAGMENT ? DROP_FRAGMENT : DROP_MALFORMED;
-	__be16 ports[2];
+	__be16 head[2];
 	__u32 least;
 
 	if (p->proto == IPPROTO_TCP)
@@ -89,14 +122,21 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct pkt *p)
 		least = 4;
 	else
 		return DROP_NONE;
-	if (p->l4 + least > p->end || bpf_skb_load_bytes(skb, p->l4, ports, sizeof(ports)))
+	if (p->l4 + least > p->end || bpf_skb_load_bytes(skb, p->l4, head, sizeof(head)))
 		return broken;
 	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
-		p->sport = bpf_ntohs(ports[0]);
-		p->dport = bpf_ntohs(ports[1]);
-	} else {
-		p->type = *(__u8 *)ports;
+		p->sport = bpf_ntohs(head[0]);
+		p->dport = bpf_ntohs(head[1]);
+		if (p->proto == IPPROTO_UDP)
+			return DROP_NONE;
+		if (bpf_skb_load_bytes(skb, p->l4 + 13, &p->tcp, 1))
+			return broken;
+		if ((p->tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			p->flags |= PKT_OPENER;
+		return DROP_NONE;
 	}
+	p->type = *(__u8 *)head;
+	parse_echo(skb, p);
 	return DROP_NONE;
 }
 
@@ -120,8 +160,10 @@ static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *p, void 
 	p->l4 = ETH_HLEN + ihl;
 	p->end = ETH_HLEN + total;
 	frag = bpf_ntohs(ip->frag_off);
-	if (frag & 0x3fff)
+	if (frag & 0x3fff) {
 		p->flags |= PKT_FRAGMENT;
+		p->frag = ip->id;
+	}
 	if (frag & 0x1fff) {
 		p->flags |= PKT_NO_L4;
 		/* Eight bytes in: it would overwrite the TCP flags of the first. */
@@ -134,7 +176,7 @@ static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *p, void 
  * header out of sight get the packet dropped. */
 static __always_inline int parse_extensions(struct __sk_buff *skb, struct pkt *p, __u8 next)
 {
-	__u8 head[4];
+	__u8 head[8];
 
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		p->proto = next;
@@ -146,8 +188,10 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct pkt *p
 		if (next == NEXTHDR_FRAGMENT) {
 			p->l4 += 8;
 			/* Offset and more-flag zero: an atomic fragment, a whole packet. */
-			if (head[2] || head[3] & 0xf9)
+			if (head[2] || head[3] & 0xf9) {
 				p->flags |= PKT_FRAGMENT;
+				p->frag = *(__u32 *)(head + 4);
+			}
 			if (head[2] || head[3] & 0xf8) {
 				p->proto = head[0];
 				p->flags |= PKT_NO_L4;

@@ -27,6 +27,10 @@ enum drop_reason {
 	DROP_TO_SELF = 19,	   /* addressed to its sender */
 	DROP_GROUP_UNICAST = 20,   /* a unicast packet in a group frame */
 	DROP_KERNEL = 21,	   /* the kernel refused a change to the frame */
+	DROP_POLICY_OUT = 22,	   /* the sender's rules say no */
+	DROP_POLICY_IN = 23,	   /* the receiver's rules say no */
+	DROP_ISOLATED = 24,	   /* one of the ports talks to no container */
+	DROP_FLOW_TABLE = 25,	   /* the port's share of the flow table is used up */
 	/* From here on: traffic every stack sends and this switch has no use for. It is
 	 * counted, but as no loss and without an event. */
 	DROP_QUIET = 64,

@@ -14,12 +14,16 @@ enum port_kind {
 	PORT_RESOLVER = 3,
 };
 
+#define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
+
 /* A port, found by the interface index of its switch side. */
 struct port {
 	__u32 sw;
 	__u8 mac[ETH_ALEN]; /* of the vNIC behind it */
 	__u8 kind;	    /* enum port_kind */
-	__u8 pad;
+	__u8 flags;	    /* PORT_* */
+	__u32 out;	    /* policy of what it sends; 0: everything passes */
+	__u32 in;	    /* policy of what it receives */
 };
 
 /* A vNIC's address on a switch. */
@@ -108,6 +112,193 @@ struct drop_event {
 	__u8 dst[16];
 };
 
+/* What a rule says: plan.Action. */
+enum action {
+	ACTION_ALLOW = 1,
+	ACTION_BLOCK = 2,
+	ACTION_PASS = 3,
+};
+
+/* The two sides of a rule, in the keys below. */
+#define SIDE_LOCAL 0
+#define SIDE_REMOTE 1
+
+/* Which look-ups a policy needs: without its flag, every packet matches every rule there. */
+#define POLICY_LOCAL 1	       /* local addresses */
+#define POLICY_REMOTE 2	       /* remote addresses */
+#define POLICY_LOCAL_SETS 4    /* local addresses by set */
+#define POLICY_REMOTE_SETS 8   /* remote addresses by set */
+#define POLICY_SERVICE 16      /* protocols and local ports */
+#define POLICY_REMOTE_PORTS 32 /* remote ports */
+
+/* A list of rules, as tables: each look-up gives a vector with a bit for every rule that
+ * the packet's field matches, and the lowest bit that all of them have is the rule. */
+struct policy {
+	__u32 rules;
+	__u16 flags;	 /* POLICY_* */
+	__u8 fallback;	 /* enum action when no rule matches */
+	__u8 pad;
+};
+
+/* Longest prefix match over the addresses in a policy's rules; the value is a vector. */
+struct prefix_key {
+	__u32 bits;
+	__u32 policy;
+	__u8 side;
+	__u8 pad[3];
+	__u8 ip[16] __attribute__((aligned(4)));
+};
+
+/* The same over protocol and port. The ports of a policy's SIDE_REMOTE say nothing about
+ * the protocol. */
+struct service_key {
+	__u32 bits;
+	__u32 policy;
+	__u8 side;
+	__u8 proto;
+	__be16 port;
+};
+
+/* Which address sets of a switch hold an address: the value is a class, the number of a
+ * combination of sets. */
+struct set_key {
+	__u32 bits;
+	__u32 sw;
+	__u8 ip[16] __attribute__((aligned(4)));
+};
+
+/* The vector of the rules that refer to a set of a class. */
+struct class_key {
+	__u32 policy;
+	__u32 class;
+	__u32 side;
+};
+
+#define VECTOR_WORDS 64
+#define VECTOR_BITS (64 * VECTOR_WORDS)
+
+/* A vector lies in pieces; one that is not there has no bit set. Number 0 is such a one. */
+struct vector_key {
+	__u32 vector;
+	__u32 piece;
+};
+
+struct vector {
+	__u64 some; /* bit n: words[n] is not zero */
+	__u64 words[VECTOR_WORDS];
+};
+
+struct rule_key {
+	__u32 policy;
+	__u32 index;
+};
+
+struct rule {
+	__u32 number; /* for counters and events */
+	__u32 next;   /* where ACTION_PASS goes on */
+	__u32 action; /* enum action */
+};
+
+struct rule_stat_key {
+	__u32 port; /* whose rule it is */
+	__u32 rule;
+};
+
+/* Packets and bytes of ended flows, and of packets that belong to none. */
+struct rule_stats {
+	__u64 matches; /* times the rule decided */
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* What all ports share. */
+struct config {
+	__u32 generation; /* flows judged under another one are judged again */
+	__u32 flows_per_port;
+};
+
+/* A connection, the same for both directions: a is the lower end. */
+struct flow_key {
+	__u32 sw;
+	__u8 a[16] __attribute__((aligned(4)));
+	__u8 b[16] __attribute__((aligned(4)));
+	__u16 aport;
+	__u16 bport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* One end of a connection: the port it is behind. */
+struct flow_end {
+	__u32 port;
+	__u32 device; /* as in struct dest */
+	__u8 mac[ETH_ALEN];
+	__u8 kind;
+	__u8 pad;
+};
+
+#define FLOW_FIN_A 1   /* end a has closed */
+#define FLOW_FIN_B 2   /* end b has closed */
+#define FLOW_RESET 4   /* a reset was seen, and nothing since */
+#define FLOW_REPLIED 8 /* packets went both ways */
+
+struct flow {
+	struct bpf_timer timer;
+	__u64 opened; /* ktime ns */
+	__u64 seen;   /* the same, a few milliseconds coarse */
+	__u64 packets[2]; /* by opener, and back */
+	__u64 bytes[2];
+	struct flow_end end[2];
+	__u32 generation; /* under which it was judged */
+	__u32 rule_out;	  /* of the opener's port */
+	__u32 rule_in;	  /* of the other one */
+	__u32 charged;	  /* the port whose share of the table it takes */
+	__u8 opener;	  /* 0: end a, 1: end b */
+	__u8 state;	  /* FLOW_* */
+	__u8 pad[6];
+};
+
+/* How many flows a port has in the table. */
+struct share {
+	__u64 flows;
+};
+
+/* A flow as it is written into the table: the kernel lends timers only to what is in one. */
+struct flow_image {
+	__u64 words[sizeof(struct flow) / sizeof(__u64)];
+};
+
+/* A flow that ended, for the log. */
+struct flow_record {
+	struct flow_key key;
+	__u32 rule_out;
+	__u64 opened;
+	__u64 seen;
+	__u64 packets[2];
+	__u64 bytes[2];
+	__u32 port[2]; /* of ends a and b */
+	__u32 rule_in;
+	__u8 opener;
+	__u8 state;
+	__u16 pad;
+};
+
+/* A fragmented packet whose first fragment has passed. */
+struct fragment_key {
+	__u32 sw;
+	__u8 src[16] __attribute__((aligned(4)));
+	__u8 dst[16] __attribute__((aligned(4)));
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct fragment {
+	__u64 time; /* ktime ns */
+	__u32 generation;
+	__u32 pad;
+};
+
 /* How many events this CPU has written in the current window. */
 struct event_budget {
 	__u64 window;
@@ -126,9 +317,9 @@ enum outcome {
 struct report {
 	enum outcome outcome;
 	enum drop_reason reason;
-	__u32 port;   /* that receives it */
-	__u32 copies; /* to how many ports it was replicated */
-	__u32 rule;
+	__u32 port;	/* that receives it */
+	__u32 rule_out; /* replicated: to how many ports */
+	__u32 rule;	/* that decided last */
 };
 
 #endif

@@ -13,10 +13,31 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfAction uint32
+
+const (
+	bpfActionACTION_ALLOW bpfAction = 1
+	bpfActionACTION_BLOCK bpfAction = 2
+	bpfActionACTION_PASS  bpfAction = 3
+)
+
 type bpfAddrKey struct {
 	_  structs.HostLayout
 	Sw uint32
 	Ip [16]uint8
+}
+
+type bpfClassKey struct {
+	_      structs.HostLayout
+	Policy uint32
+	Class  uint32
+	Side   uint32
+}
+
+type bpfConfig struct {
+	_            structs.HostLayout
+	Generation   uint32
+	FlowsPerPort uint32
 }
 
 type bpfDest struct {
@@ -84,6 +105,10 @@ const (
 	bpfDropReasonDROP_TO_SELF           bpfDropReason = 19
 	bpfDropReasonDROP_GROUP_UNICAST     bpfDropReason = 20
 	bpfDropReasonDROP_KERNEL            bpfDropReason = 21
+	bpfDropReasonDROP_POLICY_OUT        bpfDropReason = 22
+	bpfDropReasonDROP_POLICY_IN         bpfDropReason = 23
+	bpfDropReasonDROP_ISOLATED          bpfDropReason = 24
+	bpfDropReasonDROP_FLOW_TABLE        bpfDropReason = 25
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
@@ -95,6 +120,76 @@ type bpfEventBudget struct {
 	Window uint64
 	Used   uint64
 	Lost   uint64
+}
+
+type bpfFlow struct {
+	_     structs.HostLayout
+	Timer struct {
+		_      structs.HostLayout
+		Opaque [2]uint64
+	}
+	Opened  uint64
+	Seen    uint64
+	Packets [2]uint64
+	Bytes   [2]uint64
+	End     [2]struct {
+		_      structs.HostLayout
+		Port   uint32
+		Device uint32
+		Mac    [6]uint8
+		Kind   uint8
+		Pad    uint8
+	}
+	Generation uint32
+	RuleOut    uint32
+	RuleIn     uint32
+	Charged    uint32
+	Opener     uint8
+	State      uint8
+	Pad        [6]uint8
+}
+
+type bpfFlowKey struct {
+	_     structs.HostLayout
+	Sw    uint32
+	A     [16]uint8
+	B     [16]uint8
+	Aport uint16
+	Bport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type bpfFlowRecord struct {
+	_       structs.HostLayout
+	Key     bpfFlowKey
+	RuleOut uint32
+	Opened  uint64
+	Seen    uint64
+	Packets [2]uint64
+	Bytes   [2]uint64
+	Port    [2]uint32
+	RuleIn  uint32
+	Opener  uint8
+	State   uint8
+	Pad     uint16
+}
+
+type bpfFragment struct {
+	_          structs.HostLayout
+	Time       uint64
+	Generation uint32
+	Pad        uint32
+}
+
+type bpfFragmentKey struct {
+	_     structs.HostLayout
+	Sw    uint32
+	Src   [16]uint8
+	Dst   [16]uint8
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type bpfMacKey struct {
@@ -127,12 +222,22 @@ type bpfOwner struct {
 	Pad   uint8
 }
 
+type bpfPolicy struct {
+	_        structs.HostLayout
+	Rules    uint32
+	Flags    uint16
+	Fallback uint8
+	Pad      uint8
+}
+
 type bpfPort struct {
-	_    structs.HostLayout
-	Sw   uint32
-	Mac  [6]uint8
-	Kind uint8
-	Pad  uint8
+	_     structs.HostLayout
+	Sw    uint32
+	Mac   [6]uint8
+	Kind  uint8
+	Flags uint8
+	Out   uint32
+	In    uint32
 }
 
 type bpfPortKind uint32
@@ -143,13 +248,130 @@ const (
 	bpfPortKindPORT_RESOLVER  bpfPortKind = 3
 )
 
+type bpfPrefixKey struct {
+	_      structs.HostLayout
+	Bits   uint32
+	Policy uint32
+	Side   uint8
+	Pad    [3]uint8
+	Ip     [16]uint8
+}
+
 type bpfReport struct {
 	_       structs.HostLayout
 	Outcome bpfOutcome
 	Reason  bpfDropReason
 	Port    uint32
-	Copies  uint32
+	RuleOut uint32
 	Rule    uint32
+}
+
+type bpfRule struct {
+	_      structs.HostLayout
+	Number uint32
+	Next   uint32
+	Action uint32
+}
+
+type bpfRuleKey struct {
+	_      structs.HostLayout
+	Policy uint32
+	Index  uint32
+}
+
+type bpfRuleStatKey struct {
+	_    structs.HostLayout
+	Port uint32
+	Rule uint32
+}
+
+type bpfRuleStats struct {
+	_       structs.HostLayout
+	Matches uint64
+	Packets uint64
+	Bytes   uint64
+}
+
+type bpfScratch struct {
+	_   structs.HostLayout
+	Pkt struct {
+		_         structs.HostLayout
+		Src       bpfAddrKey
+		Dst       bpfAddrKey
+		Ifindex   uint32
+		Len       uint32
+		At        uint32
+		Rule      uint32
+		RuleOut   uint32
+		Frag      uint32
+		L4        uint32
+		End       uint32
+		Ethertype uint16
+		Sport     uint16
+		Dport     uint16
+		Proto     uint8
+		Type      uint8
+		Smac      [6]uint8
+		Dmac      [6]uint8
+		PortMac   [6]uint8
+		Kind      uint8
+		Flags     uint8
+		Tcp       uint8
+		_         [3]byte
+	}
+	Question struct {
+		_      structs.HostLayout
+		Policy uint32
+		Sw     uint32
+		Local  [16]uint8
+		Remote [16]uint8
+		Lport  uint16
+		Rport  uint16
+		Proto  uint8
+		Pad    [3]uint8
+		Rule   uint32
+	}
+	Search struct {
+		_           structs.HostLayout
+		Policy      uint32
+		Rules       uint32
+		At          uint32
+		Flags       uint32
+		Local       uint32
+		LocalSet    uint32
+		Remote      uint32
+		RemoteSet   uint32
+		Service     uint32
+		RemotePorts uint32
+		Found       uint32
+		Action      uint32
+	}
+	Key  bpfFlowKey
+	Flow struct {
+		_     structs.HostLayout
+		Words [15]uint64
+	}
+}
+
+type bpfServiceKey struct {
+	_      structs.HostLayout
+	Bits   uint32
+	Policy uint32
+	Side   uint8
+	Proto  uint8
+	Port   uint16
+}
+
+type bpfSetKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	Sw   uint32
+	Ip   [16]uint8
+}
+
+type bpfShare struct {
+	_     structs.HostLayout
+	Flows uint64
 }
 
 type bpfSkBuff struct {
@@ -200,6 +422,18 @@ type bpfStats struct {
 	TxDropped uint64
 }
 
+type bpfVector struct {
+	_     structs.HostLayout
+	Some  uint64
+	Words [64]uint64
+}
+
+type bpfVectorKey struct {
+	_      structs.HostLayout
+	Vector uint32
+	Piece  uint32
+}
+
 type bpfVswitch struct {
 	_        structs.HostLayout
 	Members  uint32
@@ -210,20 +444,36 @@ type bpfVswitch struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapBhAddrsV1       = "bh_addrs_v1"
-	bpfMapBhBudgetV1      = "bh_budget_v1"
-	bpfMapBhDropsV1       = "bh_drops_v1"
-	bpfMapBhEventsV1      = "bh_events_v1"
-	bpfMapBhMacsV1        = "bh_macs_v1"
-	bpfMapBhMembersV1     = "bh_members_v1"
-	bpfMapBhPortsV1       = "bh_ports_v1"
-	bpfMapBhStatsV1       = "bh_stats_v1"
-	bpfMapBhSwitchesV1    = "bh_switches_v1"
-	bpfProgBhFromPort     = "bh_from_port"
-	bpfVarUnusedDropEvent = "unused_drop_event"
-	bpfVarUnusedPortKind  = "unused_port_kind"
-	bpfVarUnusedReport    = "unused_report"
-	bpfVarUnusedSkb       = "unused_skb"
+	bpfMapBhAddrsV1        = "bh_addrs_v1"
+	bpfMapBhBudgetV1       = "bh_budget_v1"
+	bpfMapBhClassesV1      = "bh_classes_v1"
+	bpfMapBhConfigV1       = "bh_config_v1"
+	bpfMapBhDropsV1        = "bh_drops_v1"
+	bpfMapBhEventsV1       = "bh_events_v1"
+	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
+	bpfMapBhFlowsV1        = "bh_flows_v1"
+	bpfMapBhFragmentsV1    = "bh_fragments_v1"
+	bpfMapBhMacsV1         = "bh_macs_v1"
+	bpfMapBhMembersV1      = "bh_members_v1"
+	bpfMapBhPoliciesV1     = "bh_policies_v1"
+	bpfMapBhPortsV2        = "bh_ports_v2"
+	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
+	bpfMapBhRulesV1        = "bh_rules_v1"
+	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
+	bpfMapBhScratchV1      = "bh_scratch_v1"
+	bpfMapBhServicesV1     = "bh_services_v1"
+	bpfMapBhSetsV1         = "bh_sets_v1"
+	bpfMapBhSharesV1       = "bh_shares_v1"
+	bpfMapBhStatsV1        = "bh_stats_v1"
+	bpfMapBhSwitchesV1     = "bh_switches_v1"
+	bpfMapBhVectorsV1      = "bh_vectors_v1"
+	bpfProgBhFromPort      = "bh_from_port"
+	bpfVarUnusedAction     = "unused_action"
+	bpfVarUnusedDropEvent  = "unused_drop_event"
+	bpfVarUnusedFlowRecord = "unused_flow_record"
+	bpfVarUnusedPortKind   = "unused_port_kind"
+	bpfVarUnusedReport     = "unused_report"
+	bpfVarUnusedSkb        = "unused_skb"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -275,25 +525,41 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	BhAddrsV1    *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
-	BhBudgetV1   *ebpf.MapSpec `ebpf:"bh_budget_v1"`
-	BhDropsV1    *ebpf.MapSpec `ebpf:"bh_drops_v1"`
-	BhEventsV1   *ebpf.MapSpec `ebpf:"bh_events_v1"`
-	BhMacsV1     *ebpf.MapSpec `ebpf:"bh_macs_v1"`
-	BhMembersV1  *ebpf.MapSpec `ebpf:"bh_members_v1"`
-	BhPortsV1    *ebpf.MapSpec `ebpf:"bh_ports_v1"`
-	BhStatsV1    *ebpf.MapSpec `ebpf:"bh_stats_v1"`
-	BhSwitchesV1 *ebpf.MapSpec `ebpf:"bh_switches_v1"`
+	BhAddrsV1     *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
+	BhBudgetV1    *ebpf.MapSpec `ebpf:"bh_budget_v1"`
+	BhClassesV1   *ebpf.MapSpec `ebpf:"bh_classes_v1"`
+	BhConfigV1    *ebpf.MapSpec `ebpf:"bh_config_v1"`
+	BhDropsV1     *ebpf.MapSpec `ebpf:"bh_drops_v1"`
+	BhEventsV1    *ebpf.MapSpec `ebpf:"bh_events_v1"`
+	BhFlowlogV1   *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
+	BhFlowsV1     *ebpf.MapSpec `ebpf:"bh_flows_v1"`
+	BhFragmentsV1 *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhMacsV1      *ebpf.MapSpec `ebpf:"bh_macs_v1"`
+	BhMembersV1   *ebpf.MapSpec `ebpf:"bh_members_v1"`
+	BhPoliciesV1  *ebpf.MapSpec `ebpf:"bh_policies_v1"`
+	BhPortsV2     *ebpf.MapSpec `ebpf:"bh_ports_v2"`
+	BhPrefixesV1  *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
+	BhRulesV1     *ebpf.MapSpec `ebpf:"bh_rules_v1"`
+	BhRulestatsV1 *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
+	BhScratchV1   *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
+	BhServicesV1  *ebpf.MapSpec `ebpf:"bh_services_v1"`
+	BhSetsV1      *ebpf.MapSpec `ebpf:"bh_sets_v1"`
+	BhSharesV1    *ebpf.MapSpec `ebpf:"bh_shares_v1"`
+	BhStatsV1     *ebpf.MapSpec `ebpf:"bh_stats_v1"`
+	BhSwitchesV1  *ebpf.MapSpec `ebpf:"bh_switches_v1"`
+	BhVectorsV1   *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	UnusedDropEvent *ebpf.VariableSpec `ebpf:"unused_drop_event"`
-	UnusedPortKind  *ebpf.VariableSpec `ebpf:"unused_port_kind"`
-	UnusedReport    *ebpf.VariableSpec `ebpf:"unused_report"`
-	UnusedSkb       *ebpf.VariableSpec `ebpf:"unused_skb"`
+	UnusedAction     *ebpf.VariableSpec `ebpf:"unused_action"`
+	UnusedDropEvent  *ebpf.VariableSpec `ebpf:"unused_drop_event"`
+	UnusedFlowRecord *ebpf.VariableSpec `ebpf:"unused_flow_record"`
+	UnusedPortKind   *ebpf.VariableSpec `ebpf:"unused_port_kind"`
+	UnusedReport     *ebpf.VariableSpec `ebpf:"unused_report"`
+	UnusedSkb        *ebpf.VariableSpec `ebpf:"unused_skb"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -316,28 +582,56 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	BhAddrsV1    *ebpf.Map `ebpf:"bh_addrs_v1"`
-	BhBudgetV1   *ebpf.Map `ebpf:"bh_budget_v1"`
-	BhDropsV1    *ebpf.Map `ebpf:"bh_drops_v1"`
-	BhEventsV1   *ebpf.Map `ebpf:"bh_events_v1"`
-	BhMacsV1     *ebpf.Map `ebpf:"bh_macs_v1"`
-	BhMembersV1  *ebpf.Map `ebpf:"bh_members_v1"`
-	BhPortsV1    *ebpf.Map `ebpf:"bh_ports_v1"`
-	BhStatsV1    *ebpf.Map `ebpf:"bh_stats_v1"`
-	BhSwitchesV1 *ebpf.Map `ebpf:"bh_switches_v1"`
+	BhAddrsV1     *ebpf.Map `ebpf:"bh_addrs_v1"`
+	BhBudgetV1    *ebpf.Map `ebpf:"bh_budget_v1"`
+	BhClassesV1   *ebpf.Map `ebpf:"bh_classes_v1"`
+	BhConfigV1    *ebpf.Map `ebpf:"bh_config_v1"`
+	BhDropsV1     *ebpf.Map `ebpf:"bh_drops_v1"`
+	BhEventsV1    *ebpf.Map `ebpf:"bh_events_v1"`
+	BhFlowlogV1   *ebpf.Map `ebpf:"bh_flowlog_v1"`
+	BhFlowsV1     *ebpf.Map `ebpf:"bh_flows_v1"`
+	BhFragmentsV1 *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhMacsV1      *ebpf.Map `ebpf:"bh_macs_v1"`
+	BhMembersV1   *ebpf.Map `ebpf:"bh_members_v1"`
+	BhPoliciesV1  *ebpf.Map `ebpf:"bh_policies_v1"`
+	BhPortsV2     *ebpf.Map `ebpf:"bh_ports_v2"`
+	BhPrefixesV1  *ebpf.Map `ebpf:"bh_prefixes_v1"`
+	BhRulesV1     *ebpf.Map `ebpf:"bh_rules_v1"`
+	BhRulestatsV1 *ebpf.Map `ebpf:"bh_rulestats_v1"`
+	BhScratchV1   *ebpf.Map `ebpf:"bh_scratch_v1"`
+	BhServicesV1  *ebpf.Map `ebpf:"bh_services_v1"`
+	BhSetsV1      *ebpf.Map `ebpf:"bh_sets_v1"`
+	BhSharesV1    *ebpf.Map `ebpf:"bh_shares_v1"`
+	BhStatsV1     *ebpf.Map `ebpf:"bh_stats_v1"`
+	BhSwitchesV1  *ebpf.Map `ebpf:"bh_switches_v1"`
+	BhVectorsV1   *ebpf.Map `ebpf:"bh_vectors_v1"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.BhAddrsV1,
 		m.BhBudgetV1,
+		m.BhClassesV1,
+		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
+		m.BhFlowlogV1,
+		m.BhFlowsV1,
+		m.BhFragmentsV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
-		m.BhPortsV1,
+		m.BhPoliciesV1,
+		m.BhPortsV2,
+		m.BhPrefixesV1,
+		m.BhRulesV1,
+		m.BhRulestatsV1,
+		m.BhScratchV1,
+		m.BhServicesV1,
+		m.BhSetsV1,
+		m.BhSharesV1,
 		m.BhStatsV1,
 		m.BhSwitchesV1,
+		m.BhVectorsV1,
 	)
 }
 
@@ -345,10 +639,12 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	UnusedDropEvent *ebpf.Variable `ebpf:"unused_drop_event"`
-	UnusedPortKind  *ebpf.Variable `ebpf:"unused_port_kind"`
-	UnusedReport    *ebpf.Variable `ebpf:"unused_report"`
-	UnusedSkb       *ebpf.Variable `ebpf:"unused_skb"`
+	UnusedAction     *ebpf.Variable `ebpf:"unused_action"`
+	UnusedDropEvent  *ebpf.Variable `ebpf:"unused_drop_event"`
+	UnusedFlowRecord *ebpf.Variable `ebpf:"unused_flow_record"`
+	UnusedPortKind   *ebpf.Variable `ebpf:"unused_port_kind"`
+	UnusedReport     *ebpf.Variable `ebpf:"unused_report"`
+	UnusedSkb        *ebpf.Variable `ebpf:"unused_skb"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

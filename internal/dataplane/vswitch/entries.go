@@ -27,7 +27,9 @@ type portState struct {
 	device string
 	index  uint32
 	entry  bpfPort
-	macs   map[bpfMacKey]bpfDest
+	// out and in are the lists of rules, zero for none.
+	out, in listKey
+	macs    map[bpfMacKey]bpfDest
 	addrs  map[bpfAddrKey]bpfOwner
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
@@ -51,6 +53,24 @@ func mapsEqual[K, V comparable](a, b map[K]V) bool {
 	return true
 }
 
+// portIsolated is PORT_ISOLATED in bpf/lib/structs.h.
+const portIsolated = 1
+
+// wantPolicy takes the numbers of the port's lists. Their content is written with the port.
+func (a *Applier) wantPolicy(s *portState, port *plan.Port) error {
+	var err error
+	if s.out, s.entry.Out, err = a.policies.reserve(port.Switch, port.Policy.Out); err != nil {
+		return portError(port.ID, "rules for what it sends: %w", err)
+	}
+	if s.in, s.entry.In, err = a.policies.reserve(port.Switch, port.Policy.In); err != nil {
+		return portError(port.ID, "rules for what it receives: %w", err)
+	}
+	if port.Policy.Isolated {
+		s.entry.Flags |= portIsolated
+	}
+	return nil
+}
+
 // want works out a port's entries.
 func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 	sw := p.Switches[port.Network]
@@ -67,6 +87,9 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		dest:  bpfDest{Port: index, Device: index, Kind: uint8(port.Kind)},
 		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{},
 		member: port.Kind != plan.PortResolver,
+	}
+	if err := a.wantPolicy(s, port); err != nil {
+		return nil, err
 	}
 	// A frame into the host's own stack goes to the receiving side of the vNIC, the host's or an endpoint's.
 	if port.VNIC.Namespace == "" {

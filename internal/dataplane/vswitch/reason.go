@@ -28,6 +28,10 @@ const (
 	ReasonToSelf           = Reason(bpfDropReasonDROP_TO_SELF)
 	ReasonGroupUnicast     = Reason(bpfDropReasonDROP_GROUP_UNICAST)
 	ReasonKernel           = Reason(bpfDropReasonDROP_KERNEL)
+	ReasonPolicyOut        = Reason(bpfDropReasonDROP_POLICY_OUT)
+	ReasonPolicyIn         = Reason(bpfDropReasonDROP_POLICY_IN)
+	ReasonIsolated         = Reason(bpfDropReasonDROP_ISOLATED)
+	ReasonFlowTable        = Reason(bpfDropReasonDROP_FLOW_TABLE)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
@@ -56,6 +60,10 @@ var words = map[Reason][2]string{
 	ReasonToSelf:           {"to-self", "addressed to its own sender"},
 	ReasonGroupUnicast:     {"group-unicast", "a unicast packet in a broadcast or multicast frame"},
 	ReasonKernel:           {"kernel", "the kernel refused to change the frame"},
+	ReasonPolicyOut:        {"policy-out", "the sender's rules do not let it out"},
+	ReasonPolicyIn:         {"policy-in", "the receiver's rules do not let it in"},
+	ReasonIsolated:         {"isolated", "one of the two endpoints talks to no other endpoint (DisableInterComputeCommunication)"},
+	ReasonFlowTable:        {"flow-table", "the endpoint's share of the flow table is used up"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

@@ -41,8 +41,9 @@ type Result struct {
 	To plan.PortID
 	// Copies says how many ports got it when Replicated.
 	Copies int
-	// Rule that decided; 0: none.
-	Rule uint32
+	// RuleOut let it leave its port, Rule decided last: the receiver's, or the one that
+	// dropped it. 0: none.
+	RuleOut, Rule uint32
 	// Frame as it leaves the program; the answer when Answered.
 	Frame []byte
 }
@@ -69,10 +70,16 @@ func (a *Applier) run(index uint32, frame []byte) (Result, error) {
 		return Result{}, fmt.Errorf("run the switch program: %w", err)
 	}
 	r := Result{
-		Outcome: Outcome(out.Cb[0]), Reason: Reason(out.Cb[1]), Copies: int(out.Cb[3]), Rule: out.Cb[4],
+		Outcome: Outcome(out.Cb[0]), Reason: Reason(out.Cb[1]), Rule: out.Cb[4],
 		Frame: opts.DataOut,
 	}
+	if r.Outcome == Replicated {
+		r.Copies = int(out.Cb[3])
+	} else {
+		r.RuleOut = out.Cb[3]
+	}
 	if r.Outcome == Delivered {
+		r.Copies = 1
 		a.mu.Lock()
 		r.To = a.byIndex[out.Cb[2]]
 		a.mu.Unlock()

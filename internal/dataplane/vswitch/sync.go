@@ -27,6 +27,11 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	w, werrs := a.wantAll(p)
 	errs = append(errs, werrs...)
 	drift := a.compare(w, missing)
+	for network, sw := range p.Switches {
+		if err := a.policies.setSwitch(sw); err != nil {
+			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
+		}
+	}
 
 	// What is not wanted goes first: a removed port is cut off before anything else.
 	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs))
@@ -35,6 +40,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
 	a.listed = true
+	errs = append(errs, a.settle())
 	err = errors.Join(errs...)
 	a.dirty = err != nil
 	return drift, err
@@ -45,8 +51,15 @@ func (a *Applier) list() error {
 		return err
 	}
 	a.groups = readGroups(a.tables)
-	_, err := a.tables.drops.list()
-	return err
+	if _, err := a.tables.drops.list(); err != nil {
+		return err
+	}
+	changed, err := a.policies.t.list()
+	if err != nil {
+		return err
+	}
+	a.policies.changed = a.policies.changed || a.listed && changed
+	return a.policies.rewrite()
 }
 
 // writeAll writes every port's entries, then attaches, then lets it be reached by
@@ -112,15 +125,18 @@ func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 	gone, err := a.att.prune(w.devices)
 	a.writes += len(gone)
 	errs = append(errs, err)
-	for id, s := range a.applied {
+	for id := range a.applied {
 		if _, ok := p.Ports[id]; !ok || w.states[id] == nil {
-			delete(a.applied, id)
-			if a.byIndex[s.index] == id {
-				delete(a.byIndex, s.index)
-			}
+			a.forget(id)
+		}
+	}
+	for index := range a.tables.shares.have {
+		if _, ok := w.ports[index]; !ok {
+			errs = append(errs, a.tables.shares.delete(index))
 		}
 	}
 	if whole && err == nil {
+		errs = append(errs, a.pruneRules(p))
 		errs = append(errs, a.pruneOldPins())
 	}
 	return errs
@@ -131,6 +147,14 @@ func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 func (a *Applier) write(s *portState) error {
 	if err := a.ensureStats(s.index); err != nil {
 		return err
+	}
+	for _, list := range []listKey{s.out, s.in} {
+		if err := a.policies.write(list); err != nil {
+			return err
+		}
+	}
+	if had, ok := a.tables.ports.have[s.index]; ok && had != s.entry {
+		a.policies.changed = true
 	}
 	if err := a.tables.ports.set(s.index, s.entry); err != nil {
 		return err
@@ -150,7 +174,7 @@ func (a *Applier) write(s *portState) error {
 
 func (a *Applier) ensureStats(index uint32) error {
 	if a.tables.stats.have[index] {
-		return nil
+		return a.ensureShare(index)
 	}
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -161,6 +185,19 @@ func (a *Applier) ensureStats(index uint32) error {
 		return fmt.Errorf("make counters: %w", fullMap(err, m))
 	}
 	a.tables.stats.have[index] = true
+	a.writes++
+	return a.ensureShare(index)
+}
+
+func (a *Applier) ensureShare(index uint32) error {
+	if a.tables.shares.have[index] {
+		return nil
+	}
+	m := a.objs.BhSharesV1
+	if err := m.Update(&index, &bpfShare{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return fmt.Errorf("make the share of the flow table: %w", fullMap(err, m))
+	}
+	a.tables.shares.have[index] = true
 	a.writes++
 	return nil
 }
@@ -174,6 +211,11 @@ func (a *Applier) attach(s *portState) (found string, err error) {
 }
 
 func (a *Applier) remember(s *portState) {
+	if old := a.applied[s.id]; old != nil {
+		a.policies.drop(old.out, old.in)
+		a.policies.changed = a.policies.changed || !old.equal(s)
+	}
+	a.policies.use(s.out, s.in)
 	a.applied[s.id] = s
 	a.byIndex[s.index] = s.id
 }
@@ -203,7 +245,7 @@ func (a *Applier) compare(w *wanted, missingPins []string) []plan.Drift {
 func (a *Applier) differs(s *portState) []string {
 	var out []string
 	if e, ok := a.tables.ports.have[s.index]; !ok || e != s.entry {
-		out = append(out, bpfMapBhPortsV1)
+		out = append(out, bpfMapBhPortsV2)
 	}
 	if !holds(a.tables.macs.have, s.macs) {
 		out = append(out, bpfMapBhMacsV1)
@@ -254,7 +296,7 @@ func (a *Applier) foreign(w *wanted) []plan.Drift {
 			out = append(out, plan.Drift{Object: "map " + name, Found: fmt.Sprintf("%d foreign entries", n)})
 		}
 	}
-	note(bpfMapBhPortsV1, strangers(a.tables.ports.have, w.ports, func(k uint32) bool { _, ok := a.byIndex[k]; return ok }))
+	note(bpfMapBhPortsV2, strangers(a.tables.ports.have, w.ports, func(k uint32) bool { _, ok := a.byIndex[k]; return ok }))
 	note(bpfMapBhMacsV1, strangers(a.tables.macs.have, w.macs, func(k bpfMacKey) bool { return known[k] }))
 	note(bpfMapBhAddrsV1, strangers(a.tables.addrs.have, w.addrs, func(k bpfAddrKey) bool { return knownAddr[k] }))
 	return out

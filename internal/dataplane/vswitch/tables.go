@@ -111,6 +111,53 @@ func (t *table[K, V]) prune(keep map[K]V) error {
 	return errors.Join(errs...)
 }
 
+// keep deletes the entries that it does not want.
+func (t *table[K, V]) keep(want func(K) bool) error {
+	var errs []error
+	for k := range t.have {
+		if !want(k) {
+			errs = append(errs, t.drop(k))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// policyTables are the maps that hold rules. They may be large, so they are read only when
+// everything is compared.
+type policyTables struct {
+	heads    *table[uint32, bpfPolicy]
+	rules    *table[bpfRuleKey, bpfRule]
+	prefixes *table[bpfPrefixKey, uint32]
+	services *table[bpfServiceKey, uint32]
+	sets     *table[bpfSetKey, uint32]
+	classes  *table[bpfClassKey, uint32]
+	vectors  *table[bpfVectorKey, bpfVector]
+}
+
+func newPolicyTables(o *bpfObjects, writes *int) *policyTables {
+	return &policyTables{
+		heads:    newTable[uint32, bpfPolicy](bpfMapBhPoliciesV1, o.BhPoliciesV1, writes),
+		rules:    newTable[bpfRuleKey, bpfRule](bpfMapBhRulesV1, o.BhRulesV1, writes),
+		prefixes: newTable[bpfPrefixKey, uint32](bpfMapBhPrefixesV1, o.BhPrefixesV1, writes),
+		services: newTable[bpfServiceKey, uint32](bpfMapBhServicesV1, o.BhServicesV1, writes),
+		sets:     newTable[bpfSetKey, uint32](bpfMapBhSetsV1, o.BhSetsV1, writes),
+		classes:  newTable[bpfClassKey, uint32](bpfMapBhClassesV1, o.BhClassesV1, writes),
+		vectors:  newTable[bpfVectorKey, bpfVector](bpfMapBhVectorsV1, o.BhVectorsV1, writes),
+	}
+}
+
+func (t *policyTables) list() (changed bool, err error) {
+	var errs []error
+	for _, list := range []func() (bool, error){
+		t.heads.list, t.rules.list, t.prefixes.list, t.services.list, t.sets.list, t.classes.list, t.vectors.list,
+	} {
+		c, err := list()
+		changed = changed || c
+		errs = append(errs, err)
+	}
+	return changed, errors.Join(errs...)
+}
+
 // tables are the maps that come from the plan.
 type tables struct {
 	ports    *table[uint32, bpfPort]
@@ -119,18 +166,20 @@ type tables struct {
 	switches *table[uint32, bpfVswitch]
 	members  *table[bpfMemberKey, bpfDest]
 	// stats keys have to exist for the program to count; their values are its own.
-	stats *keySet[uint32, bpfStats]
+	stats  *keySet[uint32, bpfStats]
+	shares *keySet[uint32, bpfShare]
 	drops *keySet[bpfDropKey, bpfDropCount]
 }
 
 func newTables(o *bpfObjects, writes *int) *tables {
 	return &tables{
-		ports:    newTable[uint32, bpfPort](bpfMapBhPortsV1, o.BhPortsV1, writes),
+		ports:    newTable[uint32, bpfPort](bpfMapBhPortsV2, o.BhPortsV2, writes),
 		macs:     newTable[bpfMacKey, bpfDest](bpfMapBhMacsV1, o.BhMacsV1, writes),
 		addrs:    newTable[bpfAddrKey, bpfOwner](bpfMapBhAddrsV1, o.BhAddrsV1, writes),
 		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV1, o.BhSwitchesV1, writes),
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
+		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV1, m: o.BhSharesV1, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
 	}
 }
@@ -139,7 +188,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 func (t *tables) list() (changed bool, err error) {
 	var errs []error
 	for _, list := range []func() (bool, error){
-		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.stats.list,
+		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.stats.list, t.shares.list,
 	} {
 		c, err := list()
 		changed = changed || c

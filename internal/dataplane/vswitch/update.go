@@ -27,6 +27,14 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		a.listed = true
 	}
 	var errs []error
+	for network, c := range d.Switches {
+		if c.New == nil {
+			continue
+		}
+		if err := a.policies.setSwitch(c.New); err != nil {
+			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
+		}
+	}
 	states := map[plan.PortID]*portState{}
 	for id, port := range touched(p, d) {
 		var next *portState
@@ -59,8 +67,9 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		if err := a.groups.forget(c.Old.Number); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}
+		errs = append(errs, a.policies.dropSwitch(c.Old.Number))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.settle())...)
 }
 
 // Cut takes the ports that d removes out of the maps: nothing is forwarded from them or to them any more. Their places
@@ -130,8 +139,7 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 		a.writes++
 	}
 	errs = append(errs, a.forgetCounters(old.index))
-	delete(a.applied, id)
-	delete(a.byIndex, old.index)
+	a.forget(id)
 	return errors.Join(errs...)
 }
 
@@ -146,7 +154,7 @@ func dropMissing[K, V comparable](t *table[K, V], old, next map[K]V) error {
 }
 
 func (a *Applier) forgetCounters(index uint32) error {
-	errs := []error{a.tables.stats.delete(index)}
+	errs := []error{a.tables.stats.delete(index), a.tables.shares.delete(index)}
 	for _, r := range Reasons() {
 		errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
 	}

@@ -37,7 +37,7 @@ import (
 
 // The include directory comes by -I for the headers' sake only; sources name theirs by
 // relative path, so the object does not depend on where the tree lies.
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type drop_event -type drop_reason -type report -type outcome -type port_kind -type __sk_buff bpf ../../../bpf/port.bpf.c -- -O2 -Wall -Werror -mcpu=v3 -nostdinc -I../../../bpf/include
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type drop_event -type drop_reason -type report -type outcome -type port_kind -type action -type flow_record -type vector -type __sk_buff bpf ../../../bpf/port.bpf.c -- -O2 -Wall -Werror -mcpu=v3 -nostdinc -I../../../bpf/include
 
 // DefaultBPFDir is where maps, programs and links are pinned.
 const DefaultBPFDir = "/sys/fs/bpf/bulkhead"
@@ -65,8 +65,14 @@ type Options struct {
 	BPFDir string
 	// Attach forces a way to attach, for tests and for kernels that misbehave.
 	Attach AttachMode
-	Log    *slog.Logger
+	// FlowsPerPort bounds how many connections of one port the flow table holds; 0 is
+	// [DefaultFlowsPerPort].
+	FlowsPerPort int
+	Log          *slog.Logger
 }
+
+// DefaultFlowsPerPort is an eighth of the table.
+const DefaultFlowsPerPort = 1 << 16
 
 // Applier makes the switch's maps and attachments match a plan. It works in the
 // network namespace of the thread that calls it, which must be the one that New was
@@ -83,9 +89,12 @@ type Applier struct {
 
 	mu sync.Mutex
 	// tables mirror what is in the kernel, once listed.
-	tables *tables
-	groups *groups
-	listed bool
+	tables   *tables
+	groups   *groups
+	policies *policies
+	listed   bool
+	// collecting counts the removals of old rules that wait for the packets at them.
+	collecting sync.WaitGroup
 	// dirty says that the kernel may not hold what was applied.
 	dirty bool
 	// applied holds what each port got in its last successful application by this
@@ -114,13 +123,16 @@ func New(opts Options) (*Applier, error) {
 		applied:    map[plan.PortID]*portState{},
 		byIndex:    map[uint32]plan.PortID{},
 	}
-	if err := a.open(opts.Attach); err != nil {
+	if opts.FlowsPerPort == 0 {
+		opts.FlowsPerPort = DefaultFlowsPerPort
+	}
+	if err := a.open(opts); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
 }
 
-func (a *Applier) open(mode AttachMode) error {
+func (a *Applier) open(opts Options) error {
 	if err := a.pins.prepare(); err != nil {
 		return err
 	}
@@ -128,16 +140,21 @@ func (a *Applier) open(mode AttachMode) error {
 		return err
 	}
 	a.tables = newTables(&a.objs, &a.writes)
+	a.policies = newPolicies(newPolicyTables(&a.objs, &a.writes))
+	if err := a.configure(opts.FlowsPerPort); err != nil {
+		return err
+	}
 	var err error
 	if a.dev, err = newDeviceIndex(); err != nil {
 		return err
 	}
-	a.att, err = newAttacher(mode, a.pins, a.objs.BhFromPort)
+	a.att, err = newAttacher(opts.Attach, a.pins, a.objs.BhFromPort)
 	return err
 }
 
 // Close lets go of the kernel objects. Pins stay, and so do the attachments.
 func (a *Applier) Close() error {
+	a.collecting.Wait()
 	var errs []error
 	if a.att != nil {
 		errs = append(errs, a.att.close())
@@ -176,8 +193,13 @@ func closeObjects(o *bpfObjects) error {
 // mapsOf lists the maps by their pinned names.
 func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
-		bpfMapBhPortsV1: o.BhPortsV1, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
+		bpfMapBhPortsV2: o.BhPortsV2, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
 		bpfMapBhSwitchesV1: o.BhSwitchesV1, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
+		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
+		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
+		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1,
+		bpfMapBhFlowsV1: o.BhFlowsV1, bpfMapBhSharesV1: o.BhSharesV1, bpfMapBhFragmentsV1: o.BhFragmentsV1,
+		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhScratchV1: o.BhScratchV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
 	}
 }

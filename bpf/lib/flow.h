@@ -1,0 +1,244 @@
+/* The flow table: what was decided for a connection's first packet, for both directions.
+ * The daemon has no part in it: entries come with packets and go by their own timers. */
+#ifndef BULKHEAD_FLOW_H
+#define BULKHEAD_FLOW_H
+
+#include "drop.h"
+#include "maps.h"
+#include "parse.h"
+
+#define SECOND 1000000000ULL
+
+/* How long a flow may be silent. Established TCP has a day, as long as anybody keeps a
+ * session open without a word; what is closed only waits for stragglers. */
+#define IDLE_TCP (24 * 3600 * SECOND)
+#define IDLE_TCP_OPENING (60 * SECOND)
+#define IDLE_CLOSED (2 * SECOND)
+#define IDLE_REPLIED (180 * SECOND)
+#define IDLE_ONE_WAY (30 * SECOND)
+
+#define RING_NO_WAKEUP 1
+
+/* Only these have a flow: unicast with ports, echoes by their identifier, and other
+ * protocols by their addresses. ICMP's messages stand each for itself. */
+static __always_inline int has_flow(const struct pkt *p)
+{
+	if (p->flags & (PKT_GROUP | PKT_NO_L4) || (p->ethertype != ETH_P_IP && p->ethertype != ETH_P_IPV6))
+		return 0;
+	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
+		return p->flags & PKT_ECHO;
+	return 1;
+}
+
+static __always_inline int lower(const __u8 *a, __u16 aport, const __u8 *b, __u16 bport)
+{
+	const __u32 *x = words(a), *y = words(b);
+
+	if (x[3] != y[3])
+		return x[3] < y[3];
+	if (x[2] != y[2])
+		return x[2] < y[2];
+	if (x[1] != y[1])
+		return x[1] < y[1];
+	if (x[0] != y[0])
+		return x[0] < y[0];
+	return aport <= bport;
+}
+
+/* Fills the key and returns which end the source is. */
+static __always_inline int flow_key(struct flow_key *k, __u32 sw, __u8 proto, const __u8 *src, __u16 sport,
+				    const __u8 *dst, __u16 dport)
+{
+	int end = !lower(src, sport, dst, dport);
+
+	k->sw = sw;
+	k->proto = proto;
+	if (end) {
+		__builtin_memcpy(k->a, dst, 16);
+		__builtin_memcpy(k->b, src, 16);
+		k->aport = dport;
+		k->bport = sport;
+	} else {
+		__builtin_memcpy(k->a, src, 16);
+		__builtin_memcpy(k->b, dst, 16);
+		k->aport = sport;
+		k->bport = dport;
+	}
+	return end;
+}
+
+static __always_inline __u32 generation(void)
+{
+	__u32 zero = 0;
+	const struct config *c = bpf_map_lookup_elem(&bh_config_v1, &zero);
+
+	return c ? c->generation : 0;
+}
+
+/* Is the packet of this flow, from this end? An address may have moved to another port
+ * since, and a MAC to another vNIC. */
+static __always_inline int same_ends(const struct flow *f, const struct pkt *p, int end)
+{
+	const struct flow_end *me = &f->end[end & 1], *you = &f->end[!(end & 1)];
+
+	return me->port == p->ifindex && same_mac(you->mac, p->dmac);
+}
+
+static __always_inline __u64 patience(const struct flow *f, __u8 proto)
+{
+	if (proto == IPPROTO_TCP) {
+		if (f->state & FLOW_RESET || (f->state & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
+			return IDLE_CLOSED;
+		return f->state & FLOW_REPLIED ? IDLE_TCP : IDLE_TCP_OPENING;
+	}
+	return f->state & FLOW_REPLIED ? IDLE_REPLIED : IDLE_ONE_WAY;
+}
+
+/* A verification border, to keep its variables off the callers' stacks. */
+__noinline int rule_add(__u32 port, __u32 rule, __u64 matches, __u64 packets, __u64 bytes)
+{
+	struct rule_stat_key key = {.port = port, .rule = rule};
+	struct rule_stats *s;
+
+	if (!rule)
+		return 0;
+	s = bpf_map_lookup_elem(&bh_rulestats_v1, &key);
+	if (!s) {
+		struct rule_stats first = {.matches = matches, .packets = packets, .bytes = bytes};
+
+		bpf_map_update_elem(&bh_rulestats_v1, &key, &first, BPF_NOEXIST);
+		return 0;
+	}
+	s->matches += matches;
+	s->packets += packets;
+	s->bytes += bytes;
+	return 0;
+}
+
+/* Hands a flow's packets over to the rules that let it pass. */
+static __always_inline void flow_settle(const struct flow *f)
+{
+	__u64 packets = f->packets[0] + f->packets[1], bytes = f->bytes[0] + f->bytes[1];
+
+	rule_add(f->end[f->opener & 1].port, f->rule_out, 0, packets, bytes);
+	rule_add(f->end[!(f->opener & 1)].port, f->rule_in, 0, packets, bytes);
+}
+
+static __always_inline void flow_log(const struct flow_key *k, const struct flow *f)
+{
+	struct flow_record *r = bpf_ringbuf_reserve(&bh_flowlog_v1, sizeof(*r), 0);
+
+	if (!r)
+		return;
+	__builtin_memcpy(&r->key, k, sizeof(*k));
+	r->rule_out = f->rule_out;
+	r->rule_in = f->rule_in;
+	r->opened = f->opened;
+	r->seen = f->seen;
+	r->packets[0] = f->packets[0];
+	r->packets[1] = f->packets[1];
+	r->bytes[0] = f->bytes[0];
+	r->bytes[1] = f->bytes[1];
+	r->port[0] = f->end[0].port;
+	r->port[1] = f->end[1].port;
+	r->opener = f->opener;
+	r->state = f->state;
+	r->pad = 0;
+	bpf_ringbuf_submit(r, RING_NO_WAKEUP);
+}
+
+static __always_inline void share_add(__u32 port, __s64 n)
+{
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v1, &port);
+
+	if (s)
+		__sync_fetch_and_add(&s->flows, n);
+}
+
+static __always_inline void flow_end(const struct flow_key *k, struct flow *f)
+{
+	__u32 charged = f->charged;
+
+	flow_settle(f);
+	flow_log(k, f);
+	if (!bpf_map_delete_elem(&bh_flows_v1, k))
+		share_add(charged, -1);
+}
+
+static int flow_timer(void *map, struct flow_key *k, struct flow *f)
+{
+	__u64 quiet = bpf_ktime_get_ns() - f->seen, most = patience(f, k->proto);
+
+	/* The clocks differ by a tick: a packet of this moment may lie ahead. */
+	if ((__s64)quiet < 0)
+		quiet = 0;
+	if (quiet < most) {
+		bpf_timer_start(&f->timer, most - quiet, 0);
+		return 0;
+	}
+	flow_end(k, f);
+	return 0;
+}
+
+static __always_inline void count_flow(struct flow *f, const struct pkt *p, int end)
+{
+	int back = end != f->opener;
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (f->seen != now)
+		f->seen = now;
+	f->packets[back & 1]++;
+	f->bytes[back & 1] += p->len;
+	if (back && !(f->state & FLOW_REPLIED))
+		f->state |= FLOW_REPLIED;
+}
+
+/* What TCP's flags say about the end of a connection. A reset counts only as long as
+ * nothing follows it: a blind one with a wrong sequence number is ignored by the stacks. */
+static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int end)
+{
+	if (p->tcp & TCP_RST) {
+		f->state |= FLOW_RESET;
+		bpf_timer_start(&f->timer, IDLE_CLOSED, 0);
+		return;
+	}
+	if (f->state & FLOW_RESET)
+		f->state &= ~FLOW_RESET;
+	if (!(p->tcp & TCP_FIN))
+		return;
+	f->state |= end ? FLOW_FIN_B : FLOW_FIN_A;
+	if ((f->state & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
+		bpf_timer_start(&f->timer, IDLE_CLOSED, 0);
+}
+
+/* Takes up a flow: 0, or why not. The caller counts the packet. */
+static __always_inline int flow_open(struct flow_key *k, const struct flow *first, __u32 limit)
+{
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v1, &first->charged);
+	struct flow *f;
+
+	if (s) {
+		if (s->flows >= limit)
+			return DROP_FLOW_TABLE;
+		__sync_fetch_and_add(&s->flows, 1);
+	}
+	if (bpf_map_update_elem(&bh_flows_v1, k, first, BPF_NOEXIST)) {
+		if (s)
+			__sync_fetch_and_add(&s->flows, -1);
+		/* Another CPU was faster with a packet of the same flow; or the table is full. */
+		return bpf_map_lookup_elem(&bh_flows_v1, k) ? DROP_NONE : DROP_FLOW_TABLE;
+	}
+	f = bpf_map_lookup_elem(&bh_flows_v1, k);
+	if (!f)
+		return DROP_NONE;
+	if (bpf_timer_init(&f->timer, &bh_flows_v1, CLOCK_MONOTONIC) || bpf_timer_set_callback(&f->timer, flow_timer) ||
+	    bpf_timer_start(&f->timer, patience(f, k->proto), 0)) {
+		/* Without a timer it would stay for ever. */
+		if (!bpf_map_delete_elem(&bh_flows_v1, k) && s)
+			__sync_fetch_and_add(&s->flows, -1);
+		return DROP_FLOW_TABLE;
+	}
+	return DROP_NONE;
+}
+
+#endif

@@ -1,0 +1,133 @@
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// configure writes the switch's settings, and keeps the generation that flows were judged
+// under: a daemon that starts anew judges none of them again.
+func (a *Applier) configure(flowsPerPort int) error {
+	c, err := a.config()
+	if err != nil {
+		return err
+	}
+	if c.Generation != 0 && c.FlowsPerPort == uint32(flowsPerPort) {
+		return nil
+	}
+	c.Generation, c.FlowsPerPort = max(c.Generation, 1), uint32(flowsPerPort)
+	return a.setConfig(c)
+}
+
+func (a *Applier) config() (bpfConfig, error) {
+	var c bpfConfig
+	if err := a.objs.BhConfigV1.Lookup(new(uint32), &c); err != nil {
+		return c, fmt.Errorf("read the switch's settings: %w", err)
+	}
+	return c, nil
+}
+
+func (a *Applier) setConfig(c bpfConfig) error {
+	if err := a.objs.BhConfigV1.Update(new(uint32), &c, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write the switch's settings: %w", err)
+	}
+	a.writes++
+	return nil
+}
+
+// settle ends a change: flows that were judged before it are judged again, and rules that
+// no port has any more go when no packet can be at them.
+func (a *Applier) settle() error {
+	a.policies.retire()
+	var err error
+	if a.policies.changed {
+		if err = a.raiseGeneration(); err == nil {
+			a.policies.changed = false
+		}
+	}
+	a.collectLater()
+	return err
+}
+
+func (a *Applier) raiseGeneration() error {
+	c, err := a.config()
+	if err != nil {
+		return err
+	}
+	if c.Generation++; c.Generation == 0 {
+		c.Generation = 1
+	}
+	return a.setConfig(c)
+}
+
+func (a *Applier) collectLater() {
+	garbage := a.policies.garbage
+	stale := a.policies.stale
+	if len(garbage) == 0 && !stale {
+		return
+	}
+	a.policies.garbage, a.policies.stale = nil, false
+	a.collecting.Go(func() {
+		quiesce()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		err := a.policies.collect(garbage)
+		if stale {
+			err = errors.Join(err, a.policies.forgetCombinations())
+		}
+		if err != nil {
+			a.log.Error("remove rules that are no more", "err", err)
+			a.dirty = true
+		}
+	})
+}
+
+// quiesce returns when every program run that was going on has ended: it waits for an RCU
+// grace period.
+func quiesce() {
+	const membarrierGlobal = 1 << 0
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		// Not offered on kernels with isolated CPUs. A run takes microseconds.
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// forget drops what is remembered of a port that is gone.
+func (a *Applier) forget(id plan.PortID) {
+	s := a.applied[id]
+	if s == nil {
+		return
+	}
+	a.policies.drop(s.out, s.in)
+	a.policies.changed = true
+	delete(a.applied, id)
+	if a.byIndex[s.index] == id {
+		delete(a.byIndex, s.index)
+	}
+}
+
+// pruneRules deletes rules and sets that nothing explains. The ports that had them have
+// been served by now, and the packets that were at them have passed.
+func (a *Applier) pruneRules(p *plan.Plan) error {
+	numbers := map[uint32]bool{}
+	for _, sw := range p.Switches {
+		numbers[sw.Number] = true
+	}
+	var errs []error
+	for sw := range a.policies.switches {
+		if !numbers[sw] {
+			errs = append(errs, a.policies.dropSwitch(sw))
+		}
+	}
+	if !a.policies.superfluous() {
+		return errors.Join(errs...)
+	}
+	quiesce()
+	return errors.Join(append(errs, a.policies.prune())...)
+}

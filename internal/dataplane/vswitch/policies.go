@@ -1,0 +1,402 @@
+package vswitch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Bounds of a list, those of the program: steps of its search, one for each piece of the
+// vectors and one for each Pass on the way (MAX_STEPS in bpf/lib/policy.h).
+const maxSteps = 256
+
+// listKey identifies a list of rules in the kernel. Ports with equal lists share one. A
+// list that names address sets belongs to one switch, for the sets do.
+type listKey struct {
+	sw   uint32 // 0: names no set
+	hash [16]byte
+}
+
+// policy is a list of rules in the kernel.
+type policy struct {
+	key  listKey
+	id   uint32
+	list *plan.RuleList
+	// ports counts the directions of ports that use it.
+	ports   int
+	lookups *lookups
+	written bool
+	vectors map[uint32]int // how many of its entries refer to each
+	classes map[bpfClassKey]uint32
+}
+
+// policies are all lists in the kernel, and the address sets they refer to. Numbers come
+// from hashes of what they stand for, so that a daemon that starts anew finds everything
+// as it would have written it.
+type policies struct {
+	t        *policyTables
+	byKey    map[listKey]*policy
+	byID     map[uint32]*policy
+	vectors  map[uint32]*vectorState
+	switches map[uint32]*setState
+	// garbage is not referred to by any port any more, but a packet may still be at it.
+	garbage []*policy
+	// changed says that packets may be judged otherwise since the generation was raised.
+	changed bool
+	// stale says that address sets have combinations that are no more.
+	stale bool
+}
+
+// vectorState is a vector in the kernel.
+type vectorState struct {
+	bits bits
+	refs int
+}
+
+func newPolicies(t *policyTables) *policies {
+	return &policies{
+		t: t, byKey: map[listKey]*policy{}, byID: map[uint32]*policy{},
+		vectors: map[uint32]*vectorState{}, switches: map[uint32]*setState{},
+	}
+}
+
+// reserve gives a list its number; 0 stands for no list. Nothing is written yet.
+func (ps *policies) reserve(sw uint32, list *plan.RuleList) (listKey, uint32, error) {
+	if list == nil {
+		return listKey{}, 0, nil
+	}
+	key := listKey{hash: list.Hash}
+	passes := 0
+	for i := range list.Rules {
+		r := &list.Rules[i]
+		if len(r.Local.Sets)+len(r.Remote.Sets) > 0 {
+			key.sw = sw
+		}
+		if r.Action == plan.Pass {
+			passes++
+		}
+	}
+	if p, ok := ps.byKey[key]; ok {
+		return key, p.id, nil
+	}
+	if steps := passes + len(list.Rules)/(64*vectorWords) + 1; steps > maxSteps {
+		return listKey{}, 0, fmt.Errorf("its rules need %d steps, the switch makes %d: use fewer rules that pass", steps, maxSteps)
+	}
+	id := fold(binary.LittleEndian.Uint64(list.Hash[:]) + uint64(key.sw))
+	for ps.byID[id] != nil {
+		id++
+	}
+	if id == 0 {
+		id = 1
+	}
+	p := &policy{key: key, id: id, list: list, vectors: map[uint32]int{}, classes: map[bpfClassKey]uint32{}}
+	ps.byKey[key], ps.byID[id] = p, p
+	return key, id, nil
+}
+
+// write puts a reserved list into the maps, its head last: a packet meets all of it or
+// none of it.
+func (ps *policies) write(key listKey) error {
+	p := ps.byKey[key]
+	if p == nil || p.written {
+		return nil
+	}
+	if p.lookups == nil {
+		p.lookups = compileRules(p.list)
+	}
+	if err := ps.writeRules(p); err != nil {
+		return err
+	}
+	for side := range 2 {
+		for prefix, b := range p.lookups.addrs[side] {
+			v, err := ps.vector(p, b)
+			if err != nil {
+				return err
+			}
+			if err := ps.t.prefixes.set(prefixKey(p.id, side, prefix), v); err != nil {
+				return err
+			}
+		}
+		for s, b := range p.lookups.services[side] {
+			v, err := ps.vector(p, b)
+			if err != nil {
+				return err
+			}
+			if err := ps.t.services.set(serviceKey(p.id, side, s), v); err != nil {
+				return err
+			}
+		}
+	}
+	if err := ps.writeClasses(p); err != nil {
+		return err
+	}
+	head := bpfPolicy{Rules: uint32(len(p.list.Rules)), Flags: p.lookups.flags, Fallback: uint8(p.list.Default)}
+	if err := ps.t.heads.set(p.id, head); err != nil {
+		return err
+	}
+	p.written = true
+	return nil
+}
+
+func (ps *policies) writeRules(p *policy) error {
+	for i := range p.list.Rules {
+		r := &p.list.Rules[i]
+		v := bpfRule{Number: r.Number, Next: uint32(r.Next), Action: uint32(r.Action)}
+		if err := ps.t.rules.set(bpfRuleKey{Policy: p.id, Index: uint32(i)}, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// vector gives the number under which a vector is in the kernel, and writes it if needed.
+func (ps *policies) vector(p *policy, b bits) (uint32, error) {
+	if b.empty() {
+		return 0, nil
+	}
+	n := b.hash()
+	for {
+		v, ok := ps.vectors[n]
+		if !ok {
+			break
+		}
+		if v.bits.equal(b) {
+			v.refs++
+			p.vectors[n]++
+			return n, nil
+		}
+		if n++; n == 0 {
+			n = 1
+		}
+	}
+	for piece, v := range b.pieces() {
+		if err := ps.t.vectors.set(bpfVectorKey{Vector: n, Piece: piece}, v); err != nil {
+			return 0, err
+		}
+	}
+	ps.vectors[n] = &vectorState{bits: b, refs: 1}
+	p.vectors[n]++
+	return n, nil
+}
+
+// use and drop count the ports that a list is for.
+func (ps *policies) use(keys ...listKey) {
+	for _, k := range keys {
+		if p := ps.byKey[k]; p != nil {
+			p.ports++
+		}
+	}
+}
+
+func (ps *policies) drop(keys ...listKey) {
+	for _, k := range keys {
+		if p := ps.byKey[k]; p != nil {
+			p.ports--
+		}
+	}
+}
+
+// retire takes lists that no port uses out of reach of new ones.
+func (ps *policies) retire() {
+	for key, p := range ps.byKey {
+		if p.ports == 0 {
+			delete(ps.byKey, key)
+			ps.garbage = append(ps.garbage, p)
+		}
+	}
+}
+
+// collect deletes what has been retired. Only after every packet of then has passed.
+func (ps *policies) collect(garbage []*policy) error {
+	var errs []error
+	for _, p := range garbage {
+		errs = append(errs, ps.erase(p))
+	}
+	return errors.Join(errs...)
+}
+
+func (ps *policies) erase(p *policy) error {
+	errs := []error{ps.t.heads.drop(p.id)}
+	for i := range p.list.Rules {
+		errs = append(errs, ps.t.rules.drop(bpfRuleKey{Policy: p.id, Index: uint32(i)}))
+	}
+	if p.lookups != nil {
+		for side := range 2 {
+			for prefix := range p.lookups.addrs[side] {
+				errs = append(errs, ps.t.prefixes.drop(prefixKey(p.id, side, prefix)))
+			}
+			for s := range p.lookups.services[side] {
+				errs = append(errs, ps.t.services.drop(serviceKey(p.id, side, s)))
+			}
+		}
+	}
+	for k := range p.classes {
+		errs = append(errs, ps.t.classes.drop(k))
+	}
+	for n, refs := range p.vectors {
+		errs = append(errs, ps.release(n, refs))
+	}
+	delete(ps.byID, p.id)
+	return errors.Join(errs...)
+}
+
+func (ps *policies) release(n uint32, refs int) error {
+	v := ps.vectors[n]
+	if v == nil {
+		return nil
+	}
+	if v.refs -= refs; v.refs > 0 {
+		return nil
+	}
+	delete(ps.vectors, n)
+	var errs []error
+	for piece := range v.bits.pieces() {
+		errs = append(errs, ps.t.vectors.drop(bpfVectorKey{Vector: n, Piece: piece}))
+	}
+	return errors.Join(errs...)
+}
+
+// superfluous tells whether there may be something to prune. Counting is enough: all that
+// is explained is there.
+func (ps *policies) superfluous() bool {
+	rules, prefixes, services, classes, vectors, sets := 0, 0, 0, 0, 1, 0
+	for _, p := range ps.byID {
+		rules += len(p.list.Rules)
+		classes += len(p.classes)
+		if p.lookups != nil {
+			prefixes += len(p.lookups.addrs[sideLocal]) + len(p.lookups.addrs[sideRemote])
+			services += len(p.lookups.services[sideLocal]) + len(p.lookups.services[sideRemote])
+		}
+	}
+	for _, v := range ps.vectors {
+		vectors += len(v.bits.pieces())
+	}
+	for _, s := range ps.switches {
+		sets += len(s.entries)
+	}
+	return len(ps.t.heads.have) > len(ps.byID) || len(ps.t.rules.have) > rules || len(ps.t.prefixes.have) > prefixes ||
+		len(ps.t.services.have) > services || len(ps.t.classes.have) > classes || len(ps.t.vectors.have) > vectors ||
+		len(ps.t.sets.have) > sets
+}
+
+// prune deletes from the maps what no list and no set explains: what a daemon left that
+// was killed, or that somebody else wrote.
+func (ps *policies) prune() error {
+	keep := ps.explained()
+	return errors.Join(
+		ps.t.heads.keep(func(k uint32) bool { return ps.byID[k] != nil }),
+		ps.t.rules.keep(func(k bpfRuleKey) bool { p := ps.byID[k.Policy]; return p != nil && int(k.Index) < len(p.list.Rules) }),
+		ps.t.prefixes.keep(func(k bpfPrefixKey) bool { _, ok := keep.prefixes[k]; return ok }),
+		ps.t.services.keep(func(k bpfServiceKey) bool { _, ok := keep.services[k]; return ok }),
+		ps.t.classes.keep(func(k bpfClassKey) bool { p := ps.byID[k.Policy]; return p != nil && hasKey(p.classes, k) }),
+		ps.t.sets.keep(func(k bpfSetKey) bool { s := ps.switches[k.Sw]; return s != nil && hasKey(s.entries, k) }),
+		ps.t.vectors.keep(func(k bpfVectorKey) bool {
+			v := ps.vectors[k.Vector]
+			return k.Vector == 0 || v != nil && hasKey(v.bits.pieces(), k.Piece)
+		}))
+}
+
+func hasKey[K comparable, V any](m map[K]V, k K) bool { _, ok := m[k]; return ok }
+
+type explained struct {
+	prefixes map[bpfPrefixKey]struct{}
+	services map[bpfServiceKey]struct{}
+}
+
+func (ps *policies) explained() explained {
+	e := explained{map[bpfPrefixKey]struct{}{}, map[bpfServiceKey]struct{}{}}
+	for _, p := range ps.byID {
+		if p.lookups == nil {
+			continue
+		}
+		for side := range 2 {
+			for prefix := range p.lookups.addrs[side] {
+				e.prefixes[prefixKey(p.id, side, prefix)] = struct{}{}
+			}
+			for s := range p.lookups.services[side] {
+				e.services[serviceKey(p.id, side, s)] = struct{}{}
+			}
+		}
+	}
+	return e
+}
+
+// rewrite writes again what the kernel lost.
+func (ps *policies) rewrite() error {
+	if err := ps.blank(); err != nil {
+		return err
+	}
+	for n, v := range ps.vectors {
+		for piece, words := range v.bits.pieces() {
+			if err := ps.t.vectors.set(bpfVectorKey{Vector: n, Piece: piece}, words); err != nil {
+				return err
+			}
+		}
+	}
+	for _, p := range ps.byID {
+		if !p.written {
+			continue
+		}
+		old := p.vectors
+		p.written, p.vectors, p.classes = false, map[uint32]int{}, map[bpfClassKey]uint32{}
+		err := ps.write(p.key)
+		for n, refs := range old {
+			err = errors.Join(err, ps.release(n, refs))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, s := range ps.switches {
+		for k, class := range s.entries {
+			if err := ps.t.sets.set(k, class); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// blank is the vector without a bit, which stands for all that are not there.
+func (ps *policies) blank() error { return ps.t.vectors.set(bpfVectorKey{}, bpfVector{}) }
+
+func prefixKey(id uint32, side int, p netip.Prefix) bpfPrefixKey {
+	ip, n := mapped(p)
+	return bpfPrefixKey{Bits: uint32(prefixHead + n), Policy: id, Side: uint8(side), Ip: ip}
+}
+
+// mapped writes a prefix as the kernel's tables have it.
+func mapped(p netip.Prefix) (ip [16]byte, n int) {
+	n = p.Bits()
+	if p.Addr().Is4() {
+		n += mappedBits
+	}
+	return p.Masked().Addr().As16(), n
+}
+
+func serviceKey(id uint32, side int, s service) bpfServiceKey {
+	k := bpfServiceKey{Bits: serviceHead, Policy: id, Side: uint8(side)}
+	if s.protocol >= 0 {
+		k.Bits += 8 + uint32(s.bits)
+		k.Proto = uint8(s.protocol)
+		k.Port = s.port<<8 | s.port>>8
+	}
+	return k
+}
+
+// combination is a number for a set of address sets.
+func combination(sets []string) uint32 {
+	var b []byte
+	for _, s := range sets {
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
+		b = append(b, s...)
+	}
+	return hashBytes(b)
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
