@@ -30,7 +30,7 @@ type portState struct {
 	// out and in are the lists of rules, zero for none.
 	out, in listKey
 	macs    map[bpfMacKey]bpfDest
-	addrs  map[bpfAddrKey]bpfOwner
+	addrs   map[bpfAddrKey]bpfOwner
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
 	member bool

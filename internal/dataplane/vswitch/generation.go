@@ -94,7 +94,7 @@ func quiesce() {
 	const membarrierGlobal = 1 << 0
 	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
 		// Not offered on kernels with isolated CPUs. A run takes microseconds.
-		time.Sleep(100 * time.Millisecond)
+		<-time.After(100 * time.Millisecond)
 	}
 }
 

@@ -168,7 +168,7 @@ type tables struct {
 	// stats keys have to exist for the program to count; their values are its own.
 	stats  *keySet[uint32, bpfStats]
 	shares *keySet[uint32, bpfShare]
-	drops *keySet[bpfDropKey, bpfDropCount]
+	drops  *keySet[bpfDropKey, bpfDropCount]
 }
 
 func newTables(o *bpfObjects, writes *int) *tables {
