@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"io"
 	"net/url"
 	"strconv"
 
@@ -40,4 +41,27 @@ func (c *Client) Info(ctx context.Context) (api.Info, error) {
 func (c *Client) Drops(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error {
 	v := url.Values{"endpoint": o.Endpoints, "reason": o.Reasons, "tail": {strconv.Itoa(o.Tail)}, "follow": {strconv.FormatBool(o.Follow)}}
 	return readLines(ctx, c, get("/v1/drops", v), each)
+}
+
+// Capture gives a pcapng file that grows until the capture ends. Closing it ends the capture.
+func (c *Client) Capture(ctx context.Context, o api.CaptureOptions) (io.ReadCloser, error) {
+	v := url.Values{"host": o.Hosts}
+	for name, text := range map[string]string{"target": o.Target, "point": o.Point, "protocol": o.Protocol} {
+		if text != "" {
+			v.Set(name, text)
+		}
+	}
+	for name, n := range map[string]int{"port": int(o.Port), "packets": o.Packets, "snaplen": o.Snaplen} {
+		if n != 0 {
+			v.Set(name, strconv.Itoa(n))
+		}
+	}
+	if o.Duration != 0 {
+		v.Set("duration", o.Duration.String())
+	}
+	res, err := c.send(ctx, get("/v1/capture", v)) //nolint:bodyclose // the caller does
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
 }

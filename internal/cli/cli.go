@@ -148,6 +148,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newExposedCmd(a)),
 		grouped(groupNetworks, newTopologyCmd(a)),
 		grouped(groupNetworks, newDropsCmd(a)),
+		grouped(groupNetworks, newCaptureCmd(a)),
 		grouped(groupImages, newImageCmd(a)),
 		grouped(groupImages, newPullCmd(a)),
 		grouped(groupImages, newPushCmd(a)),

@@ -44,6 +44,9 @@ type daemon struct {
 	process func(in io.Reader, out *api.FrameWriter)
 	logs    []api.LogLine
 	pull    []api.ImageProgress
+	// pcapng is the answer to a capture; it may break off.
+	pcapng       []byte
+	pcapngBreaks bool
 
 	mu       sync.Mutex
 	requests []string
@@ -102,6 +105,7 @@ func (d *daemon) routes() http.Handler {
 	get("/v1/containers/{ref}/stats", d.stats)
 	mux.HandleFunc("GET /v1/events", d.events)
 	mux.HandleFunc("GET /v1/drops", d.readDrops)
+	mux.HandleFunc("GET /v1/capture", d.sendCapture)
 	mux.HandleFunc("GET /v1/containers/{ref}/logs", d.readLogs)
 	mux.HandleFunc("POST /v1/containers/{ref}/attach", d.attach)
 	mux.HandleFunc("POST /v1/containers/{ref}/exec", d.attach)

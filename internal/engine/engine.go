@@ -118,7 +118,9 @@ type Options struct {
 	// Counters of a port; nil where there is no data plane.
 	Counters func(plan.PortID) (api.NetworkStats, error)
 	// Drops is empty where there is no data plane.
-	Drops   Drops
+	Drops Drops
+	// Capture runs a capture; nil where there is no data plane.
+	Capture func(ctx context.Context, r CaptureRequest, out CaptureOutput) error
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images
@@ -145,16 +147,18 @@ type Engine struct {
 	mu sync.RWMutex // guards st and the row-derived indexes in it
 	st *state
 
-	wake     chan struct{}
-	pending  *pending
-	status   *status
-	hub      *hub
-	view     *view
-	drops    *dropLog
-	facts    plan.Facts            // the loop's, and under mu for readers
-	unstored []*txn                // under mu: applied to the memory, not on the disk yet
-	storing  bool                  // under mu: somebody writes them
-	made     map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
+	wake    chan struct{}
+	pending *pending
+	status  *status
+	hub     *hub
+	view    *view
+	drops   *dropLog
+	// capturing has a place for each capture that may run.
+	capturing chan struct{}
+	facts     plan.Facts            // the loop's, and under mu for readers
+	unstored  []*txn                // under mu: applied to the memory, not on the disk yet
+	storing   bool                  // under mu: somebody writes them
+	made      map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
 
 	plan      *plan.Plan          // the loop's alone
 	announced map[object]struct{} // the loop's alone: what clients were told is there
@@ -193,7 +197,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), view: newView(), drops: newDropLog(), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), drops: newDropLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.ctrs = newSupervisor(e)

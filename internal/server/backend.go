@@ -6,6 +6,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/engine"
 )
 
 // Backend does what the API asks for. It is the engine; tests put a state in memory in its place. Errors are *hcn.Error or
@@ -93,6 +94,8 @@ type reports interface {
 	Doctor(ctx context.Context) []api.Check
 	Info() api.Info
 	HCNVersion() hcn.Version
+	// Capture writes pcapng; it ends without an error when ctx does.
+	Capture(ctx context.Context, o api.CaptureOptions, out engine.CaptureOutput) error
 	// DropLines ends with ctx's error when it follows and ctx ends.
 	DropLines(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/engine"
 )
 
 // fake is a backend in memory. It keeps documents as they come and writes down the calls that change something.
@@ -592,4 +594,23 @@ func (f *fake) DropLines(ctx context.Context, o api.DropOptions, each func(api.D
 		return ctx.Err()
 	}
 	return each(api.DropLine{NotShown: 7})
+}
+
+func (f *fake) Capture(ctx context.Context, o api.CaptureOptions, out engine.CaptureOutput) error {
+	f.note("capture %+v", o)
+	if o.Target == "none" {
+		return api.Errorf(api.KindNotFound, "nothing is called none")
+	}
+	if _, err := out.Write([]byte("head")); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if o.Target == "broken" {
+		return errors.New("it broke")
+	}
+	<-ctx.Done()
+	f.note("capture ends")
+	return nil
 }

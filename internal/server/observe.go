@@ -22,6 +22,22 @@ func (s *Server) observeRoutes() {
 		},
 		answer: reflect.TypeFor[api.DropLine](), answerType: typeNDJSON, handle: s.readDrops,
 	})
+	s.handle(route{
+		method: http.MethodGet, path: "/v1/capture", id: "capture", tag: "reports", summary: "Capture packets",
+		description: "The answer is a pcapng file that grows until the capture ends: when a bound is reached, when what is captured on is " +
+			"gone, or when the client leaves. Its first bytes come when the capture is live.",
+		query: []*huma.Param{
+			param("target", huma.TypeString, "Name or ID of a container or an endpoint; at the gateway also of a network, at the uplink absent"),
+			param("point", huma.TypeString, "vnic (when absent), port, gateway or uplink"),
+			param("protocol", huma.TypeString, "arp, icmp (both families), ip, ip6, sctp, tcp or udp"),
+			repeated("host", "From or to one of these addresses, prefixes, containers or endpoints"),
+			param("port", huma.TypeInteger, "A port of TCP, UDP or SCTP, at either end"),
+			param("packets", huma.TypeInteger, "End after so many"),
+			param("snaplen", huma.TypeInteger, "Keep so many bytes of each packet"),
+			param("duration", huma.TypeString, "End after this time, such as 30s"),
+		},
+		answer: reflect.TypeFor[[]byte](), answerType: typePcapng, handle: s.capture,
+	})
 }
 
 // repeated is a parameter that may come several times.
@@ -51,3 +67,47 @@ func (s *Server) readDrops(w http.ResponseWriter, r *http.Request) error {
 	err := s.backend.DropLines(ctx, o, func(l api.DropLine) error { return lines.send(l, o.Follow) })
 	return lines.end(s.interrupted(err))
 }
+
+func (s *Server) capture(w http.ResponseWriter, r *http.Request) error {
+	q := readQuery(r)
+	o := api.CaptureOptions{
+		Target: q.text("target"), Point: q.text("point"), Protocol: q.text("protocol"), Hosts: q.values["host"],
+		Packets: q.number("packets", 0), Snaplen: q.number("snaplen", 0), Duration: q.duration("duration"),
+	}
+	port := q.number("port", 0)
+	if o.Port = uint16(port); int(o.Port) != port {
+		q.wrong("port", "write a number up to 65535")
+	}
+	if q.err != nil {
+		return q.err
+	}
+	ctx, cancel := s.streamContext(w, r)
+	defer cancel()
+	out := &binaryStream{ResponseWriter: w, rc: http.NewResponseController(w)}
+	err := s.backend.Capture(ctx, o, out)
+	if err == nil || !out.begun {
+		return err
+	}
+	if ctx.Err() == nil {
+		s.log.Warn("a capture broke off", "error", err)
+	}
+	// There is no place for an error in the file: the client must not take it for whole.
+	panic(http.ErrAbortHandler)
+}
+
+// binaryStream is an answer that begins with its first byte, so that a call which fails before is answered as any other.
+type binaryStream struct {
+	http.ResponseWriter
+	rc    *http.ResponseController
+	begun bool
+}
+
+func (b *binaryStream) Write(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		b.Header().Set("Content-Type", typePcapng)
+	}
+	return b.ResponseWriter.Write(p)
+}
+
+func (b *binaryStream) Flush() error { return b.rc.Flush() }

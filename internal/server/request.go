@@ -162,6 +162,19 @@ func (q *query) moment(name string) time.Time {
 	return time.Unix(sec, int64((f-float64(sec))*1e9))
 }
 
+// duration is such as 1m30s.
+func (q *query) duration(name string) time.Duration {
+	v := q.text(name)
+	if v == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		q.wrong(name, "write a duration like 30s")
+	}
+	return d
+}
+
 func (q *query) required(name string) string {
 	v := q.text(name)
 	if v == "" {

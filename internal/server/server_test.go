@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -427,5 +428,42 @@ func TestDrops(t *testing.T) {
 	enough := errors.New("enough")
 	if err := r.Drops(ctx, api.DropOptions{Follow: true}, func(api.DropLine) error { return enough }); !errors.Is(err, enough) {
 		t.Errorf("a reader that ends it: %v", err)
+	}
+}
+
+func TestCapture(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	body, err := r.Capture(ctx, api.CaptureOptions{
+		Target: "web", Point: "port", Protocol: "tcp", Hosts: []string{"a", "10.0.0.0/8"}, Port: 80, Packets: 3, Snaplen: 96, Duration: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var head [4]byte
+	if _, err := io.ReadFull(body, head[:]); err != nil || string(head[:]) != "head" {
+		t.Errorf("%q, %v", head, err)
+	}
+	if d := cmp.Diff([]string{"capture {Target:web Point:port Protocol:tcp Hosts:[a 10.0.0.0/8] Port:80 Packets:3 Snaplen:96 Duration:1m0s}"}, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+	body.Close()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(5 * time.Second); !slices.Contains(r.fake.took(), "capture ends"); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatal("it goes on when its reader has gone")
+		}
+	}
+	if _, err := r.Capture(ctx, api.CaptureOptions{Target: "none"}); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("of nothing: %v", err)
+	}
+	body, err = r.Capture(ctx, api.CaptureOptions{Target: "broken"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if b, err := io.ReadAll(body); err == nil || string(b) != "head" {
+		t.Errorf("one that breaks off reads as %q, %v", b, err)
 	}
 }
