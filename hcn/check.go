@@ -16,12 +16,12 @@ const (
 	maxSubnets     = 64 // over all ipams of a network
 	maxIpSubnets   = 256
 	maxRoutes      = 256
-	maxPolicies    = 4096
+	maxPolicies    = 16384
 	maxIpConfigs   = 16
 	maxMacRanges   = 64
 	maxDnsEntries  = 32
 	maxListEntries = 4096
-	maxSetValues   = 65536
+	maxSetValues   = 1 << 17
 	maxBackends    = 4096
 	maxOpaque      = 64 << 10 // bytes of a member that is kept as it is
 )

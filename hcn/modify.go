@@ -216,6 +216,9 @@ func (r *ModifyNetworkSettingRequest) Apply(n *HostComputeNetwork, newID func() 
 		if s, err = requestSettings[PolicyNetworkRequest](r.Settings, r.RequestType); err == nil {
 			c.Policies, err = ModifyNetworkPolicies(c.Policies, r.RequestType, s.Policies)
 		}
+		if err == nil {
+			err = c.checkSetsUnused(n)
+		}
 	case NetworkResourceTypeDNS:
 		err = r.applyDNS(c)
 	case NetworkResourceTypeExtension:

@@ -59,29 +59,80 @@ func (k policyKind[P]) modify(current []P, what RequestType, request []P) ([]P, 
 	return nil, invalid(ErrInvalidJSON, "RequestType", "%s is not known", what)
 }
 
+// key is what a policy is compared by. Lists of thousands of rules are compared through maps of keys: comparing each with each
+// would take minutes.
+type key struct {
+	// meaning is the same text for policies that mean the same: order, spelling of names and absent against zero members make
+	// no difference.
+	meaning string
+	// handle is what Remove knows the policy by: its identity where the type has one, else the meaning.
+	handle string
+}
+
+func (k policyKind[P]) keys(list []P) []key {
+	known := make(map[string]key, len(list))
+	out := make([]key, len(list))
+	for i, p := range list {
+		raw := k.typ(p) + " " + string(k.settings(p))
+		if _, ok := known[raw]; !ok {
+			known[raw] = k.key(p)
+		}
+		out[i] = known[raw]
+	}
+	return out
+}
+
+func (k policyKind[P]) key(p P) key {
+	v, err := k.decode(p)
+	if err != nil { // not of this schema: its JSON is all there is
+		if v, err = jsonValue(k.settings(p)); err != nil {
+			v = string(k.settings(p))
+		}
+	}
+	c := key{meaning: k.typ(p) + " is " + string(canonicalSettings(v))}
+	c.handle = c.meaning
+	if id := identity(v); id != "" {
+		c.handle = k.typ(p) + " with " + id
+	}
+	return c
+}
+
 // add appends. The same policy again changes nothing, so that a client may repeat itself.
 func (k policyKind[P]) add(current, request []P) ([]P, error) {
 	list := slices.Clone(current)
-	for i, p := range request {
-		if slices.ContainsFunc(list, func(o P) bool { return k.equal(o, p) }) {
+	have, named := map[string]bool{}, map[string]bool{}
+	for _, c := range k.keys(current) {
+		have[c.meaning], named[c.handle] = true, true
+	}
+	for i, c := range k.keys(request) {
+		if have[c.meaning] {
 			continue
 		}
-		id := k.identity(p)
-		if id != "" && slices.ContainsFunc(list, func(o P) bool { return k.typ(o) == k.typ(p) && k.identity(o) == id }) {
-			return nil, invalid(ErrPolicyAlreadyExists, policyPath(i), "there is a %s with %s already: remove it first, or use Update", k.typ(p), id)
+		if named[c.handle] {
+			return nil, invalid(ErrPolicyAlreadyExists, policyPath(i), "there is a %s already: remove it first, or use Update", c.handle)
 		}
-		list = append(list, p)
+		have[c.meaning], named[c.handle] = true, true
+		list = append(list, request[i])
 	}
 	return list, nil
 }
 
 func (k policyKind[P]) remove(current, request []P) ([]P, error) {
-	list := slices.Clone(current)
-	for i, p := range request {
-		before := len(list)
-		list = slices.DeleteFunc(list, func(o P) bool { return k.same(o, p) })
-		if len(list) == before {
-			return nil, invalid(ErrPolicyNotFound, policyPath(i), "there is no %s with these settings: query the object for what it has", k.typ(p))
+	have, gone := map[string]bool{}, map[string]bool{}
+	keys := k.keys(current)
+	for _, c := range keys {
+		have[c.handle] = true
+	}
+	for i, c := range k.keys(request) {
+		if !have[c.handle] || gone[c.handle] {
+			return nil, invalid(ErrPolicyNotFound, policyPath(i), "there is no %s with these settings: query the object for what it has", k.typ(request[i]))
+		}
+		gone[c.handle] = true
+	}
+	var list []P
+	for i, c := range keys {
+		if !gone[c.handle] {
+			list = append(list, current[i])
 		}
 	}
 	return list, nil
@@ -90,52 +141,25 @@ func (k policyKind[P]) remove(current, request []P) ([]P, error) {
 // update replaces all policies of the types named and leaves other types alone: policy engines send their whole set of ACLs
 // and rely on NAT and routes surviving. Address sets are replaced one by one, by Id.
 func (k policyKind[P]) update(current, request []P) []P {
-	list := slices.DeleteFunc(slices.Clone(current), func(o P) bool {
-		return slices.ContainsFunc(request, func(p P) bool {
-			if k.typ(o) != k.typ(p) {
-				return false
-			}
-			return k.typ(p) != string(SetPolicy) || k.same(o, p)
-		})
+	types, sets, have := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	keys := k.keys(request)
+	for i, c := range keys {
+		if t := k.typ(request[i]); t == string(SetPolicy) {
+			sets[c.handle] = true
+		} else {
+			types[t] = true
+		}
+	}
+	list := slices.DeleteFunc(slices.Clone(current), func(p P) bool {
+		return types[k.typ(p)] || len(sets) > 0 && k.typ(p) == string(SetPolicy) && sets[k.key(p).handle]
 	})
-	for _, p := range request {
-		if !slices.ContainsFunc(list, func(o P) bool { return k.equal(o, p) }) {
-			list = append(list, p)
+	for i, c := range keys {
+		if !have[c.meaning] {
+			have[c.meaning] = true
+			list = append(list, request[i])
 		}
 	}
 	return list
-}
-
-// same is the rule of Remove: by identity where the type has one, else by all settings.
-func (k policyKind[P]) same(a, b P) bool {
-	if k.typ(a) != k.typ(b) {
-		return false
-	}
-	if id := k.identity(b); id != "" {
-		return k.identity(a) == id
-	}
-	return k.equal(a, b)
-}
-
-func (k policyKind[P]) identity(p P) string {
-	v, err := k.decode(p)
-	if err != nil {
-		return ""
-	}
-	return identity(v)
-}
-
-// equal compares type and settings by meaning: order, spelling of names and absent against zero members make no difference.
-func (k policyKind[P]) equal(a, b P) bool {
-	if k.typ(a) != k.typ(b) {
-		return false
-	}
-	if jsonEqual(k.settings(a), k.settings(b)) {
-		return true
-	}
-	va, errA := k.decode(a)
-	vb, errB := k.decode(b)
-	return errA == nil && errB == nil && bytes.Equal(canonicalSettings(va), canonicalSettings(vb))
 }
 
 // canonicalSettings is the settings' own JSON, in which zero members are left out.
@@ -148,7 +172,9 @@ func canonicalSettings(v any) []byte {
 }
 
 // EqualEndpointPolicies reports whether two policies mean the same.
-func EqualEndpointPolicies(a, b EndpointPolicy) bool { return endpointPolicyKind.equal(a, b) }
+func EqualEndpointPolicies(a, b EndpointPolicy) bool {
+	return endpointPolicyKind.key(a).meaning == endpointPolicyKind.key(b).meaning
+}
 
 // jsonEqual compares two JSON texts by value. Numbers keep their digits, so that large ones are not rounded into equality.
 func jsonEqual(a, b json.RawMessage) bool {

@@ -148,7 +148,7 @@ func (s SetPolicySetting) validate(path string) error {
 	if s.Id == "" {
 		return invalid(ErrInvalidPolicy, path+".Id", "it is missing: ACLs name the set by it")
 	}
-	if err := checkText(ErrInvalidPolicy, path+".Id", s.Id); err != nil {
+	if err := checkSetID(path+".Id", s.Id); err != nil {
 		return err
 	}
 	if err := checkText(ErrInvalidPolicy, path+".Name", s.Name); err != nil {

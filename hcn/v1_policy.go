@@ -229,6 +229,9 @@ func networkPolicyFromV1(n *HostComputeNetwork, subnets []Subnet, raw json.RawMe
 	if !ok {
 		return unknownPolicy(t, networkSettings)
 	}
+	if t == NetworkACL {
+		aclFromV1(m)
+	}
 	n.Policies = append(n.Policies, NetworkPolicy{Type: t, Settings: canonicalize(mustSettings(m), known)})
 	return nil
 }

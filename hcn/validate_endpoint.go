@@ -205,7 +205,8 @@ func checkSingle(t EndpointPolicyType, id, at string, seen map[string]bool) erro
 	return nil
 }
 
-// vfpTypes are the network types that route and filter in the switch as Windows does in its VFP layer.
+// vfpTypes are the network types on which Windows routes in the switch, in its VFP layer. Tiers, which Windows has only there,
+// are on every one of our switches.
 var vfpTypes = []NetworkType{L2Bridge, L2Tunnel, Overlay}
 
 // ValidateFor checks an endpoint against its network. Whether addresses and ports are free is for the service to say.
@@ -232,7 +233,7 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 			if slices.Contains([]NetworkType{Transparent, Private, Internal}, n.Type) {
 				return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use a NAT network", n.Type)
 			}
-		case TierAcl, SDNRoute, L4Proxy:
+		case SDNRoute, L4Proxy:
 			if !slices.Contains(vfpTypes, n.Type) {
 				return invalid(ErrRequestUnsupported, policyPath(i), "policy %s needs a network of type L2Bridge, L2Tunnel or Overlay, this one is %s",
 					p.Type, n.Type)
@@ -240,19 +241,22 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 		default:
 		}
 	}
+	if err := e.validateSetsFor(n); err != nil {
+		return err
+	}
 	return e.validateMTU(n)
 }
 
 // validateMTU keeps IPv6 alive: below 1280 the kernel takes IPv6 off the interface (RFC 8200).
 func (e *HostComputeEndpoint) validateMTU(n *HostComputeNetwork) error {
 	v6 := slices.ContainsFunc(n.AllSubnets(), func(s *Subnet) bool { p, err := s.Prefix(); return err == nil && p.Addr().Is6() })
-	for i, p := range e.Policies {
-		v, err := p.Decode()
-		if err != nil {
-			return err
-		}
-		if s, ok := v.(InterfaceParametersPolicySetting); ok && v6 && s.Mtu != 0 && s.Mtu < 1280 {
-			return invalid(ErrInvalidPolicy, policyPath(i)+".Settings.Mtu", "%d is too small for the network's IPv6 prefix: use 1280 or more", s.Mtu)
+	parameters, err := SettingsOf[InterfaceParametersPolicySetting](e.Policies)
+	if err != nil {
+		return err
+	}
+	for _, s := range parameters {
+		if v6 && s.Mtu != 0 && s.Mtu < 1280 {
+			return invalid(ErrInvalidPolicy, "InterfaceParameters.Mtu", "%d is too small for the network's IPv6 prefix: use 1280 or more", s.Mtu)
 		}
 	}
 	return nil

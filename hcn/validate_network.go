@@ -120,7 +120,10 @@ func (n *HostComputeNetwork) validateSchema() error {
 	if err := n.validateIpams(); err != nil {
 		return err
 	}
-	return n.validatePolicies()
+	if err := n.validatePolicies(); err != nil {
+		return err
+	}
+	return n.validateSets()
 }
 
 func (p MacPool) validate(path string) error {

@@ -77,6 +77,7 @@ func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc h
 			return hcn.HostComputeEndpoint{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "endpoint %s: %w", id, err)
 		}
 	}
+	e.warnTurned("endpoint", id, row.Doc.Name, hcn.TurnedDefaults(nil, row.Doc.Policies))
 	return *row.Doc.Clone(), nil
 }
 
@@ -161,7 +162,7 @@ func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 
 // modifyEndpoint does so, and what else belongs to the change.
 func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest, also func(*txn)) error {
-	var old *plan.Endpoint
+	var old, changed *plan.Endpoint
 	rev, err := e.commit(func(t *txn) error {
 		old = t.st.endpoints[id]
 		if old == nil {
@@ -188,7 +189,8 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 			return err
 		}
 		t.releasePorts(old, &row)
-		t.putEndpoint(id, &row)
+		changed = &row
+		t.putEndpoint(id, changed)
 		also(t)
 		t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "modify", ID: string(id), Name: old.Doc.Name}, on: []object{portObject(id)}})
 		return nil
@@ -203,6 +205,7 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 		e.undo(ctx, "endpoint", string(id), func(t *txn) { t.takeBack(id, old) })
 		return hcn.Errorf(hcn.ErrUnspecified, "change endpoint %s: %w", id, err)
 	}
+	e.warnTurned("endpoint", id, changed.Doc.Name, hcn.TurnedDefaults(old.Doc.Policies, changed.Doc.Policies))
 	return nil
 }
 

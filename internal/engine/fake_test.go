@@ -93,12 +93,13 @@ func wanted(p *plan.Plan) (kernel [5]map[object]string) {
 		kernel[0][namespaceObject(id)] = n.Path
 	}
 	for id, s := range p.Switches {
-		kernel[1][object{"network", string(id)}] = fmt.Sprintf("%d %s %v mtu %d", s.Number, s.Mode, s.Subnets, s.MTU)
+		kernel[1][object{"network", string(id)}] = fmt.Sprintf("%d %s %v mtu %d sets %v", s.Number, s.Mode, s.Subnets, s.MTU, s.Sets)
 	}
 	for id, port := range p.Ports {
 		k := object{"port", string(id)}
 		kernel[0][k] = fmt.Sprintf("%s %s in %q mtu %d %v %v", port.VNIC.Device, port.MAC, port.VNIC.Namespace, port.VNIC.MTU, port.VNIC.Addrs, port.VNIC.Routes)
-		kernel[1][k] = fmt.Sprintf("switch %d %s %v", port.Switch, port.MAC, port.Addrs)
+		kernel[1][k] = fmt.Sprintf("switch %d %s %v in %s out %s isolated %t", port.Switch, port.MAC, port.Addrs,
+			rulesText(port.Policy.In), rulesText(port.Policy.Out), port.Policy.Isolated)
 		if len(port.Forwards) > 0 {
 			kernel[2][k] = fmt.Sprint(port.Forwards)
 		}
@@ -108,6 +109,17 @@ func wanted(p *plan.Plan) (kernel [5]map[object]string) {
 		}
 	}
 	return kernel
+}
+
+func rulesText(l *plan.RuleList) string {
+	if l == nil {
+		return "all"
+	}
+	var out []string
+	for _, r := range l.Rules {
+		out = append(out, r.Source.Text)
+	}
+	return strings.Join(out, ", ") + ", else " + l.Default.String()
 }
 
 // applier is one of the five; gen ties it to a daemon.

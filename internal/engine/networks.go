@@ -113,6 +113,7 @@ func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 		e.undo(ctx, "network", string(id), func(t *txn) { t.dropNetwork(id) })
 		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "make the switch of network %q: %w", row.Doc.Name, err)
 	}
+	e.warnTurned("network", id, row.Doc.Name, hcn.TurnedNetworkDefaults(nil, row.Doc.Policies))
 	return *row.Doc.Clone(), nil
 }
 
@@ -372,6 +373,11 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 		if err := t.checkEndpointsStay(id, doc); err != nil {
 			return err
 		}
+		if r.ResourceType == hcn.NetworkResourceTypePolicy {
+			if err := t.checkSetsStay(old, doc); err != nil {
+				return err
+			}
+		}
 		next := *old
 		next.Doc = *doc
 		next.Doc.Version++
@@ -400,6 +406,7 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 		})
 		return hcn.Errorf(hcn.ErrUnspecified, "change network %q: %w", old.Doc.Name, err)
 	}
+	e.warnTurned("network", id, row.Doc.Name, hcn.TurnedNetworkDefaults(old.Doc.Policies, row.Doc.Policies))
 	return nil
 }
 

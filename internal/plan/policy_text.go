@@ -160,6 +160,10 @@ func (l *RuleList) text(b *strings.Builder, dir string) {
 
 func (s *Switch) setsText(b *strings.Builder) {
 	for _, id := range slices.Sorted(maps.Keys(s.Sets)) {
-		fmt.Fprintf(b, "    set %q %s\n", id, shortList(s.Sets[id], addressText))
+		addrs := shortList(s.Sets[id], addressText)
+		if addrs == "" {
+			addrs = "is empty"
+		}
+		fmt.Fprintf(b, "    set %q %s\n", id, addrs)
 	}
 }

@@ -1,0 +1,199 @@
+package hcn
+
+import (
+	"slices"
+	"strings"
+)
+
+// This file holds who refers to an address set. A rule that names a set which is not there would match nothing, and its
+// author would believe in a filter that is not there: so such a rule is refused, and so is the removal of a set in use.
+
+// setKinds are the address sets of the network by Id.
+func (n *HostComputeNetwork) setKinds() (map[string]SetPolicyType, error) {
+	sets, err := NetworkSettingsOf[SetPolicySetting](n.Policies)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]SetPolicyType, len(sets))
+	for _, s := range sets {
+		out[s.Id] = s.PolicyType
+	}
+	return out, nil
+}
+
+// validateSets checks what the network's own policies say about its sets.
+func (n *HostComputeNetwork) validateSets() error {
+	if !slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == SetPolicy || p.Type == NetworkACL }) {
+		return nil
+	}
+	kinds, err := n.setKinds()
+	if err != nil {
+		return err
+	}
+	for i, p := range n.Policies {
+		at := policyPath(i) + ".Settings"
+		v, err := p.Decode()
+		if err != nil {
+			return err
+		}
+		switch s := v.(type) {
+		case SetPolicySetting:
+			for _, id := range s.Members() {
+				switch kinds[id] {
+				case SetPolicyTypeIpSet:
+				case SetPolicyTypeNestedIpSet:
+					return invalid(ErrInvalidPolicy, at+".Values", "%s is a nested set itself: name sets of type IPSET", quote(id))
+				default:
+					return noSet(at+".Values", id)
+				}
+			}
+		case AclPolicySetting:
+			if err := s.match().checkSets(at, kinds); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func noSet(path, id string) error {
+	return invalid(ErrInvalidPolicy, path, "%s is no address, and the network has no address set with that Id: add a SetPolicy to the network first",
+		quote(id))
+}
+
+// setRefs are the Ids of sets in the address fields, each with its field.
+func (m aclMatch) setRefs(yield func(field, id string) bool) {
+	for _, f := range []struct{ name, list string }{{"LocalAddresses", m.localAddresses}, {"RemoteAddresses", m.remoteAddresses}} {
+		for _, id := range parseAddressList(f.list).Sets {
+			if !yield(f.name, id) {
+				return
+			}
+		}
+	}
+}
+
+func (m aclMatch) checkSets(path string, kinds map[string]SetPolicyType) error {
+	for field, id := range m.setRefs {
+		if kinds[id] == "" {
+			return noSet(path+"."+field, id)
+		}
+	}
+	return nil
+}
+
+// matches yields the match part of every rule of the endpoint, with its path in the document.
+func (e *HostComputeEndpoint) matches(yield func(path string, m aclMatch) bool) {
+	for i, p := range e.Policies {
+		if p.Type != ACL && p.Type != TierAcl {
+			continue
+		}
+		v, err := p.Decode()
+		if err != nil {
+			continue // Validate reports it
+		}
+		switch s := v.(type) {
+		case AclPolicySetting:
+			if !yield(policyPath(i)+".Settings", s.match()) {
+				return
+			}
+		case TierAclPolicySetting:
+			for j, r := range s.TierAclRules {
+				if !yield(policyPath(i)+".Settings."+indexed("TierAclRules", j), r.match()) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// validateSetsFor checks that the sets which the endpoint's rules name are there.
+func (e *HostComputeEndpoint) validateSetsFor(n *HostComputeNetwork) error {
+	var kinds map[string]SetPolicyType
+	for path, m := range e.matches {
+		for field, id := range m.setRefs {
+			if kinds == nil { // most endpoints name no set, and sets are large
+				var err error
+				if kinds, err = n.setKinds(); err != nil {
+					return err
+				}
+			}
+			if kinds[id] == "" {
+				return noSet(path+"."+field, id)
+			}
+		}
+	}
+	return nil
+}
+
+// RemovedSets are the Ids of the address sets that a network had before a change and has no longer.
+func RemovedSets(before, after *HostComputeNetwork) ([]string, error) {
+	had, err := before.setKinds()
+	if err != nil {
+		return nil, err
+	}
+	has, err := after.setKinds()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for id := range had {
+		if has[id] == "" {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// UsesSet finds a rule of the endpoint that names one of the sets: the set, or "".
+func (e *HostComputeEndpoint) UsesSet(ids []string) string {
+	for _, m := range e.matches {
+		for _, id := range m.setRefs {
+			if slices.Contains(ids, id) {
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// checkSetsUnused refuses to take sets away, which before had, from under the network's own policies.
+func (n *HostComputeNetwork) checkSetsUnused(before *HostComputeNetwork) error {
+	gone, err := RemovedSets(before, n)
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	for i, p := range n.Policies {
+		v, err := p.Decode()
+		if err != nil {
+			return err
+		}
+		switch s := v.(type) {
+		case SetPolicySetting:
+			for _, id := range s.Members() {
+				if slices.Contains(gone, id) {
+					return inUse(id, "set "+quote(s.Id))
+				}
+			}
+		case AclPolicySetting:
+			for _, id := range s.match().setRefs {
+				if slices.Contains(gone, id) {
+					return inUse(id, "the network's "+policyPath(i)+" (NetworkACL "+quote(s.Id)+")")
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func inUse(id, by string) error {
+	return Errorf(ErrEntityHasReferences, "address set %s is used by %s: change that first", quote(id), by)
+}
+
+// checkSetID: a rule has to be able to name the set.
+func checkSetID(path, id string) error {
+	if strings.ContainsAny(id, "/:., ") {
+		return invalid(ErrInvalidPolicy, path, "rules could not name %s: leave out / : . , and blanks, which are for addresses and lists", quote(id))
+	}
+	return checkText(ErrInvalidPolicy, path, id)
+}

@@ -1,0 +1,37 @@
+package engine
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// checkSetsStay refuses to take an address set away from under the rules of the
+// network's endpoints. Its own policies were checked with the document.
+func (t *txn) checkSetsStay(old *plan.Network, doc *hcn.HostComputeNetwork) error {
+	gone, err := hcn.RemovedSets(&old.Doc, doc)
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	for id, ep := range t.st.byNetwork[doc.ID] {
+		if set := ep.Doc.UsesSet(gone); set != "" {
+			return hcn.Errorf(hcn.ErrEntityHasReferences, "address set %q is used by a rule of endpoint %q (%s): change that first", set, ep.Doc.Name, id)
+		}
+	}
+	return nil
+}
+
+// warnTurned tells that rules turned a default: what no rule allows is blocked from
+// here on, which users take for a fault when nobody says so.
+func (e *Engine) warnTurned(kind string, id hcn.GUID, name string, turned []hcn.DirectionType) {
+	if len(turned) == 0 {
+		return
+	}
+	e.log.Info("what no rule allows is blocked from now on", kind, id, "name", name, "direction", directions(turned))
+}
+
+func directions(list []hcn.DirectionType) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(list), " ", ","), "[]")
+}
