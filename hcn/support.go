@@ -29,13 +29,15 @@ var supportedSubnetFlags = map[NetworkType]SubnetFlags{
 const supportedIpSubnetFlags IpSubnetFlags = 0
 
 // supportedEndpointFlags are the endpoint flags that are enforced.
-const supportedEndpointFlags = EnableLowInterfaceMetric
+const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCommunication
 
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
 // historical and has nothing to enforce.
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortMapping:         {NAT},
 	OutBoundNAT:         {NAT}, // the form without fields only, see unsupportedSettings
+	ACL:                 {NAT, Internal, Private},
+	TierAcl:             {NAT, Internal, Private},
 	PortName:            {NAT, Internal, Private},
 	EncapOverhead:       {NAT, Internal, Private},
 	InterfaceParameters: {NAT, Internal, Private},
@@ -50,6 +52,8 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	AutomaticDNS:     {NAT}, // enabled only, see checkSupport: a closed network asks nobody outside
 	SourceMacAddress: {NAT, Internal},
+	NetworkACL:       {NAT, Internal, Private},
+	SetPolicy:        {NAT, Internal, Private},
 	LayerConstraint:  {NAT, Internal, Private},
 	VSwitchExtension: {NAT, Internal, Private},
 	Exclusions:       {NAT, Internal, Private},

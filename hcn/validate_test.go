@@ -225,7 +225,7 @@ func TestEndpointValidate(t *testing.T) {
 		{"remote without address", `{"Flags":1}`, ErrInvalidEndpoint, "remote"},
 		{"remote", `{"Flags":1,"IpConfigurations":[{"IpAddress":"172.20.0.5"}]}`, ErrRequestUnsupported, "RemoteEndpoint"},
 		{"remote with acl", `{"Flags":1,"IpConfigurations":[{"IpAddress":"172.20.0.5"}],"Policies":[{"Type":"ACL","Settings":{"Action":"Allow","Direction":"In"}}]}`, ErrInvalidRemoteEndpointOperation, "Policies[0]"},
-		{"isolated", `{"Flags":2}`, ErrRequestUnsupported, "DisableInterComputeCommunication"},
+		{"isolated", `{"Flags":2}`, 0, ""},
 
 		{"mapping", policies(mapping), 0, ""},
 		{"mapping lan", mapped(`{"Protocol":6,"InternalPort":80,"Scope":"lan"}`), 0, ""},
@@ -291,7 +291,8 @@ func TestPolicyByNetworkType(t *testing.T) {
 		{Internal, `{"Type":"OutBoundNAT"}`, ErrRequestUnsupported},
 		{Private, `{"Type":"L2Driver"}`, 0},
 		{Internal, `{"Type":"Bulkhead.InterfaceName","Settings":{"Name":"a"}}`, 0},
-		{NAT, `{"Type":"TierAcl","Settings":{"Name":"a","Direction":"In"}}`, ErrRequestUnsupported},
+		{NAT, `{"Type":"TierAcl","Settings":{"Name":"a","Direction":"In"}}`, 0},
+		{Private, `{"Type":"ACL","Settings":{"Action":"Block","Direction":"In","RuleType":"Host"}}`, 0},
 	} {
 		t.Run(tc.typ.String()+" "+tc.policy, func(t *testing.T) {
 			e, err := Decode[HostComputeEndpoint]([]byte(policies(tc.policy)))
