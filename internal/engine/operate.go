@@ -243,7 +243,11 @@ func (e *Engine) ExecContainer(ctx context.Context, ref string, spec api.ExecSpe
 	if err != nil {
 		return 0, err
 	}
-	return e.opt.Sandbox.Exec(ctx, c.Doc.ID, spec, s)
+	code, err := e.opt.Sandbox.Exec(ctx, c.Doc.ID, spec, s)
+	if err != nil {
+		err = named("exec in", c.Doc.Name, err, "bulkhead inspect "+c.Doc.Name+", or bulkhead logs "+c.Doc.Name)
+	}
+	return code, err
 }
 
 // ContainerLogs reads what a container wrote.

@@ -88,7 +88,11 @@ func (s *supervisor) failStart(ctx context.Context, c *containerRow, by starter,
 	if cerr != nil {
 		s.e.log.Error("undo a failed start", "container", id, "error", cerr)
 	}
-	err = api.Errorf(kindOf(err), "start container %s: %w", c.Doc.Name, asAPI(err))
+	next := "bulkhead inspect " + c.Doc.Name + ", or bulkhead logs " + c.Doc.Name
+	if c.Doc.Spec.AutoRemove {
+		next = "check the command, the image and the flags; the container is removed"
+	}
+	err = named("start", c.Doc.Name, err, next)
 	if ending {
 		return err
 	}
@@ -103,6 +107,16 @@ func (s *supervisor) failStart(ctx context.Context, c *containerRow, by starter,
 		}
 	}
 	return err
+}
+
+// named says which container an error is about, as people call it, and what to do
+// next unless the error knows that better.
+func named(doing, name string, err error, next string) error {
+	err = asAPI(err)
+	if inner, ok := errors.AsType[*api.Error](err); ok && inner.Next != "" {
+		next = inner.Next
+	}
+	return api.Errorf(kindOf(err), "%s container %s: %w", doing, name, err).Hint("%s", next)
 }
 
 func kindOf(err error) string {

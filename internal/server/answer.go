@@ -225,7 +225,11 @@ func list[T any](l []T) []T {
 }
 
 // warnIgnored names the members of a document that had no effect. Names come from the client, so they are quoted and cut.
-func warnIgnored(w http.ResponseWriter, names []string) {
+func warnIgnored(w http.ResponseWriter, names []string) { warn(w, "ignored members: ", names) }
+
+func warnParams(w http.ResponseWriter, names []string) { warn(w, "ignored query parameters: ", names) }
+
+func warn(w http.ResponseWriter, what string, names []string) {
 	if len(names) == 0 {
 		return
 	}
@@ -236,7 +240,7 @@ func warnIgnored(w http.ResponseWriter, names []string) {
 			cut[i] = n[:80] + "..."
 		}
 	}
-	w.Header().Set("Warning", "299 - "+strconv.QuoteToASCII("ignored members: "+strings.Join(cut, ", ")))
+	w.Header().Add("Warning", "299 - "+strconv.QuoteToASCII(what+strings.Join(cut, ", ")))
 }
 
 // noRoute answers for paths that nobody serves, and for wrong methods on those that somebody does.

@@ -353,3 +353,18 @@ func FuzzServer(f *testing.F) {
 		}
 	})
 }
+
+// A parameter that nobody reads is refused where the call is ours, and named where HCN wants it ignored.
+func TestUnknownParameters(t *testing.T) {
+	r := newRig(t)
+	for path, want := range map[string]string{
+		"/v1/containers/web/logs?tial=3": `query parameter \"tial\" is not known`,
+		"/v1/images?all=1":               "this call has none",
+		"/hcn/v2/networks?qeury=x":       `299 - "ignored query parameters: qeury"`,
+		"/hns/v1/networks/?x=1&b=2":      `299 - "ignored query parameters: b, x"`,
+	} {
+		if got := r.raw(t, "GET", path, ""); !strings.Contains(got, want) {
+			t.Errorf("%s: %.400s\nwant %s", path, got, want)
+		}
+	}
+}

@@ -52,6 +52,7 @@ type hnsEnvelope struct {
 
 func (s *Server) hns(w http.ResponseWriter, r *http.Request) {
 	path, _ := hnsPath(r)
+	warnParams(w, unknownParams(r, nil))
 	body, err := hcnBody(w, r)
 	if err != nil {
 		s.fail(w, r, err)

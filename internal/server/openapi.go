@@ -90,7 +90,17 @@ func schemaName(t reflect.Type, hint string) string {
 // handle puts a route in its place and describes it.
 func (s *Server) handle(rt route) {
 	s.describe(rt)
+	var known []string
+	for _, p := range rt.query {
+		known = append(known, p.Name)
+	}
 	s.mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) {
+		if rt.tag == "hcn" {
+			warnParams(w, unknownParams(r, known))
+		} else if err := checkParams(r, known); err != nil {
+			s.fail(w, r, err)
+			return
+		}
 		if err := rt.handle(w, r); err != nil {
 			s.fail(w, r, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,10 @@ import (
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
+
+// drainBody is how much of a body that is too large is still read: a client that is cut off while it sends sees a broken pipe
+// and not the answer.
+const drainBody = 64 << 20
 
 var errTooLarge = errors.New("the document is larger than 1 MiB")
 
@@ -23,8 +28,9 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	// Without a connection below, as in tests of the handler alone, there is no deadline to set.
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	b, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, drainBody)) // the answer is the same whatever comes of it
 		return nil, errTooLarge
 	}
 	return b, err
@@ -99,6 +105,29 @@ func optionalBody[T any](w http.ResponseWriter, r *http.Request) (T, error) {
 		return v, nil
 	}
 	return v, decodeStrict(b, &v)
+}
+
+// unknownParams lists the query parameters of a request that its route does not know.
+func unknownParams(r *http.Request, known []string) (unknown []string) {
+	for name := range r.URL.Query() {
+		if !slices.Contains(known, name) {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	return unknown
+}
+
+// checkParams refuses a query parameter of ours that would have no effect.
+func checkParams(r *http.Request, known []string) error {
+	unknown := unknownParams(r, known)
+	if len(unknown) == 0 {
+		return nil
+	}
+	if len(known) == 0 {
+		return api.Errorf(api.KindInvalid, "query parameter %q is not known: this call has none", cutText(unknown[0]))
+	}
+	return api.Errorf(api.KindInvalid, "query parameter %q is not known", cutText(unknown[0])).Hint("use %s", strings.Join(known, ", "))
 }
 
 // query reads the parameters of a request. The first that is wrong is kept as err.

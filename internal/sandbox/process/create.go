@@ -71,7 +71,7 @@ func (r *Runtime) Create(ctx context.Context, cfg api.SandboxConfig) error {
 	}
 	defer r.lock(cfg.ID)()
 	if err := r.create(ctx, cfg); err != nil {
-		return fmt.Errorf("create container %s: %w", cfg.ID, err)
+		return fmt.Errorf("make the process: %w", err)
 	}
 	return nil
 }
@@ -239,7 +239,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("start container %s: %w", id, err)
+		return fmt.Errorf("start the process: %w", err)
 	}
 	return r.markStarted(id)
 }
@@ -247,7 +247,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 func (r *Runtime) markStarted(id string) error {
 	path := filepath.Join(r.bundle(id), startedFile)
 	if err := writeFile(path, []byte(time.Now().UTC().Format(time.RFC3339Nano))); err != nil {
-		return fmt.Errorf("start container %s: %w", id, err)
+		return fmt.Errorf("start the process: %w", err)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ func (r *Runtime) Exec(ctx context.Context, id string, spec api.ExecSpec, s api.
 	}
 	code, err := r.exec(ctx, id, spec, s)
 	if err != nil {
-		return code, fmt.Errorf("run command in container %s: %w", id, err)
+		return code, fmt.Errorf("run the command: %w", err)
 	}
 	return code, nil
 }
