@@ -35,3 +35,58 @@ func TestAttachToHost(t *testing.T) {
 		}
 	})
 }
+
+// TestHostNamespaceGoesWithItsLast: clients of version 1 attach to the host without knowing of the namespace, so what
+// was made for them goes again; what a client created stays.
+func TestHostNamespaceGoesWithItsLast(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		one, two := must(e.endpoint(epDoc(n.ID, "")))(e), must(e.endpoint(epDoc(n.ID, "")))(e)
+		left := func(want int) {
+			e.t.Helper()
+			if got := e.e.Namespaces(hcn.Filter{}); len(got) != want {
+				e.t.Fatalf("namespaces %v, want %d", got, want)
+			}
+		}
+		enter := func(eps ...hcn.GUID) hcn.GUID {
+			e.t.Helper()
+			id := must(e.e.HostNamespace(context.Background()))(e)
+			for _, ep := range eps {
+				e.ok(e.attach(id, ep))
+			}
+			return id
+		}
+
+		id := enter(one.ID, two.ID)
+		e.ok(e.modifyNamespace(id, "Remove", "Endpoint", string(one.ID)))
+		left(1)
+		e.restart()
+		e.ok(e.e.DeleteEndpoint(context.Background(), two.ID))
+		left(0)
+
+		id = enter(one.ID)
+		e.ok(e.modifyNamespace(id, "Add", "Container", "c1"))
+		e.ok(e.modifyNamespace(id, "Remove", "Endpoint", string(one.ID)))
+		left(1)
+		e.ok(e.modifyNamespace(id, "Remove", "Container", "c1"))
+		left(0)
+
+		id = enter(one.ID)
+		e.ok(e.e.DeleteNamespace(context.Background(), id))
+		left(0)
+
+		id = enter()
+		if err := e.attach(id, "00000000-0000-0000-0000-00000000DEAD"); err == nil {
+			e.t.Error("an endpoint that does not exist was attached")
+		}
+		left(0)
+
+		id = enter(one.ID)
+		created := must(e.namespace(`{"Type":"HostDefault",` + v2 + `}`))(e)
+		if created.ID != id {
+			e.t.Errorf("two default namespaces of the host: %s and %s", id, created.ID)
+		}
+		e.ok(e.modifyNamespace(id, "Remove", "Endpoint", string(one.ID)))
+		left(1)
+	})
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 
@@ -67,11 +68,9 @@ func (e *Engine) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostC
 	made := false
 	rev, err := e.commit(func(t *txn) error {
 		if doc.Type == hcn.NamespaceTypeHostDefault {
-			for _, n := range t.st.namespaces {
-				if n.Doc.Type == hcn.NamespaceTypeHostDefault {
-					row = n
-					return nil
-				}
+			if row = t.hostNamespace(); row != nil {
+				t.keepNamespace(row)
+				return nil
 			}
 		}
 		var err error
@@ -90,6 +89,53 @@ func (e *Engine) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostC
 		}
 	}
 	return e.Namespace(id)
+}
+
+// HostNamespace is the host's default namespace, for an endpoint to be attached
+// there. Version 1 clients do not know of it, so they would never delete it.
+func (e *Engine) HostNamespace(context.Context) (id hcn.GUID, err error) {
+	_, err = e.commit(func(t *txn) error {
+		if row := t.hostNamespace(); row != nil {
+			id = row.Doc.ID
+			return nil
+		}
+		row, err := t.newNamespace("", hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault, SchemaVersion: hcn.V2()}, nil)
+		if err != nil {
+			return err
+		}
+		implicit := *row
+		implicit.Implicit = true
+		id = row.Doc.ID
+		t.putNamespace(id, &implicit)
+		return nil
+	})
+	return id, err
+}
+
+func (t *txn) hostNamespace() *plan.NamespaceRow {
+	for _, n := range t.st.namespaces {
+		if n.Doc.Type == hcn.NamespaceTypeHostDefault {
+			return n
+		}
+	}
+	return nil
+}
+
+// keepNamespace notes that a client counts on a namespace.
+func (t *txn) keepNamespace(old *plan.NamespaceRow) {
+	if old.Implicit {
+		row := *old
+		row.Implicit = false
+		t.setNamespace(row.Doc.ID, &row)
+	}
+}
+
+// vacated drops a namespace that was only there for what was in it.
+func (t *txn) vacated(id hcn.GUID) {
+	ns := t.st.namespaces[id]
+	if ns != nil && ns.Implicit && len(ns.Containers) == 0 && len(t.st.byNamespace[id]) == 0 {
+		t.dropNamespace(id)
+	}
 }
 
 func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace, sysctls map[string]string) (*plan.NamespaceRow, error) {
@@ -140,7 +186,7 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 		return err
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, e.leaveHost(id))
 	}
 	if r.RequestType == hcn.RequestTypeRefresh {
 		e.Wake("refresh of namespace " + string(id))
@@ -161,6 +207,18 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 		return hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s: %w", id, err)
 	}
 	return nil
+}
+
+// leaveHost drops a namespace that was made for an attachment which is refused.
+func (e *Engine) leaveHost(id hcn.GUID) error {
+	e.mu.RLock()
+	ns := e.st.namespaces[id]
+	e.mu.RUnlock()
+	if ns == nil || !ns.Implicit {
+		return nil
+	}
+	_, err := e.commit(func(t *txn) error { t.vacated(id); return nil })
+	return err
 }
 
 // detachIf undoes an attachment, if it is still that one.
@@ -223,6 +281,7 @@ func (t *txn) modifyContainers(ns *plan.NamespaceRow, kind hcn.RequestType, cont
 		return nil
 	}
 	t.putNamespace(ns.Doc.ID, &row)
+	t.vacated(ns.Doc.ID)
 	return nil
 }
 
@@ -270,6 +329,9 @@ func (t *txn) dropNamespace(id hcn.GUID) {
 	}
 	for ep, row := range maps.Clone(t.st.byNamespace[id]) {
 		t.putEndpoint(ep, detached(row))
+	}
+	if t.st.namespaces[id] == nil {
+		return // it went with the last of them
 	}
 	t.putNamespace(id, nil)
 	k := namespaceObject(id)

@@ -219,6 +219,9 @@ func (t *txn) putEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	t.st.setEndpoint(id, row)
 	t.undo = append(t.undo, func() { t.st.setEndpoint(id, old) })
 	t.dirty.Endpoints[id] = struct{}{}
+	if old != nil && old.Attach != nil && (row == nil || row.Attach == nil) {
+		defer t.vacated(old.Attach.Namespace)
+	}
 	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(endpointTable, tx, string(id), row) })
 }
 

@@ -69,6 +69,10 @@ type NamespaceRow struct {
 	// Vanished says that the compartment went away under us: it is not made
 	// again, because what ran in it is gone too.
 	Vanished bool
+	// Implicit: the host's default namespace, made because an endpoint was to be
+	// attached to the host and not because a client created it. It goes with the
+	// last that is in it.
+	Implicit bool `json:",omitempty"`
 	// Containers listed in the namespace, by container ID.
 	Containers []string
 }

@@ -42,6 +42,8 @@ type endpoints interface {
 type namespaces interface {
 	Namespaces(f hcn.Filter) []hcn.GUID
 	Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error)
+	// HostNamespace is the host's default namespace. One that nobody has created goes with the last that is in it.
+	HostNamespace(ctx context.Context) (hcn.GUID, error)
 	CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error)
 	ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.ModifyNamespaceSettingRequest) error
 	DeleteNamespace(ctx context.Context, id hcn.GUID) error

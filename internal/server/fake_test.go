@@ -214,6 +214,11 @@ func (f *fake) Namespace(id hcn.GUID) (hcn.HostComputeNamespace, error) {
 	return n, nil
 }
 
+func (f *fake) HostNamespace(ctx context.Context) (hcn.GUID, error) {
+	ns, err := f.CreateNamespace(ctx, "", hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault})
+	return ns.ID, err
+}
+
 func (f *fake) CreateNamespace(_ context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -51,7 +51,7 @@ func (s *Server) hnsAttach(ctx context.Context, id hcn.GUID, c hnsCall) (any, er
 	if err != nil {
 		return nil, err
 	}
-	home, err := s.compartment(ctx, a)
+	home, err := s.compartment(ctx, a, &ep)
 	if err != nil {
 		return nil, err
 	}
@@ -61,13 +61,17 @@ func (s *Server) hnsAttach(ctx context.Context, id hcn.GUID, c hnsCall) (any, er
 	}
 	container, known := member(ns, a.ContainerId)
 	if in := ep.HostComputeNamespace; in != "" && (in != home || known || container == "") {
-		return nil, hcn.Errorf(hcn.ErrEndpointAlreadyAttached, "endpoint %s is in namespace %s: detach it first", id, in)
+		return nil, alreadyAttached(&ep)
 	}
 	err = s.changeNamespace(ctx, home, hcn.RequestTypeAdd, hcn.NamespaceResourceTypeEndpoint, string(id))
 	if err == nil && container != "" && !known {
 		err = s.changeNamespace(ctx, home, hcn.RequestTypeAdd, hcn.NamespaceResourceTypeContainer, container)
 	}
 	return struct{}{}, err
+}
+
+func alreadyAttached(ep *hcn.HostComputeEndpoint) error {
+	return hcn.Errorf(hcn.ErrEndpointAlreadyAttached, "endpoint %s is in namespace %s: detach it first", ep.ID, ep.HostComputeNamespace)
 }
 
 // member finds a container in a namespace as clients compare its ID, without regard to case.
@@ -80,16 +84,21 @@ func member(ns hcn.HostComputeNamespace, id string) (string, bool) {
 	return id, false
 }
 
-// compartment is the namespace to attach in: the host's own, one by its number, or that of the container.
-func (s *Server) compartment(ctx context.Context, a *hnsAttachment) (hcn.GUID, error) {
+// compartment is the namespace to attach an endpoint in: the host's own, one by its number, or that of the container.
+func (s *Server) compartment(ctx context.Context, a *hnsAttachment, ep *hcn.HostComputeEndpoint) (hcn.GUID, error) {
 	host := strings.EqualFold(a.SystemType, "Host")
 	switch number := uint32(a.CompartmentId); {
 	case strings.EqualFold(a.SystemType, "VirtualMachine"):
 		return "", hcn.Errorf(hcn.ErrNotImplemented, "SystemType %q: this version runs no virtual machines", a.SystemType)
 	case host && (number == 0 || number == hcn.HostDefaultCompartment):
-		// Creating it again and again gives the same one.
-		ns, err := s.backend.CreateNamespace(ctx, "", hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault, SchemaVersion: hcn.V2()})
-		return ns.ID, err
+		id, ok := s.findNamespace(func(ns hcn.HostComputeNamespace) bool { return ns.Type == hcn.NamespaceTypeHostDefault })
+		switch {
+		case ok:
+			return id, nil
+		case ep.HostComputeNamespace != "":
+			return "", alreadyAttached(ep)
+		}
+		return s.backend.HostNamespace(ctx)
 	case number != 0:
 		id, ok := s.findNamespace(func(ns hcn.HostComputeNamespace) bool { return ns.NamespaceId == number })
 		if !ok {
