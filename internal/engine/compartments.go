@@ -22,7 +22,7 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 	var id hcn.GUID
 	var eps []*plan.Endpoint
 	rev, err := e.commit(func(t *txn) error {
-		ns, err := t.newNamespace("", in.Namespace, nil)
+		ns, err := t.newNamespace("", in.Namespace)
 		if err != nil {
 			return err
 		}

@@ -74,7 +74,7 @@ func (e *Engine) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostC
 			}
 		}
 		var err error
-		row, err = t.newNamespace(id, doc, nil)
+		row, err = t.newNamespace(id, doc)
 		made = err == nil
 		return err
 	})
@@ -99,7 +99,7 @@ func (e *Engine) HostNamespace(context.Context) (id hcn.GUID, err error) {
 			id = row.Doc.ID
 			return nil
 		}
-		row, err := t.newNamespace("", hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault, SchemaVersion: hcn.V2()}, nil)
+		row, err := t.newNamespace("", hcn.HostComputeNamespace{Type: hcn.NamespaceTypeHostDefault, SchemaVersion: hcn.V2()})
 		if err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func (t *txn) vacated(id hcn.GUID) {
 	}
 }
 
-func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace, sysctls map[string]string) (*plan.NamespaceRow, error) {
+func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace) (*plan.NamespaceRow, error) {
 	doc := in.Clone()
 	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
 	doc.Version, doc.Health, doc.Resources = 0, nil, nil
@@ -150,7 +150,7 @@ func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace, sysctls map
 		return nil, err
 	}
 	taken := func(n uint32) bool { return n == hcn.HostDefaultCompartment || t.st.numbers[n] > 0 }
-	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID, Sysctls: sysctls}
+	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID}
 	switch {
 	case doc.Type == hcn.NamespaceTypeHostDefault:
 		row.Number = hcn.HostDefaultCompartment

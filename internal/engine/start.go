@@ -209,7 +209,7 @@ func (t *txn) enterCompartment(c *containerRow) error {
 		return api.Errorf(api.KindConflict, "the networks that container %s was on are deleted", c.Doc.Name).Hint("bulkhead network connect %s %s", DefaultNetworkName, c.Doc.Name)
 	}
 	c.Endpoints = here
-	ns, err := t.newNamespace("", hcn.HostComputeNamespace{Owner: "bulkhead", Name: c.Doc.Name, SchemaVersion: hcn.V2()}, nil)
+	ns, err := t.newNamespace("", hcn.HostComputeNamespace{Owner: "bulkhead", Name: c.Doc.Name, SchemaVersion: hcn.V2()})
 	if err != nil {
 		return err
 	}
