@@ -86,6 +86,8 @@ type Applier struct {
 
 	// eventsOpen is set while somebody reads drop events: the ring has one reader.
 	eventsOpen chan struct{}
+	// flowLogOpen is the same for the log of ended flows.
+	flowLogOpen chan struct{}
 
 	mu sync.Mutex
 	// tables mirror what is in the kernel, once listed.
@@ -117,11 +119,12 @@ func New(opts Options) (*Applier, error) {
 		return nil, err
 	}
 	a := &Applier{
-		log:        opts.Log,
-		pins:       pins{dir: opts.BPFDir},
-		eventsOpen: make(chan struct{}, 1),
-		applied:    map[plan.PortID]*portState{},
-		byIndex:    map[uint32]plan.PortID{},
+		log:         opts.Log,
+		pins:        pins{dir: opts.BPFDir},
+		eventsOpen:  make(chan struct{}, 1),
+		flowLogOpen: make(chan struct{}, 1),
+		applied:     map[plan.PortID]*portState{},
+		byIndex:     map[uint32]plan.PortID{},
 	}
 	if opts.FlowsPerPort == 0 {
 		opts.FlowsPerPort = DefaultFlowsPerPort

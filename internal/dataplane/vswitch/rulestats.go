@@ -1,0 +1,81 @@
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// RuleCounters of a rule at a port.
+type RuleCounters struct {
+	// Matches counts the times that the rule decided: once for a flow, and once for each
+	// packet that belongs to none.
+	Matches uint64
+	// Packets and Bytes of what it decided about, both ways.
+	Packets, Bytes uint64
+}
+
+// RuleCounters reads the counters of the rules that a port has now, by number. Those that
+// nothing has met yet are missing. A flow that ends meanwhile may be missing too: the next
+// reading has it.
+func (a *Applier) RuleCounters(port plan.PortID) (map[uint32]RuleCounters, error) {
+	index, numbers := a.ruleNumbers(port)
+	out := map[uint32]RuleCounters{}
+	for _, n := range numbers {
+		var perCPU []bpfRuleStats
+		err := a.objs.BhRulestatsV1.Lookup(&bpfRuleStatKey{Port: index, Rule: n}, &perCPU)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the counters of rule %d of port %s: %w", n, port, err)
+		}
+		var c RuleCounters
+		for _, v := range perCPU {
+			c.Matches += v.Matches
+			c.Packets += v.Packets
+			c.Bytes += v.Bytes
+		}
+		out[n] = c
+	}
+	if len(numbers) == 0 {
+		return out, nil
+	}
+	// The table has the packets of flows that are under way.
+	err := eachEntry(bpfMapBhFlowsV1, a.objs.BhFlowsV1, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
+		opener := f.Opener & 1
+		for _, decided := range []struct{ port, rule uint32 }{
+			{f.End[opener].Port, f.RuleOut}, {f.End[1-opener].Port, f.RuleIn},
+		} {
+			if decided.port == index && decided.rule != 0 {
+				c := out[decided.rule]
+				c.Packets += f.Packets[0] + f.Packets[1]
+				c.Bytes += f.Bytes[0] + f.Bytes[1]
+				out[decided.rule] = c
+			}
+		}
+		return true
+	})
+	return out, err
+}
+
+// ruleNumbers are the rules that a port was given.
+func (a *Applier) ruleNumbers(port plan.PortID) (index uint32, numbers []uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.applied[port]
+	if s == nil {
+		return 0, nil
+	}
+	for _, key := range []listKey{s.out, s.in} {
+		if list := a.policies.byKey[key]; list != nil {
+			for i := range list.list.Rules {
+				numbers = append(numbers, list.list.Rules[i].Number)
+			}
+		}
+	}
+	return s.index, numbers
+}
