@@ -147,7 +147,10 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, c.broken(err)
 	}
-	if w := res.Header.Get("Warning"); w != "" && c.Warn != nil {
+	for _, w := range res.Header.Values("Warning") {
+		if c.Warn == nil {
+			break
+		}
 		c.Warn(warningText(w))
 	}
 	if res.StatusCode/100 == 2 {

@@ -243,6 +243,14 @@ func warn(w http.ResponseWriter, what string, names []string) {
 	w.Header().Add("Warning", "299 - "+strconv.QuoteToASCII(what+strings.Join(cut, ", ")))
 }
 
+// warnTurned tells that rules turned a default, which users take for a fault when nobody says so.
+func warnTurned(w http.ResponseWriter, turned []hcn.DirectionType) {
+	for _, d := range turned {
+		w.Header().Add("Warning", "299 - "+strconv.QuoteToASCII("direction "+string(d)+": what no rule allows is blocked from now on; "+
+			"to let the rest pass, add an ACL with Action Allow and Priority 65500"))
+	}
+}
+
 // noRoute answers for paths that nobody serves, and for wrong methods on those that somebody does.
 func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {
 	var allow []string

@@ -56,7 +56,7 @@ func TestBodyLimit(t *testing.T) {
 	r := newRig(t)
 	for _, path := range []string{"/hcn/v2/networks", "/v1/containers", "/hns/v1/networks/"} {
 		got := r.raw(t, "POST", path, `{"Name":"`+strings.Repeat("x", maxBody)+`"}`)
-		if !strings.Contains(got, "larger than 1 MiB") {
+		if !strings.Contains(got, "larger than 4 MiB") {
 			t.Errorf("%s: %.200s", path, got)
 		}
 	}
@@ -313,6 +313,40 @@ func TestWarnings(t *testing.T) {
 	if len(r.warned) != 1 || !strings.HasPrefix(r.warned[0], "ignored members: a\"b\nc, ") || len(r.warned[0]) > 400 {
 		t.Errorf("warned of %q", r.warned)
 	}
+}
+
+// TestTurnedDefaultIsTold: the first rule of a direction blocks what it does not allow, and whoever writes it is told.
+func TestTurnedDefaultIsTold(t *testing.T) {
+	r := newRig(t)
+	const net, ep = "AAAAAAAA-0000-4000-8000-000000000001", "BBBBBBBB-0000-4000-8000-000000000001"
+	call := func(path, doc string, want ...string) {
+		t.Helper()
+		r.warned = nil
+		if _, err := r.HCN(t.Context(), "POST", path, nil, []byte(doc)); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.warned) != len(want) {
+			t.Fatalf("%s: warned of %q, want %q", path, r.warned, want)
+		}
+		for i, w := range want {
+			if !strings.HasPrefix(r.warned[i], "direction "+w+":") {
+				t.Errorf("%s: warned of %q, want %q", path, r.warned[i], w)
+			}
+		}
+	}
+	change := func(request, rules string) string {
+		return `{"ResourceType":"Policy","RequestType":"` + request + `","Settings":{"Policies":[` + rules + `]}}`
+	}
+	rule := func(kind, dir string) string {
+		return `{"Type":"` + kind + `","Settings":{"Action":"Block","Direction":"` + dir + `","Protocols":"6"}}`
+	}
+	call("/networks", `{"ID":"`+net+`","SchemaVersion":{"Major":2},"Type":"Private","Ipams":[{"Subnets":[{"IpAddressPrefix":"10.1.0.0/24"}]}]}`)
+	call("/endpoints", `{"ID":"`+ep+`","SchemaVersion":{"Major":2},"HostComputeNetwork":"`+net+`"}`)
+	call("/endpoints/"+ep+"/modify", change("Add", rule("ACL", "In")), "In")
+	call("/endpoints/"+ep+"/modify", change("Update", rule("ACL", "In")+","+rule("ACL", "Out")), "Out")
+	call("/endpoints/"+ep+"/modify", change("Reset", `{"Type":"ACL"}`))
+	call("/endpoints/"+ep+"/modify", change("Update", rule("ACL", "In")+`,{"Type":"ACL","Settings":{"Action":"Allow","Direction":"In","Priority":65500}}`))
+	call("/networks/"+net+"/modify", change("Add", rule("NetworkACL", "In")+","+rule("NetworkACL", "Out")), "In", "Out")
 }
 
 // FuzzServer sends requests that nobody should: each has an answer, errors are records, and nothing makes the daemon panic.

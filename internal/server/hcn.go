@@ -21,6 +21,9 @@ type kind struct {
 	create    func(ctx context.Context, c creation) (view, error)
 	change    func(ctx context.Context, id hcn.GUID, body []byte) ([]string, error)
 	remove    func(ctx context.Context, id hcn.GUID) error
+	// turned, where a kind has rules, is called before a change; what it returns is called after it, and names the directions
+	// in which the change turned the default from allow to block.
+	turned func(id hcn.GUID) func() []hcn.DirectionType
 }
 
 func (k kind) article() string {
@@ -202,11 +205,16 @@ func (s *Server) modify(k kind) func(http.ResponseWriter, *http.Request) error {
 		if err != nil {
 			return err
 		}
+		turned := func() []hcn.DirectionType { return nil }
+		if k.turned != nil {
+			turned = k.turned(id)
+		}
 		ignored, err := k.change(r.Context(), id, body)
 		if err != nil {
 			return err
 		}
 		warnIgnored(w, ignored)
+		warnTurned(w, turned())
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}

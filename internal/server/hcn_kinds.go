@@ -44,6 +44,13 @@ func (s *Server) networkKind() kind {
 			return ignored, b.ModifyNetwork(ctx, id, r)
 		},
 		remove: b.DeleteNetwork,
+		turned: func(id hcn.GUID) func() []hcn.DirectionType {
+			before, _ := b.Network(id)
+			return func() []hcn.DirectionType {
+				after, _ := b.Network(id)
+				return hcn.TurnedNetworkDefaults(before.Policies, after.Policies)
+			}
+		},
 	}
 }
 
@@ -132,6 +139,14 @@ func (s *Server) endpointKind() kind {
 			return ignored, b.ModifyEndpoint(ctx, id, r)
 		},
 		remove: b.DeleteEndpoint,
+		turned: func(id hcn.GUID) func() []hcn.DirectionType {
+			// Neither look-up fails when the change succeeds.
+			before, _ := b.Endpoint(id)
+			return func() []hcn.DirectionType {
+				after, _ := b.Endpoint(id)
+				return hcn.TurnedDefaults(before.Policies, after.Policies)
+			}
+		},
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 // and not the answer.
 const drainBody = 64 << 20
 
-var errTooLarge = errors.New("the document is larger than 1 MiB")
+var errTooLarge = errors.New("the document is larger than 4 MiB")
 
 // readBody reads a document, bounded in size and time.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {

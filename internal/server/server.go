@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// maxBody bounds a document. The largest real ones, endpoints with thousands of rules, are a third of it.
-	maxBody = 1 << 20
+	// maxBody bounds a document. The largest real ones, ten thousand rules or a set of a hundred thousand addresses, are half of it.
+	maxBody = 4 << 20
 	// bodyTimeout is how long a client may take to send a document, or one piece of a streamed body.
 	bodyTimeout = 30 * time.Second
 	// writeTimeout is how long the reader of a stream may take for the last of it when the daemon stops.
