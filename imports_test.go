@@ -35,6 +35,7 @@ var mayImport = map[string]string{
 	"internal/engine":        "hcn api internal/store internal/ipam internal/plan",
 	"internal/image":         "",
 	"internal/ipam":          "",
+	"internal/metrics":       "",
 	"internal/overlay":       "hcn internal/plan",
 	"internal/plan":          "hcn",
 	"internal/plan/plantest": "hcn internal/plan",

@@ -59,7 +59,7 @@ func (c *Client) Capture(ctx context.Context, o api.CaptureOptions) (io.ReadClos
 	if o.Duration != 0 {
 		v.Set("duration", o.Duration.String())
 	}
-	res, err := c.send(ctx, get("/v1/capture", v)) //nolint:bodyclose // the caller does
+	res, err := c.send(ctx, get("/v1/capture", v))
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -25,6 +26,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dns"
 	"github.com/bulkhead-net/bulkhead/internal/engine"
 	"github.com/bulkhead-net/bulkhead/internal/image"
+	"github.com/bulkhead-net/bulkhead/internal/metrics"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
 	"github.com/bulkhead-net/bulkhead/internal/server"
@@ -43,6 +45,7 @@ type daemonConfig struct {
 	authFile                 string
 	logLevel                 string
 	namespacePool            int
+	metricsListen            string
 	dnsForwardSingle         bool
 }
 
@@ -77,6 +80,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringSliceVar(&c.mirrors, "registry-mirror", nil, "REGISTRY=MIRROR: ask MIRROR before REGISTRY")
 	f.StringVar(&c.authFile, "auth-file", "", "registry credentials besides those of bulkhead login (default /etc/bulkhead/auth.json)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&c.metricsListen, "metrics-listen", "", "ADDRESS:PORT: answer scrapes of /metrics there, without authentication (default nowhere)")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	return cmd
@@ -93,6 +97,8 @@ type parts struct {
 	images  *image.Store
 	runtime *process.Runtime
 	engine  *engine.Engine
+	meter   *metrics.Metrics
+	scrapes net.Listener // nil without --metrics-listen
 }
 
 func (c *daemonConfig) run(ctx context.Context) (err error) {
@@ -178,6 +184,12 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 
 		ForwardSingleLabel: c.dnsForwardSingle,
 	})
+	p.meter = meters(p)
+	if c.metricsListen != "" {
+		if p.scrapes, err = listenMetrics(ctx, c.metricsListen); err != nil {
+			return err
+		}
+	}
 	pools, err := parsePools(c.pools)
 	if err != nil {
 		return err
@@ -192,6 +204,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		},
 		Counters:  counters(p.sw),
 		Drops:     drops(p.sw),
+		Meter:     p.meter,
 		Capture:   capturer(p.dev),
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},
@@ -223,8 +236,14 @@ func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logge
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
 	part("API", func() error {
-		return server.New(server.Options{Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version}).Serve(ctx, listener)
+		return server.New(server.Options{
+			Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),
+			Observe: func(r *http.Request, pattern string, status int) { p.meter.Request(r.Method, routeOf(pattern), status) },
+		}).Serve(ctx, listener)
 	})
+	if p.scrapes != nil {
+		part("metrics", func() error { return serveMetrics(ctx, p.scrapes, p.meter, log) })
+	}
 	log.Info("daemon is up", "version", version, "socket", listener.Addr().String())
 	<-ctx.Done()
 	wg.Wait()
@@ -237,6 +256,9 @@ func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logge
 
 func (p *parts) close() error {
 	var errs []error
+	if p.scrapes != nil {
+		p.scrapes.Close()
+	}
 	if p.names != nil {
 		p.names.Close()
 	}

@@ -156,7 +156,8 @@ func (b *blockReader) next() error {
 	if n < 12 || n > maxBlock {
 		return fmt.Errorf("a block has %d bytes", n)
 	}
-	block := append(head, make([]byte, n-8)...)
+	block := make([]byte, n)
+	copy(block, head)
 	if _, err := io.ReadFull(b.from, block[8:]); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/store"
@@ -118,6 +119,7 @@ func (e *Engine) storeAll() {
 			return
 		}
 		e.mu.Unlock()
+		begin := time.Now()
 		_, err := db.Update(func(tx *store.Tx) error {
 			for _, t := range batch {
 				for _, save := range t.save {
@@ -128,6 +130,7 @@ func (e *Engine) storeAll() {
 			}
 			return nil
 		})
+		e.opt.Meter.Commit(time.Since(begin), err)
 		if err != nil {
 			e.unstorable(batch, err)
 			continue

@@ -132,6 +132,8 @@ type Options struct {
 	Info   api.Info
 	// Pools4 are where the daemon takes IPv4 prefixes from.
 	Pools4 []netip.Prefix
+	// Meter counts what happens; nil: nobody does.
+	Meter Meter
 	// Step is called before each step of an operation, by name. Tests cut the
 	// daemon there; nil in production.
 	Step func(name string)
@@ -186,6 +188,9 @@ func New(opt Options) (*Engine, error) {
 	}
 	if len(opt.Pools4) == 0 {
 		opt.Pools4 = DefaultPools4()
+	}
+	if opt.Meter == nil {
+		opt.Meter = noMeter{}
 	}
 	if opt.Step == nil {
 		opt.Step = func(string) {}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -216,6 +217,8 @@ func (e *Engine) report(drift []plan.Drift) {
 			action = "vanish"
 			e.log.Warn("a compartment was removed by somebody else; its endpoints are detached", "namespace", d.ID)
 		} else {
+			kind, _, _ := strings.Cut(d.Object, " ")
+			e.opt.Meter.Repair(kind)
 			e.log.Warn("drift repaired", "object", d.Object, "id", d.ID, "found", d.Found)
 		}
 		e.event("drift", action, d.ID, d.Object, map[string]string{"found": d.Found})

@@ -70,9 +70,11 @@ func (e *Engine) pass(ctx context.Context) {
 		touched := touchedObjects(delta)
 		if !delta.Empty() {
 			e.opt.Step("apply")
+			begin := time.Now()
 			e.cut(ctx, delta, &w)
 			e.update(ctx, delta, errs)
 			e.keepPorts(delta)
+			e.opt.Meter.Pass(false, time.Since(begin))
 		}
 		e.publish(w.events, errs)
 		e.status.set(w.rev, touched, errs)
@@ -255,6 +257,7 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 		}
 	}
 	took := time.Since(begin)
+	e.opt.Meter.Pass(true, took)
 	e.log.Debug("compared with the kernel", "cause", cause, "took", took)
 	e.pending.synced(time.Now(), took, failed)
 	if cause == causeStart {

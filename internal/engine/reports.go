@@ -18,6 +18,7 @@ import (
 // PullImage brings an image from its registry.
 func (e *Engine) PullImage(ctx context.Context, r api.PullRequest, progress func(api.ImageProgress)) (api.Image, error) {
 	img, err := e.opt.Images.Pull(ctx, r, progress)
+	e.opt.Meter.Pull(err)
 	if err == nil {
 		e.event("image", "pull", img.ID, r.Reference, nil)
 	}

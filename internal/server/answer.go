@@ -63,6 +63,9 @@ func (s *Server) finish(rec *recorder, r *http.Request, start time.Time) {
 		s.fail(rec, r, api.Errorf(api.KindInternal, "%s %s: the daemon hit a bug", r.Method, r.URL.Path).
 			Hint("see the daemon's log for a stack trace, and report it"))
 	}
+	if s.observe != nil {
+		s.observe(r, pattern(r), rec.status)
+	}
 	peer, _ := PeerFrom(r.Context())
 	attrs := []any{
 		"method", r.Method, "path", r.URL.Path, "status", rec.status, "uid", peer.UID, "pid", peer.PID,
@@ -77,6 +80,17 @@ func (s *Server) finish(rec *recorder, r *http.Request, start time.Time) {
 	default:
 		s.log.Info("request", attrs...)
 	}
+}
+
+// pattern is the route that a request took, never its path, of which there is no end.
+func pattern(r *http.Request) string {
+	if _, ok := hnsPath(r); ok {
+		return "/hns/v1"
+	}
+	if r.Pattern == "/" {
+		return ""
+	}
+	return r.Pattern
 }
 
 // recorder remembers what was answered.

@@ -40,6 +40,20 @@ func (s *Server) observeRoutes() {
 	})
 }
 
+func (s *Server) metricsRoute() {
+	s.handle(route{
+		method: http.MethodGet, path: "/v1/metrics", id: "metrics", tag: "reports", summary: "Read metrics",
+		description: "In the text format of Prometheus. docs/metrics.md lists them.", answer: reflect.TypeFor[string](), answerType: typeText,
+		handle: func(w http.ResponseWriter, r *http.Request) error {
+			if s.metrics == nil {
+				return api.Errorf(api.KindUnsupported, "read metrics: nobody counts")
+			}
+			s.metrics.ServeHTTP(w, r)
+			return nil
+		},
+	})
+}
+
 // repeated is a parameter that may come several times.
 func repeated(name, doc string) *huma.Param {
 	p := param(name, huma.TypeArray, doc)

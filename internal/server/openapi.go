@@ -18,6 +18,7 @@ const (
 	typeSSE    = "text/event-stream"
 	typeTar    = "application/x-tar"
 	typePcapng = "application/x-pcapng"
+	typeText   = "text/plain"
 )
 
 // route is an operation and its description. The types of body and answer give the schemas; the handler does the reading and
@@ -140,7 +141,7 @@ func orJSON(t string) string {
 }
 
 func (s *Server) content(t reflect.Type, mediaType, hint string) map[string]*huma.MediaType {
-	if mediaType == typeTar || mediaType == typePcapng {
+	if mediaType == typeTar || mediaType == typePcapng || mediaType == typeText {
 		return map[string]*huma.MediaType{mediaType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}}
 	}
 	return map[string]*huma.MediaType{mediaType: {Schema: s.api.OpenAPI().Components.Schemas.Schema(t, true, hint)}}

@@ -42,6 +42,10 @@ type Options struct {
 	// Ready is closed when the backend knows everything it has stored. Until then calls are answered with "try again": a
 	// client takes "not found" as licence to forget and create anew. Nil: ready at once.
 	Ready <-chan struct{}
+	// Metrics answers /v1/metrics; nil: nothing does.
+	Metrics http.Handler
+	// Observe is told of every call, with the pattern of its route ("GET /v1/info"; "" for what is no route); nil: nobody is.
+	Observe func(r *http.Request, pattern string, status int)
 	// Heartbeat is the time between comments on a quiet event stream; 15 s when 0.
 	Heartbeat time.Duration
 }
@@ -52,6 +56,8 @@ type Server struct {
 	log       *slog.Logger
 	ready     <-chan struct{}
 	heartbeat time.Duration
+	metrics   http.Handler
+	observe   func(r *http.Request, pattern string, status int)
 	api       huma.API
 	mux       *http.ServeMux
 	kinds     map[string]kind
@@ -64,7 +70,7 @@ type Server struct {
 // New makes a server. Every path in it is served by Handler; Serve does so on a listener.
 func New(o Options) *Server {
 	s := &Server{
-		backend: o.Backend, log: o.Log, ready: o.Ready, heartbeat: o.Heartbeat,
+		backend: o.Backend, log: o.Log, ready: o.Ready, heartbeat: o.Heartbeat, metrics: o.Metrics, observe: o.Observe,
 		mux: http.NewServeMux(), stopping: make(chan struct{}),
 	}
 	if s.heartbeat == 0 {
@@ -81,6 +87,7 @@ func New(o Options) *Server {
 	s.volumeRoutes()
 	s.reportRoutes()
 	s.observeRoutes()
+	s.metricsRoute()
 	s.eventRoutes()
 	s.mux.HandleFunc("/", s.noRoute)
 	return s

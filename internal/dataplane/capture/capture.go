@@ -140,15 +140,12 @@ func (c *Capturer) pump(ctx context.Context, o Options, socks []*socket, f *file
 	}
 	wg.Wait()
 	for i, s := range socks {
-		errs = append(errs, f.stats(i, s, true))
-	}
-	errs = append(errs, f.flush())
-	for i, err := range errs {
-		if errors.Is(err, errEnough) {
+		if errors.Is(errs[i], errEnough) {
 			errs[i] = nil
 		}
+		errs[i] = errors.Join(errs[i], f.stats(i, s, true))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(errors.Join(errs...), f.flush()); err != nil {
 		return fmt.Errorf("capture: %w", err)
 	}
 	return nil

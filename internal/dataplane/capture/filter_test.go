@@ -11,7 +11,7 @@ import (
 // frame builds the headers that filters look at.
 func frame(src, dst string, proto uint8, sport, dport uint16, fragment bool) []byte {
 	s, d := netip.MustParseAddr(src), netip.MustParseAddr(dst)
-	b := make([]byte, 14)
+	b := append([]byte(nil), make([]byte, 14)...)
 	var l4 [8]byte
 	binary.BigEndian.PutUint16(l4[:], sport)
 	binary.BigEndian.PutUint16(l4[2:], dport)
