@@ -250,7 +250,11 @@ func (d *daemon) stats(r *http.Request) (any, error) {
 	return api.Stats{
 		ID: c.(api.Container).ID, Name: c.(api.Container).Name, Time: time.Unix(int64(n), 0), CPUNanos: uint64(n) * 5e8,
 		MemoryUsage: 12 << 20, MemoryLimit: 512 << 20, Pids: 4, BlockRead: 1000, BlockWrite: 2000000,
-		Networks: []api.NetworkStats{{BytesReceived: 1234567, BytesSent: 890, DroppedIncoming: 2, DroppedOutgoing: 1}},
+		Networks: []api.NetworkStats{{
+			Endpoint: "AAAA0001-0000-4000-8000-000000000001", Interface: "eth0", BytesReceived: 1234567 + uint64(n)*250000, BytesSent: 890,
+			PacketsReceived: 4000 + uint64(n)*100, PacketsSent: 7, DroppedIncoming: 2, DroppedOutgoing: 1,
+			DropReasons: map[string]uint64{"dad": 1, "source-mac": 2, "membership": 2},
+		}},
 	}, nil
 }
 

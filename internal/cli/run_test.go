@@ -179,6 +179,12 @@ func TestStats(t *testing.T) {
 		t.Fatal(errs)
 	}
 	golden(t, "stats.txt", out)
+	var b strings.Builder
+	for _, line := range []string{"stats --net --no-stream web", "stats --net --no-stream -o json web", "stats --net --no-stream -o name web"} {
+		out, errs, code := call(t, d.socket, strings.Fields(line)...)
+		writeCall(&b, line, out, errs, code)
+	}
+	golden(t, "stats_net.txt", b.String())
 }
 
 // TestProgress is pull without a terminal: a line when something begins or ends.

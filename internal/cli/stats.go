@@ -15,17 +15,20 @@ import (
 const statsInterval = time.Second
 
 func newStatsCmd(a *app) *cobra.Command {
-	var once bool
+	var once, network bool
 	cmd := &cobra.Command{
 		Use:   "stats [flags] [NAME…]",
 		Short: "Show the containers' use of processor, memory and network",
 		Long: `Shows what containers use, each second until interrupted, all that run if none is
-named. DROPPED counts frames that the switch refused at the container's ports.`,
-		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web",
+named. NET I/O is what the container received and sent; DROPPED counts frames that the
+switch refused at its ports. With --net it shows each endpoint by itself: packets, bytes
+and bits a second both ways, and the drops by reason.`,
+		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web\n  bulkhead stats --net web",
 		ValidArgsFunction: a.completeContainers(running),
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
+	cmd.Flags().BoolVar(&network, "net", false, "show the network counters of each endpoint")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := checkOutput(*form); err != nil {
 			return err
@@ -34,12 +37,12 @@ named. DROPPED counts frames that the switch refused at the container's ports.`,
 		if err != nil {
 			return err
 		}
-		return a.watchStats(cmd.Context(), c, args, *form, once)
+		return a.watchStats(cmd.Context(), c, args, *form, once, network)
 	}
 	return cmd
 }
 
-func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, form string, once bool) error {
+func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, form string, once, network bool) error {
 	before := map[string]api.Stats{}
 	_, onTerminal := terminal(a.Stdout)
 	for shown := 0; ; {
@@ -53,7 +56,13 @@ func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, 
 			if onTerminal && !once && form == outputTable {
 				fmt.Fprint(a.Stdout, "\x1b[H\x1b[2J")
 			}
-			if err := show(a, form, statsListing(now, before)); err != nil {
+			var err error
+			if network {
+				err = show(a, form, netListing(now, before))
+			} else {
+				err = show(a, form, statsListing(now, before))
+			}
+			if err != nil {
 				return err
 			}
 			if shown++; once {
@@ -102,7 +111,7 @@ func statsListing(now []api.Stats, before map[string]api.Stats) listing[api.Stat
 	return listing[api.Stats]{
 		items: now,
 		name:  func(s api.Stats) string { return s.Name },
-		head:  []string{"NAME", "CPU", "MEMORY", "LIMIT", "RECEIVED", "SENT", "DROPPED", "READ", "WRITTEN", "PIDS"},
+		head:  []string{"NAME", "CPU", "MEMORY", "LIMIT", "NET I/O", "DROPPED", "READ", "WRITTEN", "PIDS"},
 		row: func(s api.Stats) []any {
 			var received, sent, dropped uint64
 			for _, n := range s.Networks {
@@ -115,7 +124,7 @@ func statsListing(now []api.Stats, before map[string]api.Stats) listing[api.Stat
 				limit = binarySize(s.MemoryLimit)
 			}
 			return []any{
-				s.Name, cpuText(s, before[s.ID]), binarySize(s.MemoryUsage), limit, size(int64(received)), size(int64(sent)),
+				s.Name, cpuText(s, before[s.ID]), binarySize(s.MemoryUsage), limit, size(int64(received)) + " / " + size(int64(sent)),
 				dropped, size(int64(s.BlockRead)), size(int64(s.BlockWrite)), s.Pids,
 			}
 		},

@@ -10,10 +10,19 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
 
-// TestReadme runs the commands of the README's tour, one after the other, on a host where the daemon has just been
+// TestTours runs the commands of the documents' tours, one after the other, on a host where the daemon has just been
 // started and rootfs.tar lies in the directory. Each must succeed.
-func TestReadme(t *testing.T) {
-	t.Parallel()
+func TestTours(t *testing.T) {
+	for file, least := range map[string]int{"README.md": 20, "docs/observe.md": 14} {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			runTour(t, "../../"+file, least)
+		})
+	}
+}
+
+func runTour(t *testing.T, file string, least int) {
+	t.Helper()
 	h := testhost.New(t, testhost.WithName("host"))
 	h.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
 	dir := t.TempDir()
@@ -41,9 +50,9 @@ func TestReadme(t *testing.T) {
 		}
 	})
 	testhost.Eventually(t, patience, func() error { _, err := run("bulkhead info"); return err })
-	lines := tour(t, "../../README.md")
-	if len(lines) < 20 {
-		t.Fatalf("the README has only %d commands in its tour", len(lines))
+	lines := tour(t, file)
+	if len(lines) < least {
+		t.Fatalf("%s has only %d commands in its tour", file, len(lines))
 	}
 	for _, line := range lines {
 		if out, err := run(line); err != nil {
