@@ -28,6 +28,17 @@ static __always_inline int send(struct __sk_buff *skb, __u32 device, __u8 kind)
 	return bpf_redirect_peer(device, 0);
 }
 
+/* A verification border. Gives a frame the MAC of who has its destination address. */
+__noinline int redress(struct __sk_buff *skb, struct pkt *p)
+{
+	const struct owner *o;
+
+	if (!p)
+		return DROP_MALFORMED;
+	o = owner_of(&p->dst);
+	return !o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0);
+}
+
 /* The short way: a flow that was judged under the rules that hold now. 0 means the long
  * one. What its first packet passed, the source guard among it, holds for each: the key
  * has its addresses, the entry its ports and MACs. */
@@ -44,6 +55,8 @@ static __always_inline int carry(struct __sk_buff *skb, struct pkt *p)
 	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	f = bpf_map_lookup_elem(&bh_flows_v1, &key);
 	if (!f || f->generation != generation() || !same_ends(f, p, end))
+		return 0;
+	if (f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) && redress(skb, p))
 		return 0;
 	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
 		flow_tcp(f, p, end);
@@ -67,17 +80,30 @@ static __always_inline int for_resolver(const struct pkt *p)
 	return o && o->flags & OWNER_RESOLVER;
 }
 
-/* Where a frame goes: 0, or why nowhere. */
-static __always_inline int find(const struct pkt *p, struct dest *to)
+/* A verification border. Where a frame goes: 0, or why nowhere. */
+__noinline int find(struct pkt *p, struct dest *to)
 {
 	struct mac_key key = {};
 	const struct dest *d;
 
+	if (!p || !to)
+		return DROP_MALFORMED;
 	key.sw = p->src.sw;
 	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
-	if (!d)
-		return DROP_UNKNOWN_MAC;
+	if (!d) {
+		/* An address that is used again has another MAC, and those who knew the last one
+		 * ask only when it has been silent for long. The switch knows who has it. */
+		const struct owner *o = owner_of(&p->dst);
+
+		if (!o)
+			return DROP_UNKNOWN_MAC;
+		__builtin_memcpy(key.mac, o->mac, ETH_ALEN);
+		d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+		if (!d)
+			return DROP_UNKNOWN_MAC;
+		p->stale = 1;
+	}
 	if (d->port == p->ifindex)
 		return DROP_TO_SELF;
 	*to = *d;
@@ -107,6 +133,8 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	if (step)
 		return drop(skb, p, step);
 	step = judge(skb, p, &to);
+	if (!step && p->stale && redress(skb, p))
+		step = DROP_KERNEL;
 	if (step)
 		return drop(skb, p, step);
 	count_tx(p);

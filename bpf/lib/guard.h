@@ -65,8 +65,10 @@ static __always_inline int guard_role(const struct pkt *p)
 {
 	if (p->flags & PKT_NO_L4)
 		return DROP_NONE;
-	if (p->proto == IPPROTO_UDP &&
-	    ((p->ethertype == ETH_P_IP && p->sport == 67) || (p->ethertype == ETH_P_IPV6 && p->sport == 547)))
+	/* Clients go by the port that an answer is for, not by the one it comes from (RFC 7610). */
+	if (p->proto == IPPROTO_UDP && p->ethertype == ETH_P_IP && (p->sport == 67 || p->dport == 68))
+		return DROP_DHCP_SERVER;
+	if (p->proto == IPPROTO_UDP && p->ethertype == ETH_P_IPV6 && (p->sport == 547 || p->dport == 546))
 		return DROP_DHCP_SERVER;
 	if (p->ethertype == ETH_P_IP && p->proto == IPPROTO_ICMP) {
 		if (p->type == ICMP_REDIRECT)

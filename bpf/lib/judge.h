@@ -185,6 +185,8 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	you->device = to->device;
 	you->kind = to->kind;
 	__builtin_memcpy(you->mac, p->dmac, ETH_ALEN);
+	if (p->stale)
+		f->state = end ? FLOW_STALE_A : FLOW_STALE_B;
 	f->charged = p->kind == PORT_CONTAINER ? p->ifindex : to->port;
 	return flow_open(key, f, limit);
 }
@@ -212,7 +214,7 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 
 	if (!f)
 		return 0;
-	if (!same_ends(f, p, end) || (p->flags & PKT_OPENER && f->opener != end) || !may_answer(p, to, d)) {
+	if (f->end[end & 1].port != p->ifindex || f->end[!(end & 1)].port != d->port || (p->flags & PKT_OPENER && f->opener != end) || !may_answer(p, to, d)) {
 		flow_end(key, f);
 		return 0;
 	}
@@ -236,6 +238,12 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 	/* A connection between the same ports after the last one was closed. */
 	if (p->flags & PKT_OPENER)
 		f->state = 0;
+	/* The sender may have learnt another MAC since. */
+	__builtin_memcpy(f->end[!(end & 1)].mac, p->dmac, ETH_ALEN);
+	if (p->stale)
+		f->state |= end ? FLOW_STALE_A : FLOW_STALE_B;
+	else
+		f->state &= ~(end ? FLOW_STALE_A : FLOW_STALE_B);
 	f->generation = gen;
 	count_flow(f, p, end);
 	return 1;

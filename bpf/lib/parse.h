@@ -48,6 +48,7 @@ struct pkt {
 	__u8 kind; /* of the sender's port */
 	__u8 flags;
 	__u8 tcp; /* TCP_* */
+	__u8 stale; /* dmac is not that of who has dst: the sender's neighbour table is behind */
 };
 
 /* Three halves: clang 14 turns a compare of six bytes into a call of memcmp, which

@@ -241,6 +241,8 @@ struct flow_end {
 #define FLOW_FIN_B 2   /* end b has closed */
 #define FLOW_RESET 4   /* a reset was seen, and nothing since */
 #define FLOW_REPLIED 8 /* packets went both ways */
+#define FLOW_STALE_A 16 /* frames for end a bear a MAC that it does not have */
+#define FLOW_STALE_B 32 /* the same for end b */
 
 struct flow {
 	struct bpf_timer timer;

@@ -254,6 +254,13 @@ func (t *tracer) destination() *Port {
 			to = p
 		}
 	}
+	// A MAC that nobody has is one that somebody had: the sender's neighbour table is
+	// behind, and the switch knows who has the address.
+	if to == nil {
+		if to = t.owner(t.pkt.Dst); to != nil && to != t.from {
+			t.step("switching", t.from.ID, nil, "%s is nobody's MAC any more, but %s is the address of port %s", t.pkt.DstMAC, t.pkt.Dst, to.ID)
+		}
+	}
 	switch to {
 	case nil:
 		t.drop("switching", t.from.ID, "unknown-mac", "no port of switch %q has the MAC %s", t.sw.Name, t.pkt.DstMAC)

@@ -114,7 +114,7 @@ func (t *tracer) guardRole() string {
 	k := &t.pkt
 	is4 := k.EtherType == etherIPv4
 	switch {
-	case k.Protocol == protoUDP && (is4 && k.SrcPort == 67 || !is4 && k.SrcPort == 547):
+	case k.Protocol == protoUDP && (is4 && (k.SrcPort == 67 || k.DstPort == 68) || !is4 && (k.SrcPort == 547 || k.DstPort == 546)):
 		return "dhcp-server"
 	case is4 && k.Protocol == protoICMP && k.ICMPType == 5, t.icmp6(ndRedirect):
 		return "redirect"

@@ -317,7 +317,8 @@ type bpfScratch struct {
 		Kind      uint8
 		Flags     uint8
 		Tcp       uint8
-		_         [3]byte
+		Stale     uint8
+		_         [2]byte
 	}
 	Question struct {
 		_      structs.HostLayout
