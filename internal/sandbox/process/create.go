@@ -177,7 +177,13 @@ func (r *Runtime) facts(cfg api.SandboxConfig, plan mountPlan) (facts, error) {
 		hardLimits:  ownHardLimits(),
 		swapLimit:   r.cgroups.swapLimit(),
 	}
-	var err error
+	own, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return f, fmt.Errorf("read the daemon's OOM score: %w", err)
+	}
+	if f.oomScore, err = oomScore(string(own)); err != nil {
+		return f, err
+	}
 	if f.capabilities, err = ownCapabilities(); err != nil {
 		return f, err
 	}

@@ -162,6 +162,19 @@ func ownHardLimits() map[string]uint64 {
 	return limits
 }
 
+// oomScore keeps containers from being spared with the daemon when the host is out of memory. A daemon that is not
+// spared itself may lack the right to set anything lower than its own.
+func oomScore(own string) (*int, error) {
+	n, err := strconv.Atoi(strings.TrimSpace(own))
+	if err != nil {
+		return nil, fmt.Errorf("read the daemon's OOM score: %w", err)
+	}
+	if n >= 0 {
+		return nil, nil
+	}
+	return new(int), nil
+}
+
 // ulimits clamps to what we may set, and says so.
 func ulimits(list []api.Ulimit, f facts) (out []specs.POSIXRlimit, warnings []string, err error) {
 	for i, u := range list {

@@ -28,6 +28,7 @@ type facts struct {
 	capabilities []string // that we have to give
 	devices      []specs.LinuxDevice
 	swapLimit    bool // the host can limit swap
+	oomScore     *int // oom_score_adj to set; nil: as the daemon's
 	// noSeccomp leaves out the default profile, which depends on the kernel.
 	noSeccomp bool
 }
@@ -71,6 +72,7 @@ func buildSpec(cfg api.SandboxConfig, f facts) (*specs.Spec, []string, error) {
 			Cwd:             workingDir(cfg),
 			Capabilities:    processCapabilities(caps, f.user.uid),
 			Rlimits:         rlimits,
+			OOMScoreAdj:     f.oomScore,
 			NoNewPrivileges: cfg.Spec.NoNewPrivileges,
 		},
 		Hostname:    strings.TrimSpace(cfg.Hostname),

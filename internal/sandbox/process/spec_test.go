@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -261,6 +262,29 @@ func TestDetachKeys(t *testing.T) {
 		}
 		if out != c.out || detached != c.detached {
 			t.Errorf("%q: %q, %v", c.in, out, detached)
+		}
+	}
+}
+
+// TestDaemonsOOMScoreIsItsOwn: the unit has the kernel spare the daemon, and containers shall not be spared with it.
+func TestDaemonsOOMScoreIsItsOwn(t *testing.T) {
+	for own, want := range map[string]string{"-500\n": "0", "0\n": "inherited", "200\n": "inherited", "much": "error"} {
+		f := testFacts(hostV2())
+		var err error
+		f.oomScore, err = oomScore(own)
+		s, _, specErr := buildSpec(api.SandboxConfig{Spec: api.ContainerSpec{Args: []string{"x"}}}, f)
+		if specErr != nil {
+			t.Fatal(specErr)
+		}
+		got := "inherited"
+		if s.Process.OOMScoreAdj != nil {
+			got = strconv.Itoa(*s.Process.OOMScoreAdj)
+		}
+		if err != nil {
+			got = "error"
+		}
+		if got != want {
+			t.Errorf("with %q for the daemon: %s, want %s", own, got, want)
 		}
 	}
 }
