@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -63,6 +64,7 @@ func runDrops(t *testing.T, fn func(e *env, f *fakeDrops)) {
 		e.e.opt.Drops = f.source()
 		e.launch()
 		<-e.e.Ready()
+		synctest.Wait() // until it has read where counting starts
 		fn(e, f)
 		close(f.out)
 	})
