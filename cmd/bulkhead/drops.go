@@ -49,10 +49,14 @@ func dropSample(d vswitch.Drop) engine.DropSample {
 			Source: d.SrcMAC.String(), Destination: d.DstMAC.String(), SourceMAC: d.SrcMAC.String(), DestinationMAC: d.DstMAC.String(),
 		},
 	}
+	icmp := d.EtherType != etherARP && isICMP(d.Protocol)
+	if icmp { // the switch keeps the identifier of an echo where others have ports
+		d.SPort, d.DPort = 0, 0
+	}
 	if d.Src.IsValid() || d.Dst.IsValid() {
 		s.Drop.Source, s.Drop.Destination = addrText(d.Src, d.SPort), addrText(d.Dst, d.DPort)
 	}
-	if isICMP(d.Protocol) && d.EtherType != etherARP {
+	if icmp {
 		s.Drop.ICMPType = &d.ICMPType
 	}
 	return s
