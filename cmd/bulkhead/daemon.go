@@ -90,6 +90,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 type parts struct {
 	claim   *net.UnixListener
 	db      *store.DB
+	passing *store.DB
 	dev     *netdev.Netdev
 	sw      *vswitch.Applier
 	filter  *nat.Applier
@@ -147,6 +148,13 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	if p.db, err = store.Open(filepath.Join(c.stateDir, "state.db")); err != nil {
 		return err
 	}
+	// Everybody may look for the socket in there; the store is a file of root's.
+	if err = os.MkdirAll(c.runDir, 0o755); err != nil {
+		return fmt.Errorf("make the run directory: %w", err)
+	}
+	if p.passing, err = store.Open(filepath.Join(c.runDir, "state.db")); err != nil {
+		return err
+	}
 	if p.dev, err = netdev.New(netdev.Options{StateDir: filepath.Join(c.stateDir, "netdev"), Pool: c.namespacePool, Logger: log}); err != nil {
 		return err
 	}
@@ -195,7 +203,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		return err
 	}
 	p.engine, err = engine.New(engine.Options{
-		DB:     p.db,
+		DB: p.db, Passing: p.passing,
 		Stages: []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}}, {p.dev.Finish()}, {p.names}},
 		Facts: func(ctx context.Context) (plan.Facts, error) {
 			f, err := p.dev.Facts(ctx)
@@ -277,8 +285,10 @@ func (p *parts) close() error {
 	if p.dev != nil {
 		errs = append(errs, p.dev.Close())
 	}
-	if p.db != nil {
-		errs = append(errs, p.db.Close())
+	for _, db := range []*store.DB{p.db, p.passing} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
 	}
 	if p.claim != nil {
 		errs = append(errs, p.claim.Close())

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -26,7 +27,7 @@ type txn struct {
 	e    *Engine
 	st   *state
 	undo []func()
-	save []func(*store.Tx) error
+	save []saving
 	// after runs under the lock when the transaction is stored.
 	after  []func()
 	dirty  plan.Dirty
@@ -35,6 +36,13 @@ type txn struct {
 	facts *plan.Facts
 	// stored gets the outcome of the write.
 	stored chan error
+}
+
+// saving is one row of a change on its way to its store, and back to what it was.
+type saving struct {
+	// passing rows end with the run of the host: they are in the store that does too.
+	passing   bool
+	put, back func(*store.Tx) error
 }
 
 // commit runs fn as a transaction, waits until it is stored, and returns the
@@ -111,7 +119,8 @@ func (t *txn) finish() {
 func (e *Engine) storeAll() {
 	for {
 		e.mu.Lock()
-		batch, db := e.unstored, e.opt.DB
+		batch := e.unstored
+		lasting, passing := e.opt.DB, e.opt.Passing
 		e.unstored = nil
 		if len(batch) == 0 {
 			e.storing = false
@@ -120,16 +129,7 @@ func (e *Engine) storeAll() {
 		}
 		e.mu.Unlock()
 		begin := time.Now()
-		_, err := db.Update(func(tx *store.Tx) error {
-			for _, t := range batch {
-				for _, save := range t.save {
-					if err := save(tx); err != nil {
-						return err
-					}
-				}
-			}
-			return nil
-		})
+		err := e.write(lasting, passing, batch)
 		e.opt.Meter.Commit(time.Since(begin), err)
 		if err != nil {
 			e.unstorable(batch, err)
@@ -142,6 +142,56 @@ func (e *Engine) storeAll() {
 		}
 		e.mu.Unlock()
 	}
+}
+
+// write writes a batch, to the store that outlives the host's run first. A crash in
+// between leaves what a restart of the host leaves too: endpoints and containers
+// without their compartments.
+func (e *Engine) write(lasting, passing *store.DB, batch []*txn) error {
+	var last, pass []saving
+	for _, t := range batch {
+		for _, s := range t.save {
+			if s.passing && passing != nil {
+				pass = append(pass, s)
+			} else {
+				last = append(last, s)
+			}
+		}
+	}
+	if err := put(lasting, last); err != nil {
+		return err
+	}
+	if len(last) > 0 && len(pass) > 0 {
+		e.opt.Step("half-stored")
+	}
+	err := put(passing, pass)
+	if err == nil || len(last) == 0 {
+		return err
+	}
+	_, back := lasting.Update(func(tx *store.Tx) error {
+		for _, s := range slices.Backward(last) {
+			if err := s.back(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, back)
+}
+
+func put(db *store.DB, rows []saving) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	_, err := db.Update(func(tx *store.Tx) error {
+		for _, s := range rows {
+			if err := s.put(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
 }
 
 // unstorable takes back transactions that the disk refused, and those made since

@@ -12,7 +12,8 @@ import (
 // A compartment with its endpoints is what a container needs. HCN makes it in two
 // calls and removes it in two, with a state in between that a client which dies
 // there leaves behind, and with two waits for the disk and the kernel. Here it is
-// one change, as it is for our own containers.
+// one change, as it is for our own containers. And it ends with the run of the
+// host: the caller makes a new one after a restart, as it makes a new process.
 
 // CreateCompartment makes a namespace and the endpoints in it: all or nothing.
 func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api.Compartment, error) {
@@ -28,7 +29,7 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 		}
 		id = ns.Doc.ID
 		for i := range in.Endpoints {
-			row, err := t.newEndpoint("", "", in.Endpoints[i])
+			row, err := t.newEndpoint("", "", in.Endpoints[i], t.e.facts.BootID)
 			if err == nil {
 				row, err = t.attach(row.Doc.ID, id)
 			}

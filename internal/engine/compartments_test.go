@@ -2,10 +2,13 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/store"
 )
 
 // makeCompartment makes one with an endpoint for each of the documents.
@@ -89,5 +92,57 @@ func TestCutOffIsToldBeforeTheRest(t *testing.T) {
 		e.ok(e.e.DeleteCompartment(context.Background(), c.Namespace.ID))
 		<-reached // the loop is still at it
 		close(hold)
+	})
+}
+
+// TestCompartmentEndsWithTheHostsRun: whether the store that is to end with it does, or lies on a disk.
+func TestCompartmentEndsWithTheHostsRun(t *testing.T) {
+	for _, emptied := range []bool{true, false} {
+		run(t, func(e *env) {
+			n := must(e.network(netDoc("a", "NAT", 7)))(e)
+			port := publish(mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":8080`))
+			c := must(e.makeCompartment(epDoc(n.ID, port)))(e)
+			kept := must(e.endpoint(epDoc(n.ID, "")))(e)
+			e.ok(e.attach(c.Namespace.ID, kept.ID))
+			e.restart()
+			if got := must(e.e.compartment(c.Namespace.ID))(e); len(got.Endpoints) != 2 {
+				e.t.Errorf("after a restart of the daemon: %s", toJSON(got))
+			}
+			if emptied {
+				e.reboot()
+			} else {
+				e.kill()
+				e.w.reboot()
+				e.start()
+			}
+			e.settle()
+			if got := e.e.Endpoints(hcn.Filter{}); len(got) != 1 || got[0] != kept.ID {
+				e.t.Errorf("endpoints %v, want the one that was not made with a compartment", got)
+			}
+			if got := must(e.e.Endpoint(kept.ID))(e); got.State != hcn.EndpointCreated || got.HostComputeNamespace != "" {
+				e.t.Errorf("endpoint %s", toJSON(got))
+			}
+			must(e.makeCompartment(epDoc(n.ID, port)))(e)
+		})
+	}
+}
+
+// TestNamespacesOfOneStoreMove: what a version with one store left.
+func TestNamespacesOfOneStoreMove(t *testing.T) {
+	run(t, func(e *env) {
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+		e.stop()
+		one := must(store.Open(e.path))(e)
+		both := must(store.Open(e.path + ".run"))(e)
+		e.ok(movePassing(both, one))
+		e.ok(errors.Join(one.Close(), both.Close()))
+		e.start()
+		must(e.e.Namespace(ns.ID))(e)
+		e.stored()
+		if err := e.db.View(func(tx *store.Tx) error {
+			return namespaceTable.Each(tx, func(k string, _ plan.NamespaceRow) error { return errors.New(k + " is still there") })
+		}); err != nil {
+			e.t.Error(err)
+		}
 	})
 }

@@ -349,7 +349,7 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 			doc.Policies = append(doc.Policies, policies...)
 		}
 	}
-	return t.newEndpoint("", n.Doc.ID, doc)
+	return t.newEndpoint("", n.Doc.ID, doc, "")
 }
 
 func has6(n *hcn.HostComputeNetwork) bool { return subnetOf(n, false) != nil }

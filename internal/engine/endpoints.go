@@ -61,7 +61,7 @@ func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc h
 	var row *plan.Endpoint
 	rev, err := e.commit(func(t *txn) error {
 		var err error
-		row, err = t.newEndpoint(id, network, doc)
+		row, err = t.newEndpoint(id, network, doc, "")
 		if err == nil && !doc.HostComputeNamespace.IsZero() {
 			row, err = t.attach(row.Doc.ID, doc.HostComputeNamespace)
 		}
@@ -81,7 +81,9 @@ func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc h
 	return *row.Doc.Clone(), nil
 }
 
-func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint) (*plan.Endpoint, error) {
+// newEndpoint makes an endpoint that ends with the run boot of the host, or with
+// none.
+func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot string) (*plan.Endpoint, error) {
 	doc := in.Clone()
 	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
 	if !network.IsZero() {
@@ -114,7 +116,7 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint) (*pl
 	if err != nil {
 		return nil, err
 	}
-	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, NameServers: nameServers(in.Dns.ServerList)}
+	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, Boot: boot, NameServers: nameServers(in.Dns.ServerList)}
 	if err := t.checkMTU(row, nil); err != nil {
 		return nil, err
 	}

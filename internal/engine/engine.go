@@ -111,6 +111,10 @@ type Images interface {
 // Options are what an Engine needs of the world around it.
 type Options struct {
 	DB *store.DB
+	// Passing keeps what ends with the run of the host, which is what a restart of
+	// the daemon must find: on a file system in memory a sync costs nothing. Nil:
+	// DB keeps it too.
+	Passing *store.DB
 	// Stages in the order of a pass. The first applier of the first one makes the
 	// compartments and devices that the others need.
 	Stages []Stage
@@ -195,7 +199,10 @@ func New(opt Options) (*Engine, error) {
 	if opt.Step == nil {
 		opt.Step = func(string) {}
 	}
-	st, err := load(opt.DB)
+	if err := movePassing(opt.DB, opt.Passing); err != nil {
+		return nil, fmt.Errorf("move namespaces to their own store: %w", err)
+	}
+	st, err := load(opt.DB, opt.Passing)
 	if err != nil {
 		return nil, fmt.Errorf("load the state: %w", err)
 	}
@@ -270,6 +277,9 @@ func (e *Engine) start(ctx context.Context) error {
 	e.setFacts(f)
 	if err := e.afterBoot(f.BootID); err != nil {
 		return fmt.Errorf("forget what the last run of the host held: %w", err)
+	}
+	if err := e.afterCrash(); err != nil {
+		return fmt.Errorf("end what the last run of the daemon left half done: %w", err)
 	}
 	if err := e.reserveAll(); err != nil {
 		e.log.Warn("published ports are held by others", "error", err)

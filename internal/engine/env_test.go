@@ -33,15 +33,17 @@ type tester interface {
 // env is a daemon in a world. Time in it is fake (testing/synctest), so waiting
 // costs nothing.
 type env struct {
-	t      tester
-	w      *world
-	path   string
-	e      *Engine
-	db     *store.DB
-	sb     sandbox
-	cancel context.CancelFunc
-	done   chan struct{}
-	runErr error
+	t    tester
+	w    *world
+	path string
+	e    *Engine
+	db   *store.DB
+	// passing is the store that a restart of the host empties.
+	passing *store.DB
+	sb      sandbox
+	cancel  context.CancelFunc
+	done    chan struct{}
+	runErr  error
 	// cut kills the daemon when the step of this name is passed for the n-th time.
 	cut   string
 	cutIn int
@@ -89,7 +91,9 @@ func (e *env) reopen() {
 	e.ok(err)
 	e.e.mu.Lock()
 	defer e.e.mu.Unlock()
-	e.db, e.e.opt.DB = db, db
+	passing, err := store.Open(e.path + ".run")
+	e.ok(err)
+	e.db, e.e.opt.DB, e.passing, e.e.opt.Passing = db, db, passing, passing
 }
 
 // stored waits until the disk has everything.
@@ -129,10 +133,13 @@ func (e *env) prepare() {
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	if e.passing, err = store.Open(e.path + ".run"); err != nil {
+		e.t.Fatal(err)
+	}
 	e.db = db
 	e.sb = sandbox{w: e.w, gen: gen, exits: new([]chan api.SandboxExit)}
 	opt := Options{
-		DB: db, Ports: reserver{e.w, gen}, Sandbox: e.sb, Images: images{}, Step: e.step,
+		DB: db, Passing: e.passing, Ports: reserver{e.w, gen}, Sandbox: e.sb, Images: images{}, Step: e.step,
 		Facts: func(context.Context) (plan.Facts, error) {
 			e.w.mu.Lock()
 			defer e.w.mu.Unlock()
@@ -173,7 +180,7 @@ func (e *env) step(name string) {
 	}
 	e.w.mu.Unlock()
 	if hit {
-		_ = e.db.Close()
+		e.closeStores()
 	}
 	if once != nil {
 		once()
@@ -185,9 +192,19 @@ func (e *env) stop() {
 	if e.cancel != nil {
 		e.cancel()
 		<-e.done
-		_ = e.db.Close()
+		e.closeStores()
 		e.cancel = nil
 	}
+}
+
+func (e *env) closeStores() { _ = errors.Join(e.db.Close(), e.passing.Close()) }
+
+// reboot is a restart of the host.
+func (e *env) reboot() {
+	e.kill()
+	e.w.reboot()
+	_ = os.Remove(e.path + ".run")
+	e.start()
 }
 
 // kill ends the daemon as SIGKILL does.
@@ -195,7 +212,7 @@ func (e *env) kill() {
 	e.w.mu.Lock()
 	e.w.gen++
 	e.w.mu.Unlock()
-	_ = e.db.Close()
+	e.closeStores()
 	e.stop()
 }
 
@@ -321,7 +338,7 @@ func (e *env) ownedByContainer(id hcn.GUID) bool {
 // checkIndexes holds the indexes in memory against rows that are loaded anew.
 func (e *env) checkIndexes() {
 	e.t.Helper()
-	fresh, err := load(e.db)
+	fresh, err := load(e.db, e.passing)
 	if err != nil {
 		e.t.Fatal(err)
 	}

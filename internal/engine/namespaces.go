@@ -358,6 +358,11 @@ func (e *Engine) afterBoot(boot string) error {
 			}
 			t.dropNamespace(id)
 		}
+		for id, ep := range maps.Clone(t.st.endpoints) {
+			if ep.Boot != "" && ep.Boot != boot {
+				t.dropEndpoint(id)
+			}
+		}
 		for id, n := range maps.Clone(t.st.networks) {
 			if n.Doc.Flags&hcn.EnableNonPersistent != 0 {
 				t.dropNetwork(id)
@@ -369,3 +374,30 @@ func (e *Engine) afterBoot(boot string) error {
 }
 
 const settingBoot = "boot"
+
+// afterCrash ends what a crash between the writes to the two stores left: the
+// namespace of containers or endpoints that had left it.
+func (e *Engine) afterCrash() error {
+	_, err := e.commit(func(t *txn) error {
+		for id, ns := range maps.Clone(t.st.namespaces) {
+			if ns.Doc.Owner != "bulkhead" {
+				t.vacated(id)
+				continue
+			}
+			row := *ns
+			row.Containers = slices.DeleteFunc(slices.Clone(ns.Containers), func(c string) bool {
+				ctr := t.st.containers[c]
+				return len(c) == containerIDLen && (ctr == nil || ctr.Doc.Namespace != id)
+			})
+			switch len(row.Containers) {
+			case len(ns.Containers):
+			case 0:
+				t.dropNamespace(id)
+			default:
+				t.putNamespace(id, &row)
+			}
+		}
+		return nil
+	})
+	return err
+}

@@ -91,7 +91,7 @@ func (e *env) act(a act) {
 		// The loop is to have done its work: what it has learnt goes with it.
 		e.heal()
 		e.settle()
-		_ = e.db.Close()
+		e.closeStores()
 		before := e.rows()
 		defer func() {
 			e.settle()
@@ -124,9 +124,7 @@ func (e *env) act(a act) {
 	case "restart":
 		e.restart()
 	case "reboot":
-		e.kill()
-		e.w.reboot()
-		e.start()
+		e.reboot()
 	}
 	e.revive()
 }

@@ -76,9 +76,7 @@ func TestHostRestart(t *testing.T) {
 		e.ok(e.e.StopContainer(bg, "stopped", api.StopRequest{}))
 		address := must(e.e.Container("always"))(e).Endpoints[0].Addresses
 
-		e.kill()
-		e.w.reboot()
-		e.start()
+		e.reboot()
 		e.settle()
 		if got := e.e.Networks(filter(e, `{"Name":"lose"}`)); len(got) != 0 {
 			e.t.Errorf("a network that does not persist: %v", got)
@@ -232,7 +230,7 @@ func TestStoreRefuses(t *testing.T) {
 		e.settle()
 		before := e.w.text()
 		held := len(e.w.held)
-		e.ok(e.db.Close())
+		e.closeStores()
 		web := `[` + mapping(`"Protocol":6,"InternalPort":81,"ExternalPort":8081`) + `]`
 		for name, err := range map[string]error{
 			"create network":   second(e.network(netDoc("b", "NAT", 8))),
@@ -334,7 +332,7 @@ func TestPortTakenAgainBeforeTheDiskRefuses(t *testing.T) {
 				e.e.storing = true // by nobody yet
 				e.e.mu.Unlock()
 				if refuse {
-					e.ok(e.db.Close())
+					e.closeStores()
 				}
 				for _, port := range []string{"9090", "8080"} {
 					go func() {

@@ -63,9 +63,36 @@ func (s *state) intent() *plan.Intent {
 	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces}
 }
 
-func load(db *store.DB) (*state, error) {
+// load reads the store that outlives a run of the host, and the one that does not,
+// if there is one. The second may be gone: then an endpoint is in a namespace that
+// is not there, which it thereby has left.
+func load(lasting, passing *store.DB) (*state, error) {
 	s := newState()
-	err := db.View(func(tx *store.Tx) error {
+	for _, db := range []*store.DB{lasting, passing} {
+		if db == nil {
+			continue
+		}
+		if err := s.read(db); err != nil {
+			return nil, err
+		}
+		rev, err := db.Revision()
+		if err != nil {
+			return nil, err
+		}
+		s.rev += rev
+	}
+	for id, ep := range maps.Clone(s.endpoints) {
+		if ep.Attach != nil && s.namespaces[ep.Attach.Namespace] == nil {
+			row := detached(ep)
+			row.Doc.State = hcn.EndpointCreated // nobody detached it: it was never attached in this run
+			s.setEndpoint(id, row)
+		}
+	}
+	return s, nil
+}
+
+func (s *state) read(db *store.DB) error {
+	return db.View(func(tx *store.Tx) error {
 		if err := networkTable.Each(tx, func(_ string, r plan.Network) error { s.setNetwork(r.Doc.ID, &r); return nil }); err != nil {
 			return err
 		}
@@ -80,13 +107,38 @@ func load(db *store.DB) (*state, error) {
 		}
 		return settingTable.Each(tx, func(k, v string) error { s.settings[k] = v; return nil })
 	})
+}
+
+// movePassing moves namespaces to the store that ends with them: versions before
+// had one store.
+func movePassing(lasting, passing *store.DB) error {
+	rows := map[string]plan.NamespaceRow{}
+	err := lasting.View(func(tx *store.Tx) error {
+		return namespaceTable.Each(tx, func(k string, r plan.NamespaceRow) error { rows[k] = r; return nil })
+	})
+	if err != nil || len(rows) == 0 || passing == nil {
+		return err
+	}
+	_, err = passing.Update(func(tx *store.Tx) error {
+		for k, r := range rows {
+			if err := namespaceTable.Put(tx, k, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if s.rev, err = db.Revision(); err != nil {
-		return nil, err
-	}
-	return s, nil
+	_, err = lasting.Update(func(tx *store.Tx) error {
+		for k := range rows {
+			if err := namespaceTable.Delete(tx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
 }
 
 func insert[K, L comparable, V any](m map[K]map[L]V, k K, l L, v V) {
@@ -210,7 +262,7 @@ func (t *txn) putNetwork(id hcn.GUID, row *plan.Network) {
 	t.st.setNetwork(id, row)
 	t.undo = append(t.undo, func() { t.st.setNetwork(id, old) })
 	t.dirty.Networks[id] = struct{}{}
-	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(networkTable, tx, string(id), row) })
+	t.save = append(t.save, saveRow(networkTable, false, string(id), row, old))
 }
 
 func (t *txn) putEndpoint(id hcn.GUID, row *plan.Endpoint) {
@@ -222,7 +274,9 @@ func (t *txn) putEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	if old != nil && old.Attach != nil && (row == nil || row.Attach == nil) {
 		defer t.vacated(old.Attach.Namespace)
 	}
-	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(endpointTable, tx, string(id), row) })
+	// An endpoint never changes between the stores: its ID is free before it is made.
+	passing := row != nil && row.Boot != "" || row == nil && old != nil && old.Boot != ""
+	t.save = append(t.save, saveRow(endpointTable, passing, string(id), row, old))
 }
 
 func (t *txn) putNamespace(id hcn.GUID, row *plan.NamespaceRow) {
@@ -235,14 +289,14 @@ func (t *txn) setNamespace(id hcn.GUID, row *plan.NamespaceRow) {
 	old := t.st.namespaces[id]
 	t.st.setNamespace(id, row)
 	t.undo = append(t.undo, func() { t.st.setNamespace(id, old) })
-	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(namespaceTable, tx, string(id), row) })
+	t.save = append(t.save, saveRow(namespaceTable, true, string(id), row, old))
 }
 
 func (t *txn) putContainer(id string, row *containerRow) {
 	old := t.st.containers[id]
 	t.st.setContainer(id, row)
 	t.undo = append(t.undo, func() { t.st.setContainer(id, old) })
-	t.save = append(t.save, func(tx *store.Tx) error { return putOrDelete(containerTable, tx, id, row) })
+	t.save = append(t.save, saveRow(containerTable, false, id, row, old))
 }
 
 func (t *txn) putSetting(key, value string) {
@@ -255,7 +309,19 @@ func (t *txn) putSetting(key, value string) {
 			delete(t.st.settings, key)
 		}
 	})
-	t.save = append(t.save, func(tx *store.Tx) error { return settingTable.Put(tx, key, value) })
+	was := &old
+	if !had {
+		was = nil
+	}
+	t.save = append(t.save, saveRow(settingTable, false, key, &value, was))
+}
+
+func saveRow[T any](table store.Table[T], passing bool, key string, row, old *T) saving {
+	return saving{
+		passing: passing,
+		put:     func(tx *store.Tx) error { return putOrDelete(table, tx, key, row) },
+		back:    func(tx *store.Tx) error { return putOrDelete(table, tx, key, old) },
+	}
 }
 
 func putOrDelete[T any](table store.Table[T], tx *store.Tx, key string, row *T) error {

@@ -40,6 +40,9 @@ type Endpoint struct {
 	Attach *Attachment
 	// Detached says that the compartment vanished under the endpoint.
 	Detached bool
+	// Boot is the boot ID of the host run that the endpoint ends with; "" for one
+	// that outlives it.
+	Boot string `json:",omitempty"`
 }
 
 // Attachment is an endpoint's place in a compartment.
