@@ -54,6 +54,8 @@ int bh_from_port(struct __sk_buff *skb)
 	if (!port)
 		return drop(skb, p, DROP_UNKNOWN_PORT);
 	p->kind = port->kind;
+	if (port->flags & PORT_GUESTS)
+		p->flags |= PKT_GUESTS;
 	p->src.sw = port->sw;
 	p->dst.sw = port->sw;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);

@@ -12,6 +12,7 @@
 #define PKT_TEST 8	/* a built frame under BPF_PROG_TEST_RUN: send and count nothing */
 #define PKT_ECHO 16	/* ICMP echo: both "ports" are its identifier */
 #define PKT_OPENER 32	/* may only open a flow and never answer one: SYN, echo request */
+#define PKT_GUESTS 64	/* from a port with PORT_GUESTS */
 
 #define TCP_FIN 1
 #define TCP_SYN 2

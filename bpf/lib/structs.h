@@ -15,6 +15,7 @@ enum port_kind {
 };
 
 #define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
+#define PORT_GUESTS 2	/* the host's, when endpoints of the switch are in the host's stack */
 
 /* A port, found by the interface index of its switch side. */
 struct port {
@@ -49,6 +50,7 @@ struct addr_key {
 
 #define OWNER_GATEWAY 1	 /* the host answers here: it routes */
 #define OWNER_RESOLVER 2 /* port 53 of this address is the resolver's */
+#define OWNER_GUEST 4	 /* an endpoint's in the host's stack, which sends by the host's port */
 
 /* Who has an address. The source guard asks it about senders, ARP and ND about
  * targets: one table, so the two cannot differ. */

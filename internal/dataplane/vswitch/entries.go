@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -18,6 +19,7 @@ import (
 const (
 	ownerGateway  = 1
 	ownerResolver = 2
+	ownerGuest    = 4
 )
 
 // portState is everything that one port has in the maps, as worked out from the plan
@@ -53,8 +55,11 @@ func mapsEqual[K, V comparable](a, b map[K]V) bool {
 	return true
 }
 
-// portIsolated is PORT_ISOLATED in bpf/lib/structs.h.
-const portIsolated = 1
+// Flags of a port (PORT_* in bpf/lib/structs.h).
+const (
+	portIsolated = 1
+	portGuests   = 2
+)
 
 // wantPolicy takes the numbers of the port's lists. Their content is written with the port.
 func (a *Applier) wantPolicy(s *portState, port *plan.Port) error {
@@ -98,6 +103,9 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 			return nil, portError(port.ID, "%w", err)
 		}
 	}
+	if port.Kind == plan.PortHost && hasGuests(p, port.Network) {
+		s.entry.Flags |= portGuests
+	}
 	// The resolver shares the host's MAC and addresses: they are the host's in the maps.
 	if port.Kind == plan.PortResolver && sw.HostPort != "" {
 		return s, nil
@@ -112,7 +120,24 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 	return s, nil
 }
 
+// isGuest tells that a port is that of an endpoint in the host's own stack.
+func isGuest(port *plan.Port) bool {
+	return port != nil && port.Kind == plan.PortContainer && port.VNIC.Namespace == ""
+}
+
+func hasGuests(p *plan.Plan, network hcn.GUID) bool {
+	for _, port := range p.Ports {
+		if port.Network == network && isGuest(port) {
+			return true
+		}
+	}
+	return false
+}
+
 func ownerFlags(sw *plan.Switch, port *plan.Port, addr netip.Addr) uint8 {
+	if isGuest(port) {
+		return ownerGuest
+	}
 	if port.Kind == plan.PortContainer {
 		return 0
 	}

@@ -155,7 +155,7 @@ func (l *lab) devices(p *plan.Port) {
 	attrs.Name, attrs.NumTxQueues, attrs.NumRxQueues = p.Device, 1, 1
 	attrs.Alias = "bulkhead port"
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: p.VNIC.Device, PeerHardwareAddr: p.VNIC.MAC[:]}
-	if p.Kind != plan.PortHost {
+	if p.VNIC.Namespace != "" {
 		l.ns[p.ID] = l.host.NewNamespace(p.Device)
 		f, err := os.Open(l.ns[p.ID].NetnsPath())
 		if err != nil {
@@ -183,10 +183,13 @@ func (l *lab) up(p *plan.Port) {
 		if a.Is6() {
 			bits = 64
 		}
+		if isGuest(p) {
+			bits = a.BitLen()
+		}
 		ns.Addr(p.VNIC.Device, netip.PrefixFrom(a, bits).String())
 	}
 	l.host.Up(p.Device)
-	if p.Kind == plan.PortContainer {
+	if p.Kind == plan.PortContainer && !isGuest(p) {
 		n := int(p.Switch)
 		if l.plan.Switches[p.Network].HostPort != "" {
 			ns.Route("default", gateway4(n).String())

@@ -95,11 +95,20 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 }
 
 // touched gives the ports that a delta concerns, nil for those that are gone. A switch
-// says whether its host port's addresses have a resolver behind them.
+// says whether its host port's addresses have a resolver behind them, and a guest whether
+// the host port has guests.
 func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 	out := make(map[plan.PortID]*plan.Port, len(d.Ports))
 	for id, c := range d.Ports {
 		out[id] = c.New
+		for _, port := range []*plan.Port{c.Old, c.New} {
+			if !isGuest(port) || p.Switches[port.Network] == nil {
+				continue
+			}
+			if host := p.Ports[p.Switches[port.Network].HostPort]; host != nil {
+				out[host.ID] = host
+			}
+		}
 	}
 	for _, c := range d.Switches {
 		if c.New == nil {
