@@ -43,6 +43,29 @@ func (c *Client) Drops(ctx context.Context, o api.DropOptions, each func(api.Dro
 	return readLines(ctx, c, get("/v1/drops", v), each)
 }
 
+// Flows gives lines about flows to a function, which ends the reading with an error.
+func (c *Client) Flows(ctx context.Context, o api.FlowOptions, each func(api.FlowLine) error) error {
+	v := url.Values{"endpoint": o.Endpoints, "recent": {strconv.FormatBool(o.Recent)}, "follow": {strconv.FormatBool(o.Follow)}}
+	for name, text := range map[string]string{"protocol": o.Protocol, "sort": o.Sort} {
+		if text != "" {
+			v.Set(name, text)
+		}
+	}
+	for name, n := range map[string]int{"port": int(o.Port), "limit": o.Limit} {
+		if n != 0 {
+			v.Set(name, strconv.Itoa(n))
+		}
+	}
+	return readLines(ctx, c, get("/v1/flows", v), each)
+}
+
+// Rules lists the rules of a container's or an endpoint's ports, as the switch evaluates them.
+func (c *Client) Rules(ctx context.Context, ref string) ([]api.EndpointRules, error) {
+	var l []api.EndpointRules
+	err := c.call(ctx, get("/v1/rules/"+segment(ref), nil), &l)
+	return l, err
+}
+
 // Capture gives a pcapng file that grows until the capture ends. Closing it ends the capture.
 func (c *Client) Capture(ctx context.Context, o api.CaptureOptions) (io.ReadCloser, error) {
 	v := url.Values{"host": o.Hosts}

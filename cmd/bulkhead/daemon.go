@@ -213,6 +213,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Counters:  counters(p.sw),
 		Drops:     drops(p.sw),
 		Meter:     p.meter,
+		Flows:     flows(p.sw),
 		Capture:   capturer(p.dev),
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},

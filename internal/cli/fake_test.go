@@ -36,6 +36,8 @@ type daemon struct {
 	Doctor     []api.Check
 	Events     []api.Event
 	Drops      []api.DropLine
+	Flows      []api.FlowLine
+	Rules      []api.EndpointRules
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -105,6 +107,8 @@ func (d *daemon) routes() http.Handler {
 	get("/v1/containers/{ref}/stats", d.stats)
 	mux.HandleFunc("GET /v1/events", d.events)
 	mux.HandleFunc("GET /v1/drops", d.readDrops)
+	mux.HandleFunc("GET /v1/flows", d.readFlows)
+	get("/v1/rules/{ref}", func(*http.Request) (any, error) { return d.Rules, nil })
 	mux.HandleFunc("GET /v1/capture", d.sendCapture)
 	mux.HandleFunc("GET /v1/containers/{ref}/logs", d.readLogs)
 	mux.HandleFunc("POST /v1/containers/{ref}/attach", d.attach)
@@ -272,6 +276,14 @@ func (d *daemon) readDrops(w http.ResponseWriter, r *http.Request) {
 	d.note(r, nil)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	for _, l := range d.Drops {
+		_ = json.NewEncoder(w).Encode(l)
+	}
+}
+
+func (d *daemon) readFlows(w http.ResponseWriter, r *http.Request) {
+	d.note(r, nil)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	for _, l := range d.Flows {
 		_ = json.NewEncoder(w).Encode(l)
 	}
 }

@@ -73,6 +73,8 @@ func TestListings(t *testing.T) {
 		"address ls", "address ls --network back", "address who fd4e:5a1:77:0::2", "address who 10.1.1.1", "address who nobody",
 		"exposed", "images", "image ls -o name", "port web", "port db",
 		"drops", "drops -f", "drops -o name", "drops -o json -n 3 web", "drops -f -o json",
+		"flows", "flows -f", "flows -o name", "flows -o json -n 3 web", "flows -f -o json", "rules web", "rules web -o name", "rules web -o json",
+		"acl ls web", "acl ls web --network back", "acl ls db", "acl ls db -o name", "acl ls nobody",
 		"doctor", "info", "inspect web -o table", "inspect nat -o table", "inspect CCCC0002 -o name", "inspect tools -o table",
 		"inspect AAAA0005-0000-4000-8000-000000000005", "network inspect back", "endpoint inspect web", "inspect nothing",
 		"inspect --type volume web", "image inspect nothing", "ps -o yaml", "ps --filter age=3", "ps web",
@@ -119,7 +121,12 @@ func TestChanges(t *testing.T) {
 		"endpoint create -p 80:80", "endpoint rm spare", "endpoint rm web",
 		"namespace create --name pod", "namespace attach web spare", "namespace detach web AAAA0003", "namespace rm client",
 		"image tag tools t", "image rm tools", "image prune", "push tools", "pull --plain-http registry.example/web:1",
-		"events --kind drift --after 3", "drops -f -n 5 web db --reason martian,policy", "image import testdata/host.json base:1 --cmd sh --env A=1",
+		"events --kind drift --after 3", "drops -f -n 5 web db --reason martian,policy", "flows -f -n 5 web 192.0.2.1 --proto tcp --port 80 --recent --sort age",
+		"acl add client --action allow --proto tcp,UDP --ports 53,80-90 --remote 10.0.0.0/8,fd00::/8 --priority 7",
+		"acl add web --network back --direction out --action block --id lab --ports 443 --source-ports 1 --proto 6 --local 10.8.0.5", "acl add web", "acl add web --action deny",
+		"acl add web --action allow --direction up", "acl add db --network nat --action block", "acl add db --action block", "acl add db --network no --action block",
+		"acl add spare --action allow", "acl add web --action block", "acl add db --action block --id ssh", "acl rm db ssh", "acl rm db nonsense", "acl rm web",
+		"image import testdata/host.json base:1 --cmd sh --env A=1",
 		"nonsense", "rnu", "network nonsense", "run", "stop", "run --nonsense x", "logs a b", "run --rm --restart always x", "create --network host x",
 	} {
 		d := newDaemon(t)
@@ -170,6 +177,15 @@ func TestNoEscapes(t *testing.T) {
 			drop.Name, drop.Network, drop.Source, drop.Reason, drop.Rule = evil, evil, evil, evil, &api.DropRule{ID: evil, Text: evil}
 		}
 	}
+	for i := range d.Flows {
+		if f := d.Flows[i].Flow; f != nil {
+			f.Network, f.Source.Name, f.Destination.Address, f.State, f.RuleOut = evil, evil, evil, evil, &api.DropRule{ID: evil, Text: evil}
+		}
+	}
+	for i := range d.Rules {
+		r := &d.Rules[i]
+		r.Name, r.Network, r.Rules[0].ID, r.Rules[0].Text, r.Rules[0].Action = evil, evil, evil, evil, evil
+	}
 	for i := range d.Doctor {
 		d.Doctor[i].Detail, d.Doctor[i].Next = evil, evil
 	}
@@ -178,7 +194,7 @@ func TestNoEscapes(t *testing.T) {
 	}
 	for _, line := range []string{
 		"ps -a", "network ls", "endpoint ls", "namespace ls", "images", "doctor", "address ls", "exposed", "topology", "events",
-		"drops", "drops -f", "drops -o json", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
+		"drops", "drops -f", "drops -o json", "flows", "flows -f", "flows -o json", "rules x", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
 	} {
 		out, errs, _ := call(t, d.socket, strings.Fields(line)...)
 		if i := strings.IndexFunc(out+errs, func(r rune) bool { return r != '\n' && unsafeRune(r) }); i >= 0 || out+errs == "" {

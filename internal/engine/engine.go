@@ -123,6 +123,8 @@ type Options struct {
 	Counters func(plan.PortID) (api.NetworkStats, error)
 	// Drops is empty where there is no data plane.
 	Drops Drops
+	// Flows is empty where there is no data plane.
+	Flows Flows
 	// Capture runs a capture; nil where there is no data plane.
 	Capture func(ctx context.Context, r CaptureRequest, out CaptureOutput) error
 	Ports   Reserver
@@ -159,6 +161,7 @@ type Engine struct {
 	hub     *hub
 	view    *view
 	drops   *dropLog
+	flows   *flowLog
 	// capturing has a place for each capture that may run.
 	capturing chan struct{}
 	facts     plan.Facts            // the loop's, and under mu for readers
@@ -209,7 +212,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), view: newView(), drops: newDropLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.ctrs = newSupervisor(e)
@@ -247,6 +250,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { e.ctrs.run(ctx, exits) })
 	wg.Go(func() { e.watchDrops(ctx) })
+	wg.Go(func() { e.watchFlows(ctx) })
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

@@ -98,6 +98,10 @@ type reports interface {
 	HCNVersion() hcn.Version
 	// Capture writes pcapng; it ends without an error when ctx does.
 	Capture(ctx context.Context, o api.CaptureOptions, out engine.CaptureOutput) error
+	// FlowLines does as DropLines does.
+	FlowLines(ctx context.Context, o api.FlowOptions, each func(api.FlowLine) error) error
+	// Rules takes a container or an endpoint by name or ID.
+	Rules(ref string) ([]api.EndpointRules, error)
 	// DropLines ends with ctx's error when it follows and ctx ends.
 	DropLines(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error
 }

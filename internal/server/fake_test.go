@@ -601,6 +601,28 @@ func (f *fake) DropLines(ctx context.Context, o api.DropOptions, each func(api.D
 	return each(api.DropLine{NotShown: 7})
 }
 
+func (f *fake) FlowLines(ctx context.Context, o api.FlowOptions, each func(api.FlowLine) error) error {
+	f.note("flows %+v", o)
+	if slices.Contains(o.Endpoints, "none") {
+		return api.Errorf(api.KindNotFound, "nothing is called none")
+	}
+	if err := each(api.FlowLine{Flow: &api.Flow{Protocol: "tcp", State: api.FlowEstablished}}); err != nil {
+		return err
+	}
+	if o.Follow {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return each(api.FlowLine{NotShown: 7})
+}
+
+func (f *fake) Rules(ref string) ([]api.EndpointRules, error) {
+	if ref == "none" {
+		return nil, api.Errorf(api.KindNotFound, "nothing is called none")
+	}
+	return []api.EndpointRules{{Name: ref}}, nil
+}
+
 func (f *fake) Capture(ctx context.Context, o api.CaptureOptions, out engine.CaptureOutput) error {
 	f.note("capture %+v", o)
 	if o.Target == "none" {

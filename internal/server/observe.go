@@ -22,6 +22,7 @@ func (s *Server) observeRoutes() {
 		},
 		answer: reflect.TypeFor[api.DropLine](), answerType: typeNDJSON, handle: s.readDrops,
 	})
+	s.flowRoutes()
 	s.handle(route{
 		method: http.MethodGet, path: "/v1/capture", id: "capture", tag: "reports", summary: "Capture packets",
 		description: "The answer is a pcapng file that grows until the capture ends: when a bound is reached, when what is captured on is " +

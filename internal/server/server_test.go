@@ -431,6 +431,36 @@ func TestDrops(t *testing.T) {
 	}
 }
 
+func TestFlows(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	var lines []api.FlowLine
+	collect := func(l api.FlowLine) error { lines = append(lines, l); return nil }
+	o := api.FlowOptions{Endpoints: []string{"a", "b"}, Protocol: "tcp", Port: 80, Recent: true, Sort: api.SortAge, Limit: 3}
+	if err := r.Flows(ctx, o, collect); err != nil {
+		t.Fatal(err)
+	}
+	if len(lines) != 2 || lines[0].Flow == nil || lines[0].Flow.State != api.FlowEstablished || lines[1].NotShown != 7 {
+		t.Errorf("got %v", lines)
+	}
+	if d := cmp.Diff([]string{"flows {Endpoints:[a b] Protocol:tcp Port:80 Recent:true Follow:false Sort:age Limit:3}"}, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+	if err := r.Flows(ctx, api.FlowOptions{Endpoints: []string{"none"}}, collect); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("flows of nothing: %v", err)
+	}
+	enough := errors.New("enough")
+	if err := r.Flows(ctx, api.FlowOptions{Follow: true}, func(api.FlowLine) error { return enough }); !errors.Is(err, enough) {
+		t.Errorf("a reader that ends it: %v", err)
+	}
+	if l, err := r.Rules(ctx, "a b/c"); err != nil || len(l) != 1 || l[0].Name != "a b/c" {
+		t.Errorf("rules: %v, %v", l, err)
+	}
+	if _, err := r.Rules(ctx, "none"); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("rules of nothing: %v", err)
+	}
+}
+
 func TestCapture(t *testing.T) {
 	r := newRig(t)
 	ctx := t.Context()
