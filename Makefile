@@ -73,6 +73,10 @@ else
 endif
 	$(GOTESTSUM) -timeout 15m $(TESTFLAGS) ./...
 
+.PHONY: test-floor
+test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machine (root)
+	./scripts/kernel-floor.sh
+
 .PHONY: test-unit
 test-unit: go-ready ## run the tests that need no privileges
 	$(GOTESTSUM) -short -timeout 5m $(TESTFLAGS) ./...

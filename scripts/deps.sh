@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Installs the Debian packages of the named groups, those that are missing.
-#   scripts/deps.sh [--list] GROUP...     groups: build runtime test bench
+#   scripts/deps.sh [--list] GROUP...     groups: build runtime test floor bench
 # build:   compile the BPF programs      runtime: what the daemon calls
 # test:    what tests and demo call      bench:   the tools we measure ourselves against
+# floor:   a virtual machine with the oldest kernel that we support
 set -euo pipefail
 
 declare -A groups=(
 	[build]="clang-14 llvm-14 gcc make"
 	[runtime]="nftables iproute2 runc conmon conntrack"
 	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils curl jq docker-registry mmdebstrap busybox-static openssl shellcheck"
+	[floor]="qemu-system-x86 cpio kmod busybox-static"
 	[bench]="podman netavark containernetworking-plugins iptables iperf3 crun"
 )
 

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Runs the switch's tests on the oldest kernel that Bulkhead supports, 6.1, in a virtual machine.
+#   scripts/kernel-floor.sh [TESTS]     TESTS: a regular expression of test names
+# The kernel is Debian 12's. Without KVM the machine is emulated, which takes about two minutes. 6.1 has no TCX, so
+# this is also where the clsact way is the only one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tests=${1:-'TestTraceAgrees|TestReachability|TestDelivery$|TestSourceGuard$|TestFragment|TestUpdate'}
+meta=linux-image-cloud-amd64
+minutes=10
+
+./scripts/deps.sh build test floor
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+package=$(apt-cache depends "$meta" | awk '$1 == "Depends:" { print $2; exit }')
+if [[ -z $package ]]; then
+	echo "kernel-floor: no package $meta; run apt-get update" >&2
+	exit 1
+fi
+echo "kernel-floor: $package"
+(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package" && dpkg-deb -x ./*.deb kernel)
+version=$(ls "$work/kernel/lib/modules")
+
+root=$work/root
+mkdir -p "$root"/{bin,sbin,proc,sys,dev,tmp,run,var/lib,root,etc,mnt,usr,srv,opt,home,tools,lib/modules}
+CGO_ENABLED=0 go test -c -o "$root/vswitch.test" ./internal/dataplane/vswitch
+
+# What the tests' throwaway hosts are made with; the rest is busybox.
+cp "$(command -v busybox)" "$root/bin/"
+for tool in bash ip unshare nsenter mount umount; do
+	path=$(command -v "$tool")
+	cp -L "$path" "$root/tools/"
+	while read -r lib; do
+		install -D "$lib" "$root$lib"
+	done < <(ldd "$path" | grep -o '/[^ ]*' || true)
+done
+
+modules=(veth sch_ingress cls_bpf overlay nfnetlink nf_tables nf_conntrack nf_conntrack_netlink xfrm_user)
+depmod -b "$work/kernel" "$version"
+for m in "${modules[@]}"; do
+	modprobe -d "$work/kernel" -S "$version" --show-depends "$m"
+done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$work/modules"
+while read -r path; do
+	cp "$path" "$root/lib/modules/"
+	basename "$path"
+done <"$work/modules" >"$root/lib/modules/order"
+
+cat >"$root/init" <<INIT
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev; mount -t tmpfs t /tmp; mount -t tmpfs t /run
+mount -t cgroup2 c /sys/fs/cgroup
+mkdir -p /run/netns
+while read -r m; do insmod /lib/modules/\$m; done </lib/modules/order
+ip link set lo up
+echo "kernel-floor: running on \$(uname -r)"
+if REQUIRE_ROOT=1 PATH=/tools:/bin /vswitch.test -test.timeout ${minutes}m -test.run '$tests' -test.v >/tmp/out 2>&1
+then grep -E '^(---|ok|PASS)' /tmp/out; echo "kernel-floor: PASSED"
+else cat /tmp/out; echo "kernel-floor: FAILED"
+fi
+poweroff -f
+INIT
+chmod +x "$root/init"
+(cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initrd"
+
+accel=tcg
+if [[ -w /dev/kvm ]] && timeout 20 qemu-system-x86_64 -accel kvm -machine none -display none -monitor stdio <<<quit >/dev/null 2>&1; then
+	accel=kvm:tcg
+fi
+timeout $((minutes * 60 + 60)) qemu-system-x86_64 -machine "q35,accel=$accel" -cpu max -m 2048 -smp 2 -nographic -nodefaults -serial stdio \
+	-no-reboot -kernel "$work"/kernel/boot/vmlinuz-* -initrd "$work/initrd" -append "console=ttyS0 quiet loglevel=0 panic=1" </dev/null |
+	tr -d '\r' | tee "$work/log" | sed -n '/kernel-floor: running/,$p'
+grep -q '^kernel-floor: PASSED' "$work/log"
