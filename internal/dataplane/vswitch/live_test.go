@@ -223,7 +223,7 @@ func TestSpoofedFramesLive(t *testing.T) {
 			{"IPv4 header cut", ReasonMalformed, honest[:30]},
 			{"IPv6 header cut", ReasonMalformed, th.Frame(eth(p.ma, p.mb), v6(a6, b6), udp(6666, 1))[:44]},
 			{"Ethernet header alone", ReasonMalformed, honest[:14]},
-			{"unknown MAC", ReasonUnknownMAC, th.Frame(eth(p.ma, th.ParseMAC("02:00:00:00:00:99")), v4(a4, b4), udp(6666, 1))},
+			{"unknown MAC", ReasonUnknownMAC, th.Frame(eth(p.ma, th.ParseMAC("02:00:00:00:00:99")), v4(a4, addr("10.1.0.77")), udp(6666, 1))},
 		}
 		for _, c := range cases {
 			before := p.drops(p.a.ID, c.want)
