@@ -100,6 +100,9 @@ type NetworkAttachment struct {
 	Aliases         []string `json:"aliases,omitempty"`
 	Interface       string   `json:"interface,omitempty"` // "eth0", …
 	GatewayPriority int      `json:"gatewayPriority,omitempty"`
+	// Isolated endpoints exchange nothing with other endpoints of the network (HCN:
+	// DisableInterComputeCommunication).
+	Isolated bool `json:"isolated,omitempty"`
 }
 
 // PublishedPort publishes ports of the host to the container.

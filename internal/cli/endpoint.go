@@ -108,6 +108,7 @@ func newEndpointCreateCmd(a *app) *cobra.Command {
 	var n networkFlags
 	var ports publishFlags
 	var priority int
+	var isolated bool
 	cmd := &cobra.Command{
 		Use:   "create [flags]",
 		Short: "Create an endpoint on a network",
@@ -130,7 +131,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 				return api.Errorf(api.KindInvalid, "%q is not a network", mode).Hint("bulkhead network ls")
 			}
 			to := list[0]
-			to.Interface, to.GatewayPriority = iface, priority
+			to.Interface, to.GatewayPriority, to.Isolated = iface, priority, isolated
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -157,6 +158,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 	flags.StringArrayVar(&n.aliases, "alias", nil, "further DNS name")
 	flags.StringVar(&iface, "interface", "", "name of the interface in the compartment")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route of the compartment")
+	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
 	addPublishFlags(cmd, &ports)
 	completeFlag(cmd, "network", a.completeNetworks)
 	return cmd
@@ -175,6 +177,9 @@ func endpointDocument(name string, network hcn.GUID, to api.NetworkAttachment, p
 	}
 	if to.GatewayPriority != 0 {
 		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.GatewayPriority, hcn.GatewayPrioritySetting{Priority: to.GatewayPriority}))
+	}
+	if to.Isolated {
+		doc.Flags |= hcn.DisableInterComputeCommunication
 	}
 	if len(to.Aliases) > 0 {
 		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.Aliases, hcn.AliasesSetting{Names: to.Aliases}))

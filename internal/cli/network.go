@@ -118,6 +118,7 @@ func newNetworkConnectCmd(a *app) *cobra.Command {
 	var n networkFlags
 	var iface string
 	var priority int
+	var isolated bool
 	cmd := &cobra.Command{
 		Use:   "connect [flags] NETWORK CONTAINER",
 		Short: "Connect a container with a further network",
@@ -143,6 +144,7 @@ the default route is decided by --gw-priority: the highest wins.`,
 			if cmd.Flags().Changed("gw-priority") {
 				to.GatewayPriority = priority
 			}
+			to.Isolated = to.Isolated || isolated
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -157,6 +159,7 @@ the default route is decided by --gw-priority: the highest wins.`,
 	flags.StringArrayVar(&n.aliases, "alias", nil, "further DNS name on the network")
 	flags.StringVar(&iface, "interface", "", "name of the interface in the container")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route")
+	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
 	return cmd
 }
 

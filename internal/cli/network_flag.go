@@ -133,8 +133,14 @@ func setNetworkOption(n *api.NetworkAttachment, key, value string) error {
 			return fmt.Errorf("gw-priority %q is not a whole number", value)
 		}
 		n.GatewayPriority = p
+	case "isolated":
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return fmt.Errorf("isolated %q is neither true nor false", value)
+		}
+		n.Isolated = on
 	default:
-		return fmt.Errorf("the option %q is not known: use ip, ip6, mac, alias, interface or gw-priority", key)
+		return fmt.Errorf("the option %q is not known: use ip, ip6, mac, alias, interface, gw-priority or isolated", key)
 	}
 	return nil
 }
@@ -152,3 +158,6 @@ func parseFamily(s string, want6 bool) (netip.Addr, error) {
 	}
 	return a, nil
 }
+
+// isolatedUsage is the help of --isolated.
+const isolatedUsage = "exchange nothing with other endpoints of the network; the host and what is behind it stay reachable"

@@ -340,6 +340,9 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 	if a.GatewayPriority != 0 {
 		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.GatewayPriority, hcn.GatewayPrioritySetting{Priority: a.GatewayPriority}))
 	}
+	if a.Isolated {
+		doc.Flags |= hcn.DisableInterComputeCommunication
+	}
 	if first {
 		for i, p := range c.Doc.Spec.Publish {
 			policies, err := publishPolicies(p, has6(&n.Doc))

@@ -193,14 +193,23 @@ func TestListsMeanTheDocuments(t *testing.T) {
 	})
 }
 
-// receiverOf finds the container that a packet is for, or "".
+// receiverOf finds the container that a packet is for, or "": who has the MAC, and where
+// nobody has it, who has the address.
 func receiverOf(p *plan.Plan, k plan.Packet) plan.PortID {
+	var byAddress plan.PortID
 	for id, port := range p.Ports {
-		if port.Kind == plan.PortContainer && port.Network == p.Ports[k.From].Network && port.MAC == k.DstMAC {
-			return id
+		switch {
+		case port.Network != p.Ports[k.From].Network:
+		case port.MAC == k.DstMAC:
+			if port.Kind == plan.PortContainer {
+				return id
+			}
+			return ""
+		case port.Kind == plan.PortContainer && (slices.Contains(port.Addrs, k.Dst) || port.LinkLocal == k.Dst):
+			byAddress = id
 		}
 	}
-	return ""
+	return byAddress
 }
 
 // TestDrawnPacketsReachEverything keeps the generator honest: what it never draws, no
