@@ -184,6 +184,11 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 		if err := t.checkMTU(&row, old); err != nil {
 			return err
 		}
+		if old.Attach != nil {
+			if err := t.checkHostRules(&row, old.Attach.Namespace); err != nil {
+				return err
+			}
+		}
 		if err := checkInterface(&row, old); err != nil {
 			return err
 		}
@@ -209,6 +214,25 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 	}
 	e.warnTurned("endpoint", id, changed.Doc.Name, hcn.TurnedDefaults(old.Doc.Policies, changed.Doc.Policies))
 	return nil
+}
+
+// checkHostRules refuses rules for an endpoint in the host's own compartment. What it sends
+// leaves by the host's vNIC, among the host's own packets: its port sees one direction only,
+// and could not tell an answer from a beginning.
+func (t *txn) checkHostRules(row *plan.Endpoint, namespace hcn.GUID) error {
+	ns := t.st.namespaces[namespace]
+	if ns == nil || ns.Doc.Type != hcn.NamespaceTypeHostDefault {
+		return nil
+	}
+	rules := row.Doc.Flags&hcn.DisableInterComputeCommunication != 0
+	for _, p := range row.Doc.Policies {
+		rules = rules || p.Type == hcn.ACL || p.Type == hcn.TierAcl
+	}
+	if !rules {
+		return nil
+	}
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q (%s): rules are not enforced for an endpoint in the host's own compartment: "+
+		"remove its ACL and TierAcl policies, or use the host's firewall", row.Doc.Name, row.Doc.ID)
 }
 
 // takeBack gives an endpoint the policies back that it had; where it is attached
@@ -292,6 +316,9 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	}
 	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && n.Doc.Flags&hcn.DisableSharing != 0 && len(ns.Containers) > 1 {
 		return nil, hcn.Errorf(hcn.ErrEndpointSharingDisabled, "network %q forbids that containers share an endpoint, and namespace %s has %d", n.Doc.Name, namespace, len(ns.Containers))
+	}
+	if err := t.checkHostRules(old, namespace); err != nil {
+		return nil, err
 	}
 	at, err := t.place(old, namespace)
 	if err != nil {

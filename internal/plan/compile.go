@@ -90,8 +90,8 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	for id := range endpoints {
 		port := compileEndpoint(in, in.Endpoints[id], f)
-		if port == nil {
-			delete(p.policies, id)
+		if port == nil || port.VNIC.Namespace == "" {
+			delete(p.policies, id) // in the host's stack: see the engine's checkHostRules
 		} else {
 			port.Policy = p.endpointPolicy(in.Endpoints[id], p.rules[port.Network])
 		}
