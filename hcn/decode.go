@@ -12,6 +12,9 @@ func Decode[T any](data []byte) (*T, error) {
 	if t := bytes.TrimLeft(data, " \t\r\n"); len(t) == 0 || t[0] != '{' {
 		return nil, Errorf(ErrInvalidJSON, "the document must be a JSON object, it starts with %s", quote(string(head(t))))
 	}
+	if err := CheckDepth(data); err != nil {
+		return nil, err
+	}
 	if err := json.Unmarshal(data, doc); err != nil {
 		return nil, jsonError(ErrInvalidJSON, err)
 	}

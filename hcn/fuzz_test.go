@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -20,6 +21,36 @@ func seed(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(b)
+	}
+	// Once as deep as may be, once too deep by a level, and what only looks deep.
+	f.Add([]byte(nested(MaxDepth - 1)))
+	f.Add([]byte(nested(MaxDepth)))
+	f.Add([]byte(`{"Name":"` + strings.Repeat(`[{\"`, MaxDepth) + `"}`))
+}
+
+// nested is a document with this many levels inside the outermost.
+func nested(levels int) string {
+	return `{"AdditionalParams":` + strings.Repeat(`{"a":`, levels-1) + `{}` + strings.Repeat(`}`, levels-1) + `,"SchemaVersion":{"Major":2},"Name":"deep"}`
+}
+
+// TestDepth: what is too deep is refused wherever it comes in, and by name.
+func TestDepth(t *testing.T) {
+	for _, levels := range []int{MaxDepth, 9998, 9999, 100_000} {
+		_, err := Decode[HostComputeNetwork]([]byte(nested(levels)))
+		if CodeOf(err) != ErrInvalidJSON || !strings.Contains(err.Error(), `member "AdditionalParams" nests deeper than 64 levels`) {
+			t.Errorf("%d levels: %v", levels, err)
+		}
+		if _, err := ParseFilter(strings.Repeat(`{"Name":`, levels+1) + `1` + strings.Repeat(`}`, levels+1)); CodeOf(err) != ErrInvalidJSON {
+			t.Errorf("a filter of %d levels: %v", levels, err)
+		}
+		if got := UnknownMembers[HostComputeNetwork]([]byte(nested(levels))); got != nil {
+			t.Errorf("%d levels were looked into: %v", levels, got)
+		}
+	}
+	for _, doc := range []string{nested(MaxDepth - 1), `{"Name":"` + strings.Repeat(`[`, 1000) + `\"{"}`, `{"Owner":"a\\","Name":"{"}`} {
+		if _, err := Decode[HostComputeNetwork]([]byte(doc)); err != nil {
+			t.Errorf("%.60s: %v", doc, err)
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ const maxUnknown = 32
 // looked into as well.
 func UnknownMembers[T any](data []byte) []string {
 	var v any
-	if json.Unmarshal(data, &v) != nil {
+	if CheckDepth(data) != nil || json.Unmarshal(data, &v) != nil {
 		return nil
 	}
 	var out []string

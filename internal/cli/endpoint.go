@@ -232,7 +232,7 @@ func newEndpointRmCmd(a *app) *cobra.Command {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
 				e, err := endpoints(c).find(ctx, name)
 				if err != nil {
-					return err
+					return orUnreadable(ctx, name, err, c.DeleteEndpoint)
 				}
 				return c.DeleteEndpoint(ctx, e.ID)
 			})

@@ -98,7 +98,7 @@ func newNamespaceRmCmd(a *app) *cobra.Command {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
 				n, err := namespaces(c).find(ctx, name)
 				if err != nil {
-					return err
+					return orUnreadable(ctx, name, err, c.DeleteNamespace)
 				}
 				return c.DeleteNamespace(ctx, n.ID)
 			})

@@ -97,7 +97,7 @@ error names them.`,
 func (a *app) removeNetwork(ctx context.Context, c *client.Client, name string) error {
 	n, err := networks(c).find(ctx, name)
 	if err != nil {
-		return err
+		return orUnreadable(ctx, name, err, c.DeleteNetwork)
 	}
 	list, err := endpoints(c).all(ctx, onNetwork(n.ID))
 	if err != nil {

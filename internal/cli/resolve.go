@@ -115,3 +115,16 @@ func nameOr(name string, id hcn.GUID) string {
 func onNetwork(id hcn.GUID) hcn.HostComputeQuery {
 	return client.Filter(map[string]string{"HostComputeNetwork": string(id)})
 }
+
+// orUnreadable deletes by its ID what cannot be shown: a row that the daemon could not read (see doctor). notFound is
+// what was said of it; any other error is returned as it is.
+func orUnreadable(ctx context.Context, word string, notFound error, remove func(context.Context, hcn.GUID) error) error {
+	id, err := hcn.ParseGUID(word)
+	if err != nil || !isNotFound(notFound) {
+		return notFound
+	}
+	if err := remove(ctx, id); !isNotFound(err) {
+		return err
+	}
+	return notFound
+}

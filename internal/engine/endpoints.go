@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -274,6 +275,9 @@ func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
 		t.dropEndpoint(id)
 		return nil
 	})
+	if errors.Is(err, hcn.ErrEndpointNotFound) {
+		return e.orForget(ctx, "endpoint", string(id), err)
+	}
 	if err != nil {
 		return err
 	}

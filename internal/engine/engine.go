@@ -215,6 +215,7 @@ func New(opt Options) (*Engine, error) {
 		hub: newHub(), view: newView(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
+	e.logAside()
 	e.ctrs = newSupervisor(e)
 	return e, nil
 }

@@ -312,6 +312,9 @@ func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
 		t.dropNamespace(id)
 		return nil
 	})
+	if errors.Is(err, hcn.ErrElementNotFound) {
+		return e.orForget(ctx, "namespace", string(id), err)
+	}
 	if err != nil {
 		return err
 	}
@@ -387,7 +390,7 @@ func (e *Engine) afterCrash() error {
 			row := *ns
 			row.Containers = slices.DeleteFunc(slices.Clone(ns.Containers), func(c string) bool {
 				ctr := t.st.containers[c]
-				return len(c) == containerIDLen && (ctr == nil || ctr.Doc.Namespace != id)
+				return len(c) == containerIDLen && (ctr == nil || ctr.Doc.Namespace != id) && !t.st.isAside("container", c)
 			})
 			switch len(row.Containers) {
 			case len(ns.Containers):

@@ -437,7 +437,7 @@ func (e *Engine) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
 	}
 	e.mu.RUnlock()
 	if old == nil {
-		return noNetwork(id)
+		return e.orForget(ctx, "network", string(id), noNetwork(id))
 	}
 	if len(running) > 0 {
 		slices.Sort(running)

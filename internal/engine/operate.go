@@ -207,6 +207,9 @@ func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
 // without a name are part of a container and go with it; named ones stay.
 func (e *Engine) RemoveContainer(ctx context.Context, ref string, force bool) error {
 	c, unlock, err := e.hold(ref)
+	if api.IsKind(err, api.KindNotFound) {
+		return e.orForget(ctx, "container", ref, err)
+	}
 	if err != nil {
 		return err
 	}

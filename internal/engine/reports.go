@@ -204,6 +204,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	out = append(out, e.leftovers(ctx)...)
 	e.mu.RLock()
 	defer e.mu.RUnlock()
+	out = append(out, e.asideChecks()...)
 	used := usedByHost(&e.facts)
 	for _, n := range e.st.networks {
 		if n.Doc.Type == hcn.Private {
@@ -276,7 +277,7 @@ func (e *Engine) lookForLeftovers(ctx context.Context) ([]string, error) {
 	p := plan.Compile(e.st.intent(), &e.facts)
 	var out []string
 	for _, id := range ids {
-		if e.st.containers[id] == nil {
+		if e.st.containers[id] == nil && !e.st.isAside("container", id) {
 			out = append(out, "sandbox "+id)
 		}
 	}

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 
@@ -40,6 +42,8 @@ type state struct {
 	ctrNames    map[string]string
 	ports       map[portKey]map[hcn.GUID]int // who publishes a port, and how often
 	numbers     map[uint32]int               // how many namespaces have a number
+
+	aside []asideRow
 }
 
 type portKey struct {
@@ -92,30 +96,53 @@ func load(lasting, passing *store.DB) (*state, error) {
 }
 
 func (s *state) read(db *store.DB) error {
-	return db.View(func(tx *store.Tx) error {
-		if err := networkTable.Each(tx, func(_ string, r plan.Network) error { s.setNetwork(r.Doc.ID, &r); return nil }); err != nil {
-			return err
-		}
-		if err := endpointTable.Each(tx, func(_ string, r plan.Endpoint) error { s.setEndpoint(r.Doc.ID, &r); return nil }); err != nil {
-			return err
-		}
-		if err := namespaceTable.Each(tx, func(_ string, r plan.NamespaceRow) error { s.setNamespace(r.Doc.ID, &r); return nil }); err != nil {
-			return err
-		}
-		if err := containerTable.Each(tx, func(_ string, r containerRow) error { s.setContainer(r.Doc.ID, &r); return nil }); err != nil {
-			return err
-		}
-		return settingTable.Each(tx, func(k, v string) error { s.settings[k] = v; return nil })
-	})
+	// Networks first: an endpoint without its network would be in nobody's way, and
+	// in everybody's.
+	return errors.Join(
+		readTable(s, db, networkTable, func(k string, r plan.Network) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			s.setNetwork(r.Doc.ID, &r)
+			return nil
+		}),
+		readTable(s, db, endpointTable, func(k string, r plan.Endpoint) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			if n := r.Doc.HostComputeNetwork; s.isAside("network", string(n)) && !fits(&r, s.networks[n]) {
+				return fmt.Errorf("its network %s cannot be read", n)
+			}
+			s.setEndpoint(r.Doc.ID, &r)
+			return nil
+		}),
+		readTable(s, db, namespaceTable, func(k string, r plan.NamespaceRow) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			s.setNamespace(r.Doc.ID, &r)
+			return nil
+		}),
+		readTable(s, db, containerTable, func(k string, r containerRow) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			if other, ok := s.ctrNames[r.Doc.Name]; ok {
+				return fmt.Errorf("container %.12s is called %s by now", other, r.Doc.Name)
+			}
+			s.setContainer(r.Doc.ID, &r)
+			return nil
+		}),
+		readTable(s, db, settingTable, func(k, v string) error { s.settings[k] = v; return nil }),
+	)
 }
 
 // movePassing moves namespaces to the store that ends with them: versions before
 // had one store.
 func movePassing(lasting, passing *store.DB) error {
 	rows := map[string]plan.NamespaceRow{}
-	err := lasting.View(func(tx *store.Tx) error {
-		return namespaceTable.Each(tx, func(k string, r plan.NamespaceRow) error { rows[k] = r; return nil })
-	})
+	// What is aside there, load finds.
+	_, err := namespaceTable.Read(lasting, func(k string, r plan.NamespaceRow) error { rows[k] = r; return nil })
 	if err != nil || len(rows) == 0 || passing == nil {
 		return err
 	}

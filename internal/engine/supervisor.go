@@ -180,6 +180,10 @@ func (s *supervisor) adopt(ctx context.Context) (exits <-chan api.SandboxExit) {
 	for id := range s.e.st.containers {
 		known[id] = true
 	}
+	spared := map[string]bool{} // the row of which could not be read
+	for _, a := range s.e.st.aside {
+		spared[a.id] = a.kind == "container"
+	}
 	s.e.mu.RUnlock()
 	found, err := s.e.opt.Sandbox.List(ctx)
 	if err != nil {
@@ -193,7 +197,7 @@ func (s *supervisor) adopt(ctx context.Context) (exits <-chan api.SandboxExit) {
 		})
 	}
 	for _, id := range found {
-		if known[id] {
+		if known[id] || spared[id] {
 			continue
 		}
 		s.spawn(func() {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,20 @@ func TestBodyLimit(t *testing.T) {
 	}
 	if got := r.raw(t, "POST", "/v1/containers", `{"image":"`+strings.Repeat("x", maxBody-100)+`"}`); !strings.HasPrefix(got, "200") {
 		t.Errorf("just below the limit: %.200s", got)
+	}
+}
+
+// TestDepthLimit: a document that could be stored and never be read again is refused at every door.
+func TestDepthLimit(t *testing.T) {
+	r := newRig(t)
+	deep := strings.Repeat(`{"a":`, 9999) + "1" + strings.Repeat("}", 9999)
+	for path, member := range map[string]string{
+		"/hcn/v2/networks": "AdditionalParams", "/hns/v1/networks/": "Policies", "/v1/containers": "labels", "/v1/compartments": "endpoints",
+	} {
+		got := r.raw(t, "POST", path, `{"SchemaVersion":{"Major":2},"Name":"deep",`+strconv.Quote(member)+`:`+deep+`}`)
+		if !strings.Contains(got, "nests deeper than 64 levels") || !strings.Contains(got, member) || !strings.Contains(got, "make it flatter") {
+			t.Errorf("%s: %.300s", path, got)
+		}
 	}
 }
 

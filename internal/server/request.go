@@ -64,6 +64,9 @@ func decodeStrict(b []byte, v any) error {
 	if t[0] != '{' && t[0] != '[' {
 		return api.Errorf(api.KindInvalid, "the document must be a JSON object or array")
 	}
+	if err := hcn.CheckDepth(b); err != nil {
+		return api.Errorf(api.KindInvalid, "%s", hcn.AsError(err).Detail)
+	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
