@@ -32,6 +32,7 @@ type world struct {
 	ctrs   map[string]*fakeContainer
 	disk   map[string]bool // writable layers, by container
 	held   map[hostPort]string
+	served map[hostPort]bool // held, and translated
 	host   map[hostPort]string // ports of the host's own processes
 	// fail makes a write of an applier fail; a nil object asks about the whole call.
 	fail func(applier int, k *object) error
@@ -46,7 +47,7 @@ type world struct {
 var errKilled = errors.New("this daemon is dead")
 
 func newWorld() *world {
-	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, host: map[hostPort]string{}}
+	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}}
 	w.reboot()
 	return w
 }
@@ -216,7 +217,16 @@ func (a applier) Update(_ context.Context, p *plan.Plan, d *plan.Delta) error {
 		errs = append(errs, a.put(a.i, k, want[k]))
 		if a.i == 2 && removed && isPort {
 			for _, f := range port.Old.Forwards {
-				delete(a.w.held, hostPortOf(f)) // the translation gives up what it does not serve
+				// The translation gives up what it does not serve; by now somebody else may have it.
+				if a.w.served[hostPortOf(f)] {
+					delete(a.w.held, hostPortOf(f))
+					delete(a.w.served, hostPortOf(f))
+				}
+			}
+		}
+		if a.i == 2 && isPort && port.New != nil {
+			for _, f := range port.New.Forwards {
+				a.w.served[hostPortOf(f)] = true
 			}
 		}
 		if a.i == 3 && removed {
@@ -302,6 +312,9 @@ func (r reserver) reserve(f plan.Forward, owner string) error {
 		if k.meets(o) {
 			return fmt.Errorf("port %d is in use by process %s", k.port, who)
 		}
+	}
+	if _, had := r.w.held[k]; !had {
+		delete(r.w.served, k)
 	}
 	r.w.held[k] = owner
 	return nil

@@ -382,6 +382,12 @@ const settingBoot = "boot"
 // namespace of containers or endpoints that had left it.
 func (e *Engine) afterCrash() error {
 	_, err := e.commit(func(t *txn) error {
+		// Of a network that was deleted, whose endpoints lie in both stores.
+		for id, ep := range maps.Clone(t.st.endpoints) {
+			if t.st.networks[ep.Doc.HostComputeNetwork] == nil {
+				t.dropEndpoint(id)
+			}
+		}
 		for id, ns := range maps.Clone(t.st.namespaces) {
 			if ns.Doc.Owner != "bulkhead" {
 				t.vacated(id)
