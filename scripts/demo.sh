@@ -463,6 +463,24 @@ show_ports() {
 	on host bulkhead topology
 }
 
+show_rules() {
+	step "Rules at the switch, per connection"
+	on host bulkhead acl add web --action block --proto tcp --ports 80 --remote "$lan4,$lan6" --id not-the-lan
+	on host bulkhead acl add web --action allow --priority 65500
+	refused "the LAN is blocked over IPv4" enter lan curl -sS --max-time 1 "http://$host4:$port/"
+	refused "the LAN is blocked over IPv6" enter lan curl -gsS --max-time 1 "http://[$host6]:$port/"
+	check "client still fetches a page from web, over IPv4 and IPv6" by_name
+	on host bulkhead rules web
+	on host bulkhead drops -n 2 web
+	check "the drop names the rule" dropped_by not-the-lan
+	on host bulkhead acl rm web not-the-lan allow-in
+	check "the LAN is answered again" from_lan
+	check "the connection opened before still carries data" connection_alive
+	on host bulkhead flows -n 3 web
+}
+
+dropped_by() { enter host bulkhead drops web | grep -F "$1"; }
+
 show_survival() {
 	step "kill -9 of the daemon"
 	signal_daemon KILL
@@ -545,6 +563,7 @@ show_image
 show_containers
 show_names
 show_ports
+show_rules
 show_survival
 if [[ -n $keep ]]; then
 	show_kept

@@ -24,7 +24,7 @@ import (
 // limit bounds every command, and patience every wait for a condition.
 const (
 	limit    = 40 * time.Second
-	patience = 15 * time.Second
+	patience = 40 * time.Second
 )
 
 type command = func(ts *testscript.TestScript, neg bool, args []string)
