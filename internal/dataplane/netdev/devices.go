@@ -47,8 +47,13 @@ func (ps *pass) syncPorts(ports []*plan.Port) {
 		if ps.ctx.Err() != nil {
 			return
 		}
+		before := len(ps.drift)
+		err := ps.ensurePort(p)
+		if err != nil {
+			ps.drift = ps.drift[:before] // it is not repaired: the error says so, and the next try begins anew
+		}
 		// A vanished compartment is reported once, not for every port.
-		if err := ps.ensurePort(p); !errors.Is(err, ErrVanished) {
+		if !errors.Is(err, ErrVanished) {
 			ps.fail(portError(p, err))
 		}
 	}

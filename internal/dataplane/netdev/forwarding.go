@@ -149,6 +149,13 @@ func (d *Devices) Check(_ context.Context, p *plan.Plan) (bool, error) {
 			}
 			fine = fine && (err != nil || have == "1") // a kernel without IPv6 has nothing to check
 		}
+		for _, port := range p.Ports {
+			// The kernel tells nobody when it is turned off. A vNIC that is not there yet has none.
+			if port.VNIC.Namespace == "" && port.Kind != plan.PortContainer {
+				have, err := d.n.readSysctl(routeLocalnet(port.VNIC.Device))
+				fine = fine && (err != nil || have == "1")
+			}
+		}
 		return nil
 	})
 	return fine, err

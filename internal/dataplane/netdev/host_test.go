@@ -138,6 +138,7 @@ func TestWatch(t *testing.T) {
 	apply(t, n, &plan.Plan{}, p)
 	h.Run(t, "bash", "-c", "ip link add up0 type veth peer name up1; ip netns add others")
 	host, one := p.Ports[plan.HostPortID(network)], p.Ports[plan.EndpointPortID(guid('E', 1))]
+	eth0 := "ip -n hns-" + guid('C', 1).Lower() + " "
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var c causes
@@ -194,10 +195,17 @@ func TestWatch(t *testing.T) {
 		{"ip neigh del 10.77.1.1 dev " + host.VNIC.Device, "neighbour 10.77.1.1 changed"},
 		{"ip neigh change fd77::1:1 lladdr 02:99:99:99:99:99 dev " + host.VNIC.Device, "neighbour fd77::1:1 changed"},
 		{"ip link set " + host.VNIC.Device + " address 02:99:99:99:99:99", "link " + host.VNIC.Device + " changed"},
+		{eth0 + "link set eth0 mtu 1300", "link eth0 in a compartment changed"},
+		{eth0 + "addr del 10.77.1.1/16 dev eth0", "address 10.77.1.1/16 in a compartment changed"},
+		{eth0 + "addr del fd77::1:1/64 dev eth0", "address fd77::1:1/64 in a compartment changed"},
+		{eth0 + "route del default", "route 0.0.0.0/0 in a compartment changed"},
+		{eth0 + "route replace default via 10.77.0.9 proto 98", "route 0.0.0.0/0 in a compartment changed"},
+		{eth0 + "-6 route del fd77::/64 dev eth0", "route fd77::/64 in a compartment changed"},
 		{"ip link set up0 mtu 1400", "link up0 changed"},
 		{"ip link set up0 up; ip route add 10.5.0.0/16 dev up0", "route 10.5.0.0/16 changed"},
 		{"ip netns del hns-" + guid('C', 2).Lower(), "compartment " + plan.NamespacePath(guid('C', 2)) + " changed"},
 	} {
+		testhost.Eventually(t, 5*time.Second, func() error { return n.known.grown(one.Device) })
 		h.Run(t, "bash", "-c", x.do)
 		var seen []string
 		testhost.Eventually(t, 5*time.Second, func() error {
@@ -326,4 +334,14 @@ func TestPortHolder(t *testing.T) {
 			t.Errorf("protocol %d port %d: held by %q, %v", c.protocol, c.port, got, err)
 		}
 	}
+}
+
+// grown is an error while events of a vNIC count as those of its birth.
+func (r *registry) grown(name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k := r.links[name]; k != nil && k.settled && time.Since(k.ready) < growing+time.Millisecond {
+		return errors.New("it was settled just now")
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package netdev
 
 import (
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,6 +14,8 @@ import (
 type registry struct {
 	mu    sync.Mutex
 	links map[string]*known
+	// places are the switch sides by index: the vNIC in a compartment tells it as that of its other end.
+	places map[int]string
 }
 
 type known struct {
@@ -20,7 +23,11 @@ type known struct {
 	mtu   int
 	mac   plan.MAC // of a vNIC; that of a switch side is the kernel's choice
 	flags uint32   // those that are on when the link is settled
-	index int      // of a switch side that was just made
+	index int      // of a switch side
+	// vnic, of a switch side whose other end is in a compartment, says what that is called.
+	vnic    string
+	vnicMAC plan.MAC
+	ready   time.Time // when it was settled
 	// fresh: made by Devices and not yet set up by Finish, so that being down is no drift.
 	fresh bool
 	// settled: Finish is done with it.
@@ -36,24 +43,47 @@ func (r *registry) note(p *plan.Port, fresh bool) {
 	}
 	enter := func(name string, k known) {
 		if old := r.links[name]; old != nil && !fresh {
-			k.fresh, k.settled = old.fresh, old.settled
+			k.fresh, k.settled, k.index, k.ready = old.fresh, old.settled, old.index, old.ready
 		}
 		r.links[name] = &k
 	}
 	const working = unix.IFF_UP | unix.IFF_LOWER_UP
-	enter(p.Device, known{alias: p.Alias, mtu: p.VNIC.MTU, flags: working | unix.IFF_NOARP, fresh: fresh})
+	side := known{alias: p.Alias, mtu: p.VNIC.MTU, flags: working | unix.IFF_NOARP, fresh: fresh}
+	if p.VNIC.Namespace != "" {
+		side.vnic, side.vnicMAC = p.VNIC.Device, p.VNIC.MAC
+	}
+	enter(p.Device, side)
 	if p.VNIC.Namespace == "" {
 		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, mac: p.VNIC.MAC, flags: working, fresh: fresh})
 	}
 }
 
-// born notes the index of a port's switch side that was just made.
+// born notes the index of a port's switch side.
 func (r *registry) born(name string, index int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if k := r.links[name]; k != nil {
+		if k.index != index {
+			delete(r.places, k.index)
+		}
 		k.index = index
+		if r.places == nil {
+			r.places = map[int]string{}
+		}
+		r.places[index] = name
 	}
+}
+
+// disturbed tells that a vNIC in a compartment, as an event shows it, is not as it should be. Those that were settled
+// after the given time are not judged: the event may be one of their birth.
+func (r *registry) disturbed(l link, before time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := r.links[r.places[l.peer]]
+	if k == nil || k.index != l.peer || k.vnic != l.name || l.kind != "veth" || !k.settled || k.ready.After(before) {
+		return false
+	}
+	return !l.up() || l.mtu != k.mtu || l.mac != k.vnicMAC
 }
 
 // newborn gives the index of a switch side that was made and not yet set up, or 0.
@@ -72,6 +102,9 @@ func (r *registry) settle(p *plan.Port) {
 	defer r.mu.Unlock()
 	for _, name := range []string{p.Device, p.VNIC.Device} {
 		if k := r.links[name]; k != nil && (name == p.Device || p.VNIC.Namespace == "") {
+			if !k.settled {
+				k.ready = time.Now()
+			}
 			k.fresh, k.settled = false, true
 		}
 	}
@@ -87,6 +120,9 @@ func (r *registry) isFresh(name string) bool {
 func (r *registry) forget(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if k := r.links[name]; k != nil {
+		delete(r.places, k.index)
+	}
 	delete(r.links, name)
 }
 

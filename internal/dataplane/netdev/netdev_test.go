@@ -97,6 +97,14 @@ func TestRepair(t *testing.T) {
 		{"IPv4 route", eth0 + "route del default", "without route 0.0.0.0/0 via 10.77.0.1"},
 		{"IPv6 route", eth0 + "-6 route del default", "without route ::/0 via fd77::1"},
 		{"route of ours changed", eth0 + "route replace default via 10.77.0.9 proto 98", "without route 0.0.0.0/0 via 10.77.0.1"},
+		{"connected route", eth0 + "route del 10.77.0.0/16 dev eth0", "without route 10.77.0.0/16"},
+		{"connected route, IPv6", eth0 + "-6 route del fd77::/64 dev eth0", "without route fd77::/64"},
+		{"routes flushed", eth0 + "route flush table main", "without route 10.77.0.0/16"},
+		{"routes flushed, IPv6", eth0 + "-6 route flush table main", "without route fd77::/64"},
+		{"local routes flushed", eth0 + "route flush table local dev eth0", "without route 10.77.1.1/32"},
+		{"all routes flushed", eth0 + "route flush table all dev eth0", "without route 10.77.255.255/32"},
+		{"addresses flushed", eth0 + "addr flush dev eth0", "without address 10.77.1.1/16"},
+		{"host's connected route", "ip route del 10.77.0.0/16 dev " + host.VNIC.Device, "without route 10.77.0.0/16"},
 		{"host vNIC deleted", "ip link del " + host.VNIC.Device, "missing"},
 		{"gateway address", "ip addr del 10.77.0.1/16 dev " + host.VNIC.Device, "without address 10.77.0.1/16"},
 		{"local route to ::1", "ip -6 route del local ::1 table local dev " + host.VNIC.Device, "without local route ::1/128"},
@@ -125,7 +133,7 @@ func TestRepair(t *testing.T) {
 			before := dump(t, h)
 			h.Run(t, "bash", "-c", c.do)
 			fine, err := n.Devices().Check(t.Context(), p)
-			if off := strings.HasPrefix(c.name, "forwarding off"); err != nil || fine == off {
+			if off := strings.HasPrefix(c.name, "forwarding off") || c.name == "route_localnet"; err != nil || fine == off {
 				t.Errorf("a cheap look says %v, %v", fine, err)
 			}
 			drift, err := resync(t, n, p)
@@ -146,6 +154,31 @@ func TestRepair(t *testing.T) {
 			quiet(t, n, p)
 		})
 	}
+}
+
+// TestFailedRepairIsNoDrift: what could not be repaired is an error of its port, at each try, and not told as repaired.
+func TestFailedRepairIsNoDrift(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	p := sample()
+	apply(t, n, &plan.Plan{}, p)
+	eth0 := "ip -n hns-" + guid('C', 1).Lower() + " "
+	h.Run(t, "bash", "-c", eth0+"route replace default via 10.77.0.9 && "+eth0+"addr del fd77::1:1/64 dev eth0")
+	for try := range 2 {
+		drift, err := resync(t, n, p)
+		var object *plan.ObjectError
+		if !errors.As(err, &object) || object.ID != string(plan.EndpointPortID(guid('E', 1))) || !strings.Contains(err.Error(), "route 0.0.0.0/0") {
+			t.Errorf("try %d: %v", try, err)
+		}
+		if len(drift) > 0 {
+			t.Errorf("try %d: told as repaired: %v", try, drift)
+		}
+	}
+	h.Run(t, "bash", "-c", eth0+"route del default")
+	if drift, err := resync(t, n, p); err != nil || !strings.Contains(fmt.Sprint(drift), "without route 0.0.0.0/0") {
+		t.Errorf("when it can be repaired: %v, %v", drift, err)
+	}
+	quiet(t, n, p)
 }
 
 func TestVanishedCompartmentIsLeftToTheEngine(t *testing.T) {

@@ -183,6 +183,7 @@ func (ps *pass) dropOrphan(p *plan.Port, s *space) error {
 func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighbour, fresh bool) error {
 	if !fresh {
 		ps.n.known.note(p, false)
+		ps.n.known.born(p.Device, near.index)
 	}
 	d := differ{ps: ps, id: string(p.ID), quiet: fresh}
 	d.near(p, near, fresh)
@@ -297,6 +298,7 @@ func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bo
 		neighbours = known
 	}
 	d.addresses(object, v, l.index, addrs)
+	d.connected(object, v, l, addrs, routes)
 	d.routes(object, v, l.index, routes)
 	d.loopback(object, v, l.index, routes)
 	d.neighbours(object, v.Neighbours, l.index, neighbours)

@@ -124,13 +124,15 @@ func (n *Netdev) readSysctl(key string) (string, error) {
 	return strings.TrimSpace(string(buf[:size])), nil
 }
 
+func routeLocalnet(name string) string { return "net/ipv4/conf/" + name + "/route_localnet" }
+
 // deviceSettings are those of one of our links in the host's namespace.
 func deviceSettings(hostVNIC bool, name string) [][2]string {
 	if hostVNIC {
 		return [][2]string{
 			// A port published on 127.0.0.1 is answered through this device: its replies carry that address. The
 			// switch lets no container send from or to 127.0.0.0/8.
-			{"net/ipv4/conf/" + name + "/route_localnet", "1"},
+			{routeLocalnet(name), "1"},
 			{"net/ipv6/conf/" + name + "/accept_ra", "0"},
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -53,6 +52,7 @@ type watcher struct {
 	inotify int
 	end     int // readable when the context ends
 	ours    map[int]bool
+	inside  inside
 }
 
 var watchGroups = []int{
@@ -112,6 +112,9 @@ func (w *watcher) open() (err error) {
 	}
 	// A burst of a thousand devices fits; without the privilege the default has to do.
 	_ = unix.SetsockoptInt(w.netlink.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+	if err := w.openInside(); err != nil {
+		return err
+	}
 	if w.end, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
 		return fmt.Errorf("open eventfd: %w", err)
 	}
@@ -131,6 +134,9 @@ func (w *watcher) open() (err error) {
 func (w *watcher) close() {
 	if w.netlink != nil {
 		w.netlink.close()
+	}
+	if w.inside.conn != nil {
+		w.inside.conn.close()
 	}
 	for _, fd := range []int{w.inotify, w.end} {
 		if fd >= 0 {
@@ -159,8 +165,9 @@ func (w *watcher) run(ctx context.Context) error {
 			{Fd: int32(w.netlink.fd), Events: unix.POLLIN},
 			{Fd: int32(w.inotify), Events: unix.POLLIN},
 			{Fd: int32(w.end), Events: unix.POLLIN},
+			{Fd: int32(w.inside.conn.fd), Events: unix.POLLIN},
 		}
-		if _, err := unix.Poll(fds, int(time.Hour.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(fds, w.inside.wait()); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for kernel events: %w", err)
 		}
 		if fds[2].Revents != 0 || ctx.Err() != nil {
@@ -176,6 +183,12 @@ func (w *watcher) run(ctx context.Context) error {
 				return err
 			}
 		}
+		if fds[3].Revents != 0 {
+			if err := w.readInside(); err != nil {
+				return err
+			}
+		}
+		w.raise()
 	}
 }
 
