@@ -16,6 +16,11 @@
 #define IDLE_CLOSED (2 * SECOND)
 #define IDLE_REPLIED (180 * SECOND)
 #define IDLE_ONE_WAY (30 * SECOND)
+/* A connection that the rules have cut: as long as its ends go on trying. */
+#define IDLE_CUT (900 * SECOND)
+
+/* A flow is looked at this often, for one of its ports may have gone. */
+#define CHECK_EVERY (60 * SECOND)
 
 #define RING_NO_WAKEUP 1
 
@@ -84,11 +89,20 @@ static __always_inline int same_ends(const struct flow *f, const struct pkt *p, 
 	return me->port == p->ifindex && same_mac(you->mac, p->dmac);
 }
 
+static __always_inline int is_closed(const struct flow *f)
+{
+	return f->state & FLOW_RESET || (f->state & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B);
+}
+
 static __always_inline __u64 patience(const struct flow *f, __u8 proto)
 {
 	if (proto == IPPROTO_TCP) {
-		if (f->state & FLOW_RESET || (f->state & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
+		if (is_closed(f))
 			return IDLE_CLOSED;
+		if (f->state & FLOW_CUT)
+			return IDLE_CUT;
+		if (f->state & FLOW_MIDWAY) /* its packets pass without it, too */
+			return IDLE_REPLIED;
 		return f->state & FLOW_REPLIED ? IDLE_TCP : IDLE_TCP_OPENING;
 	}
 	return f->state & FLOW_REPLIED ? IDLE_REPLIED : IDLE_ONE_WAY;
@@ -161,8 +175,15 @@ static __always_inline void flow_end(const struct flow_key *k, struct flow *f)
 
 	flow_settle(f);
 	flow_log(k, f);
-	if (!bpf_map_delete_elem(&bh_flows_v1, k))
+	if (!bpf_map_delete_elem(&bh_flows_v2, k))
 		share_add(charged, -1);
+}
+
+static __always_inline int has_ports(const struct flow *f)
+{
+	__u32 a = f->end[0].port, b = f->end[1].port;
+
+	return bpf_map_lookup_elem(&bh_ports_v2, &a) && bpf_map_lookup_elem(&bh_ports_v2, &b);
 }
 
 static int flow_timer(void *map, struct flow_key *k, struct flow *f)
@@ -172,8 +193,9 @@ static int flow_timer(void *map, struct flow_key *k, struct flow *f)
 	/* The clocks differ by a tick: a packet of this moment may lie ahead. */
 	if ((__s64)quiet < 0)
 		quiet = 0;
-	if (quiet < most) {
-		bpf_timer_start(&f->timer, most - quiet, 0);
+	if (quiet < most && has_ports(f)) {
+		most -= quiet;
+		bpf_timer_start(&f->timer, most < CHECK_EVERY ? most : CHECK_EVERY, 0);
 		return 0;
 	}
 	flow_end(k, f);
@@ -190,7 +212,7 @@ static __always_inline void count_flow(struct flow *f, const struct pkt *p, int 
 	f->packets[back & 1]++;
 	f->bytes[back & 1] += p->len;
 	if (back && !(f->state & FLOW_REPLIED))
-		f->state |= FLOW_REPLIED;
+		__sync_fetch_and_or(&f->state, FLOW_REPLIED);
 }
 
 /* What TCP's flags say about the end of a connection. A reset counts only as long as
@@ -198,15 +220,15 @@ static __always_inline void count_flow(struct flow *f, const struct pkt *p, int 
 static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int end)
 {
 	if (p->tcp & TCP_RST) {
-		f->state |= FLOW_RESET;
+		__sync_fetch_and_or(&f->state, FLOW_RESET);
 		bpf_timer_start(&f->timer, IDLE_CLOSED, 0);
 		return;
 	}
 	if (f->state & FLOW_RESET)
-		f->state &= ~FLOW_RESET;
+		__sync_fetch_and_and(&f->state, ~FLOW_RESET);
 	if (!(p->tcp & TCP_FIN))
 		return;
-	f->state |= end ? FLOW_FIN_B : FLOW_FIN_A;
+	__sync_fetch_and_or(&f->state, end ? FLOW_FIN_B : FLOW_FIN_A);
 	if ((f->state & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
 		bpf_timer_start(&f->timer, IDLE_CLOSED, 0);
 }
@@ -218,23 +240,24 @@ static __always_inline int flow_open(struct flow_key *k, const struct flow *firs
 	struct flow *f;
 
 	if (s) {
-		if (s->flows >= limit)
+		/* Below zero where the count began after its flows. */
+		if ((__s64)s->flows >= (__s64)limit)
 			return DROP_FLOW_TABLE;
 		__sync_fetch_and_add(&s->flows, 1);
 	}
-	if (bpf_map_update_elem(&bh_flows_v1, k, first, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&bh_flows_v2, k, first, BPF_NOEXIST)) {
 		if (s)
 			__sync_fetch_and_add(&s->flows, -1);
 		/* Another CPU was faster with a packet of the same flow; or the table is full. */
-		return bpf_map_lookup_elem(&bh_flows_v1, k) ? DROP_NONE : DROP_FLOW_TABLE;
+		return bpf_map_lookup_elem(&bh_flows_v2, k) ? DROP_NONE : DROP_FLOW_TABLE;
 	}
-	f = bpf_map_lookup_elem(&bh_flows_v1, k);
+	f = bpf_map_lookup_elem(&bh_flows_v2, k);
 	if (!f)
 		return DROP_NONE;
-	if (bpf_timer_init(&f->timer, &bh_flows_v1, CLOCK_MONOTONIC) || bpf_timer_set_callback(&f->timer, flow_timer) ||
+	if (bpf_timer_init(&f->timer, &bh_flows_v2, CLOCK_MONOTONIC) || bpf_timer_set_callback(&f->timer, flow_timer) ||
 	    bpf_timer_start(&f->timer, patience(f, k->proto), 0)) {
 		/* Without a timer it would stay for ever. */
-		if (!bpf_map_delete_elem(&bh_flows_v1, k) && s)
+		if (!bpf_map_delete_elem(&bh_flows_v2, k) && s)
 			__sync_fetch_and_add(&s->flows, -1);
 		return DROP_FLOW_TABLE;
 	}

@@ -78,24 +78,45 @@ static __always_inline int rules_back(struct pkt *p, struct question *q, __u32 o
 	p->rule_out = 0;
 	if (out) {
 		ask_in(q, p, out); /* the receiver of the answer is local, as it was when it asked */
-		if (classify(q) != ACTION_ALLOW)
+		if (classify(q) != ACTION_ALLOW) {
+			p->rule = q->rule;
 			return DROP_POLICY_OUT;
+		}
 		p->rule_out = q->rule;
 	}
 	if (in) {
 		ask_out(q, p, in);
-		if (classify(q) != ACTION_ALLOW)
+		if (classify(q) != ACTION_ALLOW) {
+			p->rule = q->rule;
 			return DROP_POLICY_IN;
+		}
 		p->rule = q->rule;
 	}
 	return DROP_NONE;
+}
+
+/* Do the rules let answers pass that come as packets of their own, without a flow? */
+static __always_inline int answers_pass(const struct pkt *p, struct question *q, __u32 out, __u32 in)
+{
+	if (out) {
+		ask_in(q, p, out);
+		if (classify(q) != ACTION_ALLOW)
+			return 0;
+	}
+	if (in) {
+		ask_out(q, p, in);
+		if (classify(q) != ACTION_ALLOW)
+			return 0;
+	}
+	return 1;
 }
 
 static __always_inline void fragment_key(struct fragment_key *k, const struct pkt *p)
 {
 	k->sw = p->src.sw;
 	k->id = p->frag;
-	k->proto = p->proto;
+	/* In IPv6 each fragment may name another next header, and the first one's counts. */
+	k->proto = p->ethertype == ETH_P_IP ? p->proto : 0;
 	__builtin_memcpy(k->src, p->src.ip, 16);
 	__builtin_memcpy(k->dst, p->dst.ip, 16);
 }
@@ -149,6 +170,13 @@ static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 	me->kind = d->kind;
 }
 
+/* A segment of a connection that nobody saw begin. It gives its receiver no right to
+ * answer: else an ACK from outside would open a way for what its receiver may not send. */
+static __always_inline int is_midway(const struct pkt *p)
+{
+	return p->proto == IPPROTO_TCP && !(p->flags & PKT_OPENER);
+}
+
 /* A verification border: a new flow, 0 or why not. A container's share pays for it,
  * whoever opened it: a flood from outside uses up the share of the one that it is for. */
 __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
@@ -180,13 +208,14 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	f->rule_out = p->rule_out;
 	f->rule_in = p->rule;
 	f->opener = end;
+	f->state = is_midway(p) ? FLOW_MIDWAY : 0;
 	own_end(me, p);
 	you->port = to->port;
 	you->device = to->device;
 	you->kind = to->kind;
 	__builtin_memcpy(you->mac, p->dmac, ETH_ALEN);
 	if (p->stale)
-		f->state = end ? FLOW_STALE_A : FLOW_STALE_B;
+		f->state |= end ? FLOW_STALE_A : FLOW_STALE_B;
 	f->charged = p->kind == PORT_CONTAINER ? p->ifindex : to->port;
 	return flow_open(key, f, limit);
 }
@@ -203,50 +232,104 @@ static __always_inline int may_answer(const struct pkt *p, const struct port *to
 	return o && o->port == d->port;
 }
 
-/* A flow that is there, under rules that may be others by now: 1 when it goes on, 0 when
- * the packet has to be judged as the first of a new one. */
+/* A verification border: ends the flow of the key at hand. */
+__noinline int end_flow(void)
+{
+	struct scratch *room = scratch();
+	struct flow *f;
+
+	if (!room)
+		return 0;
+	f = bpf_map_lookup_elem(&bh_flows_v2, &room->key);
+	if (f)
+		flow_end(&room->key, f);
+	return 0;
+}
+
+/* Verdicts that are no drop reason. */
+#define JUDGE_FIRST -1	/* there is no flow: as the first packet of a new one */
+#define JUDGE_BESIDE -2 /* as the same, though the flow of the other end stays */
+
+/* Does the flow that is there say anything about the packet? */
+static __always_inline int weigh(const struct flow *f, const struct pkt *p, int end, const struct port *to,
+				 const struct dest *d)
+{
+	if (f->end[end & 1].port != p->ifindex || f->end[!(end & 1)].port != d->port || f->state & FLOW_MIDWAY ||
+	    !may_answer(p, to, d))
+		return JUDGE_FIRST;
+	if (!(p->flags & PKT_OPENER))
+		return DROP_NONE;
+	/* A connection on the ports of one that is closed. */
+	if (is_closed(f))
+		return JUDGE_FIRST;
+	return f->opener == end ? DROP_NONE : JUDGE_BESIDE;
+}
+
+/* The rules have cut a connection: its packets are dropped, in both directions, and its
+ * flow stays for the case that they let it go on. Whose rules: an answer is judged by
+ * those that its question was. */
+static __always_inline int cut(struct flow *f, struct pkt *p, const struct dest *d, int back, int step)
+{
+	__u32 whose = (step == DROP_POLICY_IN) != back ? d->port : p->ifindex;
+
+	if (!(f->state & FLOW_CUT))
+		__sync_fetch_and_or(&f->state, FLOW_CUT);
+	rule_add(whose, p->rule, 1, 1, p->len);
+	if (whose != p->ifindex)
+		p->at = whose;
+	return step;
+}
+
+/* Packets from now on are other rules' packets. */
+static __always_inline void change_rules(struct flow *f, const struct pkt *p)
+{
+	flow_settle(f);
+	f->packets[0] = 0;
+	f->packets[1] = 0;
+	f->bytes[0] = 0;
+	f->bytes[1] = 0;
+	f->rule_out = p->rule_out;
+	f->rule_in = p->rule;
+}
+
+/* A flow that is there, under rules that may be others by now: 0 or the reason against it,
+ * or how else to judge the packet. */
 static __always_inline int judge_again(struct pkt *p, struct question *q, struct flow_key *key, int end,
 				       const struct port *from, const struct port *to, const struct dest *d,
 				       __u32 gen)
 {
-	struct flow *f = bpf_map_lookup_elem(&bh_flows_v1, key);
+	struct flow *f = bpf_map_lookup_elem(&bh_flows_v2, key);
+	__u32 stale = end ? FLOW_STALE_A : FLOW_STALE_B;
 	int step;
 
 	if (!f)
-		return 0;
-	if (f->end[end & 1].port != p->ifindex || f->end[!(end & 1)].port != d->port || (p->flags & PKT_OPENER && f->opener != end) || !may_answer(p, to, d)) {
-		flow_end(key, f);
-		return 0;
-	}
+		return JUDGE_FIRST;
+	step = weigh(f, p, end, to, d);
+	if (step == JUDGE_FIRST)
+		end_flow();
+	if (step)
+		return step;
 	if (f->opener == end)
 		step = rules(p, q, from->out, to->in);
 	else
 		step = rules_back(p, q, to->out, from->in);
-	if (step) {
-		flow_end(key, f);
-		return 0;
-	}
-	if (p->rule_out != f->rule_out || p->rule != f->rule_in) {
-		flow_settle(f);
-		f->packets[0] = 0;
-		f->packets[1] = 0;
-		f->bytes[0] = 0;
-		f->bytes[1] = 0;
-		f->rule_out = p->rule_out;
-		f->rule_in = p->rule;
-	}
-	/* A connection between the same ports after the last one was closed. */
-	if (p->flags & PKT_OPENER)
-		f->state = 0;
+	if (step)
+		return cut(f, p, d, f->opener != end, step);
+	if (p->rule_out != f->rule_out || p->rule != f->rule_in)
+		change_rules(f, p);
+	if (f->state & FLOW_CUT)
+		__sync_fetch_and_and(&f->state, ~FLOW_CUT);
+	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
+		flow_tcp(f, p, end);
 	/* The sender may have learnt another MAC since. */
 	__builtin_memcpy(f->end[!(end & 1)].mac, p->dmac, ETH_ALEN);
 	if (p->stale)
-		f->state |= end ? FLOW_STALE_A : FLOW_STALE_B;
-	else
-		f->state &= ~(end ? FLOW_STALE_A : FLOW_STALE_B);
+		__sync_fetch_and_or(&f->state, stale);
+	else if (f->state & stale)
+		__sync_fetch_and_and(&f->state, ~stale);
 	f->generation = gen;
 	count_flow(f, p, end);
-	return 1;
+	return DROP_NONE;
 }
 
 static __always_inline void count_match(const struct pkt *p, __u32 to, int step)
@@ -263,9 +346,10 @@ static __always_inline void count_match(const struct pkt *p, __u32 to, int step)
 	rule_add(to, p->rule, 1, alone, alone * p->len);
 }
 
-/* Judges a packet as the first of its flow. */
+/* Judges a packet as the first of its flow. Beside one that is there it gets none of its
+ * own where that one is a live TCP connection: it would end it. */
 static __always_inline int judge_first(struct __sk_buff *skb, struct pkt *p, struct question *q, const struct port *from,
-				       const struct port *to, struct dest *d, __u32 gen)
+				       const struct port *to, struct dest *d, __u32 gen, int beside)
 {
 	int step = rules(p, q, from->out, to->in), flows = has_flow(p);
 
@@ -278,27 +362,20 @@ static __always_inline int judge_first(struct __sk_buff *skb, struct pkt *p, str
 		p->at = d->port;
 	if (step || !flows || p->flags & PKT_TEST || !may_answer(p, to, d))
 		return step;
-	step = take_up(p, d, gen);
-	/* No place in the table. Without rules that make the answers depend on the flow it is
-	 * only slower; with such it may not begin, for its answers would be dropped. */
-	if (step && (to->out || from->in)) {
-		__u32 rule = p->rule, rule_out = p->rule_out;
-
-		step = DROP_NONE;
-		if (to->out) {
-			ask_in(q, p, to->out);
-			if (classify(q) != ACTION_ALLOW)
-				step = DROP_FLOW_TABLE;
-		}
-		if (from->in && !step) {
-			ask_out(q, p, from->in);
-			if (classify(q) != ACTION_ALLOW)
-				step = DROP_FLOW_TABLE;
-		}
-		p->rule = rule;
-		p->rule_out = rule_out;
-		return step;
+	if (beside) {
+		if (p->proto == IPPROTO_TCP)
+			return DROP_NONE;
+		end_flow();
 	}
+	if (!is_midway(p) && !take_up(p, d, gen))
+		return DROP_NONE;
+	/* No place in the table, or the middle of a connection. Without rules that make the
+	 * answers depend on the flow it is only slower; with such it may not begin, for its
+	 * answers would be dropped. */
+	if (!answers_pass(p, q, to->out, from->in))
+		return is_midway(p) ? DROP_NONE : DROP_FLOW_TABLE;
+	if (is_midway(p) && !(p->tcp & (TCP_FIN | TCP_RST)))
+		take_up(p, d, gen);
 	return DROP_NONE;
 }
 
@@ -332,10 +409,11 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 	if (p->flags & PKT_NO_L4)
 		return from->out || to->in ? judge_rest(p) : DROP_NONE;
 	end = flow_key(key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
-	if (has_flow(p) && !(p->flags & PKT_TEST) && judge_again(p, q, key, end, from, to, d, gen))
-		step = DROP_NONE;
-	else
-		step = judge_first(skb, p, q, from, to, d, gen);
+	step = JUDGE_FIRST;
+	if (has_flow(p) && !(p->flags & PKT_TEST))
+		step = judge_again(p, q, key, end, from, to, d, gen);
+	if (step < 0)
+		step = judge_first(skb, p, q, from, to, d, gen, step == JUDGE_BESIDE);
 	if (!step && p->flags & PKT_FRAGMENT && !(p->flags & PKT_TEST) && (from->out || to->in))
 		note_fragment(p, gen);
 	return step;

@@ -184,7 +184,7 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, struct flow_key);
 	__type(value, struct flow);
-} bh_flows_v1 SEC(".maps");
+} bh_flows_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

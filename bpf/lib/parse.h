@@ -197,7 +197,9 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct pkt *p
 			if (head[2] || head[3] & 0xf8) {
 				p->proto = head[0];
 				p->flags |= PKT_NO_L4;
-				return DROP_NONE;
+				/* As in IPv4: it would overwrite the TCP flags. */
+				return p->proto == IPPROTO_TCP && !head[2] && (head[3] & 0xf8) == 8 ? DROP_FRAGMENT
+												    : DROP_NONE;
 			}
 		} else if (next == NEXTHDR_AUTH) {
 			p->l4 += (head[1] + 2) * 4;

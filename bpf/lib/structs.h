@@ -245,6 +245,8 @@ struct flow_end {
 #define FLOW_REPLIED 8 /* packets went both ways */
 #define FLOW_STALE_A 16 /* frames for end a bear a MAC that it does not have */
 #define FLOW_STALE_B 32 /* the same for end b */
+#define FLOW_MIDWAY 64  /* taken up in its middle: who opened it, nobody knows */
+#define FLOW_CUT 128  /* the rules say no by now; they may say yes again */
 
 struct flow {
 	struct bpf_timer timer;
@@ -257,9 +259,9 @@ struct flow {
 	__u32 rule_out;	  /* of the opener's port */
 	__u32 rule_in;	  /* of the other one */
 	__u32 charged;	  /* the port whose share of the table it takes */
+	__u32 state;	  /* FLOW_*, changed by several CPUs at once */
 	__u8 opener;	  /* 0: end a, 1: end b */
-	__u8 state;	  /* FLOW_* */
-	__u8 pad[6];
+	__u8 pad[3];
 };
 
 /* How many flows a port has in the table. */

@@ -144,9 +144,9 @@ type bpfFlow struct {
 	RuleOut    uint32
 	RuleIn     uint32
 	Charged    uint32
+	State      uint32
 	Opener     uint8
-	State      uint8
-	Pad        [6]uint8
+	Pad        [3]uint8
 }
 
 type bpfFlowKey struct {
@@ -452,7 +452,7 @@ const (
 	bpfMapBhDropsV1        = "bh_drops_v1"
 	bpfMapBhEventsV1       = "bh_events_v1"
 	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
-	bpfMapBhFlowsV1        = "bh_flows_v1"
+	bpfMapBhFlowsV2        = "bh_flows_v2"
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
@@ -533,7 +533,7 @@ type bpfMapSpecs struct {
 	BhDropsV1     *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1    *ebpf.MapSpec `ebpf:"bh_events_v1"`
 	BhFlowlogV1   *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
-	BhFlowsV1     *ebpf.MapSpec `ebpf:"bh_flows_v1"`
+	BhFlowsV2     *ebpf.MapSpec `ebpf:"bh_flows_v2"`
 	BhFragmentsV1 *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
 	BhMacsV1      *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1   *ebpf.MapSpec `ebpf:"bh_members_v1"`
@@ -590,7 +590,7 @@ type bpfMaps struct {
 	BhDropsV1     *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1    *ebpf.Map `ebpf:"bh_events_v1"`
 	BhFlowlogV1   *ebpf.Map `ebpf:"bh_flowlog_v1"`
-	BhFlowsV1     *ebpf.Map `ebpf:"bh_flows_v1"`
+	BhFlowsV2     *ebpf.Map `ebpf:"bh_flows_v2"`
 	BhFragmentsV1 *ebpf.Map `ebpf:"bh_fragments_v1"`
 	BhMacsV1      *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1   *ebpf.Map `ebpf:"bh_members_v1"`
@@ -617,7 +617,7 @@ func (m *bpfMaps) Close() error {
 		m.BhDropsV1,
 		m.BhEventsV1,
 		m.BhFlowlogV1,
-		m.BhFlowsV1,
+		m.BhFlowsV2,
 		m.BhFragmentsV1,
 		m.BhMacsV1,
 		m.BhMembersV1,

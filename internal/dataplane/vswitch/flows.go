@@ -22,6 +22,7 @@ const (
 	FlowClosing     FlowState = "closing"     // one end has sent a FIN
 	FlowClosed      FlowState = "closed"      // both have
 	FlowReset       FlowState = "reset"
+	FlowCut         FlowState = "cut" // the rules stop it; it goes on if they let it again
 )
 
 // Bits of a flow's state (FLOW_* in bpf/lib/structs.h).
@@ -30,6 +31,7 @@ const (
 	flowFinB    = 2
 	flowReset   = 4
 	flowReplied = 8
+	flowCut     = 128
 )
 
 // FlowEnd is one side of a flow.
@@ -75,13 +77,13 @@ func (a *Applier) EachFlow(port plan.PortID, each func(Flow) bool) error {
 	if err != nil {
 		return err
 	}
-	return eachEntry(bpfMapBhFlowsV1, a.objs.BhFlowsV1, batch, func(k *bpfFlowKey, f *bpfFlow) bool {
+	return eachEntry(bpfMapBhFlowsV2, a.objs.BhFlowsV2, batch, func(k *bpfFlowKey, f *bpfFlow) bool {
 		if index != 0 && f.End[0].Port != index && f.End[1].Port != index {
 			return true
 		}
 		return each(a.flowOf(clock, k, &bpfFlowRecord{
 			RuleOut: f.RuleOut, RuleIn: f.RuleIn, Opened: f.Opened, Seen: f.Seen, Packets: f.Packets, Bytes: f.Bytes,
-			Port: [2]uint32{f.End[0].Port, f.End[1].Port}, Opener: f.Opener, State: f.State,
+			Port: [2]uint32{f.End[0].Port, f.End[1].Port}, Opener: f.Opener, State: uint8(f.State),
 		}))
 	})
 }
@@ -126,6 +128,8 @@ func flowState(s uint8) FlowState {
 		return FlowReset
 	case fins == flowFinA|flowFinB:
 		return FlowClosed
+	case s&flowCut != 0:
+		return FlowCut
 	case fins != 0:
 		return FlowClosing
 	case s&flowReplied != 0:

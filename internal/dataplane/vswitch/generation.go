@@ -68,7 +68,7 @@ func (a *Applier) raiseGeneration() error {
 
 func (a *Applier) collectLater() {
 	garbage := a.policies.garbage
-	stale := a.policies.stale
+	stale, epoch := a.policies.stale, a.policies.setEpoch
 	if len(garbage) == 0 && !stale {
 		return
 	}
@@ -78,7 +78,9 @@ func (a *Applier) collectLater() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		err := a.policies.collect(garbage)
-		if stale {
+		// After a later change of sets, packets may be at what this one has left; its own
+		// collection comes.
+		if stale && epoch == a.policies.setEpoch {
 			err = errors.Join(err, a.policies.forgetCombinations())
 		}
 		if err != nil {

@@ -31,8 +31,16 @@ type policy struct {
 	ports   int
 	lookups *lookups
 	written bool
-	vectors map[uint32]int // how many of its entries refer to each
-	classes map[bpfClassKey]uint32
+	// retirements counts how often it went out of use.
+	retirements int
+	vectors     map[uint32]int // how many of its entries refer to each
+	classes     map[bpfClassKey]uint32
+}
+
+// retirement is one of the times that a list went out of use.
+type retirement struct {
+	policy *policy
+	number int
 }
 
 // policies are all lists in the kernel, and the address sets they refer to. Numbers come
@@ -44,12 +52,16 @@ type policies struct {
 	byID     map[uint32]*policy
 	vectors  map[uint32]*vectorState
 	switches map[uint32]*setState
-	// garbage is not referred to by any port any more, but a packet may still be at it.
-	garbage []*policy
+	// garbage is not referred to by any port any more, but a packet may still be at it. It
+	// is in retired until it is gone: who wants it before gets it back, whole.
+	garbage []retirement
+	retired map[listKey]*policy
 	// changed says that packets may be judged otherwise since the generation was raised.
 	changed bool
-	// stale says that address sets have combinations that are no more.
-	stale bool
+	// stale says that address sets have combinations that are no more, and setEpoch counts
+	// the changes of sets.
+	stale    bool
+	setEpoch int
 }
 
 // vectorState is a vector in the kernel.
@@ -60,7 +72,7 @@ type vectorState struct {
 
 func newPolicies(t *policyTables) *policies {
 	return &policies{
-		t: t, byKey: map[listKey]*policy{}, byID: map[uint32]*policy{},
+		t: t, byKey: map[listKey]*policy{}, byID: map[uint32]*policy{}, retired: map[listKey]*policy{},
 		vectors: map[uint32]*vectorState{}, switches: map[uint32]*setState{},
 	}
 }
@@ -82,6 +94,11 @@ func (ps *policies) reserve(sw uint32, list *plan.RuleList) (listKey, uint32, er
 		}
 	}
 	if p, ok := ps.byKey[key]; ok {
+		return key, p.id, nil
+	}
+	if p, ok := ps.retired[key]; ok {
+		delete(ps.retired, key)
+		ps.byKey[key] = p
 		return key, p.id, nil
 	}
 	if steps := passes + len(list.Rules)/(64*vectorWords) + 1; steps > maxSteps {
@@ -206,16 +223,22 @@ func (ps *policies) retire() {
 	for key, p := range ps.byKey {
 		if p.ports == 0 {
 			delete(ps.byKey, key)
-			ps.garbage = append(ps.garbage, p)
+			ps.retired[key] = p
+			p.retirements++
+			ps.garbage = append(ps.garbage, retirement{p, p.retirements})
 		}
 	}
 }
 
 // collect deletes what has been retired. Only after every packet of then has passed.
-func (ps *policies) collect(garbage []*policy) error {
+func (ps *policies) collect(garbage []retirement) error {
 	var errs []error
-	for _, p := range garbage {
-		errs = append(errs, ps.erase(p))
+	for _, r := range garbage {
+		if ps.retired[r.policy.key] != r.policy || r.policy.retirements != r.number {
+			continue // it came back, and may have been retired again
+		}
+		delete(ps.retired, r.policy.key)
+		errs = append(errs, ps.erase(r.policy))
 	}
 	return errors.Join(errs...)
 }

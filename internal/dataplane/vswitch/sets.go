@@ -123,6 +123,7 @@ func (ps *policies) setSwitch(sw *plan.Switch) error {
 	}
 	if *ps.t.sets.writes != before {
 		ps.changed, ps.stale = true, true
+		ps.setEpoch++
 	}
 	ps.switches[sw.Number].entries = next.entries
 	return errors.Join(errs...)

@@ -78,11 +78,13 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
+	cut := false
 	for id, c := range d.Ports {
 		old := a.applied[id]
 		if c.New != nil || old == nil {
 			continue
 		}
+		cut = true
 		err := errors.Join(
 			a.tables.ports.drop(old.index),
 			dropMissing(a.tables.macs, old.macs, nil),
@@ -90,6 +92,9 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 		if err != nil {
 			errs = append(errs, portError(id, "%w", err))
 		}
+	}
+	if cut { // the flows to them know the way without these maps
+		errs = append(errs, a.raiseGeneration())
 	}
 	return errors.Join(errs...)
 }
