@@ -171,53 +171,6 @@ func (s PortMappingPolicySetting) covers(a netip.Addr) bool {
 // Policy wraps the settings.
 func (s PortMappingPolicySetting) Policy() EndpointPolicy { return NewEndpointPolicy(PortMapping, s) }
 
-// OutboundNatPolicySetting hides the endpoint behind an address of the host when it talks to others than Exceptions, or, with
-// only Destinations, when it talks to those.
-type OutboundNatPolicySetting struct {
-	VirtualIP        string   `json:",omitempty"`
-	Exceptions       []string `json:",omitempty"`
-	Destinations     []string `json:",omitempty"`
-	Flags            NatFlags `json:",omitempty"`
-	MaxPortPoolUsage uint16   `json:",omitempty"`
-}
-
-// UnmarshalJSON also takes ExceptionList, the v1 name that some clients send inside v2 documents.
-func (s *OutboundNatPolicySetting) UnmarshalJSON(b []byte) error {
-	type plain OutboundNatPolicySetting
-	w := struct {
-		plain
-		ExceptionList []string
-		VIP           string
-	}{}
-	if err := json.Unmarshal(b, &w); err != nil {
-		return err
-	}
-	*s = OutboundNatPolicySetting(w.plain)
-	s.Exceptions = append(s.Exceptions, w.ExceptionList...)
-	if s.VirtualIP == "" {
-		s.VirtualIP = w.VIP
-	}
-	return nil
-}
-
-func (s OutboundNatPolicySetting) validate(path string) error {
-	if err := checkFlags(ErrInvalidPolicy, path+".Flags", uint32(s.Flags), natFlagNames); err != nil {
-		return err
-	}
-	if err := optionalAddr(path+".VirtualIP", s.VirtualIP); err != nil {
-		return err
-	}
-	if err := addrsOrPrefixes(path+".Exceptions", s.Exceptions); err != nil {
-		return err
-	}
-	return addrsOrPrefixes(path+".Destinations", s.Destinations)
-}
-
-// plain reports whether this is masquerading of everything, with nothing special asked for.
-func (s OutboundNatPolicySetting) plain() bool {
-	return s.VirtualIP == "" && len(s.Exceptions) == 0 && len(s.Destinations) == 0 && s.Flags == 0 && s.MaxPortPoolUsage == 0
-}
-
 // QosPolicySetting caps what leaves the container, in bytes (not bits) per second. 0 is no cap.
 type QosPolicySetting struct {
 	MaximumOutgoingBandwidthInBytes uint64

@@ -35,7 +35,7 @@ const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCom
 // historical and has nothing to enforce.
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortMapping:         {NAT},
-	OutBoundNAT:         {NAT}, // the form without fields only, see unsupportedSettings
+	OutBoundNAT:         {NAT}, // but for what unsupportedSettings names
 	ACL:                 {NAT, Internal, Private},
 	TierAcl:             {NAT, Internal, Private},
 	PortName:            {NAT, Internal, Private},
@@ -74,9 +74,12 @@ const (
 
 // unsupportedSettings names the part of an enforced policy's settings that is not enforced, or is empty.
 func unsupportedSettings(settings any) string {
-	if s, ok := settings.(OutboundNatPolicySetting); ok && !s.plain() {
-		return "is not enforced by this version with VirtualIP, Exceptions, Destinations, Flags or MaxPortPoolUsage: " +
-			"leave them out, the network hides all its endpoints behind the host anyway"
+	s, ok := settings.(OutboundNatPolicySetting)
+	switch {
+	case ok && s.MaxPortPoolUsage != 0:
+		return "is not enforced by this version with MaxPortPoolUsage: leave it out, an endpoint may use every port of the address that it is hidden behind"
+	case ok && s.Flags&NatLocalRoutedVip != 0:
+		return "is not enforced by this version with the flag LocalRoutedVip: leave it out, VirtualIP has to be an address of the host"
 	}
 	return ""
 }

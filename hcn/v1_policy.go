@@ -76,8 +76,11 @@ func EndpointPolicyFromV1(raw json.RawMessage) (EndpointPolicy, error) {
 		return EndpointPolicy{}, err
 	}
 	p := EndpointPolicy{Type: canonicalType(EndpointPolicyType(typ), endpointSettings)}
-	if s, ok := m["Settings"].(map[string]any); ok && len(m) == 1 {
-		m = s // a client that mixes the versions
+	// Clients mix the versions, and a widely used one writes the members into a Value.
+	for _, name := range []string{"Settings", "Value"} {
+		if s, ok := m[name].(map[string]any); ok && len(m) == 1 {
+			m = s
+		}
 	}
 	for _, t := range v1Policies {
 		if strings.EqualFold(t.v1, typ) {

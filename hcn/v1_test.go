@@ -2,6 +2,7 @@ package hcn
 
 import (
 	"encoding/json"
+	"reflect"
 	"testing"
 )
 
@@ -123,5 +124,26 @@ func TestUpdatePoliciesV1(t *testing.T) {
 	got, err = UpdatePoliciesV1(e.Policies, []json.RawMessage{json.RawMessage(`{"Type":"NAT","Protocol":"UDP","InternalPort":9}`)})
 	if err != nil || count(got, PortMapping) != 1 || count(got, ACL) != 1 {
 		t.Errorf("one mapping: %v, %v", got, err)
+	}
+}
+
+// TestOutBoundNATFromV1: the forms in which network plugins write it.
+func TestOutBoundNATFromV1(t *testing.T) {
+	for in, want := range map[string]OutboundNatPolicySetting{
+		`{"Type":"OutBoundNAT"}`: {},
+		`{"Type":"OutBoundNAT","ExceptionList":["10.0.0.0/8"],"VIP":"192.0.2.1"}`: {Exceptions: []string{"10.0.0.0/8"}, VirtualIP: "192.0.2.1"},
+		`{"Type":"OutBoundNAT","Destinations":["10.1.0.5"]}`:                      {Destinations: []string{"10.1.0.5"}},
+		`{"Type":"OutBoundNAT","Value":{"Destinations":["10.1.0.5"]}}`:            {Destinations: []string{"10.1.0.5"}},
+		`{"Type":"OutBoundNAT","Settings":{"ExceptionList":["10.0.0.0/8"]}}`:      {Exceptions: []string{"10.0.0.0/8"}},
+	} {
+		p, err := EndpointPolicyFromV1(json.RawMessage(in))
+		if err != nil {
+			t.Errorf("%s: %v", in, err)
+			continue
+		}
+		got, err := SettingsOf[OutboundNatPolicySetting]([]EndpointPolicy{p})
+		if err != nil || len(got) != 1 || !reflect.DeepEqual(got[0], want) {
+			t.Errorf("%s: %+v, %v; want %+v", in, got, err, want)
+		}
 	}
 }

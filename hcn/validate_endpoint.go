@@ -159,6 +159,7 @@ func (e *HostComputeEndpoint) validatePolicies() error {
 	}
 	seen := map[string]bool{}
 	var mappings []PortMappingPolicySetting
+	var outbound []OutboundNatPolicySetting
 	for i, p := range e.Policies {
 		at := policyPath(i)
 		if err := validatePolicy(p.Type, p.Settings, at, endpointSettings); err != nil {
@@ -175,6 +176,11 @@ func (e *HostComputeEndpoint) validatePolicies() error {
 					s.ExternalPort, s.Protocol)
 			}
 			mappings = append(mappings, s)
+		case OutboundNatPolicySetting:
+			if slices.ContainsFunc(outbound, s.overlaps) {
+				return invalid(ErrPolicyAlreadyExists, at, "the endpoint has an OutBoundNAT without Destinations already: write the exceptions of both into one")
+			}
+			outbound = append(outbound, s)
 		case AclPolicySetting, TierAclPolicySetting:
 			if e.Flags&RemoteEndpoint != 0 {
 				return invalid(ErrInvalidRemoteEndpointOperation, at, "a remote endpoint has no port to filter at: set it on the endpoint's own host")

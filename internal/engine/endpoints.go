@@ -121,6 +121,9 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot
 	if err := t.checkMTU(row, nil); err != nil {
 		return nil, err
 	}
+	if err := t.checkVirtualIPs(row, nil); err != nil {
+		return nil, err
+	}
 	if err := t.claimPorts(row, nil); err != nil {
 		return nil, err
 	}
@@ -158,6 +161,34 @@ func (t *txn) checkMTU(row, old *plan.Endpoint) error {
 	return nil
 }
 
+// checkVirtualIPs refuses to hide an endpoint behind an address that is not the host's: no
+// answer would come back. One that the endpoint has already is left to the plan, because the
+// host may lose an address and get it again.
+func (t *txn) checkVirtualIPs(row, old *plan.Endpoint) error {
+	now, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](row.Doc.Policies)
+	if err != nil {
+		return err
+	}
+	had := map[netip.Addr]bool{}
+	if old != nil {
+		before, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](old.Doc.Policies)
+		if err != nil {
+			return err
+		}
+		for _, s := range before {
+			a, _ := s.Addr()
+			had[a] = true
+		}
+	}
+	for _, s := range now {
+		if a, ok := s.Addr(); ok && !had[a] && !slices.ContainsFunc(t.e.facts.HostAddrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return hcn.Errorf(hcn.ErrInvalidPolicy, "OutBoundNAT.VirtualIP: %s is no address of this host, so no answer would come back: "+
+				"leave it out to use the address of the outgoing interface, or see `ip address`", a)
+		}
+	}
+	return nil
+}
+
 // ModifyEndpoint changes an endpoint's policies; all of the request holds or none.
 func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest) error {
 	return e.modifyEndpoint(ctx, id, r, func(*txn) {})
@@ -183,6 +214,9 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 		row.Doc = *doc
 		row.Doc.Version++
 		if err := t.checkMTU(&row, old); err != nil {
+			return err
+		}
+		if err := t.checkVirtualIPs(&row, old); err != nil {
 			return err
 		}
 		if old.Attach != nil {
@@ -227,13 +261,18 @@ func (t *txn) checkHostRules(row *plan.Endpoint, namespace hcn.GUID) error {
 	}
 	rules := row.Doc.Flags&hcn.DisableInterComputeCommunication != 0
 	for _, p := range row.Doc.Policies {
-		rules = rules || p.Type == hcn.ACL || p.Type == hcn.TierAcl
+		rules = rules || p.Type == hcn.ACL || p.Type == hcn.TierAcl || p.Type == hcn.QOS || p.Type == hcn.IncomingQOS
 	}
+	outbound, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](row.Doc.Policies)
+	if err != nil {
+		return err
+	}
+	rules = rules || slices.ContainsFunc(outbound, func(s hcn.OutboundNatPolicySetting) bool { return !s.Plain() })
 	if !rules {
 		return nil
 	}
 	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q (%s): rules are not enforced for an endpoint in the host's own compartment: "+
-		"remove its ACL and TierAcl policies, or use the host's firewall", row.Doc.Name, row.Doc.ID)
+		"remove its ACL, TierAcl, QOS and OutBoundNAT policies, or use the host's own means", row.Doc.Name, row.Doc.ID)
 }
 
 // takeBack gives an endpoint the policies back that it had; where it is attached

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // epDoc is an endpoint's document with further members.
@@ -79,7 +81,9 @@ func TestCreateEndpointRefuses(t *testing.T) {
 			`"IpConfigurations":[{"IpAddress":"10.7.0.9"}],` + publish(mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":80`), mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":81,"VIP":"::1"`)),
 			hcn.ErrInvalidPolicy,
 		},
-		"MTU above the uplink's": {`"Policies":[{"Type":"InterfaceParameters","Settings":{"Mtu":9000}}]`, hcn.ErrInvalidPolicy},
+		"hidden behind a strange address": {`"Policies":[{"Type":"OutBoundNAT","Settings":{"VirtualIP":"203.0.113.9"}}]`, hcn.ErrInvalidPolicy},
+		"hidden behind loopback":          {`"Policies":[{"Type":"OutBoundNAT","Settings":{"VirtualIP":"127.0.0.1"}}]`, hcn.ErrInvalidPolicy},
+		"MTU above the uplink's":          {`"Policies":[{"Type":"InterfaceParameters","Settings":{"Mtu":9000}}]`, hcn.ErrInvalidPolicy},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(e *env) {
@@ -304,6 +308,29 @@ func TestModifyEndpoint(t *testing.T) {
 		other := must(e.endpoint(epDoc(n.ID, publish(web))))(e) // free at once
 		e.ok(e.e.DeleteEndpoint(context.Background(), other.ID))
 		e.wantCode(e.policies("DDDDDDDD-0000-4000-8000-000000000001", "Add", `[`+web+`]`), hcn.ErrEndpointNotFound)
+	})
+}
+
+func TestOutBoundNAT(t *testing.T) {
+	run(t, func(e *env) {
+		e.w.facts.HostAddrs = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}
+		e.e.Wake("addresses")
+		e.settle()
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+		ep := must(e.endpoint(epDoc(n.ID, `"Policies":[{"Type":"OutBoundNAT","Settings":{"VirtualIP":"192.0.2.1","Exceptions":["10.0.0.0/8"]}}]`)))(e)
+		e.ok(e.attach(ns.ID, ep.ID))
+		e.wantCode(e.policies(ep.ID, "Update", `[{"Type":"OutBoundNAT","Settings":{"VirtualIP":"203.0.113.9"}}]`), hcn.ErrInvalidPolicy)
+		port := plan.Compile(e.e.st.intent(), &e.e.facts).Ports[plan.EndpointPortID(ep.ID)]
+		if port == nil || len(port.Outbound) != 1 || port.Outbound[0].As != netip.MustParseAddr("192.0.2.1") {
+			e.t.Fatalf("port %+v", port)
+		}
+		// The host loses the address: what is there stays, and can be changed for the better.
+		e.w.facts.HostAddrs = nil
+		e.e.Wake("addresses")
+		e.settle()
+		e.ok(e.policies(ep.ID, "Add", `[`+mapping(`"Protocol":6,"InternalPort":80,"ExternalPort":8080`)+`]`))
+		e.ok(e.policies(ep.ID, "Reset", `[{"Type":"OutBoundNAT"}]`))
 	})
 }
 

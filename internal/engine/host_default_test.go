@@ -96,11 +96,15 @@ func TestNoRulesInTheHost(t *testing.T) {
 	run(t, func(e *env) {
 		n := must(e.network(netDoc("a", "NAT", 7)))(e)
 		ns := must(e.namespace(`{"Type":"HostDefault",` + v2 + `}`))(e)
-		acl := `{"Type":"ACL","Settings":{"Action":"Block","Direction":"Out"}}`
-		ep := must(e.endpoint(epDoc(n.ID, `"Policies":[`+acl+`]`)))(e)
-		e.wantCode(e.attach(ns.ID, ep.ID), hcn.ErrRequestUnsupported)
-		e.ok(e.policies(ep.ID, "Remove", "["+acl+"]"))
-		e.ok(e.attach(ns.ID, ep.ID))
-		e.wantCode(e.policies(ep.ID, "Add", "["+acl+"]"), hcn.ErrRequestUnsupported)
+		for _, policy := range []string{
+			`{"Type":"ACL","Settings":{"Action":"Block","Direction":"Out"}}`,
+			`{"Type":"OutBoundNAT","Settings":{"Exceptions":["10.0.0.0/8"]}}`,
+		} {
+			ep := must(e.endpoint(epDoc(n.ID, `"Policies":[`+policy+`]`)))(e)
+			e.wantCode(e.attach(ns.ID, ep.ID), hcn.ErrRequestUnsupported)
+			e.ok(e.policies(ep.ID, "Remove", "["+policy+"]"))
+			e.ok(e.attach(ns.ID, ep.ID))
+			e.wantCode(e.policies(ep.ID, "Add", "["+policy+"]"), hcn.ErrRequestUnsupported)
+		}
 	})
 }

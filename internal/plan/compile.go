@@ -272,6 +272,9 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	}
 	name(p, "", "endpoint", string(id), e.Doc.Name)
 	p.Forwards = Forwards(e)
+	if n.Doc.Type == hcn.NAT && !onHost { // the host's own packets bear the host's addresses
+		p.Outbound = Outbounds(e)
+	}
 	return p
 }
 

@@ -162,6 +162,9 @@ type Port struct {
 	VNIC VNIC
 	// Forwards are the host's ports published to this endpoint.
 	Forwards []Forward
+	// Outbound says how the outside sees what the endpoint sends, where that is not simply
+	// by the address of the host.
+	Outbound []Outbound
 	// Policy is what the switch decides at this port.
 	Policy Policy
 	// KnownOn are the network's own vNICs, the host's and the resolver's, that

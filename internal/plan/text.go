@@ -121,6 +121,9 @@ func (p *Port) text(b *strings.Builder) {
 	for _, f := range p.Forwards {
 		fmt.Fprintf(b, "    %s\n", f)
 	}
+	for i := range p.Outbound {
+		p.Outbound[i].text(b)
+	}
 	p.Policy.text(b)
 }
 

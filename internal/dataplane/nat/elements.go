@@ -15,9 +15,10 @@ import (
 )
 
 // elemKey identifies an element: the set and the key as the kernel has it. An interval is two elements, the second of
-// which (end) is the first key that is no longer in it.
+// which (end) is the first key that is no longer in it; in a set of concatenations it is one, from key to last.
 type elemKey struct {
 	set, key string
+	last     string
 	end      bool
 }
 
@@ -93,6 +94,9 @@ func (es elements) addPort(p *plan.Port) error {
 		}
 		es[k] = e
 	}
+	for i := range p.Outbound {
+		es.addOutbound(&p.Outbound[i], p.ID)
+	}
 	return nil
 }
 
@@ -154,7 +158,7 @@ func planElements(p *plan.Plan) (elements, []error) {
 	}
 	ids := make([]plan.PortID, 0, len(p.Ports))
 	for id, port := range p.Ports {
-		if len(port.Forwards) > 0 {
+		if len(port.Forwards)+len(port.Outbound) > 0 {
 			ids = append(ids, id)
 		}
 	}
@@ -210,6 +214,9 @@ func (es elements) sorted() []elemKey {
 		}
 		if a.key != b.key {
 			return a.key < b.key
+		}
+		if a.last != b.last {
+			return a.last < b.last
 		}
 		// Where one prefix ends and the next begins, the kernel wants the end first: it takes two beginnings in a row
 		// for prefixes that overlap.

@@ -157,6 +157,7 @@ const (
 	nftaChainFlags     = 10
 	nftaFlowtableTable = 1
 	nftaFlowtableName  = 2
+	nftaSetElemKeyEnd  = 10
 )
 
 // dump is a kind of object to list, and the attributes of it that the kernel does not change by itself: handles, use
@@ -257,6 +258,8 @@ func (l *listing) readElement(set string, ad *netlink.AttributeDecoder) error {
 		switch ad.Type() {
 		case unix.NFTA_SET_ELEM_KEY:
 			ad.Nested(func(d *netlink.AttributeDecoder) error { k.key = dataValue(d); return nil })
+		case nftaSetElemKeyEnd:
+			ad.Nested(func(d *netlink.AttributeDecoder) error { k.last = dataValue(d); return nil })
 		case unix.NFTA_SET_ELEM_DATA:
 			ad.Nested(func(d *netlink.AttributeDecoder) error { e.val = dataValue(d); return nil })
 		case unix.NFTA_SET_ELEM_FLAGS:

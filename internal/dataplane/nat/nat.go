@@ -89,7 +89,9 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	}
 	a.pending = nil
 	// What the kernel held beyond the plan may have been used by connections, whoever put it there.
-	errs = append(errs, a.flush(flushesOf(have.elements.without(want), want.without(have.elements)))...)
+	gone, come := have.elements.without(want), want.without(have.elements)
+	all := func(string) bool { return true }
+	errs = append(errs, a.flush(append(flushesOf(gone, come), flushesOfOutbound(gone, come, all)...))...)
 	drift = append(drift, a.ports.follow(p)...)
 	return drift, errors.Join(errs...)
 }
@@ -227,7 +229,11 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 			a.remember(del, add)
 		}
 	}
-	errs = append(errs, a.flush(append(flushesOf(gone, add), flushesOfGone(d)...))...)
+	stayed := func(owner string) bool {
+		c, ok := d.Ports[plan.PortID(owner)]
+		return ok && c.Old != nil && c.New != nil
+	}
+	errs = append(errs, a.flush(slices.Concat(flushesOf(gone, add), flushesOfGone(d), flushesOfOutbound(gone, add, stayed)))...)
 	return errors.Join(errs...)
 }
 

@@ -22,6 +22,16 @@ const (
 	mapAll6        = "ports_all6"
 	mapLAN4        = "ports_lan4"
 	mapLAN6        = "ports_lan6"
+	setKept4       = "outbound_kept4"
+	setKept6       = "outbound_kept6"
+	mapChosen4     = "outbound_chosen_as4"
+	mapChosen6     = "outbound_chosen_as6"
+	setChosen4     = "outbound_chosen4"
+	setChosen6     = "outbound_chosen6"
+	setOpen4       = "outbound_open4"
+	setOpen6       = "outbound_open6"
+	mapAs4         = "outbound_as4"
+	mapAs6         = "outbound_as6"
 	setSeal        = "seal"
 )
 
@@ -31,6 +41,9 @@ type setSpec struct {
 	interval         bool
 	doc              string
 }
+
+// ranges tells whether an element is one range in each part of its key, and not two ends.
+func (s setSpec) ranges() bool { return s.interval && strings.Contains(s.key, " . ") }
 
 func sets() []setSpec {
 	return []setSpec{
@@ -44,6 +57,16 @@ func sets() []setSpec {
 		{mapAll6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host, loopback included."},
 		{mapLAN4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host except loopback."},
 		{mapLAN6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host except loopback."},
+		{setKept4, "ipv4_addr . ipv4_addr", "", true, "Container and destinations that see its own address (OutBoundNAT Exceptions)."},
+		{setKept6, "ipv6_addr . ipv6_addr", "", true, "The same in IPv6."},
+		{mapChosen4, "ipv4_addr . ipv4_addr", "ipv4_addr", true, "Container and destinations that see a certain address of the host (OutBoundNAT Destinations with VirtualIP)."},
+		{mapChosen6, "ipv6_addr . ipv6_addr", "ipv6_addr", true, "The same in IPv6."},
+		{setChosen4, "ipv4_addr . ipv4_addr", "", true, "Container and destinations that see the address of the outgoing device (OutBoundNAT Destinations)."},
+		{setChosen6, "ipv6_addr . ipv6_addr", "", true, "The same in IPv6."},
+		{setOpen4, "ipv4_addr", "", false, "Containers whose own address all other destinations see (OutBoundNAT with nothing but Destinations)."},
+		{setOpen6, "ipv6_addr", "", false, "The same in IPv6."},
+		{mapAs4, "ipv4_addr", "ipv4_addr", false, "Containers that hide behind a certain address of the host (OutBoundNAT VirtualIP)."},
+		{mapAs6, "ipv6_addr", "ipv6_addr", false, "The same in IPv6."},
 		{setSeal, "inet_service", "", false, "One element whose comment is a checksum over the table's chains, rules and sets as the kernel lists them. No rule uses it; a difference means that somebody changed the table, and it is written anew."},
 	}
 }
@@ -116,23 +139,40 @@ func translationChains() []chainSpec {
 			"ip6 saddr ::1 masquerade fully-random",
 			"iifname . oifname @" + setSameNetwork + " ct status dnat masquerade fully-random",
 		}},
-		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours gets the address of that device, at a random port.", rules: []string{
+		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours.", rules: []string{
 			`oifname "bhh*" goto to_network_source`,
-			"iifname @" + setNATVNICs + " masquerade fully-random",
+			"iifname @" + setNATVNICs + " goto outbound",
+		}},
+		{name: "outbound", doc: "It gets the address of that device, at a random port, unless the container's OutBoundNAT policies say something else.", rules: []string{
+			"snat ip to ip saddr . ip daddr map @" + mapChosen4 + " fully-random",
+			"snat ip6 to ip6 saddr . ip6 daddr map @" + mapChosen6 + " fully-random",
+			"ip saddr . ip daddr @" + setChosen4 + " masquerade fully-random",
+			"ip6 saddr . ip6 daddr @" + setChosen6 + " masquerade fully-random",
+			"ip saddr . ip daddr @" + setKept4 + " return",
+			"ip6 saddr . ip6 daddr @" + setKept6 + " return",
+			"ip saddr @" + setOpen4 + " return",
+			"ip6 saddr @" + setOpen6 + " return",
+			"snat ip to ip saddr map @" + mapAs4 + " fully-random",
+			"snat ip6 to ip6 saddr map @" + mapAs6 + " fully-random",
+			"masquerade fully-random",
 		}},
 	}
 }
 
 func filterChains() []chainSpec {
 	return []chainSpec{
-		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours.", rules: []string{
+		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours. Who sees a container's own address may answer it: to_network lets nothing but answers pass.", rules: []string{
 			`iifname "lo" accept`,
 			`iifname "bhh*" goto guard_network`,
 			`iifname "bhp*"` + drop(DropPort),
-			"ip daddr @" + setPrefixes4 + drop(DropDirect),
-			"ip6 daddr @" + setPrefixes6 + drop(DropDirect),
 			"ip saddr @" + setPrefixes4 + drop(DropSpoofed),
 			"ip6 saddr @" + setPrefixes6 + drop(DropSpoofed),
+			"ip daddr . ip saddr @" + setKept4 + " accept",
+			"ip6 daddr . ip6 saddr @" + setKept6 + " accept",
+			"ip daddr @" + setOpen4 + " accept",
+			"ip6 daddr @" + setOpen6 + " accept",
+			"ip daddr @" + setPrefixes4 + drop(DropDirect),
+			"ip6 daddr @" + setPrefixes6 + drop(DropDirect),
 		}},
 		{name: "guard_network", doc: "Loopback addresses never come out of a network, although its vNIC accepts them for translated answers.", rules: []string{
 			"ip daddr 127.0.0.0/8" + drop(DropLoopback),

@@ -63,11 +63,11 @@ func (k *kernel) write(del, add elements) error {
 func queue(es elements, op func(*nftables.Set, []nftables.SetElement) error) error {
 	bySet := map[string][]nftables.SetElement{}
 	for _, k := range es.sorted() {
-		bySet[k.set] = append(bySet[k.set], nftables.SetElement{Key: []byte(k.key), Val: []byte(es[k].val), IntervalEnd: k.end})
+		bySet[k.set] = append(bySet[k.set], nftables.SetElement{Key: []byte(k.key), KeyEnd: []byte(k.last), Val: []byte(es[k].val), IntervalEnd: k.end})
 	}
 	for _, s := range sets() {
 		for chunk := range slices.Chunk(bySet[s.name], elementsPerMessage) {
-			set := &nftables.Set{Table: table, Name: s.name, Interval: s.interval, IsMap: s.value != ""}
+			set := &nftables.Set{Table: table, Name: s.name, Interval: s.interval, Concatenation: s.ranges(), IsMap: s.value != ""}
 			if err := op(set, chunk); err != nil {
 				return fmt.Errorf("encode elements of %s: %w", s.name, err)
 			}
