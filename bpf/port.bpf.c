@@ -64,6 +64,8 @@ int bh_from_port(struct __sk_buff *skb)
 	if (step)
 		return drop(skb, p, step);
 	step = carry(skb, p);
+	if (step == CARRY_OFFERED)
+		return offload_call(skb);
 	if (step)
 		return step;
 	step = guard(p);

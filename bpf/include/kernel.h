@@ -16,6 +16,7 @@ typedef __u32 __wsum;
 /* enum bpf_map_type */
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
+#define BPF_MAP_TYPE_PROG_ARRAY 3
 #define BPF_MAP_TYPE_PERCPU_HASH 5
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_MAP_TYPE_LRU_HASH 9
@@ -26,6 +27,8 @@ typedef __u32 __wsum;
 #define BPF_F_NO_PREALLOC (1U << 0)
 #define BPF_NOEXIST 1
 #define BPF_F_INGRESS (1ULL << 0)
+#define BPF_F_PSEUDO_HDR (1ULL << 4)
+#define BPF_F_MARK_MANGLED_0 (1ULL << 5)
 #define CLOCK_MONOTONIC 1
 
 /* A timer in a map's value (include/uapi/linux/bpf.h). */
@@ -34,6 +37,7 @@ struct bpf_timer {
 } __attribute__((aligned(8)));
 
 /* What a tc program may answer. TCX knows fewer: anything but these means "go on". */
+#define TC_ACT_UNSPEC -1 /* the next program's turn, or the stack's */
 #define TC_ACT_SHOT 2
 #define TC_ACT_REDIRECT 7
 

@@ -6,27 +6,13 @@
 #include "flow.h"
 #include "guard.h"
 #include "judge.h"
+#include "offload_call.h"
 #include "owner.h"
 #include "related.h"
+#include "send.h"
 
 /* Ports of one switch that get broadcast; plan and loader refuse more. */
 #define MAX_MEMBERS 4096
-
-/* To the host's vNIC the frame is handed on its receiving side: redirect_peer refuses
- * when both ends are in one namespace. Into a compartment redirect_peer saves the way
- * through the veth and its queue. */
-static __always_inline int send(struct __sk_buff *skb, __u32 device, __u8 kind)
-{
-	/* The frame was not for the MAC of the device it came in by, so the kernel takes it
-	 * for somebody else's; and the host's mark means nothing in a compartment. */
-	if (skb->pkt_type != PACKET_HOST)
-		bpf_skb_change_type(skb, PACKET_HOST);
-	if (skb->mark)
-		skb->mark = 0;
-	if (kind == PORT_HOST)
-		return bpf_redirect(device, BPF_F_INGRESS);
-	return bpf_redirect_peer(device, 0);
-}
 
 /* A verification border. Gives a frame the MAC of who has its destination address. */
 __noinline int redress(struct __sk_buff *skb, struct pkt *p)
@@ -77,6 +63,10 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	count_flow(f, p, end);
 	count_tx(p);
 	count_rx(port, p->len);
+	if (kind == PORT_HOST && p->kind == PORT_CONTAINER) {
+		offload_offer(skb, f, device);
+		return CARRY_OFFERED;
+	}
 	return send(skb, device, kind);
 }
 

@@ -31,7 +31,7 @@ func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) 
 			}
 			out = append(out, c)
 		}
-		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())})
+		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())}, offloadCheck(sw))
 		out = append(out, forwarding("net/ipv4/ip_forward", "IPv4"), forwarding("net/ipv6/conf/all/forwarding", "IPv6"))
 		out = append(out, neighbourChecks()...)
 		foreign, err := filter.Foreign(ctx)
@@ -56,6 +56,23 @@ func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) 
 		}
 		return append(out, runtimeChecks(runtime.Probe(ctx))...)
 	}
+}
+
+// offloadCheck says whether flows across the host are carried past its stack.
+func offloadCheck(sw *vswitch.Applier) api.Check {
+	c := api.Check{Name: "offload", Status: "ok"}
+	s, err := sw.Offload()
+	switch {
+	case err != nil:
+		c.Status, c.Detail = "warn", err.Error()
+	case !s.On:
+		c.Detail = "flows across the host take the way through its stack: " + s.Reason
+	case s.Devices == 0:
+		c.Detail = "ready; there is no NAT network"
+	default:
+		c.Detail = fmt.Sprintf("%d packets carried out, %d in; %d directions of flows known", s.Stats.Out, s.Stats.In, s.Entries)
+	}
+	return c
 }
 
 func forwarding(sysctl, family string) api.Check {

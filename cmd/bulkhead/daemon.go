@@ -47,6 +47,7 @@ type daemonConfig struct {
 	namespacePool            int
 	metricsListen            string
 	dnsForwardSingle         bool
+	offload                  bool
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -76,6 +77,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.cgroupParent, "cgroup-parent", "/bulkhead", "the cgroup that containers are in")
 	f.StringVar(&c.runtime, "runtime", "", "the OCI runtime (default the first of runc and crun that works)")
 	f.StringVar(&c.attach, "attach", "", "how programs are attached: tcx or clsact (default by probing)")
+	f.BoolVar(&c.offload, "offload", true, "carry established flows across the host past its stack, once netfilter has accepted them")
 	f.StringSliceVar(&c.pools, "pool", nil, "IPv4 prefixes that networks without a subnet take a /24 of")
 	f.StringSliceVar(&c.mirrors, "registry-mirror", nil, "REGISTRY=MIRROR: ask MIRROR before REGISTRY")
 	f.StringVar(&c.authFile, "auth-file", "", "registry credentials besides those of bulkhead login (default /etc/bulkhead/auth.json)")
@@ -158,7 +160,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	if p.dev, err = netdev.New(netdev.Options{StateDir: filepath.Join(c.stateDir, "netdev"), Pool: c.namespacePool, Logger: log}); err != nil {
 		return err
 	}
-	if p.sw, err = vswitch.New(vswitch.Options{BPFDir: c.bpfDir, Attach: vswitch.AttachMode(c.attach), Log: log}); err != nil {
+	if p.sw, err = vswitch.New(vswitch.Options{BPFDir: c.bpfDir, Attach: vswitch.AttachMode(c.attach), Offload: c.offload, Log: log}); err != nil {
 		return err
 	}
 	if p.filter, err = nat.New(nat.Config{Log: log}); err != nil {
@@ -244,6 +246,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logge
 	part("loop", func() error { return p.engine.Run(ctx) })
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
+	part("offload", func() error { return p.sw.RunOffload(ctx) })
 	part("API", func() error {
 		return server.New(server.Options{
 			Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),

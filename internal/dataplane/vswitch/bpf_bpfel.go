@@ -456,6 +456,7 @@ const (
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
+	bpfMapBhOffloadCallsV1 = "bh_offload_calls_v1"
 	bpfMapBhPoliciesV1     = "bh_policies_v1"
 	bpfMapBhPortsV2        = "bh_ports_v2"
 	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
@@ -526,29 +527,30 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	BhAddrsV1     *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
-	BhBudgetV1    *ebpf.MapSpec `ebpf:"bh_budget_v1"`
-	BhClassesV1   *ebpf.MapSpec `ebpf:"bh_classes_v1"`
-	BhConfigV1    *ebpf.MapSpec `ebpf:"bh_config_v1"`
-	BhDropsV1     *ebpf.MapSpec `ebpf:"bh_drops_v1"`
-	BhEventsV1    *ebpf.MapSpec `ebpf:"bh_events_v1"`
-	BhFlowlogV1   *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
-	BhFlowsV2     *ebpf.MapSpec `ebpf:"bh_flows_v2"`
-	BhFragmentsV1 *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
-	BhMacsV1      *ebpf.MapSpec `ebpf:"bh_macs_v1"`
-	BhMembersV1   *ebpf.MapSpec `ebpf:"bh_members_v1"`
-	BhPoliciesV1  *ebpf.MapSpec `ebpf:"bh_policies_v1"`
-	BhPortsV2     *ebpf.MapSpec `ebpf:"bh_ports_v2"`
-	BhPrefixesV1  *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
-	BhRulesV1     *ebpf.MapSpec `ebpf:"bh_rules_v1"`
-	BhRulestatsV1 *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV1   *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
-	BhServicesV1  *ebpf.MapSpec `ebpf:"bh_services_v1"`
-	BhSetsV1      *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV1    *ebpf.MapSpec `ebpf:"bh_shares_v1"`
-	BhStatsV1     *ebpf.MapSpec `ebpf:"bh_stats_v1"`
-	BhSwitchesV1  *ebpf.MapSpec `ebpf:"bh_switches_v1"`
-	BhVectorsV1   *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
+	BhAddrsV1        *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
+	BhBudgetV1       *ebpf.MapSpec `ebpf:"bh_budget_v1"`
+	BhClassesV1      *ebpf.MapSpec `ebpf:"bh_classes_v1"`
+	BhConfigV1       *ebpf.MapSpec `ebpf:"bh_config_v1"`
+	BhDropsV1        *ebpf.MapSpec `ebpf:"bh_drops_v1"`
+	BhEventsV1       *ebpf.MapSpec `ebpf:"bh_events_v1"`
+	BhFlowlogV1      *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
+	BhFlowsV2        *ebpf.MapSpec `ebpf:"bh_flows_v2"`
+	BhFragmentsV1    *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
+	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
+	BhOffloadCallsV1 *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
+	BhPoliciesV1     *ebpf.MapSpec `ebpf:"bh_policies_v1"`
+	BhPortsV2        *ebpf.MapSpec `ebpf:"bh_ports_v2"`
+	BhPrefixesV1     *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
+	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
+	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
+	BhScratchV1      *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
+	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
+	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
+	BhSharesV1       *ebpf.MapSpec `ebpf:"bh_shares_v1"`
+	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
+	BhSwitchesV1     *ebpf.MapSpec `ebpf:"bh_switches_v1"`
+	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -583,29 +585,30 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	BhAddrsV1     *ebpf.Map `ebpf:"bh_addrs_v1"`
-	BhBudgetV1    *ebpf.Map `ebpf:"bh_budget_v1"`
-	BhClassesV1   *ebpf.Map `ebpf:"bh_classes_v1"`
-	BhConfigV1    *ebpf.Map `ebpf:"bh_config_v1"`
-	BhDropsV1     *ebpf.Map `ebpf:"bh_drops_v1"`
-	BhEventsV1    *ebpf.Map `ebpf:"bh_events_v1"`
-	BhFlowlogV1   *ebpf.Map `ebpf:"bh_flowlog_v1"`
-	BhFlowsV2     *ebpf.Map `ebpf:"bh_flows_v2"`
-	BhFragmentsV1 *ebpf.Map `ebpf:"bh_fragments_v1"`
-	BhMacsV1      *ebpf.Map `ebpf:"bh_macs_v1"`
-	BhMembersV1   *ebpf.Map `ebpf:"bh_members_v1"`
-	BhPoliciesV1  *ebpf.Map `ebpf:"bh_policies_v1"`
-	BhPortsV2     *ebpf.Map `ebpf:"bh_ports_v2"`
-	BhPrefixesV1  *ebpf.Map `ebpf:"bh_prefixes_v1"`
-	BhRulesV1     *ebpf.Map `ebpf:"bh_rules_v1"`
-	BhRulestatsV1 *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV1   *ebpf.Map `ebpf:"bh_scratch_v1"`
-	BhServicesV1  *ebpf.Map `ebpf:"bh_services_v1"`
-	BhSetsV1      *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV1    *ebpf.Map `ebpf:"bh_shares_v1"`
-	BhStatsV1     *ebpf.Map `ebpf:"bh_stats_v1"`
-	BhSwitchesV1  *ebpf.Map `ebpf:"bh_switches_v1"`
-	BhVectorsV1   *ebpf.Map `ebpf:"bh_vectors_v1"`
+	BhAddrsV1        *ebpf.Map `ebpf:"bh_addrs_v1"`
+	BhBudgetV1       *ebpf.Map `ebpf:"bh_budget_v1"`
+	BhClassesV1      *ebpf.Map `ebpf:"bh_classes_v1"`
+	BhConfigV1       *ebpf.Map `ebpf:"bh_config_v1"`
+	BhDropsV1        *ebpf.Map `ebpf:"bh_drops_v1"`
+	BhEventsV1       *ebpf.Map `ebpf:"bh_events_v1"`
+	BhFlowlogV1      *ebpf.Map `ebpf:"bh_flowlog_v1"`
+	BhFlowsV2        *ebpf.Map `ebpf:"bh_flows_v2"`
+	BhFragmentsV1    *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
+	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
+	BhOffloadCallsV1 *ebpf.Map `ebpf:"bh_offload_calls_v1"`
+	BhPoliciesV1     *ebpf.Map `ebpf:"bh_policies_v1"`
+	BhPortsV2        *ebpf.Map `ebpf:"bh_ports_v2"`
+	BhPrefixesV1     *ebpf.Map `ebpf:"bh_prefixes_v1"`
+	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
+	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
+	BhScratchV1      *ebpf.Map `ebpf:"bh_scratch_v1"`
+	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
+	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
+	BhSharesV1       *ebpf.Map `ebpf:"bh_shares_v1"`
+	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
+	BhSwitchesV1     *ebpf.Map `ebpf:"bh_switches_v1"`
+	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -621,6 +624,7 @@ func (m *bpfMaps) Close() error {
 		m.BhFragmentsV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
+		m.BhOffloadCallsV1,
 		m.BhPoliciesV1,
 		m.BhPortsV2,
 		m.BhPrefixesV1,

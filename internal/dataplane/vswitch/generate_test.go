@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestGenerated compiles the programs again, by the line that go generate reads, and
+// TestGenerated compiles the programs again, by the lines that go generate reads, and
 // compares with what is committed.
 func TestGenerated(t *testing.T) {
 	if _, err := exec.LookPath("clang-14"); err != nil {
@@ -18,7 +18,13 @@ func TestGenerated(t *testing.T) {
 		}
 		t.Skip("needs clang-14 and llvm-14 (REQUIRE_CLANG=1 makes this an error)")
 	}
-	source, err := os.ReadFile("vswitch.go")
+	for source, base := range map[string]string{"vswitch.go": "bpf_bpfel", "offload.go": "uplink_bpfel"} {
+		t.Run(base, func(t *testing.T) { testGenerated(t, source, base) })
+	}
+}
+
+func testGenerated(t *testing.T, file, base string) {
+	source, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,11 +36,11 @@ func TestGenerated(t *testing.T) {
 	dir := t.TempDir()
 	args := append([]string{"tool", "bpf2go", "-output-dir", dir}, strings.Fields(line)...)
 	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Env = append(os.Environ(), "GOPACKAGE=vswitch", "GOFILE=vswitch.go")
+	cmd.Env = append(os.Environ(), "GOPACKAGE=vswitch", "GOFILE="+file)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, name := range []string{"bpf_bpfel.go", "bpf_bpfel.o"} {
+	for _, name := range []string{base + ".go", base + ".o"} {
 		want, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)

@@ -30,15 +30,22 @@ type lab struct {
 	a    *Applier
 	ns   map[plan.PortID]*testhost.Host
 	mode AttachMode
+	// offload has flows carried past the host's stack.
+	offload bool
 }
 
 func newLab(t testing.TB, mode AttachMode) *lab {
+	t.Helper()
+	return newLabWith(t, mode, false)
+}
+
+func newLabWith(t testing.TB, mode AttachMode, offload bool) *lab {
 	t.Helper()
 	if mode == AttachTCX {
 		needTCX(t)
 	}
 	l := &lab{
-		t: t, host: testhost.New(t), mode: mode, ns: map[plan.PortID]*testhost.Host{},
+		t: t, host: testhost.New(t), mode: mode, offload: offload, ns: map[plan.PortID]*testhost.Host{},
 		plan: &plan.Plan{Switches: map[hcn.GUID]*plan.Switch{}, Ports: map[plan.PortID]*plan.Port{}},
 	}
 	l.open()
@@ -65,7 +72,7 @@ func (l *lab) open() {
 	l.t.Helper()
 	l.in(func() error {
 		var err error
-		l.a, err = New(Options{Attach: l.mode})
+		l.a, err = New(Options{Attach: l.mode, Offload: l.offload})
 		return err
 	})
 }

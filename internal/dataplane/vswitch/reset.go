@@ -47,7 +47,7 @@ func removeFilters(ctx context.Context) error {
 		return err
 	}
 	c := &clsact{nl: h}
-	var errs []error
+	errs := []error{removeAllOffloadFilters(h)}
 	for _, d := range devs {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)

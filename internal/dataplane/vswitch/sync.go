@@ -40,7 +40,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
 	a.listed = true
-	errs = append(errs, a.settle())
+	errs = append(errs, a.settle(), a.serveOffload(p))
 	err = errors.Join(errs...)
 	a.dirty = err != nil
 	return drift, err

@@ -69,7 +69,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		}
 		errs = append(errs, a.policies.dropSwitch(c.Old.Number))
 	}
-	return errors.Join(append(errs, a.settle())...)
+	return errors.Join(append(errs, a.settle(), a.serveOffload(p))...)
 }
 
 // Cut takes the ports that d removes out of the maps: nothing is forwarded from them or to them any more. Their places

@@ -68,7 +68,9 @@ type Options struct {
 	// FlowsPerPort bounds how many connections of one port the flow table holds; 0 is
 	// [DefaultFlowsPerPort].
 	FlowsPerPort int
-	Log          *slog.Logger
+	// Offload carries flows across the host past its stack, where the kernel can.
+	Offload bool
+	Log     *slog.Logger
 }
 
 // DefaultFlowsPerPort is an eighth of the table.
@@ -83,6 +85,9 @@ type Applier struct {
 	objs bpfObjects
 	att  attacher
 	dev  *deviceIndex
+	// offload is nil when it is off or the kernel cannot, for the reason beside it.
+	offload       *offload
+	offloadReason string
 
 	// eventsOpen is set while somebody reads drop events: the ring has one reader.
 	eventsOpen chan struct{}
@@ -151,14 +156,36 @@ func (a *Applier) open(opts Options) error {
 	if a.dev, err = newDeviceIndex(); err != nil {
 		return err
 	}
-	a.att, err = newAttacher(opts.Attach, a.pins, a.objs.BhFromPort)
-	return err
+	if a.att, err = newAttacher(opts.Attach, a.pins, a.objs.BhFromPort); err != nil {
+		return err
+	}
+	return a.openOffload(opts.Offload)
+}
+
+// openOffload starts with an empty slot: whoever filled it does not watch any more.
+func (a *Applier) openOffload(on bool) error {
+	if err := emptySlot(a.objs.BhOffloadCallsV1); err != nil {
+		return err
+	}
+	if !on {
+		a.offloadReason = "it is turned off"
+		return nil
+	}
+	var err error
+	if a.offload, err = newOffload(a); err != nil {
+		a.offloadReason = err.Error()
+		a.log.Warn("flows across the host go through its stack", "err", err)
+	}
+	return nil
 }
 
 // Close lets go of the kernel objects. Pins stay, and so do the attachments.
 func (a *Applier) Close() error {
 	a.collecting.Wait()
 	var errs []error
+	if a.offload != nil {
+		errs = append(errs, a.offload.close())
+	}
 	if a.att != nil {
 		errs = append(errs, a.att.close())
 	}
@@ -202,7 +229,7 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1,
 		bpfMapBhFlowsV2: o.BhFlowsV2, bpfMapBhSharesV1: o.BhSharesV1, bpfMapBhFragmentsV1: o.BhFragmentsV1,
-		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhScratchV1: o.BhScratchV1,
+		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhScratchV1: o.BhScratchV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
 	}
 }
