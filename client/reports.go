@@ -59,6 +59,22 @@ func (c *Client) Flows(ctx context.Context, o api.FlowOptions, each func(api.Flo
 	return readLines(ctx, c, get("/v1/flows", v), each)
 }
 
+// Explain says what becomes of a packet.
+func (c *Client) Explain(ctx context.Context, o api.ExplainOptions) (api.Explanation, error) {
+	v := url.Values{"from": {o.From}, "to": {o.To}, "probe": {strconv.FormatBool(o.Probe)}}
+	if o.Protocol != "" {
+		v.Set("protocol", o.Protocol)
+	}
+	for name, n := range map[string]int{"port": int(o.Port), "family": o.Family} {
+		if n != 0 {
+			v.Set(name, strconv.Itoa(n))
+		}
+	}
+	var x api.Explanation
+	err := c.call(ctx, get("/v1/explain", v), &x)
+	return x, err
+}
+
 // Rules lists the rules of a container's or an endpoint's ports, as the switch evaluates them.
 func (c *Client) Rules(ctx context.Context, ref string) ([]api.EndpointRules, error) {
 	var l []api.EndpointRules

@@ -216,6 +216,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Drops:     drops(p.sw),
 		Meter:     p.meter,
 		Flows:     flows(p.sw),
+		Explain:   explain(p.dev, p.sw, p.filter),
 		Capture:   capturer(p.dev),
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},

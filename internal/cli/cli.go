@@ -148,6 +148,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newExposedCmd(a)),
 		grouped(groupNetworks, newTopologyCmd(a)),
 		grouped(groupNetworks, newDropsCmd(a)),
+		grouped(groupNetworks, newExplainCmd(a)),
 		grouped(groupNetworks, newFlowsCmd(a)),
 		grouped(groupNetworks, newRulesCmd(a)),
 		grouped(groupNetworks, newACLCmd(a)),

@@ -38,6 +38,7 @@ type daemon struct {
 	Drops      []api.DropLine
 	Flows      []api.FlowLine
 	Rules      []api.EndpointRules
+	Explained  api.Explanation
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -108,6 +109,15 @@ func (d *daemon) routes() http.Handler {
 	mux.HandleFunc("GET /v1/events", d.events)
 	mux.HandleFunc("GET /v1/drops", d.readDrops)
 	mux.HandleFunc("GET /v1/flows", d.readFlows)
+	get("/v1/explain", func(r *http.Request) (any, error) {
+		d.note(r, nil)
+		x := d.Explained
+		x.Reachable = r.URL.Query().Get("to") == "db"
+		if r.URL.Query().Get("to") == "faulty" {
+			x.Paths[0].Disagreements = []string{"the loaded program drops it"}
+		}
+		return x, nil
+	})
 	get("/v1/rules/{ref}", func(*http.Request) (any, error) { return d.Rules, nil })
 	mux.HandleFunc("GET /v1/capture", d.sendCapture)
 	mux.HandleFunc("GET /v1/containers/{ref}/logs", d.readLogs)

@@ -74,6 +74,7 @@ func TestListings(t *testing.T) {
 		"exposed", "images", "image ls -o name", "port web", "port db",
 		"drops", "drops -f", "drops -o name", "drops -o json -n 3 web", "drops -f -o json",
 		"flows", "flows -f", "flows -o name", "flows -o json -n 3 web", "flows -f -o json", "rules web", "rules web -o name", "rules web -o json",
+		"explain web db", "explain web client", "explain web faulty", "explain web db -o json", "explain web db -o name",
 		"acl ls web", "acl ls web --network back", "acl ls db", "acl ls db -o name", "acl ls nobody",
 		"doctor", "info", "inspect web -o table", "inspect nat -o table", "inspect CCCC0002 -o name", "inspect tools -o table",
 		"inspect AAAA0005-0000-4000-8000-000000000005", "network inspect back", "endpoint inspect web", "inspect nothing",
@@ -123,7 +124,8 @@ func TestChanges(t *testing.T) {
 		"image tag tools t", "image rm tools", "image prune", "push tools", "pull --plain-http registry.example/web:1",
 		"events --kind drift --after 3", "drops -f -n 5 web db --reason martian,policy", "flows -f -n 5 web 192.0.2.1 --proto tcp --port 80 --recent --sort age",
 		"acl add client --action allow --proto tcp,UDP --ports 53,80-90 --remote 10.0.0.0/8,fd00::/8 --priority 7",
-		"acl add web --network back --direction out --action block --id lab --ports 443 --source-ports 1 --proto 6 --local 10.8.0.5", "acl add web", "acl add web --action deny",
+		"acl add web --network back --direction out --action block --id lab --ports 443 --source-ports 1 --proto 6 --local 10.8.0.5", "explain web db udp/53 --probe -4", "explain web db -6", "explain web db -4 -6", "explain web", "explain web db tcp/0", "explain web db tcp/80 x",
+		"acl add web", "acl add web --action deny",
 		"acl add web --action allow --direction up", "acl add db --network nat --action block", "acl add db --action block", "acl add db --network no --action block",
 		"acl add spare --action allow", "acl add web --action block", "acl add db --action block --id ssh", "acl rm db ssh", "acl rm db nonsense", "acl rm web",
 		"image import testdata/host.json base:1 --cmd sh --env A=1",
@@ -186,6 +188,13 @@ func TestNoEscapes(t *testing.T) {
 		r := &d.Rules[i]
 		r.Name, r.Network, r.Rules[0].ID, r.Rules[0].Text, r.Rules[0].Action = evil, evil, evil, evil, evil
 	}
+	for i := range d.Explained.Paths {
+		x := &d.Explained.Paths[i]
+		x.Summary, x.Source, x.Next = evil, evil, evil
+		x.Steps = []api.ExplainStep{{Layer: evil, At: evil, Text: evil, Rule: &api.Rule{DropRule: api.DropRule{ID: evil}}}}
+		x.Probe = &api.ExplainProbe{Text: evil}
+		x.Doubts = []string{evil}
+	}
 	for i := range d.Doctor {
 		d.Doctor[i].Detail, d.Doctor[i].Next = evil, evil
 	}
@@ -194,7 +203,7 @@ func TestNoEscapes(t *testing.T) {
 	}
 	for _, line := range []string{
 		"ps -a", "network ls", "endpoint ls", "namespace ls", "images", "doctor", "address ls", "exposed", "topology", "events",
-		"drops", "drops -f", "drops -o json", "flows", "flows -f", "flows -o json", "rules x", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
+		"drops", "drops -f", "drops -o json", "flows", "flows -f", "flows -o json", "rules x", "explain a b", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
 	} {
 		out, errs, _ := call(t, d.socket, strings.Fields(line)...)
 		if i := strings.IndexFunc(out+errs, func(r rune) bool { return r != '\n' && unsafeRune(r) }); i >= 0 || out+errs == "" {

@@ -125,6 +125,8 @@ type Options struct {
 	Drops Drops
 	// Flows is empty where there is no data plane.
 	Flows Flows
+	// Explain is what an explanation asks of the kernel; empty where there is no data plane.
+	Explain Explain
 	// Capture runs a capture; nil where there is no data plane.
 	Capture func(ctx context.Context, r CaptureRequest, out CaptureOutput) error
 	Ports   Reserver

@@ -239,8 +239,8 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 					found["ports"]++
 				}
 			}
-			if len(plantest.Frame(k)) < 54 {
-				t.Fatalf("a frame of %d bytes", len(plantest.Frame(k)))
+			if len(k.Frame()) < 54 {
+				t.Fatalf("a frame of %d bytes", len(k.Frame()))
 			}
 		}
 		return found

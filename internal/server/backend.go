@@ -100,6 +100,7 @@ type reports interface {
 	Capture(ctx context.Context, o api.CaptureOptions, out engine.CaptureOutput) error
 	// FlowLines does as DropLines does.
 	FlowLines(ctx context.Context, o api.FlowOptions, each func(api.FlowLine) error) error
+	Explain(ctx context.Context, o api.ExplainOptions) (api.Explanation, error)
 	// Rules takes a container or an endpoint by name or ID.
 	Rules(ref string) ([]api.EndpointRules, error)
 	// DropLines ends with ctx's error when it follows and ctx ends.

@@ -616,6 +616,14 @@ func (f *fake) FlowLines(ctx context.Context, o api.FlowOptions, each func(api.F
 	return each(api.FlowLine{NotShown: 7})
 }
 
+func (f *fake) Explain(_ context.Context, o api.ExplainOptions) (api.Explanation, error) {
+	f.note("explain %+v", o)
+	if o.To == "none" {
+		return api.Explanation{}, api.Errorf(api.KindNotFound, "nothing is called none")
+	}
+	return api.Explanation{From: o.From, To: o.To, Reachable: true}, nil
+}
+
 func (f *fake) Rules(ref string) ([]api.EndpointRules, error) {
 	if ref == "none" {
 		return nil, api.Errorf(api.KindNotFound, "nothing is called none")

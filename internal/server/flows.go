@@ -11,6 +11,7 @@ import (
 
 // flowRoutes are about connections and what lets them pass.
 func (s *Server) flowRoutes() {
+	s.explainRoute()
 	s.handle(route{
 		method: http.MethodGet, path: "/v1/flows", id: "flows", tag: "reports", summary: "Read which connections there are",
 		description: "Flows of the switches as lines of JSON. A line with notShown counts flows that no line tells of.",
@@ -38,6 +39,43 @@ func (s *Server) flowRoutes() {
 			return err
 		},
 	})
+}
+
+// explainRoute is about what becomes of a packet.
+func (s *Server) explainRoute() {
+	s.handle(route{
+		method: http.MethodGet, path: "/v1/explain", id: "explain", tag: "reports", summary: "Explain what becomes of a packet, layer after layer",
+		description: "The first packet of a flow is followed from end to end through the plan, in each family; the loaded program is asked " +
+			"about the same packet, and a difference is told. With probe a real packet is sent too.",
+		query: []*huma.Param{
+			param("from", huma.TypeString, "Name or ID of a container or endpoint, an address, host or outside"),
+			param("to", huma.TypeString, "Likewise"),
+			param("protocol", huma.TypeString, "tcp, udp, icmp (an echo, when absent), sctp or a number"),
+			param("port", huma.TypeInteger, "Destination port of TCP and UDP"),
+			param("family", huma.TypeInteger, "4 or 6; absent: both"),
+			param("probe", huma.TypeBoolean, "Send a real packet"),
+		},
+		answer: reflect.TypeFor[api.Explanation](), handle: s.explain,
+	})
+}
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) error {
+	q := readQuery(r)
+	o := api.ExplainOptions{
+		From: q.text("from"), To: q.text("to"), Protocol: q.text("protocol"), Family: q.number("family", 0), Probe: q.flag("probe", false),
+	}
+	port := q.number("port", 0)
+	if o.Port = uint16(port); int(o.Port) != port {
+		q.wrong("port", "write a number up to 65535")
+	}
+	if q.err != nil {
+		return q.err
+	}
+	x, err := s.backend.Explain(r.Context(), o)
+	if err == nil {
+		s.write(w, http.StatusOK, x)
+	}
+	return err
 }
 
 func (s *Server) readFlows(w http.ResponseWriter, r *http.Request) error {

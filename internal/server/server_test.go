@@ -453,6 +453,16 @@ func TestFlows(t *testing.T) {
 	if err := r.Flows(ctx, api.FlowOptions{Follow: true}, func(api.FlowLine) error { return enough }); !errors.Is(err, enough) {
 		t.Errorf("a reader that ends it: %v", err)
 	}
+	r.fake.took()
+	if x, err := r.Explain(ctx, api.ExplainOptions{From: "a", To: "b", Protocol: "tcp", Port: 80, Family: 4, Probe: true}); err != nil || !x.Reachable || x.To != "b" {
+		t.Errorf("explain: %v, %v", x, err)
+	}
+	if d := cmp.Diff([]string{"explain {From:a To:b Protocol:tcp Port:80 Family:4 Probe:true}"}, r.fake.took()); d != "" {
+		t.Error(d)
+	}
+	if _, err := r.Explain(ctx, api.ExplainOptions{To: "none"}); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("explain the way to nothing: %v", err)
+	}
 	if l, err := r.Rules(ctx, "a b/c"); err != nil || len(l) != 1 || l[0].Name != "a b/c" {
 		t.Errorf("rules: %v, %v", l, err)
 	}

@@ -42,7 +42,7 @@ func compare(t *rapid.T, l *lab, pkt plan.Packet) {
 	if want.Verdict == plan.NotTraced {
 		return
 	}
-	got := l.run(pkt.From, plantest.Frame(pkt))
+	got := l.run(pkt.From, pkt.Frame())
 	outcome := map[plan.Verdict]Outcome{
 		plan.Delivered: Delivered, plan.ToHost: Delivered, plan.Flooded: Replicated, plan.Dropped: Dropped,
 	}[want.Verdict]

@@ -1,0 +1,66 @@
+package api
+
+// ExplainOptions ask what becomes of a packet.
+type ExplainOptions struct {
+	// From and To are names or IDs of containers or endpoints, addresses, "host" or "outside".
+	From, To string
+	Protocol string // "tcp", "udp", "icmp" (when empty), "sctp" or a number
+	Port     uint16 // destination port of TCP and UDP
+	Family   int    // 4 or 6; 0 is both
+	// Probe sends a real packet.
+	Probe bool
+}
+
+// Explanation is what becomes of the first packet of a flow, in each family.
+type Explanation struct {
+	From     string `json:"from"`
+	To       string `json:"to"`
+	Protocol string `json:"protocol"`
+	Port     uint16 `json:"port,omitempty"`
+	// Reachable: in every family that is explained.
+	Reachable bool          `json:"reachable"`
+	Paths     []ExplainPath `json:"paths"`
+}
+
+// ExplainPath is the way in one family.
+type ExplainPath struct {
+	Family      int    `json:"family"`
+	Source      string `json:"source,omitempty"`
+	Destination string `json:"destination,omitempty"`
+	Reachable   bool   `json:"reachable"`
+	// Summary is the verdict in a sentence.
+	Summary string        `json:"summary"`
+	Steps   []ExplainStep `json:"steps"`
+	// Reason of a drop by the switch, a word.
+	Reason string `json:"reason,omitempty"`
+	// Rule that decided a drop; absent: a default, or no rule of ours.
+	Rule *Rule `json:"rule,omitempty"`
+	// Doubts are what may stop the packet all the same: firewalls whose rules are not looked into.
+	Doubts []string `json:"doubts,omitempty"`
+	// Next is a command that changes or shows what stopped it.
+	Next string `json:"next,omitempty"`
+	// Confirmed says how many parts of the way the loaded program was asked about, and agreed.
+	Confirmed int `json:"confirmed"`
+	// Disagreements are faults of ours: the loaded program does something else.
+	Disagreements []string      `json:"disagreements,omitempty"`
+	Probe         *ExplainProbe `json:"probe,omitempty"`
+}
+
+// ExplainStep is one layer's part.
+type ExplainStep struct {
+	// Layer is "name", "route", "source guard", "rules out", "isolation", "switching", "rules in", "host", "firewall", "nat" or "mtu".
+	Layer string `json:"layer"`
+	At    string `json:"at,omitempty"` // name of the endpoint whose layer it is
+	Pass  bool   `json:"pass"`
+	Text  string `json:"text"`
+	Rule  *Rule  `json:"rule,omitempty"`
+}
+
+// ExplainProbe is what a real packet met.
+type ExplainProbe struct {
+	Sent    bool `json:"sent"`
+	Arrived bool `json:"arrived"`
+	// Agrees with the explanation.
+	Agrees bool   `json:"agrees"`
+	Text   string `json:"text"`
+}
