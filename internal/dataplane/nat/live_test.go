@@ -3,6 +3,7 @@ package nat
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -137,6 +138,47 @@ func TestTraffic(t *testing.T) {
 }
 
 // hostPort is an address as a server prints it before the port.
+// TestLinkLocalIsRefused: a published port does not hang at the host's link-local addresses, from another host, from a
+// container, from the host itself.
+func TestLinkLocalIsRefused(t *testing.T) {
+	tp := newTopology(t)
+	f := families[1]
+	tp.serve(tp.web, f.web)
+	for _, proto := range []uint8{6, 17} {
+		tp.plan.Ports["web"].Forwards = append(tp.plan.Ports["web"].Forwards,
+			forward(proto, "lan", 8081, f.web, 80), forward(proto, "all", 8082, f.web, 80))
+	}
+	tp.sync()
+	script := `ip -6 -o addr show scope link | awk '{ sub("/.*", "", $4); sub(":", "", $1); print $2, $1, $4 }'`
+	// The zone is an index: its name is looked up where the test lives.
+	local := func(h *testhost.Host) (zone, address string) {
+		t.Helper()
+		for line := range strings.Lines(h.Run(t, "sh", "-c", script)) {
+			if f := strings.Fields(line); len(f) == 3 && f[0] == "eth0" {
+				return f[1], f[2]
+			}
+		}
+		t.Fatalf("%s has no link-local address on eth0", h.Name())
+		return "", ""
+	}
+	own, ownAddress := local(tp.host)
+	lanDevice, _ := local(tp.lan)
+	for from, to := range map[*testhost.Host]string{tp.lan: ownAddress + "%" + lanDevice, tp.host: ownAddress + "%" + own} {
+		for _, port := range []string{"8081", "8082"} {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			c, err := from.DialContext(ctx, "tcp", net.JoinHostPort(to, port))
+			if c != nil {
+				c.Close()
+			}
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s to %s port %s: %v, want a refusal", from.Name(), to, port, err)
+			}
+			cancel()
+		}
+	}
+	answered(t, tp.lan, f.host, 8081, "web sees "+hostPort(f.lan)) // its other addresses serve
+}
+
 func hostPort(a netip.Addr) string {
 	s := netip.AddrPortFrom(a, 1).String()
 	return strings.TrimSuffix(s, "1")

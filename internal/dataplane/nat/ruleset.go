@@ -159,6 +159,13 @@ func translationChains() []chainSpec {
 	}
 }
 
+// linkLocal begins a rule that refuses what is published at link-local addresses. The answer is an ICMP error for TCP too: the
+// kernel sends that on the link where the client is, and a reset to a link-local address on any link. Only the host's own
+// processes get the reset: to them the ICMP error does not come back.
+func linkLocal(ports string) string {
+	return "ip6 daddr fe80::/10 meta l4proto . th dport @" + ports + " reject with "
+}
+
 func filterChains() []chainSpec {
 	return []chainSpec{
 		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours. Who sees a container's own address may answer it: to_network lets nothing but answers pass.", rules: []string{
@@ -179,6 +186,12 @@ func filterChains() []chainSpec {
 			"ip saddr 127.0.0.0/8" + drop(DropLoopback),
 			"ip6 daddr ::1" + drop(DropLoopback),
 			"ip6 saddr ::1" + drop(DropLoopback),
+		}},
+		{name: "link_local", kind: "filter", hook: "input", priority: "0", doc: "A published port at the host's IPv6 link-local addresses, which is not translated: refused, where the socket that holds the port would let a client wait.", rules: []string{
+			`iifname "lo" meta l4proto tcp ` + linkLocal(mapAll6) + "tcp reset",
+			`iifname "lo" meta l4proto tcp ` + linkLocal(mapLAN6) + "tcp reset",
+			linkLocal(mapAll6) + "icmpv6 type port-unreachable",
+			linkLocal(mapLAN6) + "icmpv6 type port-unreachable",
 		}},
 		{name: "mss", kind: "filter", hook: "forward", priority: "-150", doc: "Clamps the segment size of TCP connections across a network's border to the path's MTU, both ways.", rules: []string{
 			`oifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
