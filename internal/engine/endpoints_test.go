@@ -224,6 +224,17 @@ func TestPortConflicts(t *testing.T) {
 	}
 }
 
+// TestPortOnNoAddress: another port would not help, and the code says so.
+func TestPortOnNoAddress(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		for _, m := range []string{`"Protocol":6,"InternalPort":80,"ExternalPort":8080`, `"Protocol":6,"InternalPort":80`} {
+			_, err := e.endpoint(epDoc(n.ID, publish(mapping(m+`,"VIP":"203.0.113.9"`))))
+			e.wantCode(err, hcn.ErrAddrInvalidOrReserved)
+		}
+	})
+}
+
 func TestPortHeldByTheHost(t *testing.T) {
 	run(t, func(e *env) {
 		n := must(e.network(netDoc("a", "NAT", 7)))(e)

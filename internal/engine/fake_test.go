@@ -32,7 +32,7 @@ type world struct {
 	ctrs   map[string]*fakeContainer
 	disk   map[string]bool // writable layers, by container
 	held   map[hostPort]string
-	served map[hostPort]bool // held, and translated
+	served map[hostPort]bool   // held, and translated
 	host   map[hostPort]string // ports of the host's own processes
 	// fail makes a write of an applier fail; a nil object asks about the whole call.
 	fail func(applier int, k *object) error
@@ -292,6 +292,9 @@ func (k hostPort) meets(o hostPort) bool {
 		(k.bind == o.bind || k.bind.IsUnspecified() || o.bind.IsUnspecified())
 }
 
+// noHostAddress is one that the fake host does not have.
+var noHostAddress = netip.MustParseAddr("203.0.113.9")
+
 func (r reserver) Reserve(f plan.Forward, owner string) error {
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
@@ -303,6 +306,9 @@ func (r reserver) reserve(f plan.Forward, owner string) error {
 		return errKilled
 	}
 	k := hostPortOf(f)
+	if f.Bind == noHostAddress {
+		return fmt.Errorf("reserve it: %w", plan.ErrNoHostAddress)
+	}
 	for o, who := range r.w.held {
 		if k.meets(o) && who != owner {
 			return fmt.Errorf("port %d is published by %s", k.port, who)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 
@@ -56,6 +57,9 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 			continue
 		}
 		if err := t.e.opt.Ports.Reserve(f, owner); err != nil {
+			if errors.Is(err, plan.ErrNoHostAddress) {
+				return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: publish on an address that the host has, or on all", err)
+			}
 			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%w: choose another port, or free it", err)
 		}
 		t.undo = append(t.undo, func() { t.e.opt.Ports.Release(f, owner) })
@@ -102,7 +106,11 @@ func (t *txn) pickPorts(row *plan.Endpoint, owner string) error {
 		}
 		port, err := t.e.opt.Ports.HostPick(owner, fs...)
 		if err != nil {
-			return hcn.Errorf(hcn.ErrPortAlreadyExists, "pick a host port for %d/%s: %w", k.port, k.proto, err)
+			code := hcn.ErrPortAlreadyExists
+			if errors.Is(err, plan.ErrNoHostAddress) {
+				code = hcn.ErrAddrInvalidOrReserved
+			}
+			return hcn.Errorf(code, "pick a host port for %d/%s: %w", k.port, k.proto, err)
 		}
 		for _, f := range fs {
 			f.Port = port

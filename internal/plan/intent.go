@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -96,3 +97,6 @@ type Facts struct {
 	Routes    []netip.Prefix
 	Resolvers []netip.Addr
 }
+
+// ErrNoHostAddress says that a port cannot be published on an address: it is none of the host's.
+var ErrNoHostAddress = errors.New("no address of the host to publish on")

@@ -96,14 +96,14 @@ func (r *Reservations) reserve(f plan.Forward, owner string) error {
 		return &PortConflict{Proto: k.proto, Addr: k.bind, Port: k.port, Owner: h.owner}
 	}
 	if k.bind.IsLinkLocalUnicast() && k.bind.Is6() {
-		return fmt.Errorf("reserve %s: a link-local address cannot be published: its clients' addresses cannot be forwarded", Describe(f))
+		return fmt.Errorf("reserve %s: %w: a link-local one cannot be published, since its clients' addresses cannot be forwarded", Describe(f), plan.ErrNoHostAddress)
 	}
 	fd, err := r.openOver(k, owner)
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return r.conflict(k)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return fmt.Errorf("reserve %s: the host has no address %s: %w", Describe(f), k.bind, err)
+		return fmt.Errorf("reserve %s: %w: the host does not have %s", Describe(f), plan.ErrNoHostAddress, k.bind)
 	case err != nil:
 		return fmt.Errorf("reserve %s: %w", Describe(f), err)
 	}
