@@ -53,5 +53,8 @@ func IsV1(data []byte) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return probe.SchemaVersion == nil || probe.SchemaVersion.Major < 2, nil
+	if v := probe.SchemaVersion; v != nil {
+		return v.Major < 2, v.check()
+	}
+	return true, nil
 }

@@ -197,6 +197,10 @@ func setting[T validator]() settingsType {
 		decode: func(b json.RawMessage) (any, error) {
 			var v T
 			err := json.Unmarshal(b, &v)
+			if whole, ok := wholeNumbers(b); ok && err != nil {
+				v = *new(T)
+				err = json.Unmarshal(whole, &v)
+			}
 			return v, err
 		},
 		validate: func(v any, path string) error { return v.(T).validate(path) },

@@ -3,8 +3,11 @@ package hcn
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // This file is the algebra of policy lists: what Add, Remove, Update, Refresh and Reset make of a list. The functions are
@@ -195,4 +198,44 @@ func jsonValue(raw json.RawMessage) (any, error) {
 	var v any
 	err := d.Decode(&v)
 	return v, err
+}
+
+// wholeNumbers writes numbers such as 80.0 and 8e1 as 80: to JSON they are the same, to an integer of Go they are not. ok is
+// false when there was none.
+func wholeNumbers(raw json.RawMessage) (out json.RawMessage, ok bool) {
+	v, err := jsonValue(raw)
+	if err != nil {
+		return nil, false
+	}
+	v, ok = whole(v)
+	if !ok {
+		return nil, false
+	}
+	out, err = json.Marshal(v)
+	return out, err == nil
+}
+
+func whole(v any) (_ any, changed bool) {
+	switch v := v.(type) {
+	case json.Number:
+		f, err := v.Float64()
+		const exact = 1 << 53 // up to here a float64 holds every integer
+		if err != nil || f != math.Trunc(f) || math.Abs(f) > exact || !strings.ContainsAny(v.String(), ".eE") {
+			return v, false
+		}
+		return json.Number(strconv.FormatInt(int64(f), 10)), true
+	case map[string]any:
+		for name, member := range v {
+			w, c := whole(member)
+			v[name], changed = w, changed || c
+		}
+		return v, changed
+	case []any:
+		for i, e := range v {
+			w, c := whole(e)
+			v[i], changed = w, changed || c
+		}
+		return v, changed
+	}
+	return v, false
 }

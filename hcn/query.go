@@ -58,7 +58,7 @@ func ParseQuery(s string) (HostComputeQuery, error) {
 		e := AsError(err)
 		return HostComputeQuery{}, Errorf(e.Code, "query: %s", e.Detail)
 	}
-	return *q, nil
+	return *q, q.SchemaVersion.check()
 }
 
 // WantsV1 reports whether the answer is to have the v1 shape.

@@ -61,7 +61,10 @@ func parseWordJSON[T ~string](dst *T, n names, what string, b []byte) error {
 	}
 	v, ok := n.parse(s)
 	if err != nil || !ok {
-		return Errorf(ErrInvalidPolicy, "%s %s is not known: use one of %s", what, quote(string(b)), strings.Join(n, ", "))
+		if err != nil {
+			s = string(b) // neither a text nor a number
+		}
+		return Errorf(ErrInvalidPolicy, "%s %s is not known: use one of %s", what, quote(s), strings.Join(n, ", "))
 	}
 	*dst = T(n[v])
 	return nil

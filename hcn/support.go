@@ -47,8 +47,8 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	Aliases:             {NAT, Internal, Private},
 }
 
-// supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension and LayerConstraint are kept for the
-// clients that set them: there are no filtering extensions, and each of these networks has a switch of its own.
+// supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension is kept for the clients that set it:
+// there are no filtering extensions. LayerConstraint gets an answer of its own, see checkSupport.
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	AutomaticDNS:     {NAT}, // enabled only, see checkSupport: a closed network asks nobody outside
 	SourceMacAddress: {NAT, Internal},
@@ -100,6 +100,10 @@ func (n *HostComputeNetwork) checkSupport() error {
 		settings, err := p.Decode()
 		if err != nil {
 			return err
+		}
+		if s, ok := settings.(LayerConstraintPolicySetting); ok {
+			return invalid(ErrLayerNotFound, policyPath(i)+".Settings.LayerId", "no switch has the ID %s that a network could share: "+
+				"each network of this version has a switch of its own, leave the policy out", s.LayerId)
 		}
 		if s, ok := settings.(AutomaticDNSPolicySetting); ok && !s.Enable {
 			return unsupported(policyPath(i), "policy AutomaticDNS with Enable false, beside naming servers in Dns.ServerList,")

@@ -11,6 +11,14 @@ type Version struct {
 // SchemaVersion is the version of a document's shape.
 type SchemaVersion = Version
 
+// check refuses versions that nobody has defined: they may mean something else.
+func (v Version) check() error {
+	if v.Major > 2 {
+		return invalid(ErrRequestUnsupported, "SchemaVersion", "version %d.%d is not known: use Major 2", v.Major, v.Minor)
+	}
+	return nil
+}
+
 // V2 is the schema version that this package writes. A document without Major 2 is read as version 1 (HCN schema).
 func V2() SchemaVersion { return SchemaVersion{Major: 2} }
 
