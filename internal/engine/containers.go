@@ -31,6 +31,9 @@ type containerRow struct {
 	// Stopped says that a user stopped it: unless-stopped leaves it alone after
 	// a restart of the daemon or the host.
 	Stopped bool
+	// Stopping is what a stop that is under way was asked for: it goes on after a
+	// restart of the daemon as it began.
+	Stopping *stopping
 	// Removing says that it is on its way out, whatever cuts the way short.
 	Removing bool
 	// Endpoints it brought along and takes with it, in order of attachment.
@@ -305,6 +308,11 @@ func (t *txn) newContainer(id string, spec api.ContainerSpec, img api.Image) (*c
 			ep, err := t.containerEndpoint(row, a, i == 0)
 			if err != nil {
 				return nil, err
+			}
+			if twice := slices.ContainsFunc(row.Endpoints, func(id hcn.GUID) bool {
+				return t.st.endpoints[id].Doc.HostComputeNetwork == ep.Doc.HostComputeNetwork
+			}); twice {
+				return nil, api.Errorf(api.KindInvalid, "networks[%d]: network %s is named twice", i, a.Network).Hint("a container has one endpoint on a network: name it once")
 			}
 			row.Endpoints = append(row.Endpoints, ep.Doc.ID)
 		}

@@ -317,6 +317,39 @@ func TestStop(t *testing.T) {
 			e.wantStatus(id, api.StatusExited, 137)
 		})
 	})
+	t.Run("the daemon is killed meanwhile", func(t *testing.T) {
+		for wait, rest := range map[int]time.Duration{30: 25 * time.Second, 6: time.Second, 2: 0} {
+			run(t, func(e *env) {
+				id := e.started("c", []string{"stubborn"})
+				go func() { _ = e.e.StopContainer(bg, id, seconds(wait)) }()
+				synctest.Wait()
+				e.stored()
+				time.Sleep(time.Second)
+				e.kill()
+				time.Sleep(4 * time.Second)
+				e.start()
+				if rest > 0 {
+					time.Sleep(rest - 500*time.Millisecond)
+					e.wantStatus(id, api.StatusStopping, 0) // not killed early
+				}
+				time.Sleep(time.Second)
+				e.wantStatus(id, api.StatusExited, 137)
+			})
+		}
+		run(t, func(e *env) {
+			id := e.started("c", []string{"stubborn"})
+			ctx, cancel := context.WithCancel(bg)
+			go func() { _ = e.e.StopContainer(ctx, id, seconds(-1)) }()
+			synctest.Wait()
+			e.stored()
+			cancel()
+			e.kill()
+			e.start()
+			time.Sleep(time.Hour)
+			e.wantStatus(id, api.StatusStopping, 0) // for ever is for ever
+			e.ok(e.e.KillContainer(bg, id, ""))
+		})
+	})
 	t.Run("no such signal", func(t *testing.T) {
 		run(t, func(e *env) {
 			id := e.started("c", []string{"run"}, restart("always", 0))
@@ -682,5 +715,18 @@ func TestVolumes(t *testing.T) {
 		e.wantKind(e.e.RemoveVolume(bg, "none"), api.KindNotFound)
 		e.ok(e.e.RemoveContainer(bg, "db", false))
 		e.ok(e.e.RemoveVolume(bg, "data"))
+	})
+}
+
+// TestNetworkNamedTwice: connect refuses a second endpoint on a network, and so does run.
+func TestNetworkNamedTwice(t *testing.T) {
+	run(t, func(e *env) {
+		_, err := e.create("c", []string{"run"}, func(s *api.ContainerSpec) {
+			s.Networks = []api.NetworkAttachment{{Network: DefaultNetworkName}, {Network: DefaultNetworkName}}
+		})
+		e.wantKind(err, api.KindInvalid)
+		if !strings.Contains(err.Error(), "named twice") {
+			e.t.Error(err)
+		}
 	})
 }

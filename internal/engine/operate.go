@@ -78,6 +78,34 @@ func (e *Engine) StopContainer(ctx context.Context, ref string, r api.StopReques
 	return nil
 }
 
+// stopping is a stop that is under way.
+type stopping struct {
+	Signal string
+	// Until is when the process is killed; nil: never.
+	Until *time.Time
+}
+
+func newStopping(signal string, timeout time.Duration) *stopping {
+	s := &stopping{Signal: signal}
+	if timeout >= 0 {
+		until := time.Now().UTC().Add(timeout)
+		s.Until = &until
+	}
+	return s
+}
+
+// rest is the request that goes on with it.
+func (s *stopping) rest(now time.Time) api.StopRequest {
+	if s == nil {
+		return api.StopRequest{} // of a version that did not keep it
+	}
+	seconds := -1
+	if s.Until != nil {
+		seconds = int(max(0, (s.Until.Sub(now)+time.Second-1)/time.Second))
+	}
+	return api.StopRequest{Signal: s.Signal, Timeout: &seconds}
+}
+
 // beginStop sends the stop signal. It returns nil when there is nothing to wait
 // for.
 func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (*containerRow, error) {
@@ -93,8 +121,9 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		case api.StatusRestarting:
 			t.leaveCompartment(c)
 			c.Doc.State.Status = api.StatusExited
-		case api.StatusRunning:
+		case api.StatusRunning, api.StatusStopping:
 			c.Doc.State.Status = api.StatusStopping
+			c.Stopping = newStopping(e.stopWith(c, r))
 		}
 		return nil
 	})
@@ -110,7 +139,7 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 	signal, _ := e.stopWith(row, r)
 	if err := e.opt.Sandbox.Kill(ctx, row.Doc.ID, signal); err != nil && !e.gone(ctx, row.Doc.ID) {
 		_, _, cerr := e.ctrs.change(row.Doc.ID, func(_ *txn, c *containerRow) error {
-			c.Want, c.Stopped, c.Doc.State.Status = before.Want, before.Stopped, api.StatusRunning
+			c.Want, c.Stopped, c.Stopping, c.Doc.State.Status = before.Want, before.Stopped, nil, api.StatusRunning
 			return nil
 		})
 		return nil, api.Errorf(api.KindInvalid, "send %.40s to container %s: %w", signal, row.Doc.Name, errors.Join(err, cerr))

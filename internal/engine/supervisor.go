@@ -253,7 +253,7 @@ func (s *supervisor) adoptRunning(ctx context.Context, c *containerRow, st api.S
 		s.ended(ctx, c, st)
 	case c.Doc.State.Status == api.StatusStopping:
 		s.spawn(func() {
-			if err := s.e.StopContainer(ctx, c.Doc.ID, api.StopRequest{}); err != nil {
+			if err := s.e.StopContainer(ctx, c.Doc.ID, c.Stopping.rest(time.Now())); err != nil {
 				s.e.log.Warn("go on stopping a container", "container", c.Doc.ID, "error", err)
 			}
 		})
@@ -322,7 +322,7 @@ func (s *supervisor) ended(ctx context.Context, c *containerRow, st api.SandboxS
 	row, rev, err := s.change(id, func(t *txn, c *containerRow) error {
 		ran = noteEnd(c, st)
 		restart = c.Doc.State.Status != api.StatusStopping && !c.Stopped && restartWanted(c)
-		c.Want = restart
+		c.Want, c.Stopping = restart, nil
 		c.Doc.State.Status = api.StatusExited
 		t.leaveCompartment(c)
 		return nil

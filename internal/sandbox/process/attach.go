@@ -45,11 +45,11 @@ func (r *Runtime) Connect(ctx context.Context, id string) (*Attachment, error) {
 	}
 	in, running := r.pipedInput(id)
 	if !running {
-		return nil, fmt.Errorf("attach to container %s: %w", id, ErrNotRunning)
+		return nil, fmt.Errorf("attach to container %.12s: %w", id, ErrNotRunning)
 	}
 	conn, err := dialAttach(ctx, r.bundle(id))
 	if err != nil {
-		return nil, fmt.Errorf("attach to container %s: %w", id, err)
+		return nil, fmt.Errorf("attach to container %.12s: %w", id, err)
 	}
 	return &Attachment{r: r, id: id, conn: conn, in: in}, nil
 }
@@ -69,7 +69,7 @@ func (r *Runtime) pipedInput(id string) (in, running bool) {
 func (a *Attachment) Run(ctx context.Context, s api.Streams) error {
 	err := a.run(ctx, s)
 	if err != nil {
-		return fmt.Errorf("attach to container %s: %w", a.id, err)
+		return fmt.Errorf("attach to container %.12s: %w", a.id, err)
 	}
 	return nil
 }
@@ -113,7 +113,7 @@ func (r *Runtime) Attach(ctx context.Context, id string, s api.Streams) error {
 	if in, running := r.pipedInput(id); in && running && s.Stdin == nil {
 		// Without a connection of our own there is none whose end is noticed.
 		if err := r.watchLog(ctx, id, s); err != nil {
-			return fmt.Errorf("attach to container %s: %w", id, err)
+			return fmt.Errorf("attach to container %.12s: %w", id, err)
 		}
 		return nil
 	}
@@ -130,7 +130,7 @@ func (r *Runtime) Resize(_ context.Context, id string, size api.WindowSize) erro
 		return fmt.Errorf("resize terminal: %w", err)
 	}
 	if err := resize(r.bundle(id), size); err != nil {
-		return fmt.Errorf("resize terminal of container %s: %w", id, err)
+		return fmt.Errorf("resize terminal of container %.12s: %w", id, err)
 	}
 	return nil
 }

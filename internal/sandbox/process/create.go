@@ -265,18 +265,18 @@ func (r *Runtime) Kill(ctx context.Context, id, signal string) error {
 	}
 	sig, err := parseSignal(signal)
 	if err != nil {
-		return fmt.Errorf("signal container %s: %w", id, err)
+		return fmt.Errorf("signal container %.12s: %w", id, err)
 	}
 	p, ok := r.initOf(id)
 	if !ok {
 		if !exists(r.bundle(id)) {
-			return fmt.Errorf("signal container %s: %w", id, ErrNotFound)
+			return fmt.Errorf("signal container %.12s: %w", id, ErrNotFound)
 		}
-		return fmt.Errorf("signal container %s: %w", id, ErrNotRunning)
+		return fmt.Errorf("signal container %.12s: %w", id, ErrNotRunning)
 	}
 	defer p.close()
 	if err := p.signal(sig); err != nil {
-		return fmt.Errorf("signal container %s: %w", id, err)
+		return fmt.Errorf("signal container %.12s: %w", id, err)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 	}
 	defer r.lock(id)()
 	if err := r.clear(ctx, id); err != nil {
-		return fmt.Errorf("delete container %s: %w", id, err)
+		return fmt.Errorf("delete container %.12s: %w", id, err)
 	}
 	r.tidyParent()
 	return nil
@@ -42,7 +42,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	}
 	defer r.lock(id)()
 	if err := os.RemoveAll(r.storage(id)); err != nil {
-		return fmt.Errorf("remove storage of container %s: %w", id, err)
+		return fmt.Errorf("remove storage of container %.12s: %w", id, err)
 	}
 	return nil
 }

@@ -79,10 +79,10 @@ func (r *Runtime) Logs(ctx context.Context, id string, o api.LogOptions, emit fu
 		return fmt.Errorf("read log of container: %w", err)
 	}
 	if !exists(r.storage(id)) {
-		return fmt.Errorf("read log of container %s: %w", id, ErrNotFound)
+		return fmt.Errorf("read log of container %.12s: %w", id, ErrNotFound)
 	}
 	if err := r.logs(ctx, id, o, emit); err != nil {
-		return fmt.Errorf("read log of container %s: %w", id, err)
+		return fmt.Errorf("read log of container %.12s: %w", id, err)
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func (r *Runtime) State(ctx context.Context, id string) (api.SandboxState, error
 		st, err = r.askRuntime(ctx, id, st)
 	}
 	if err != nil {
-		return api.SandboxState{}, fmt.Errorf("read state of container %s: %w", id, err)
+		return api.SandboxState{}, fmt.Errorf("read state of container %.12s: %w", id, err)
 	}
 	return st, nil
 }

@@ -18,11 +18,11 @@ import (
 // Stats reads a running container's use of resources. Networks are the caller's.
 func (r *Runtime) Stats(ctx context.Context, id string) (api.Stats, error) {
 	if err := r.running(ctx, id); err != nil {
-		return api.Stats{}, fmt.Errorf("read statistics of container %s: %w", id, err)
+		return api.Stats{}, fmt.Errorf("read statistics of container %.12s: %w", id, err)
 	}
 	s, err := r.cgroups.stats(r.group(id))
 	if err != nil {
-		return api.Stats{}, fmt.Errorf("read statistics of container %s: %w", id, err)
+		return api.Stats{}, fmt.Errorf("read statistics of container %.12s: %w", id, err)
 	}
 	s.ID, s.Time = id, time.Now().UTC()
 	return s, nil
@@ -31,11 +31,11 @@ func (r *Runtime) Stats(ctx context.Context, id string) (api.Stats, error) {
 // PIDs are the container's processes as the host numbers them.
 func (r *Runtime) PIDs(ctx context.Context, id string) ([]int, error) {
 	if err := r.running(ctx, id); err != nil {
-		return nil, fmt.Errorf("list processes of container %s: %w", id, err)
+		return nil, fmt.Errorf("list processes of container %.12s: %w", id, err)
 	}
 	pids, err := r.processes(id)
 	if err != nil {
-		return nil, fmt.Errorf("list processes of container %s: %w", id, err)
+		return nil, fmt.Errorf("list processes of container %.12s: %w", id, err)
 	}
 	return pids, nil
 }
