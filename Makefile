@@ -34,7 +34,7 @@ GOTESTSUM := $(GO) tool gotestsum --format pkgname-and-test-fails --hide-summary
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 18
+	@grep -hE '^[a-z0-9. -]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 18
 
 .PHONY: deps
 deps: ## install the Debian packages for building, running and testing (root)

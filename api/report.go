@@ -23,6 +23,11 @@ type Event struct {
 	HCN *hcn.Event `json:"-"`
 }
 
+// EventKinds are the kinds that there are.
+func EventKinds() []string {
+	return []string{"container", "network", "endpoint", "namespace", "image", "drift"}
+}
+
 // Address is one row of the address report: who has an address, and since when.
 type Address struct {
 	Address   string   `json:"address"`

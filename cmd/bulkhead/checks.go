@@ -39,7 +39,7 @@ func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) 
 			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: err.Error()})
 		}
 		for _, f := range foreign {
-			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: f, Next: "allow forwarding for interfaces named bhh* there, if containers cannot reach out"})
+			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: f, Next: foreignNext(f)})
 		}
 		if err == nil && len(foreign) == 0 {
 			out = append(out, api.Check{Name: "other firewalls", Status: "ok", Detail: "none forbids forwarding"})
@@ -73,6 +73,17 @@ func offloadCheck(sw *vswitch.Applier) api.Check {
 		c.Detail = fmt.Sprintf("%d packets carried out, %d in; %d directions of flows known", s.Stats.Out, s.Stats.In, s.Entries)
 	}
 	return c
+}
+
+// foreignNext is what to do about something of others.
+func foreignNext(what string) string {
+	switch {
+	case strings.HasPrefix(what, "br_netfilter"):
+		return "nothing for containers here, whose frames meet no bridge; if those bridges lose frames, set it to 0"
+	case strings.HasPrefix(what, "net.ipv4.conf.all.route_localnet"):
+		return "sysctl -w net.ipv4.conf.all.route_localnet=0, unless another tool needs it: published ports do not"
+	}
+	return "allow forwarding for interfaces named bhh* there, if containers cannot reach out"
 }
 
 func forwarding(sysctl, family string) api.Check {

@@ -46,7 +46,7 @@ The daemon must be stopped. Images stay with --keep-images.`,
 			// The state's lock tells whether a daemon runs in another network namespace.
 			db, err := store.Open(filepath.Join(c.stateDir, "state.db"))
 			if err != nil && !errors.Is(err, store.ErrNewer) && !errors.Is(err, store.ErrDamaged) {
-				return fmt.Errorf("%w: stop the daemon first", err)
+				return fmt.Errorf("%w: stop the daemon first: systemctl stop bulkhead, or end the process that runs `bulkhead daemon`", err)
 			}
 			ctx := cmd.Context()
 			var errs []error

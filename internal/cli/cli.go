@@ -122,6 +122,7 @@ virtual switch. This command talks to the daemon over its unix socket.`,
 	}
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
+	refuseUnknownShells(root)
 	describeDefaults(root)
 	return root
 }

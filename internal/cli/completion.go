@@ -19,6 +19,21 @@ type completer = func(cmd *cobra.Command, args []string, begun string) ([]string
 // waiting, with somebody's finger on the tab key.
 const completionTimeout = 2 * time.Second
 
+// refuseUnknownShells has completion fail for a shell that it does not know, where it would show its help and succeed.
+func refuseUnknownShells(root *cobra.Command) {
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "completion" {
+			continue
+		}
+		cmd.Args, cmd.RunE = cobra.ArbitraryArgs, func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return api.Errorf(api.KindInvalid, "there is no completion for the shell %q", args[0]).Hint("use bash, zsh, fish or powershell")
+		}
+	}
+}
+
 // complete gives a flag a fixed list of values.
 func complete(cmd *cobra.Command, flag string, values ...string) {
 	completeFlag(cmd, flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

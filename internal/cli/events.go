@@ -30,7 +30,7 @@ was repaired because somebody else had changed it (drift), until interrupted.`,
 	form := outputFlag(cmd, outputTable)
 	cmd.Flags().Uint64Var(&after, "after", 0, "begin with those after an event's number, as far as they are kept")
 	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these kinds: container, network, endpoint, namespace, image or drift")
-	complete(cmd, "kind", "container", "network", "endpoint", "namespace", "image", "drift")
+	complete(cmd, "kind", api.EventKinds()...)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(*form); err != nil {
 			return err

@@ -310,6 +310,9 @@ func (a *app) openInput(path string) (io.ReadCloser, int64, error) {
 		return nil, 0, fmt.Errorf("open archive: %w", err)
 	}
 	st, err := f.Stat()
+	if err == nil && st.IsDir() {
+		err = api.Errorf(api.KindInvalid, "%s is a directory", path).Hint("tar -C %s -c . | bulkhead image import - NAME", path)
+	}
 	if err != nil {
 		f.Close()
 		return nil, 0, fmt.Errorf("open archive: %w", err)

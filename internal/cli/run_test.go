@@ -208,6 +208,26 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestWrongInput: what is wrong is said, with what to do, and not by an exit code of 0.
+func TestWrongInput(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args       []string
+		what, next string
+	}{
+		{[]string{"completion", "tcsh"}, `no completion for the shell "tcsh"`, "bash, zsh, fish"},
+		{[]string{"image", "import", dir, "x"}, "is a directory", "tar -C " + dir},
+	} {
+		_, errs, code := call(t, newDaemon(t).socket, c.args...)
+		if code == 0 || !strings.Contains(errs, c.what) || !strings.Contains(errs, "next: ") || !strings.Contains(errs, c.next) {
+			t.Errorf("%q: exit code %d, %q", c.args, code, errs)
+		}
+	}
+	if out, _, code := call(t, newDaemon(t).socket, "completion"); code != 0 || !strings.Contains(out, "bash") {
+		t.Errorf("the help of completion: exit code %d, %q", code, out)
+	}
+}
+
 func TestNoDaemon(t *testing.T) {
 	_, errs, code := call(t, "/nonexistent/socket", "ps")
 	if code != 125 || !strings.Contains(errs, "next: ") {
@@ -218,7 +238,7 @@ func TestNoDaemon(t *testing.T) {
 		t.Errorf("%q, exit code %d", out, code)
 	}
 	d := newDaemon(t)
-	if out, _, _ := call(t, d.socket, "version"); !strings.Contains(out, "daemon   1.0.0, HCN schema 15.4") {
+	if out, _, _ := call(t, d.socket, "version"); !strings.Contains(out, "daemon   1.0.0, HCN version 15.4") {
 		t.Errorf("%q", out)
 	}
 	var b bytes.Buffer

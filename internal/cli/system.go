@@ -94,7 +94,7 @@ func newInfoCmd(a *app) *cobra.Command {
 		for _, line := range [][2]any{
 			{"kernel", "Linux " + i.Kernel + " " + i.Arch},
 			{"system", i.OS},
-			{"HCN schema", fmt.Sprintf("%d.%d", i.HCN.Major, i.HCN.Minor)},
+			{"HCN version", fmt.Sprintf("%d.%d", i.HCN.Major, i.HCN.Minor)},
 			{"state", i.StateDir},
 			{"runtime", i.Runtime},
 			{"programs attached by", i.AttachMode},
@@ -155,7 +155,7 @@ func newVersionCmd(a *app) *cobra.Command {
 			_, err = fmt.Fprintf(a.Stdout, "daemon   not reached: %s\n", clean(v.Error))
 			return err
 		}
-		_, err = fmt.Fprintf(a.Stdout, "daemon   %s, HCN schema %d.%d\n", clean(v.Daemon.Version), v.Daemon.HCN.Major, v.Daemon.HCN.Minor)
+		_, err = fmt.Fprintf(a.Stdout, "daemon   %s, HCN version %d.%d\n", clean(v.Daemon.Version), v.Daemon.HCN.Major, v.Daemon.HCN.Minor)
 		return err
 	}
 	return cmd

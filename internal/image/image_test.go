@@ -320,6 +320,12 @@ func TestPullPolicyAndNames(t *testing.T) {
 	}
 }
 
+func TestEmptyReference(t *testing.T) {
+	if _, err := ParseReference(""); !errors.Is(err, ErrInvalid) || !strings.HasSuffix(err.Error(), "write one like debian:12") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestParseReference(t *testing.T) {
 	hex := strings.Repeat("a", 64)
 	for in, want := range map[string]string{

@@ -45,6 +45,9 @@ func ParseReference(s string) (string, error) {
 }
 
 func parseReference(s string) (reference, error) {
+	if s == "" {
+		return reference{}, fmt.Errorf("%w: the image name is empty: write one like debian:12", ErrInvalid)
+	}
 	// name:tag@digest is legal; the digest decides.
 	if base, digest, ok := strings.Cut(s, "@"); ok {
 		if i := strings.LastIndex(base, ":"); i > strings.LastIndex(base, "/") {

@@ -62,6 +62,11 @@ func (s *Server) ownEvents(w http.ResponseWriter, r *http.Request) error {
 	if k := readQuery(r).text("kind"); k != "" {
 		kinds = strings.Split(k, ",")
 	}
+	for _, k := range kinds {
+		if !slices.Contains(api.EventKinds(), k) {
+			return api.Errorf(api.KindInvalid, "there are no events of the kind %q", cutText(k)).Hint("use %s", strings.Join(api.EventKinds(), ", "))
+		}
+	}
 	return s.stream(w, r, func(ev api.Event) (sseEvent, bool) {
 		return sseEvent{ev.Kind, ev}, kinds == nil || slices.Contains(kinds, ev.Kind)
 	})

@@ -132,3 +132,11 @@ func TestEventsSlowReader(t *testing.T) {
 		}
 	}
 }
+
+// TestEventsOfNoKind: a stream that could never tell anything is refused.
+func TestEventsOfNoKind(t *testing.T) {
+	r := newRig(t)
+	if got := r.raw(t, "GET", "/v1/events?kind=container,bogus", ""); !strings.HasPrefix(got, "400") || !strings.Contains(got, `\"bogus\"`) || !strings.Contains(got, "drift") {
+		t.Errorf("got %.300s", got)
+	}
+}
