@@ -151,10 +151,12 @@ type Container struct {
 
 // ContainerState says how a container is doing.
 type ContainerState struct {
-	Status       string     `json:"status"`
-	PID          int        `json:"pid,omitempty"`
-	ExitCode     int        `json:"exitCode"`
-	OOMKilled    bool       `json:"oomKilled,omitempty"`
+	Status    string `json:"status"`
+	PID       int    `json:"pid,omitempty"`
+	ExitCode  int    `json:"exitCode"`
+	OOMKilled bool   `json:"oomKilled,omitempty"`
+	// Paused says of a running container that its processes are frozen.
+	Paused       bool       `json:"paused,omitempty"`
 	Error        string     `json:"error,omitempty"`
 	Started      *time.Time `json:"started,omitempty"`
 	Finished     *time.Time `json:"finished,omitempty"`

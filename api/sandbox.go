@@ -31,6 +31,8 @@ type SandboxState struct {
 	PID       int
 	ExitCode  int
 	OOMKilled bool
+	// Paused says of a running one that its processes are frozen.
+	Paused bool
 	// Error says why it ended where the exit code does not.
 	Error    string
 	Started  time.Time

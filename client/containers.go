@@ -74,6 +74,16 @@ func (c *Client) KillContainer(ctx context.Context, ref, signal string) error {
 	return c.call(ctx, post(container(ref, "/kill"), v, nil), nil)
 }
 
+// PauseContainer freezes a container's processes.
+func (c *Client) PauseContainer(ctx context.Context, ref string) error {
+	return c.call(ctx, post(container(ref, "/pause"), nil, nil), nil)
+}
+
+// UnpauseContainer lets a paused container go on.
+func (c *Client) UnpauseContainer(ctx context.Context, ref string) error {
+	return c.call(ctx, post(container(ref, "/unpause"), nil, nil), nil)
+}
+
 // RemoveContainer removes a container, with force also one that runs.
 func (c *Client) RemoveContainer(ctx context.Context, ref string, force bool) error {
 	v := url.Values{}

@@ -16,7 +16,7 @@ import (
 // at the root and under container.
 func (a *app) containerCommands() []*cobra.Command {
 	return []*cobra.Command{
-		newRunCmd(a), newCreateCmd(a), newStartCmd(a), newStopCmd(a), newRestartCmd(a), newKillCmd(a), newRmCmd(a),
+		newRunCmd(a), newCreateCmd(a), newStartCmd(a), newStopCmd(a), newRestartCmd(a), newKillCmd(a), newPauseCmd(a), newUnpauseCmd(a), newRmCmd(a),
 		newWaitCmd(a), newExecCmd(a), newAttachCmd(a), newLogsCmd(a), newPsCmd(a), newStatsCmd(a), newPortCmd(a),
 	}
 }
@@ -179,6 +179,39 @@ func newKillCmd(a *app) *cobra.Command {
 	cmd.Flags().StringVarP(&signal, "signal", "s", "SIGKILL", "signal, by name or number")
 	completeFlag(cmd, "signal", completeSignals)
 	return cmd
+}
+
+func newPauseCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "pause NAME…",
+		Short: "Freeze the processes of containers",
+		Long: `Freezes the processes of containers. Addresses, ports and connections stay, and nothing
+answers until unpause. A signal that ends the container lets it go on: so do stop and kill.`,
+		Example:           "  bulkhead pause db",
+		Args:              needNames("container"),
+		ValidArgsFunction: a.completeContainers(func(c api.Container) bool { return running(c) && !c.State.Paused }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
+				return c.PauseContainer(ctx, name)
+			})
+		},
+	}
+}
+
+func newUnpauseCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "unpause NAME…",
+		Short:             "Let paused containers go on",
+		Long:              "Lets the processes of paused containers go on, where they were.",
+		Example:           "  bulkhead unpause db",
+		Args:              needNames("container"),
+		ValidArgsFunction: a.completeContainers(func(c api.Container) bool { return c.State.Paused }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
+				return c.UnpauseContainer(ctx, name)
+			})
+		},
+	}
 }
 
 func newRmCmd(a *app) *cobra.Command {

@@ -30,7 +30,7 @@ alternatives, filters of different keys must all hold.`,
 	flags := cmd.Flags()
 	flags.BoolVarP(&all, "all", "a", false, "also those that do not run")
 	flags.BoolVarP(&quiet, "quiet", "q", false, "print the short IDs only")
-	flags.StringArrayVarP(&filters, "filter", "f", nil, "name=TEXT, status=STATUS, network=NAME, label=KEY[=VALUE]")
+	flags.StringArrayVarP(&filters, "filter", "f", nil, "name=TEXT, status=STATUS (paused too), network=NAME, label=KEY[=VALUE]")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(*form); err != nil {
 			return err
@@ -87,9 +87,14 @@ func statusText(c api.Container, now time.Time) string {
 	s := c.State
 	switch s.Status {
 	case api.StatusRunning:
+		text := "up"
 		if s.Started != nil {
-			return "up " + ago(now.Sub(*s.Started))
+			text += " " + ago(now.Sub(*s.Started))
 		}
+		if s.Paused {
+			text += " (paused)"
+		}
+		return text
 	case api.StatusExited:
 		text := fmt.Sprintf("exited (%d)", s.ExitCode)
 		if s.OOMKilled {
@@ -153,6 +158,9 @@ func matches(c api.Container, key, value string) bool {
 	case "name":
 		return strings.Contains(c.Name, value)
 	case "status":
+		if c.State.Paused {
+			return value == "paused"
+		}
 		return c.State.Status == value
 	case "network":
 		return slices.ContainsFunc(c.Endpoints, func(e api.ContainerEndpoint) bool { return e.Network == value })

@@ -189,6 +189,9 @@ func (t topology) drawUnconnected(c *canvas, nodes []node, y int) int {
 }
 
 func statusCell(c api.Container) cell {
+	if c.State.Paused {
+		return cell{" paused", statusStyle(api.StatusStopping)}
+	}
 	return cell{" " + c.State.Status, statusStyle(c.State.Status)}
 }
 

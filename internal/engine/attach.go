@@ -56,6 +56,9 @@ func (e *Engine) prepareAttach(ctx context.Context, ref string, wait bool) (run 
 	case c == nil:
 		e.ctrs.delist(id, a)
 		return nil, api.Errorf(api.KindNotFound, "container %q does not exist", ref).Hint("bulkhead ps -a")
+	case c.Doc.State.Paused:
+		e.ctrs.delist(id, a)
+		return nil, paused(c, "attach to")
 	case !runs(c) && !toCome(c) && !wait:
 		e.ctrs.delist(id, a)
 		return nil, api.Errorf(api.KindConflict, "container %s is %s", c.Doc.Name, c.Doc.State.Status).Hint("bulkhead start %s, or bulkhead logs %s", c.Doc.Name, c.Doc.Name)

@@ -64,6 +64,8 @@ type Sandbox interface {
 	Create(ctx context.Context, cfg api.SandboxConfig) error
 	Start(ctx context.Context, id string) error
 	Kill(ctx context.Context, id, signal string) error
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
 	Delete(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
 	State(ctx context.Context, id string) (api.SandboxState, error)

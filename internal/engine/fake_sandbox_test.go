@@ -26,6 +26,8 @@ type fakeContainer struct {
 	cfg      api.SandboxConfig
 	conns    []*fakeConn
 	runs     int // how often a process was let go
+	frozen   bool
+	pending  []string // signals that came while it was frozen
 }
 
 func (c *fakeContainer) end(code int) {
@@ -130,6 +132,30 @@ func (s sandbox) publish(id string) {
 	}
 }
 
+func (s sandbox) Pause(_ context.Context, id string) error  { return s.freeze(id, true) }
+func (s sandbox) Resume(_ context.Context, id string) error { return s.freeze(id, false) }
+
+func (s sandbox) freeze(id string, freeze bool) error {
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	c := s.w.ctrs[id]
+	if c == nil || c.status != api.StatusRunning {
+		return errors.New("it does not run")
+	}
+	c.frozen = freeze
+	for !freeze && len(c.pending) > 0 && c.status == api.StatusRunning {
+		signal := c.pending[0]
+		c.pending = c.pending[1:]
+		if err := s.signal(id, c, signal); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s sandbox) Kill(_ context.Context, id, signal string) error {
 	leave, err := s.enter()
 	if err != nil {
@@ -140,6 +166,15 @@ func (s sandbox) Kill(_ context.Context, id, signal string) error {
 	if c == nil || c.status != api.StatusRunning {
 		return errors.New("it does not run")
 	}
+	if c.frozen { // a frozen process takes a signal when it goes on
+		c.pending = append(c.pending, signal)
+		return nil
+	}
+	return s.signal(id, c, signal)
+}
+
+// signal is what a process makes of one. Locked: s.w.mu.
+func (s sandbox) signal(id string, c *fakeContainer, signal string) error {
 	switch {
 	case signal == "SIGKILL":
 		c.end(137)
@@ -192,7 +227,7 @@ func (s sandbox) State(_ context.Context, id string) (api.SandboxState, error) {
 	if c == nil {
 		return api.SandboxState{}, nil
 	}
-	return api.SandboxState{Status: c.status, PID: c.pid, ExitCode: c.code, Started: c.started, Finished: c.finished}, nil
+	return api.SandboxState{Status: c.status, PID: c.pid, ExitCode: c.code, Started: c.started, Finished: c.finished, Paused: c.frozen && c.status == api.StatusRunning}, nil
 }
 
 func (s sandbox) List(context.Context) ([]string, error) {

@@ -45,6 +45,9 @@ func (e *Engine) StartContainer(ctx context.Context, ref string) error {
 	defer unlock()
 	switch c.Doc.State.Status {
 	case api.StatusRunning, api.StatusStarting:
+		if c.Doc.State.Paused {
+			return paused(c, "start")
+		}
 		return nil
 	case api.StatusRemoving:
 		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name)
@@ -144,6 +147,11 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		})
 		return nil, api.Errorf(api.KindInvalid, "send %.40s to container %s: %w", signal, row.Doc.Name, errors.Join(err, cerr))
 	}
+	if row.Doc.State.Paused { // the signal waits for it
+		if err := e.resume(ctx, row); err != nil && !e.gone(ctx, row.Doc.ID) {
+			return nil, err
+		}
+	}
 	return row, nil
 }
 
@@ -229,6 +237,11 @@ func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
 	if err := e.opt.Sandbox.Kill(ctx, c.Doc.ID, signal); err != nil {
 		return api.Errorf(api.KindInvalid, "send %.40s to container %s: %w", signal, c.Doc.Name, err)
 	}
+	if c.Doc.State.Paused && e.endsPause(c, signal) {
+		if err := e.resume(ctx, c); err != nil && !e.gone(ctx, c.Doc.ID) {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -274,6 +287,9 @@ func (e *Engine) ExecContainer(ctx context.Context, ref string, spec api.ExecSpe
 	c, err := e.running(ref)
 	if err != nil {
 		return 0, err
+	}
+	if c.Doc.State.Paused {
+		return 0, paused(c, "exec in")
 	}
 	code, err := e.opt.Sandbox.Exec(ctx, c.Doc.ID, spec, s)
 	if err != nil {

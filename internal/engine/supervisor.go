@@ -248,6 +248,12 @@ func (s *supervisor) adoptLocked(ctx context.Context, c *containerRow) {
 }
 
 func (s *supervisor) adoptRunning(ctx context.Context, c *containerRow, st api.SandboxState) {
+	if st.Status == api.StatusRunning && st.Paused != c.Doc.State.Paused {
+		// The last run of the daemon had no time to note it.
+		if err := s.e.notePaused(c, st.Paused); err != nil {
+			s.e.log.Error("note that a container is paused", "container", c.Doc.ID, "error", err)
+		}
+	}
 	switch {
 	case st.Status != api.StatusRunning:
 		s.ended(ctx, c, st)
@@ -365,6 +371,7 @@ func noteEnd(c *containerRow, st api.SandboxState) time.Duration {
 	if started := st.Started.UTC(); !st.Started.IsZero() {
 		state.Started = &started
 	}
+	state.Paused = false
 	state.PID, state.ExitCode, state.OOMKilled, state.Error = 0, st.ExitCode, st.OOMKilled, st.Error
 	state.Finished = &finished
 	if st.Status != api.StatusExited {

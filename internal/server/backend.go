@@ -60,6 +60,8 @@ type containers interface {
 	StopContainer(ctx context.Context, ref string, how api.StopRequest) error
 	RestartContainer(ctx context.Context, ref string, how api.StopRequest) error
 	KillContainer(ctx context.Context, ref, signal string) error
+	PauseContainer(ctx context.Context, ref string) error
+	UnpauseContainer(ctx context.Context, ref string) error
 	RemoveContainer(ctx context.Context, ref string, force bool) error
 	WaitContainer(ctx context.Context, ref, condition string) (api.WaitResult, error)
 	AttachContainer(ctx context.Context, ref string, streams api.Streams) error

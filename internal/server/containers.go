@@ -36,7 +36,7 @@ func (s *Server) containerRoutes() {
 				param("force", huma.TypeBoolean, "Kill it first if it runs"),
 			},
 		},
-		{method: http.MethodPost, path: one + "/start", id: "startContainer", summary: "Start a container", handle: s.startContainer},
+		{method: http.MethodPost, path: one + "/start", id: "startContainer", summary: "Start a container", handle: s.byName(s.backend.StartContainer)},
 		{
 			method: http.MethodPost, path: one + "/stop", id: "stopContainer", summary: "Stop a container",
 			body: reflect.TypeFor[api.StopRequest](), optionalBody: true, handle: s.stopper(s.backend.StopContainer),
@@ -48,6 +48,14 @@ func (s *Server) containerRoutes() {
 		{
 			method: http.MethodPost, path: one + "/kill", id: "killContainer", summary: "Send a signal to a container",
 			query: []*huma.Param{param("signal", huma.TypeString, "Name or number; SIGKILL when absent")}, handle: s.killContainer,
+		},
+		{
+			method: http.MethodPost, path: one + "/pause", id: "pauseContainer", summary: "Freeze a container's processes",
+			handle: s.byName(s.backend.PauseContainer),
+		},
+		{
+			method: http.MethodPost, path: one + "/unpause", id: "unpauseContainer", summary: "Let a paused container go on",
+			handle: s.byName(s.backend.UnpauseContainer),
 		},
 		{
 			method: http.MethodPost, path: one + "/wait", id: "waitContainer", summary: "Wait until a container has ended",
@@ -125,8 +133,11 @@ func done(w http.ResponseWriter, err error) error {
 	return err
 }
 
-func (s *Server) startContainer(w http.ResponseWriter, r *http.Request) error {
-	return done(w, s.backend.StartContainer(r.Context(), r.PathValue("ref")))
+// byName handles a call that needs only to know which container is meant.
+func (s *Server) byName(do func(context.Context, string) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		return done(w, do(r.Context(), r.PathValue("ref")))
+	}
 }
 
 func (s *Server) stopper(do func(context.Context, string, api.StopRequest) error) func(http.ResponseWriter, *http.Request) error {

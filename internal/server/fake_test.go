@@ -401,6 +401,10 @@ func (f *fake) KillContainer(_ context.Context, ref, signal string) error {
 	return f.act(ref, "kill %s", signal)
 }
 
+func (f *fake) PauseContainer(_ context.Context, ref string) error { return f.act(ref, "pause") }
+
+func (f *fake) UnpauseContainer(_ context.Context, ref string) error { return f.act(ref, "unpause") }
+
 func (f *fake) RemoveContainer(_ context.Context, ref string, force bool) error {
 	if !force {
 		return api.Errorf(api.KindConflict, "container %s runs", ref).Hint("stop it first, or use --force")

@@ -257,6 +257,7 @@ func TestContainerRoundTrips(t *testing.T) {
 	for _, err := range []error{
 		r.StartContainer(ctx, "web"), r.StopContainer(ctx, "web", api.StopRequest{Signal: "INT", Timeout: &timeout}),
 		r.RestartContainer(ctx, "web", api.StopRequest{}), r.KillContainer(ctx, "web", "HUP"),
+		r.PauseContainer(ctx, "web"), r.UnpauseContainer(ctx, "web"),
 		r.ConnectContainer(ctx, "web", api.NetworkAttachment{Network: "n1"}), r.DisconnectContainer(ctx, "web", "a/b c"),
 		r.UnpublishPorts(ctx, "web", port),
 	} {
@@ -280,7 +281,7 @@ func TestContainerRoundTrips(t *testing.T) {
 		t.Error(err)
 	}
 	want := []string{
-		"start web", "stop INT 4 web", "restart  web", "kill HUP web", "connect n1 web", "disconnect a/b c web", "unpublish 80 web",
+		"start web", "stop INT 4 web", "restart  web", "kill HUP web", "pause web", "unpause web", "connect n1 web", "disconnect a/b c web", "unpublish 80 web",
 		"publish 80 web", "wait removed web", "remove force=true web",
 	}
 	if d := cmp.Diff(want, r.fake.took()); d != "" {

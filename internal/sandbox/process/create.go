@@ -110,6 +110,9 @@ func (r *Runtime) create(ctx context.Context, cfg api.SandboxConfig) (err error)
 	if err := r.mountRootfs(id, cfg.Layers); err != nil {
 		return err
 	}
+	if err := checkMountPoints(r.rootfs(id)); err != nil {
+		return err
+	}
 	if err := r.writeSpec(cfg, plan); err != nil {
 		return err
 	}

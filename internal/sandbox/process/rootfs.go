@@ -152,3 +152,26 @@ func makeDirInRoot(root, path string) error {
 	}
 	return securejoin.MkdirAll(root, path, 0o755)
 }
+
+// checkMountPoints refuses an image in which a file system of the kernel would be mounted somewhere else: the runtime
+// does so as well, in words that name neither the image nor what to do.
+func checkMountPoints(root string) error {
+	for _, name := range []string{"proc", "sys", "dev"} {
+		path := filepath.Join(root, name)
+		st, err := os.Lstat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // it is made
+		case err != nil:
+			return fmt.Errorf("look at /%s of the image: %w", name, err)
+		case st.Mode()&fs.ModeSymlink != 0:
+			to, _ := os.Readlink(path)
+			return fmt.Errorf("%w: /%s of the image is a symbolic link (to %q), where the kernel's file system has to be mounted: "+
+				"make it a directory, and build the image again", ErrInvalid, name, to)
+		case !st.IsDir():
+			return fmt.Errorf("%w: /%s of the image is no directory, where the kernel's file system has to be mounted: "+
+				"make it one, and build the image again", ErrInvalid, name)
+		}
+	}
+	return nil
+}

@@ -70,7 +70,7 @@ func (r *Runtime) state(_ context.Context, id string) (api.SandboxState, error) 
 		st.Status, st.ExitCode, st.PID = api.StatusExited, lostExitCode, 0
 		st.Error, st.Finished = lostReason, time.Now().UTC()
 	case !st.Started.IsZero():
-		st.Status = api.StatusRunning
+		st.Status, st.Paused = api.StatusRunning, r.cgroups.frozen(r.group(id))
 	default:
 		st.Status = api.StatusCreated
 	}
