@@ -56,6 +56,10 @@ int bh_from_port(struct __sk_buff *skb)
 	p->kind = port->kind;
 	if (port->flags & PORT_GUESTS)
 		p->flags |= PKT_GUESTS;
+	if (port->flags & PORT_RATE_OUT)
+		p->limits |= LIMIT_OUT;
+	if (port->flags & PORT_RATE_IN)
+		p->limits |= LIMIT_BACK;
 	p->src.sw = port->sw;
 	p->dst.sw = port->sw;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);

@@ -67,6 +67,7 @@ static __always_inline struct flow *switch_flow(const struct pkt *p, const struc
 	f = bpf_map_lookup_elem(&bh_flows_v2, &key);
 	if (!f || f->generation != generation() || f->end[!(*end & 1)].port != o->device ||
 	    f->end[!(*end & 1)].kind != PORT_CONTAINER || f->end[*end & 1].kind != PORT_HOST ||
+	    f->end[!(*end & 1)].flags & PORT_RATE_IN || /* the port program has its bucket */
 	    f->state & (FLOW_RESET | FLOW_CUT | (*end ? FLOW_STALE_A : FLOW_STALE_B)))
 		return 0;
 	return f;

@@ -38,6 +38,8 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	OutBoundNAT:         {NAT}, // but for what unsupportedSettings names
 	ACL:                 {NAT, Internal, Private},
 	TierAcl:             {NAT, Internal, Private},
+	QOS:                 {NAT, Internal, Private},
+	IncomingQOS:         {NAT, Internal, Private},
 	PortName:            {NAT, Internal, Private},
 	EncapOverhead:       {NAT, Internal, Private},
 	InterfaceParameters: {NAT, Internal, Private},

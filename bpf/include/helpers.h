@@ -33,6 +33,7 @@ static long (*const bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = (v
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static __s64 (*const bpf_csum_update)(struct __sk_buff *skb, __wsum csum) = (void *)40;
+static long (*const bpf_skb_ecn_set_ce)(struct __sk_buff *skb) = (void *)97;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;

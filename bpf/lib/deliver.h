@@ -8,6 +8,7 @@
 #include "judge.h"
 #include "offload_call.h"
 #include "owner.h"
+#include "rate.h"
 #include "related.h"
 #include "send.h"
 
@@ -35,8 +36,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	struct flow_key key = {};
 	__u32 device, port;
 	struct flow *f;
+	int end, step;
 	__u8 kind;
-	int end;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -60,6 +61,11 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return 0;
 	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
 		flow_tcp(f, p, end);
+	if (you->flags & PORT_RATE_IN)
+		p->limits |= LIMIT_IN;
+	step = rates(skb, p, port);
+	if (step)
+		return drop(skb, p, step);
 	count_flow(f, p, end);
 	count_tx(p);
 	count_rx(port, p->len);
@@ -139,6 +145,8 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	step = judge(skb, p, &to);
 	if (!step && p->stale && redress(skb, p))
 		step = DROP_KERNEL;
+	if (!step)
+		step = rates(skb, p, to.port);
 	if (step)
 		return drop(skb, p, step);
 	count_tx(p);
@@ -167,6 +175,8 @@ static long flood_one(__u32 slot, void *ctx)
 	if (!d || d->port == f->p->ifindex)
 		return 0;
 	step = judge_copy(f->p, d->port, f->isolated);
+	if (!step)
+		step = rates(f->skb, f->p, d->port);
 	if (step) {
 		f->p->at = d->port;
 		count_drop(f->p, step);
@@ -194,6 +204,8 @@ __noinline int replicate(struct __sk_buff *skb, struct pkt *p)
 	if (!p)
 		return TC_ACT_SHOT;
 	step = judge_group(p, &f.isolated);
+	if (!step)
+		step = rates(skb, p, 0);
 	if (step)
 		return drop(skb, p, step);
 	f.skb = skb;

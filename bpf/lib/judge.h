@@ -149,6 +149,11 @@ __noinline int note_fragment(struct pkt *p, __u32 gen)
 	return bpf_map_update_elem(&bh_fragments_v1, &key, &f, 0);
 }
 
+static __always_inline __u8 end_flags(const struct pkt *p, __u8 limit)
+{
+	return p->limits & limit ? PORT_RATE_IN : 0;
+}
+
 /* How a frame gets back to its sender. The resolver shares the host's MAC, under which
  * only the host is found. */
 static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
@@ -159,6 +164,7 @@ static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 	me->port = p->ifindex;
 	me->device = p->ifindex;
 	me->kind = p->kind;
+	me->flags = end_flags(p, LIMIT_BACK);
 	__builtin_memcpy(me->mac, p->smac, ETH_ALEN);
 	if (p->kind == PORT_RESOLVER)
 		return;
@@ -213,6 +219,7 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	you->port = to->port;
 	you->device = to->device;
 	you->kind = to->kind;
+	you->flags = end_flags(p, LIMIT_IN);
 	__builtin_memcpy(you->mac, p->dmac, ETH_ALEN);
 	if (p->stale)
 		f->state |= end ? FLOW_STALE_A : FLOW_STALE_B;
@@ -327,6 +334,8 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 		__sync_fetch_and_or(&f->state, stale);
 	else if (f->state & stale)
 		__sync_fetch_and_and(&f->state, ~stale);
+	f->end[end & 1].flags = end_flags(p, LIMIT_BACK);
+	f->end[!(end & 1)].flags = end_flags(p, LIMIT_IN);
 	f->generation = gen;
 	count_flow(f, p, end);
 	return DROP_NONE;
@@ -402,6 +411,8 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 	to = bpf_map_lookup_elem(&bh_ports_v2, &port);
 	if (!from || !to)
 		return DROP_UNKNOWN_PORT;
+	if (to->flags & PORT_RATE_IN)
+		p->limits |= LIMIT_IN;
 	if (is_exempt(p))
 		return DROP_NONE;
 	if ((from->flags | to->flags) & PORT_ISOLATED && from->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)
@@ -456,6 +467,7 @@ __noinline int judge_copy(struct pkt *p, __u32 port, __u32 isolated)
 
 	if (!p || !to)
 		return DROP_UNKNOWN_PORT;
+	p->limits = to->flags & PORT_RATE_IN ? LIMIT_IN : 0;
 	if (is_exempt(p))
 		return DROP_NONE;
 	if ((isolated || to->flags & PORT_ISOLATED) && p->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)

@@ -196,6 +196,25 @@ struct {
 } bh_shares_v1 SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_POLICIES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct rate_key);
+	__type(value, struct rate);
+} bh_rates_v1 SEC(".maps");
+
+/* Filled by the program. Of a port that is gone nothing is missed: an entry's absence
+ * is a full bucket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_POLICIES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct rate_key);
+	__type(value, struct bucket);
+} bh_buckets_v1 SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__uint(pinning, PIN_BY_NAME);

@@ -14,6 +14,11 @@
 #define PKT_OPENER 32	/* may only open a flow and never answer one: SYN, echo request */
 #define PKT_GUESTS 64	/* from a port with PORT_GUESTS */
 
+/* Rates that bear on the packet. */
+#define LIMIT_OUT 1  /* the sender's, of what it sends */
+#define LIMIT_IN 2   /* the receiver's, of what it receives */
+#define LIMIT_BACK 4 /* the sender's, of what it receives: answers */
+
 #define TCP_FIN 1
 #define TCP_SYN 2
 #define TCP_RST 4
@@ -49,6 +54,7 @@ struct pkt {
 	__u8 kind; /* of the sender's port */
 	__u8 flags;
 	__u8 tcp; /* TCP_* */
+	__u8 limits; /* LIMIT_* */
 	__u8 stale; /* dmac is not that of who has dst: the sender's neighbour table is behind */
 };
 

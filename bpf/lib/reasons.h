@@ -31,6 +31,8 @@ enum drop_reason {
 	DROP_POLICY_IN = 23,	   /* the receiver's rules say no */
 	DROP_ISOLATED = 24,	   /* one of the ports talks to no container */
 	DROP_FLOW_TABLE = 25,	   /* the port's share of the flow table is used up */
+	DROP_RATE_OUT = 26,	   /* the sender's rate is used up */
+	DROP_RATE_IN = 27,	   /* the receiver's rate is used up */
 	/* From here on: traffic every stack sends and this switch has no use for. It is
 	 * counted, but as no loss and without an event. */
 	DROP_QUIET = 64,

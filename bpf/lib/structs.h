@@ -16,6 +16,8 @@ enum port_kind {
 
 #define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
 #define PORT_GUESTS 2	/* the host's, when endpoints of the switch are in the host's stack */
+#define PORT_RATE_OUT 4 /* what it sends is bounded: see struct rate */
+#define PORT_RATE_IN 8	/* the same of what it receives */
 
 /* A port, found by the interface index of its switch side. */
 struct port {
@@ -236,7 +238,7 @@ struct flow_end {
 	__u32 device; /* as in struct dest */
 	__u8 mac[ETH_ALEN];
 	__u8 kind;
-	__u8 pad;
+	__u8 flags; /* PORT_RATE_IN of the port */
 };
 
 #define FLOW_FIN_A 1   /* end a has closed */
@@ -303,6 +305,26 @@ struct fragment {
 	__u64 time; /* ktime ns */
 	__u32 generation;
 	__u32 pad;
+};
+
+/* The sides of a rate_key. */
+#define RATE_OUT 0
+#define RATE_IN 1
+
+struct rate_key {
+	__u32 port;
+	__u32 side; /* RATE_* */
+};
+
+/* How much a port may send or receive. */
+struct rate {
+	__u64 bytes; /* per second */
+	__u64 burst; /* how long a full bucket lasts at that rate, in ticks (rate.h) */
+};
+
+/* What is left of it now. */
+struct bucket {
+	__u64 full; /* when it is full again, in ticks of the monotonic clock */
 };
 
 /* How many events this CPU has written in the current window. */

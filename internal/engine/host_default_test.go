@@ -99,6 +99,7 @@ func TestNoRulesInTheHost(t *testing.T) {
 		for _, policy := range []string{
 			`{"Type":"ACL","Settings":{"Action":"Block","Direction":"Out"}}`,
 			`{"Type":"OutBoundNAT","Settings":{"Exceptions":["10.0.0.0/8"]}}`,
+			`{"Type":"QOS","Settings":{"MaximumOutgoingBandwidthInBytes":1250000}}`,
 		} {
 			ep := must(e.endpoint(epDoc(n.ID, `"Policies":[`+policy+`]`)))(e)
 			e.wantCode(e.attach(ns.ID, ep.ID), hcn.ErrRequestUnsupported)

@@ -27,6 +27,11 @@ type bpfAddrKey struct {
 	Ip [16]uint8
 }
 
+type bpfBucket struct {
+	_    structs.HostLayout
+	Full uint64
+}
+
 type bpfClassKey struct {
 	_      structs.HostLayout
 	Policy uint32
@@ -109,6 +114,8 @@ const (
 	bpfDropReasonDROP_POLICY_IN         bpfDropReason = 23
 	bpfDropReasonDROP_ISOLATED          bpfDropReason = 24
 	bpfDropReasonDROP_FLOW_TABLE        bpfDropReason = 25
+	bpfDropReasonDROP_RATE_OUT          bpfDropReason = 26
+	bpfDropReasonDROP_RATE_IN           bpfDropReason = 27
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
@@ -138,7 +145,7 @@ type bpfFlow struct {
 		Device uint32
 		Mac    [6]uint8
 		Kind   uint8
-		Pad    uint8
+		Flags  uint8
 	}
 	Generation uint32
 	RuleOut    uint32
@@ -257,6 +264,18 @@ type bpfPrefixKey struct {
 	Ip     [16]uint8
 }
 
+type bpfRate struct {
+	_     structs.HostLayout
+	Bytes uint64
+	Burst uint64
+}
+
+type bpfRateKey struct {
+	_    structs.HostLayout
+	Port uint32
+	Side uint32
+}
+
 type bpfReport struct {
 	_       structs.HostLayout
 	Outcome bpfOutcome
@@ -317,8 +336,9 @@ type bpfScratch struct {
 		Kind      uint8
 		Flags     uint8
 		Tcp       uint8
+		Limits    uint8
 		Stale     uint8
-		_         [2]byte
+		_         [1]byte
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -446,6 +466,7 @@ type bpfVswitch struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapBhAddrsV1        = "bh_addrs_v1"
+	bpfMapBhBucketsV1      = "bh_buckets_v1"
 	bpfMapBhBudgetV1       = "bh_budget_v1"
 	bpfMapBhClassesV1      = "bh_classes_v1"
 	bpfMapBhConfigV1       = "bh_config_v1"
@@ -460,6 +481,7 @@ const (
 	bpfMapBhPoliciesV1     = "bh_policies_v1"
 	bpfMapBhPortsV2        = "bh_ports_v2"
 	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
+	bpfMapBhRatesV1        = "bh_rates_v1"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
 	bpfMapBhScratchV1      = "bh_scratch_v1"
@@ -528,6 +550,7 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	BhAddrsV1        *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
+	BhBucketsV1      *ebpf.MapSpec `ebpf:"bh_buckets_v1"`
 	BhBudgetV1       *ebpf.MapSpec `ebpf:"bh_budget_v1"`
 	BhClassesV1      *ebpf.MapSpec `ebpf:"bh_classes_v1"`
 	BhConfigV1       *ebpf.MapSpec `ebpf:"bh_config_v1"`
@@ -542,6 +565,7 @@ type bpfMapSpecs struct {
 	BhPoliciesV1     *ebpf.MapSpec `ebpf:"bh_policies_v1"`
 	BhPortsV2        *ebpf.MapSpec `ebpf:"bh_ports_v2"`
 	BhPrefixesV1     *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
+	BhRatesV1        *ebpf.MapSpec `ebpf:"bh_rates_v1"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
 	BhScratchV1      *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
@@ -586,6 +610,7 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	BhAddrsV1        *ebpf.Map `ebpf:"bh_addrs_v1"`
+	BhBucketsV1      *ebpf.Map `ebpf:"bh_buckets_v1"`
 	BhBudgetV1       *ebpf.Map `ebpf:"bh_budget_v1"`
 	BhClassesV1      *ebpf.Map `ebpf:"bh_classes_v1"`
 	BhConfigV1       *ebpf.Map `ebpf:"bh_config_v1"`
@@ -600,6 +625,7 @@ type bpfMaps struct {
 	BhPoliciesV1     *ebpf.Map `ebpf:"bh_policies_v1"`
 	BhPortsV2        *ebpf.Map `ebpf:"bh_ports_v2"`
 	BhPrefixesV1     *ebpf.Map `ebpf:"bh_prefixes_v1"`
+	BhRatesV1        *ebpf.Map `ebpf:"bh_rates_v1"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
 	BhScratchV1      *ebpf.Map `ebpf:"bh_scratch_v1"`
@@ -614,6 +640,7 @@ type bpfMaps struct {
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.BhAddrsV1,
+		m.BhBucketsV1,
 		m.BhBudgetV1,
 		m.BhClassesV1,
 		m.BhConfigV1,
@@ -628,6 +655,7 @@ func (m *bpfMaps) Close() error {
 		m.BhPoliciesV1,
 		m.BhPortsV2,
 		m.BhPrefixesV1,
+		m.BhRatesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
 		m.BhScratchV1,

@@ -33,6 +33,7 @@ type portState struct {
 	out, in listKey
 	macs    map[bpfMacKey]bpfDest
 	addrs   map[bpfAddrKey]bpfOwner
+	rates   map[bpfRateKey]bpfRate
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
 	member bool
@@ -40,7 +41,7 @@ type portState struct {
 
 func (s *portState) equal(o *portState) bool {
 	return s.index == o.index && s.device == o.device && s.entry == o.entry && s.dest == o.dest &&
-		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs)
+		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs) && mapsEqual(s.rates, o.rates)
 }
 
 func mapsEqual[K, V comparable](a, b map[K]V) bool {
@@ -59,6 +60,8 @@ func mapsEqual[K, V comparable](a, b map[K]V) bool {
 const (
 	portIsolated = 1
 	portGuests   = 2
+	portRateOut  = 4
+	portRateIn   = 8
 )
 
 // wantPolicy takes the numbers of the port's lists. Their content is written with the port.
@@ -72,6 +75,14 @@ func (a *Applier) wantPolicy(s *portState, port *plan.Port) error {
 	}
 	if port.Policy.Isolated {
 		s.entry.Flags |= portIsolated
+	}
+	if port.Policy.RateOut > 0 {
+		s.entry.Flags |= portRateOut
+		s.rates[bpfRateKey{Port: s.index, Side: rateOut}] = rate(port.Policy.RateOut)
+	}
+	if port.Policy.RateIn > 0 {
+		s.entry.Flags |= portRateIn
+		s.rates[bpfRateKey{Port: s.index, Side: rateIn}] = rate(port.Policy.RateIn)
 	}
 	return nil
 }
@@ -90,7 +101,7 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		id: port.ID, device: port.Device, index: index,
 		entry: bpfPort{Sw: sw.Number, Mac: port.MAC, Kind: uint8(port.Kind)},
 		dest:  bpfDest{Port: index, Device: index, Kind: uint8(port.Kind)},
-		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{},
+		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{}, rates: map[bpfRateKey]bpfRate{},
 		member: port.Kind != plan.PortResolver,
 	}
 	if err := a.wantPolicy(s, port); err != nil {
@@ -168,6 +179,7 @@ type wanted struct {
 	ports   map[uint32]bpfPort
 	macs    map[bpfMacKey]bpfDest
 	addrs   map[bpfAddrKey]bpfOwner
+	rates   map[bpfRateKey]bpfRate
 	groups  map[uint32][]bpfDest // switch → members
 	devices map[string]bool
 }
@@ -176,7 +188,7 @@ func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
 	n := len(p.Ports)
 	w := &wanted{
 		states: make(map[plan.PortID]*portState, n), ports: make(map[uint32]bpfPort, n),
-		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n),
+		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n), rates: map[bpfRateKey]bpfRate{},
 		groups: map[uint32][]bpfDest{}, devices: make(map[string]bool, n),
 	}
 	var errs []error
@@ -214,6 +226,7 @@ func (w *wanted) add(s *portState) error {
 	w.states[s.id], w.ports[s.index], w.devices[s.device] = s, s.entry, true
 	maps.Copy(w.macs, s.macs)
 	maps.Copy(w.addrs, s.addrs)
+	maps.Copy(w.rates, s.rates)
 	if s.member {
 		w.groups[s.entry.Sw] = append(w.groups[s.entry.Sw], s.dest)
 	} else if _, ok := w.groups[s.entry.Sw]; !ok {

@@ -32,6 +32,8 @@ const (
 	ReasonPolicyIn         = Reason(bpfDropReasonDROP_POLICY_IN)
 	ReasonIsolated         = Reason(bpfDropReasonDROP_ISOLATED)
 	ReasonFlowTable        = Reason(bpfDropReasonDROP_FLOW_TABLE)
+	ReasonRateOut          = Reason(bpfDropReasonDROP_RATE_OUT)
+	ReasonRateIn           = Reason(bpfDropReasonDROP_RATE_IN)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
@@ -64,6 +66,8 @@ var words = map[Reason][2]string{
 	ReasonPolicyIn:         {"policy-in", "the receiver's rules do not let it in"},
 	ReasonIsolated:         {"isolated", "one of the two endpoints talks to no other endpoint (DisableInterComputeCommunication)"},
 	ReasonFlowTable:        {"flow-table", "the endpoint's share of the flow table is used up"},
+	ReasonRateOut:          {"rate-out", "the sender's bandwidth is used up (QOS)"},
+	ReasonRateIn:           {"rate-in", "the receiver's bandwidth is used up (Bulkhead.IncomingQOS)"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

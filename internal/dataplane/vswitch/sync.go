@@ -34,7 +34,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	}
 
 	// What is not wanted goes first: a removed port is cut off before anything else.
-	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs))
+	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs), a.tables.rates.prune(w.rates))
 	attached, werrs := a.writeAll(ctx, p, w)
 	errs = append(errs, werrs...)
 	drift = append(drift, attached...)
@@ -153,6 +153,11 @@ func (a *Applier) write(s *portState) error {
 			return err
 		}
 	}
+	for k, v := range s.rates {
+		if err := a.tables.rates.set(k, v); err != nil {
+			return err
+		}
+	}
 	if had, ok := a.tables.ports.have[s.index]; ok && had != s.entry {
 		a.policies.changed = true
 	}
@@ -252,6 +257,9 @@ func (a *Applier) differs(s *portState) []string {
 	}
 	if !holds(a.tables.addrs.have, s.addrs) {
 		out = append(out, bpfMapBhAddrsV1)
+	}
+	if !holds(a.tables.rates.have, s.rates) {
+		out = append(out, bpfMapBhRatesV1)
 	}
 	if !a.tables.stats.have[s.index] {
 		out = append(out, bpfMapBhStatsV1)

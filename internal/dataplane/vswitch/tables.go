@@ -165,6 +165,7 @@ type tables struct {
 	addrs    *table[bpfAddrKey, bpfOwner]
 	switches *table[uint32, bpfVswitch]
 	members  *table[bpfMemberKey, bpfDest]
+	rates    *table[bpfRateKey, bpfRate]
 	// stats keys have to exist for the program to count; their values are its own.
 	stats  *keySet[uint32, bpfStats]
 	shares *keySet[uint32, bpfShare]
@@ -178,6 +179,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		addrs:    newTable[bpfAddrKey, bpfOwner](bpfMapBhAddrsV1, o.BhAddrsV1, writes),
 		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV1, o.BhSwitchesV1, writes),
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
+		rates:    newTable[bpfRateKey, bpfRate](bpfMapBhRatesV1, o.BhRatesV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
 		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV1, m: o.BhSharesV1, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
@@ -188,7 +190,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 func (t *tables) list() (changed bool, err error) {
 	var errs []error
 	for _, list := range []func() (bool, error){
-		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.stats.list, t.shares.list,
+		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.rates.list, t.stats.list, t.shares.list,
 	} {
 		c, err := list()
 		changed = changed || c

@@ -137,12 +137,14 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 	if next != nil && next.index == old.index && next.entry.Sw == old.entry.Sw {
 		return errors.Join(
 			dropMissing(a.tables.macs, old.macs, next.macs),
-			dropMissing(a.tables.addrs, old.addrs, next.addrs))
+			dropMissing(a.tables.addrs, old.addrs, next.addrs),
+			dropMissing(a.tables.rates, old.rates, next.rates))
 	}
 	errs := []error{
 		a.tables.ports.drop(old.index),
 		dropMissing(a.tables.macs, old.macs, nil),
 		dropMissing(a.tables.addrs, old.addrs, nil),
+		dropMissing(a.tables.rates, old.rates, nil),
 		a.groups.remove(old.entry.Sw, old.index),
 	}
 	if plan.PortKind(old.entry.Kind) == plan.PortResolver {

@@ -19,6 +19,11 @@ type uplinkAddrKey struct {
 	Ip [16]uint8
 }
 
+type uplinkBucket struct {
+	_    structs.HostLayout
+	Full uint64
+}
+
 type uplinkClassKey struct {
 	_      structs.HostLayout
 	Policy uint32
@@ -76,7 +81,7 @@ type uplinkFlow struct {
 		Device uint32
 		Mac    [6]uint8
 		Kind   uint8
-		Pad    uint8
+		Flags  uint8
 	}
 	Generation uint32
 	RuleOut    uint32
@@ -240,6 +245,18 @@ type uplinkPrefixKey struct {
 	Ip     [16]uint8
 }
 
+type uplinkRate struct {
+	_     structs.HostLayout
+	Bytes uint64
+	Burst uint64
+}
+
+type uplinkRateKey struct {
+	_    structs.HostLayout
+	Port uint32
+	Side uint32
+}
+
 type uplinkRule struct {
 	_      structs.HostLayout
 	Number uint32
@@ -291,8 +308,9 @@ type uplinkScratch struct {
 		Kind      uint8
 		Flags     uint8
 		Tcp       uint8
+		Limits    uint8
 		Stale     uint8
-		_         [2]byte
+		_         [1]byte
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -382,6 +400,7 @@ type uplinkVswitch struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	uplinkMapBhAddrsV1         = "bh_addrs_v1"
+	uplinkMapBhBucketsV1       = "bh_buckets_v1"
 	uplinkMapBhBudgetV1        = "bh_budget_v1"
 	uplinkMapBhClassesV1       = "bh_classes_v1"
 	uplinkMapBhConfigV1        = "bh_config_v1"
@@ -401,6 +420,7 @@ const (
 	uplinkMapBhPoliciesV1      = "bh_policies_v1"
 	uplinkMapBhPortsV2         = "bh_ports_v2"
 	uplinkMapBhPrefixesV1      = "bh_prefixes_v1"
+	uplinkMapBhRatesV1         = "bh_rates_v1"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
 	uplinkMapBhScratchV1       = "bh_scratch_v1"
@@ -472,6 +492,7 @@ type uplinkProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type uplinkMapSpecs struct {
 	BhAddrsV1         *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
+	BhBucketsV1       *ebpf.MapSpec `ebpf:"bh_buckets_v1"`
 	BhBudgetV1        *ebpf.MapSpec `ebpf:"bh_budget_v1"`
 	BhClassesV1       *ebpf.MapSpec `ebpf:"bh_classes_v1"`
 	BhConfigV1        *ebpf.MapSpec `ebpf:"bh_config_v1"`
@@ -491,6 +512,7 @@ type uplinkMapSpecs struct {
 	BhPoliciesV1      *ebpf.MapSpec `ebpf:"bh_policies_v1"`
 	BhPortsV2         *ebpf.MapSpec `ebpf:"bh_ports_v2"`
 	BhPrefixesV1      *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
+	BhRatesV1         *ebpf.MapSpec `ebpf:"bh_rates_v1"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
 	BhScratchV1       *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
@@ -532,6 +554,7 @@ func (o *uplinkObjects) Close() error {
 // It can be passed to loadUplinkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type uplinkMaps struct {
 	BhAddrsV1         *ebpf.Map `ebpf:"bh_addrs_v1"`
+	BhBucketsV1       *ebpf.Map `ebpf:"bh_buckets_v1"`
 	BhBudgetV1        *ebpf.Map `ebpf:"bh_budget_v1"`
 	BhClassesV1       *ebpf.Map `ebpf:"bh_classes_v1"`
 	BhConfigV1        *ebpf.Map `ebpf:"bh_config_v1"`
@@ -551,6 +574,7 @@ type uplinkMaps struct {
 	BhPoliciesV1      *ebpf.Map `ebpf:"bh_policies_v1"`
 	BhPortsV2         *ebpf.Map `ebpf:"bh_ports_v2"`
 	BhPrefixesV1      *ebpf.Map `ebpf:"bh_prefixes_v1"`
+	BhRatesV1         *ebpf.Map `ebpf:"bh_rates_v1"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
 	BhScratchV1       *ebpf.Map `ebpf:"bh_scratch_v1"`
@@ -565,6 +589,7 @@ type uplinkMaps struct {
 func (m *uplinkMaps) Close() error {
 	return _UplinkClose(
 		m.BhAddrsV1,
+		m.BhBucketsV1,
 		m.BhBudgetV1,
 		m.BhClassesV1,
 		m.BhConfigV1,
@@ -584,6 +609,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhPoliciesV1,
 		m.BhPortsV2,
 		m.BhPrefixesV1,
+		m.BhRatesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
 		m.BhScratchV1,
