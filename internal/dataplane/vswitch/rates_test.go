@@ -308,7 +308,7 @@ func TestRateMarks(t *testing.T) {
 			}
 		}
 		t.Logf("%s: %d unmarked, %d marked", to, plain, marked)
-		if plain < 20 || marked < 20 {
+		if plain < 20 || marked < 5 { // on a slow machine the bucket fills between two of them
 			t.Errorf("%s: %d unmarked, %d marked", to, plain, marked)
 		}
 		p.setRates(&p.a, 0, 0)
