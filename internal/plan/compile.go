@@ -210,7 +210,7 @@ func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 	host = &Port{
 		ID: HostPortID(id), Kind: PortHost, Network: id, Switch: n.Switch, Name: n.Doc.Name,
 		MAC: n.GatewayMAC, LinkLocal: n.GatewayMAC.LinkLocal(),
-		VNIC: VNIC{MAC: n.GatewayMAC, MTU: sw.MTU, Addrs: gateways, LinkLocal: n.GatewayMAC.LinkLocal()},
+		VNIC: VNIC{MAC: n.GatewayMAC, MTU: sw.MTU, Segments: f.Segments, Addrs: gateways, LinkLocal: n.GatewayMAC.LinkLocal()},
 	}
 	for _, g := range gateways {
 		host.Addrs = append(host.Addrs, g.Addr())
@@ -255,7 +255,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(),
 		VNIC: VNIC{
 			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
-			MAC: e.MAC, MTU: endpointMTU(e, f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
+			MAC: e.MAC, MTU: endpointMTU(e, f), Segments: segments(mode(n.Doc.Type), f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
 			Routes: endpointRoutes(e, n),
 		},
 	}
@@ -351,6 +351,25 @@ func endpointMTU(e *Endpoint, f *Facts) int {
 		return max(mtu, minMTU6)
 	}
 	return max(mtu, minMTU4)
+}
+
+// segments is how large the segments are that a container may send. The setting is one for all destinations of a device.
+// Where every receiver is on the switch, or in the host's own stack, nothing ever has to cut them. Where packets go on to
+// the uplink, the kernel cuts down to the MTU in software whatever is larger than the uplink takes, which costs a stream two
+// to three times the CPU: there the uplink's size is the limit. What the host itself sends to a container has arrived.
+func segments(m Mode, f *Facts) Segments {
+	if m != ModeNAT {
+		return f.Segments
+	}
+	return Segments{IP4: above(f.Segments.IP4, f.UplinkSegments.IP4), IP6: above(f.Segments.IP6, f.UplinkSegments.IP6)}
+}
+
+// above is the smaller one, or 0 when that is not more than the kernel's default.
+func above(kernel, uplink int) int {
+	if size := min(kernel, uplink); size > DefaultSegment {
+		return size
+	}
+	return 0
 }
 
 // endpointRoutes are the routes of the endpoint's document. The default routes

@@ -23,10 +23,12 @@ var renew = flag.Bool("update", false, "rewrite the golden files")
 // scene is a test's input: documents as clients send them, with the choices that
 // the service would make (addresses) already in them.
 type scene struct {
-	UplinkMTU  int
-	Networks   []hcn.HostComputeNetwork
-	Namespaces []hcn.HostComputeNamespace
-	Endpoints  []hcn.HostComputeEndpoint
+	UplinkMTU int
+	// Segments of the kernel and of the uplink.
+	Segments, UplinkSegments Segments
+	Networks                 []hcn.HostComputeNetwork
+	Namespaces               []hcn.HostComputeNamespace
+	Endpoints                []hcn.HostComputeEndpoint
 	// Sysctls of all namespaces.
 	Sysctls map[string]string
 }
@@ -70,7 +72,7 @@ func (s *scene) intent(t *testing.T) (*Intent, *Facts) {
 		}
 		in.Endpoints[doc.ID] = row
 	}
-	return in, &Facts{UplinkMTU: s.UplinkMTU}
+	return in, &Facts{UplinkMTU: s.UplinkMTU, Segments: s.Segments, UplinkSegments: s.UplinkSegments}
 }
 
 // TestGolden compiles documents and compares the plan, as text, with a file.

@@ -89,6 +89,9 @@ type Facts struct {
 	// there is no uplink).
 	Uplink    string
 	UplinkMTU int
+	// Segments is the largest that this kernel can be told to make, zero where it knows no
+	// setting; UplinkSegments is what the uplink takes.
+	Segments, UplinkSegments Segments
 	// HostAddrs are the host's addresses on devices that are not ours, with
 	// their prefixes; Routes all destinations of its tables but the default;
 	// Resolvers the name servers it uses. A network that is made must collide

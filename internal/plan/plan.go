@@ -195,6 +195,8 @@ type VNIC struct {
 	Alias     string
 	MAC       MAC
 	MTU       int
+	// Segments is how large a TCP segment may be that has not been cut into packets yet.
+	Segments Segments
 	// Addrs to assign, with the prefix length the interface gets.
 	Addrs []netip.Prefix
 	// LinkLocal address to assign (/64), fixed so that no duplicate address
@@ -204,6 +206,19 @@ type VNIC struct {
 	// Neighbours that are known from the start: the gateway.
 	Neighbours []Neighbour
 }
+
+// Segments is the size of the largest TCP segment that a device hands over or puts together before it is cut into packets
+// of the MTU, for each family. 0 is the kernel's default, DefaultSegment; more is called BIG TCP.
+type Segments struct {
+	IP4, IP6 int
+}
+
+const (
+	// DefaultSegment is what a device takes unless it is told otherwise (GSO_LEGACY_MAX_SIZE).
+	DefaultSegment = 65536
+	// MaxSegment is the most that we ask for. The kernel takes more; beyond this nothing is gained.
+	MaxSegment = 192 << 10
+)
 
 // Route in a compartment. Dst unmasked bits are zero.
 type Route struct {

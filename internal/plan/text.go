@@ -102,7 +102,7 @@ func (p *Port) text(b *strings.Builder) {
 		optional(" names ", strings.Join(p.Names, ",")), optional(" upstream ", list(p.Upstreams)), optional(" altname ", p.AltName))
 	fmt.Fprintf(b, "    alias %q\n", p.Alias)
 	v := p.VNIC
-	fmt.Fprintf(b, "    link %s%s mtu %d address %s alias %q\n", v.Device, optional(" netns ", v.Namespace), v.MTU, v.MAC, v.Alias)
+	fmt.Fprintf(b, "    link %s%s mtu %d%s address %s alias %q\n", v.Device, optional(" netns ", v.Namespace), v.MTU, v.Segments, v.MAC, v.Alias)
 	for _, a := range v.Addrs {
 		fmt.Fprintf(b, "    addr %s dev %s\n", a, v.Device)
 	}
@@ -125,6 +125,18 @@ func (p *Port) text(b *strings.Builder) {
 		p.Outbound[i].text(b)
 	}
 	p.Policy.text(b)
+}
+
+// String is the sizes as `ip -d link` has them, with a blank before; nothing for the kernel's own.
+func (s Segments) String() string {
+	out := ""
+	if s.IP6 > 0 {
+		out += fmt.Sprintf(" gso_max_size %d", s.IP6)
+	}
+	if s.IP4 > 0 {
+		out += fmt.Sprintf(" gso_ipv4_max_size %d", s.IP4)
+	}
+	return out
 }
 
 // String is the route as `ip route` has it.

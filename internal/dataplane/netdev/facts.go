@@ -31,6 +31,7 @@ func (n *Netdev) Facts(ctx context.Context) (plan.Facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("list links: %w", err)
 	}
+	f.Segments = ability(links)
 	byIndex := make(map[int]link, len(links))
 	for _, l := range links {
 		byIndex[l.index] = l
@@ -91,6 +92,7 @@ func routeFacts(f *plan.Facts, routes []route, links map[int]link) {
 		if r != nil {
 			f.Uplink = links[r.oif].name
 			f.UplinkMTU = links[r.oif].mtu
+			f.UplinkSegments = links[r.oif].segments
 			return
 		}
 	}

@@ -29,7 +29,7 @@ func TestFacts(t *testing.T) {
 	h.WriteFile("/etc/resolv.conf", "search example\nnameserver 127.0.0.53\n")
 	h.WriteFile("/run/systemd/resolve/resolv.conf", "# real ones\nnameserver 192.0.2.53\nnameserver fe80::53%up0\nnameserver bad\n")
 	h.Run(t, "bash", "-c", `set -e
-		ip link add up0 mtu 9000 type veth peer name up1; ip link add up2 type veth peer name up3
+		ip link add up0 mtu 9000 gso_max_size 100000 type veth peer name up1; ip link add up2 type veth peer name up3
 		for l in up0 up1 up2 up3; do ip link set $l up; done
 		ip addr add 192.0.2.2/24 dev up0; ip addr add 203.0.113.2/25 dev up2
 		ip -6 addr add 2001:db8::2/64 dev up0 nodad
@@ -49,6 +49,7 @@ func TestFacts(t *testing.T) {
 	}
 	want := plan.Facts{
 		BootID: got.BootID, Uplink: "up0", UplinkMTU: 9000,
+		Segments: got.Segments, UplinkSegments: plan.Segments{IP4: got.UplinkSegments.IP4, IP6: 100_000},
 		HostAddrs: prefixes("192.0.2.2/24", "203.0.113.2/25", "2001:db8::2/64"),
 		Routes: prefixes("192.0.2.0/24", "203.0.113.0/25", "2001:db8::/64", "10.66.0.0/16", "10.67.0.0/16", "10.68.0.0/16", "fd99::/48",
 			"192.0.2.2/32", "203.0.113.2/32", "2001:db8::2/128"),

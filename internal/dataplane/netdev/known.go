@@ -19,11 +19,12 @@ type registry struct {
 }
 
 type known struct {
-	alias string
-	mtu   int
-	mac   plan.MAC // of a vNIC; that of a switch side is the kernel's choice
-	flags uint32   // those that are on when the link is settled
-	index int      // of a switch side
+	alias    string
+	mtu      int
+	segments plan.Segments
+	mac      plan.MAC // of a vNIC; that of a switch side is the kernel's choice
+	flags    uint32   // those that are on when the link is settled
+	index    int      // of a switch side
 	// vnic, of a switch side whose other end is in a compartment, says what that is called.
 	vnic    string
 	vnicMAC plan.MAC
@@ -48,13 +49,13 @@ func (r *registry) note(p *plan.Port, fresh bool) {
 		r.links[name] = &k
 	}
 	const working = unix.IFF_UP | unix.IFF_LOWER_UP
-	side := known{alias: p.Alias, mtu: p.VNIC.MTU, flags: working | unix.IFF_NOARP, fresh: fresh}
+	side := known{alias: p.Alias, mtu: p.VNIC.MTU, segments: p.VNIC.Segments, flags: working | unix.IFF_NOARP, fresh: fresh}
 	if p.VNIC.Namespace != "" {
 		side.vnic, side.vnicMAC = p.VNIC.Device, p.VNIC.MAC
 	}
 	enter(p.Device, side)
 	if p.VNIC.Namespace == "" {
-		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, mac: p.VNIC.MAC, flags: working, fresh: fresh})
+		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, segments: p.VNIC.Segments, mac: p.VNIC.MAC, flags: working, fresh: fresh})
 	}
 }
 
@@ -83,7 +84,7 @@ func (r *registry) disturbed(l link, before time.Time) bool {
 	if k == nil || k.index != l.peer || k.vnic != l.name || l.kind != "veth" || !k.settled || k.ready.After(before) {
 		return false
 	}
-	return !l.up() || l.mtu != k.mtu || l.mac != k.vnicMAC
+	return !l.up() || l.mtu != k.mtu || l.mac != k.vnicMAC || !l.takes(k.segments)
 }
 
 // newborn gives the index of a switch side that was made and not yet set up, or 0.
@@ -138,7 +139,8 @@ func (r *registry) judge(l link) (right, ok bool) {
 	if k.settled && k.mac != (plan.MAC{}) && k.mac != l.mac {
 		return false, true
 	}
-	return !k.settled || l.alias == k.alias && l.mtu == k.mtu && l.flags&k.flags == k.flags && l.group == groupOurs, true
+	right = l.alias == k.alias && l.mtu == k.mtu && l.takes(k.segments) && l.flags&k.flags == k.flags && l.group == groupOurs
+	return !k.settled || right, true
 }
 
 // has tells whether a link of this name has to exist.

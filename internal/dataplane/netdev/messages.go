@@ -24,7 +24,7 @@ func newPair(p *plan.Port, far, index int) write {
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	head.Flags, head.Change = unix.IFF_NOARP, unix.IFF_NOARP
 	req.AddData(head)
-	for _, a := range birth(p.Device, p.VNIC.MTU) {
+	for _, a := range birth(p.Device, p.VNIC) {
 		req.AddData(a)
 	}
 	req.AddData(attrUint32(unix.IFLA_GROUP, groupOurs))
@@ -33,7 +33,7 @@ func newPair(p *plan.Port, far, index int) write {
 	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(unix.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC).Index = int32(index)
-	for _, a := range birth(p.VNIC.Device, p.VNIC.MTU) {
+	for _, a := range birth(p.VNIC.Device, p.VNIC) {
 		peer.AddChild(a)
 	}
 	peer.AddRtAttr(unix.IFLA_ADDRESS, p.VNIC.MAC[:])
@@ -46,11 +46,11 @@ func newPair(p *plan.Port, far, index int) write {
 	return write{doing: "create veth pair " + p.Device + " and " + p.VNIC.Device, req: req}
 }
 
-func birth(name string, mtu int) []*nl.RtAttr {
-	return []*nl.RtAttr{
-		attrString(unix.IFLA_IFNAME, name), attrUint32(unix.IFLA_MTU, uint32(mtu)),
+func birth(name string, v plan.VNIC) []*nl.RtAttr {
+	return append([]*nl.RtAttr{
+		attrString(unix.IFLA_IFNAME, name), attrUint32(unix.IFLA_MTU, uint32(v.MTU)),
 		attrUint32(unix.IFLA_NUM_TX_QUEUES, 1), attrUint32(unix.IFLA_NUM_RX_QUEUES, 1),
-	}
+	}, segmentAttrs(v.Segments)...)
 }
 
 // setLink changes a link that is named by index; flags says which of IFF_UP, IFF_NOARP to turn on.

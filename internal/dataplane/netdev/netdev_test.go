@@ -81,11 +81,13 @@ func TestRepair(t *testing.T) {
 		{"switch side moved", "ip link set " + one.Device + " netns hns-" + guid('C', 2).Lower(), "missing"},
 		{"host port moved", "ip link set " + host.Device + " netns hns-" + guid('C', 2).Lower(), "missing"},
 		{"switch side MTU", "ip link set " + one.Device + " mtu 1300", "MTU 1300"},
+		{"switch side segments", "ip link set " + one.Device + " gso_max_size 70000", "gso_max_size 70000"},
 		{"switch side alias", "ip link set " + one.Device + " alias mine", `alias "mine"`},
 		{"switch side ARP", "ip link set " + one.Device + " arp on", "answering ARP"},
 		{"vNIC deleted", eth0 + "link del eth0", "missing"},
 		{"vNIC down", eth0 + "link set eth0 down", "down"},
 		{"vNIC MTU", eth0 + "link set eth0 mtu 1300", "MTU 1300"},
+		{"vNIC segments", eth0 + "link set eth0 gro_max_size 9000", "gather gso_max_size 9000"},
 		{"vNIC MAC", eth0 + "link set eth0 address 02:99:99:99:99:99", "MAC 02:99:99:99:99:99"},
 		{"vNIC renamed", eth0 + "link set eth0 down && " + eth0 + "link set eth0 name lan0", "moved away"},
 		{"vNIC renamed, old name kept", eth0 + "link set eth0 down && " + eth0 + "link set eth0 name lan0 && " +

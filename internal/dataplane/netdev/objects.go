@@ -24,7 +24,10 @@ type link struct {
 	mtu        int
 	mac        plan.MAC
 	group      uint32
-	peer       int // index of a veth's other end, in that end's namespace
+	segments   plan.Segments // zero where the kernel has no such setting
+	gather     plan.Segments // the same, for what it puts together of received packets (GRO)
+	most       int           // what its driver can be given
+	peer       int           // index of a veth's other end, in that end's namespace
 }
 
 type address struct {
@@ -91,6 +94,16 @@ func parseLink(m []byte) link {
 			l.mtu = int(ne.Uint32(v))
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], v)
+		case iflaGSOMaxSize:
+			l.segments.IP6 = int(ne.Uint32(v))
+		case iflaGROMaxSize:
+			l.gather.IP6 = int(ne.Uint32(v))
+		case iflaGSOIPv4MaxSize:
+			l.segments.IP4 = int(ne.Uint32(v))
+		case iflaGROIPv4MaxSize:
+			l.gather.IP4 = int(ne.Uint32(v))
+		case iflaTSOMaxSize:
+			l.most = int(ne.Uint32(v))
 		case unix.IFLA_GROUP:
 			l.group = ne.Uint32(v)
 		case unix.IFLA_LINK:

@@ -236,6 +236,9 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 		d.found(object, "MTU %d", l.mtu)
 		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(p.VNIC.MTU)))
 	}
+	if !fresh {
+		attrs = append(attrs, d.segments(object, p.VNIC.Segments, l)...)
+	}
 	if l.group != groupOurs {
 		d.found(object, "group %d", l.group)
 		attrs = append(attrs, attrUint32(unix.IFLA_GROUP, groupOurs))
@@ -278,6 +281,9 @@ func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bo
 	if l.mtu != v.MTU {
 		d.found(object, "MTU %d", l.mtu)
 		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(v.MTU)))
+	}
+	if !fresh {
+		attrs = append(attrs, d.segments(object, v.Segments, l)...)
 	}
 	if !l.up() {
 		d.found(object, "down")
