@@ -146,16 +146,17 @@ func filler(n int) []plan.Rule {
 // stop port 2000, each by another of its rules; each stops one of ports 3001 and 3002. No
 // packet may meet a mixture.
 func TestSwap(t *testing.T) {
-	swaps := 500
-	if testing.Short() {
-		swaps = 50
-	}
+	const swaps = 500
 	w := newWire(t, AttachAuto)
 	block := func(ports ...uint16) plan.Rule { return to(plan.Block, unix.IPPROTO_UDP, ports...) }
 	one := list(plan.Allow, append(filler(20), block(2000), to(plan.Allow, unix.IPPROTO_UDP, 1000), block(3001))...)
 	two := list(plan.Allow, append([]plan.Rule{block(3002), to(plan.Allow, unix.IPPROTO_UDP, 1000)}, append(filler(30), block(1999, 2000))...)...)
 	w.rulesA(one, nil)
 
+	dropped := func() int64 {
+		return int64(w.losses()[loss{w.a.ID, ReasonPolicyOut}])
+	}
+	stopped, base, received := int64(0), dropped(), w.received(w.b)
 	var sent [2]atomic.Int64
 	leaks := new(atomic.Int64)
 	var wg sync.WaitGroup
@@ -181,11 +182,6 @@ func TestSwap(t *testing.T) {
 			}
 		}
 	}
-	dropped := func() int64 {
-		return int64(w.losses()[loss{w.a.ID, ReasonPolicyOut}])
-	}
-	stopped := int64(0)
-	base, received := dropped(), w.received(w.b)
 	names := [2]string{delivery, policyOut}
 	for i := range swaps {
 		next := two
