@@ -150,7 +150,10 @@ func TestHiddenPorts(t *testing.T) {
 			{"padded", append(append([]byte(nil), four...), make([]byte, 20)...), policy},
 		}
 		rules := []func() string{
-			func() string { w.rulesA(list(plan.Allow, to(plan.Block, unix.IPPROTO_UDP, 2000)), nil); return policyOut },
+			func() string {
+				w.rulesA(list(plan.Allow, to(plan.Block, unix.IPPROTO_UDP, 2000)), nil)
+				return policyOut
+			},
 			func() string {
 				w.rulesA(nil, nil)
 				w.rulesB(nil, list(plan.Allow, own(plan.Block, unix.IPPROTO_UDP, 2000)))

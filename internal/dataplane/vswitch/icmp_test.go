@@ -24,7 +24,9 @@ func complaint(family int, kind [2][2]uint8, about []byte) []th.Layer {
 }
 
 // about is an IP packet as a message quotes it.
-func about(src, dst netip.Addr, l4 ...th.Layer) []byte { return th.Frame(append([]th.Layer{ip(src, dst)}, l4...)...) }
+func about(src, dst netip.Addr, l4 ...th.Layer) []byte {
+	return th.Frame(append([]th.Layer{ip(src, dst)}, l4...)...)
+}
 
 // TestErrorsOfAConnection: a receives nothing but answers, and messages about its own
 // connections are such, from the peer of each or from routers, which only the host is.
