@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -134,9 +135,13 @@ func TestDig(t *testing.T) {
 	// From a link-local address, whose zone means nothing in the daemon.
 	n.client.Run(t, "ip", "-6", "address", "flush", "dev", "eth0", "scope", "global")
 	n.client.Run(t, "ip", "-6", "route", "add", "fd00:9::1", "dev", "eth0")
-	if src := n.client.Run(t, "ip", "-6", "route", "get", "fd00:9::1"); !strings.Contains(src, "src fe80:") {
-		t.Fatalf("the client still has another address: %s", src)
-	}
+	// The kernel uses a link-local address once it knows it for unique.
+	testhost.Eventually(t, 10*time.Second, func() error {
+		if src := n.client.Run(t, "ip", "-6", "route", "get", "fd00:9::1"); !strings.Contains(src, "src fe80:") {
+			return fmt.Errorf("the client still has another address: %s", src)
+		}
+		return nil
+	})
 	for _, how := range []string{"+notcp", "+tcp"} {
 		if out := n.client.Run(t, "dig", "@fd00:9::1", how, "+tries=1", "+time=3", "+short", "web", "A"); out != "10.9.0.6" {
 			t.Errorf("from a link-local address, %s: %q", how, out)

@@ -121,7 +121,9 @@ func (r *Runtime) endProcesses(ctx context.Context, id string) error {
 // monitorsOf holds the container's monitors, those of exec processes included.
 func (r *Runtime) monitorsOf(id string) []*proc {
 	bundle := r.bundle(id)
-	if !exists(bundle) {
+	// Without its bundle a monitor may still live as long as the OCI runtime knows
+	// the container; left alone it writes its exit file into the next one's life.
+	if !exists(bundle) && !exists(filepath.Join(r.runtimeRoot(), id)) {
 		return nil
 	}
 	var out []*proc
