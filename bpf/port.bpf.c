@@ -4,6 +4,7 @@
 #include "include/helpers.h"
 #include "include/net.h"
 
+#include "lib/adopt.h"
 #include "lib/arp.h"
 #include "lib/deliver.h"
 #include "lib/drop.h"
@@ -89,6 +90,14 @@ int bh_from_port(struct __sk_buff *skb)
 	if (p->flags & PKT_GROUP)
 		return replicate(skb, p);
 	return deliver(skb, p);
+}
+
+/* Run by the daemon once, after it has carried flows over from another version's table. */
+SEC("tc")
+int bh_adopt(struct __sk_buff *skb)
+{
+	bpf_for_each_map_elem(&bh_flows_v2, adopt_flow, 0, 0);
+	return TC_ACT_SHOT;
 }
 
 /* The kernel lends some of its functions only to programs under a licence that the GPL

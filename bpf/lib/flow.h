@@ -163,7 +163,7 @@ static __always_inline void flow_log(const struct flow_key *k, const struct flow
 
 static __always_inline void share_add(__u32 port, __s64 n)
 {
-	struct share *s = bpf_map_lookup_elem(&bh_shares_v1, &port);
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v2, &port);
 
 	if (s)
 		__sync_fetch_and_add(&s->flows, n);
@@ -236,7 +236,7 @@ static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int en
 /* Takes up a flow: 0, or why not. The caller counts the packet. */
 static __always_inline int flow_open(struct flow_key *k, const struct flow *first, __u32 limit)
 {
-	struct share *s = bpf_map_lookup_elem(&bh_shares_v1, &first->charged);
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v2, &first->charged);
 	struct flow *f;
 
 	if (s) {

@@ -186,6 +186,8 @@ struct {
 	__type(value, struct flow);
 } bh_flows_v2 SEC(".maps");
 
+/* How many of them each port has: the version goes with that of the flows, for those of
+ * another version's table are counted anew. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -193,7 +195,7 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct share);
-} bh_shares_v1 SEC(".maps");
+} bh_shares_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

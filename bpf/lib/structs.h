@@ -241,6 +241,8 @@ struct flow_end {
 	__u8 flags; /* PORT_RATE_IN of the port */
 };
 
+/* A new version takes the flows of the last one over, by the names of their fields: these
+ * numbers stay what they are, and so does what a field means. */
 #define FLOW_FIN_A 1   /* end a has closed */
 #define FLOW_FIN_B 2   /* end b has closed */
 #define FLOW_RESET 4   /* a reset was seen, and nothing since */
@@ -249,6 +251,7 @@ struct flow_end {
 #define FLOW_STALE_B 32 /* the same for end b */
 #define FLOW_MIDWAY 64  /* taken up in its middle: who opened it, nobody knows */
 #define FLOW_CUT 128  /* the rules say no by now; they may say yes again */
+#define FLOW_CARRIED 256 /* from another version's table: it has no timer yet */
 
 struct flow {
 	struct bpf_timer timer;

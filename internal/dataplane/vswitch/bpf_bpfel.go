@@ -487,10 +487,11 @@ const (
 	bpfMapBhScratchV1      = "bh_scratch_v1"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
-	bpfMapBhSharesV1       = "bh_shares_v1"
+	bpfMapBhSharesV2       = "bh_shares_v2"
 	bpfMapBhStatsV1        = "bh_stats_v1"
 	bpfMapBhSwitchesV1     = "bh_switches_v1"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
+	bpfProgBhAdopt         = "bh_adopt"
 	bpfProgBhFromPort      = "bh_from_port"
 	bpfVarUnusedAction     = "unused_action"
 	bpfVarUnusedDropEvent  = "unused_drop_event"
@@ -542,6 +543,7 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	BhAdopt    *ebpf.ProgramSpec `ebpf:"bh_adopt"`
 	BhFromPort *ebpf.ProgramSpec `ebpf:"bh_from_port"`
 }
 
@@ -571,7 +573,7 @@ type bpfMapSpecs struct {
 	BhScratchV1      *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV1       *ebpf.MapSpec `ebpf:"bh_shares_v1"`
+	BhSharesV2       *ebpf.MapSpec `ebpf:"bh_shares_v2"`
 	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSwitchesV1     *ebpf.MapSpec `ebpf:"bh_switches_v1"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
@@ -631,7 +633,7 @@ type bpfMaps struct {
 	BhScratchV1      *ebpf.Map `ebpf:"bh_scratch_v1"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV1       *ebpf.Map `ebpf:"bh_shares_v1"`
+	BhSharesV2       *ebpf.Map `ebpf:"bh_shares_v2"`
 	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSwitchesV1     *ebpf.Map `ebpf:"bh_switches_v1"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
@@ -661,7 +663,7 @@ func (m *bpfMaps) Close() error {
 		m.BhScratchV1,
 		m.BhServicesV1,
 		m.BhSetsV1,
-		m.BhSharesV1,
+		m.BhSharesV2,
 		m.BhStatsV1,
 		m.BhSwitchesV1,
 		m.BhVectorsV1,
@@ -684,11 +686,13 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	BhAdopt    *ebpf.Program `ebpf:"bh_adopt"`
 	BhFromPort *ebpf.Program `ebpf:"bh_from_port"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.BhAdopt,
 		p.BhFromPort,
 	)
 }

@@ -293,12 +293,19 @@ func TestFailClosed(t *testing.T) {
 	})
 }
 
-// TestRestart starts a second applier over the pins of the first while a connection runs.
+// TestRestart starts a second applier over the pins of the first while a connection runs
+// that only its flow lets pass, under rules, sets of addresses, and lists that have been
+// changed to and fro.
 func TestRestart(t *testing.T) {
 	bothWays(t, func(t *testing.T, mode AttachMode) {
-		p := newPair(t, mode)
-		to := p.hostB.TCPEcho(netip.AddrPortFrom(p.b.Addrs[0], 7))
-		conn, err := p.hostA.DialContext(context.Background(), "tcp", to.String())
+		w := newWire(t, mode)
+		w.sets(map[string][]netip.Prefix{"bad": {netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}, "none": nil})
+		out := list(plan.Allow, plan.Rule{Action: plan.Block, Remote: plan.Addresses{Sets: []string{"bad", "none"}}}, to(plan.Block, unix.IPPROTO_UDP, 9))
+		w.rulesA(out, list(plan.Block))
+		w.rulesA(nil, list(plan.Block))
+		w.rulesA(out, list(plan.Block))
+		server := w.hostB.TCPEcho(netip.AddrPortFrom(w.b.Addrs[0], 7))
+		conn, err := w.hostA.DialContext(context.Background(), "tcp", server.String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -306,19 +313,28 @@ func TestRestart(t *testing.T) {
 		if err := exchange(conn, 1<<16); err != nil {
 			t.Fatal(err)
 		}
-		p.in(p.lab.a.Close)
+		w.play(t, 1, handshake(1000, 80))
+		before := w.flowTable()
+		w.in(w.lab.a.Close)
 		if err := exchange(conn, 1<<16); err != nil {
 			t.Fatalf("without a daemon: %v", err)
 		}
-		p.open()
-		if drift := p.sync(); len(drift) != 0 {
+		w.open()
+		if drift := w.sync(); len(drift) != 0 {
 			t.Errorf("drift after a restart: %v", drift)
 		}
-		if n := p.lab.a.Writes(); n != 0 {
+		if n := w.lab.a.Writes(); n != 0 {
 			t.Errorf("a restart wrote %d times to the kernel, want 0", n)
 		}
 		if err := exchange(conn, 1<<16); err != nil {
 			t.Errorf("after the restart: %v", err)
+		}
+		w.play(t, 1, []step{{"data back", true, tcp(80, 1000, "PA"), delivery}})
+		after := w.flowTable()
+		for k, f := range before {
+			if g, ok := after[k]; k.Proto == unix.IPPROTO_TCP && (!ok || g.Opened != f.Opened || g.Generation != f.Generation) {
+				t.Errorf("the flow was %+v and is %+v", f, g)
+			}
 		}
 	})
 }

@@ -426,7 +426,7 @@ const (
 	uplinkMapBhScratchV1       = "bh_scratch_v1"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
-	uplinkMapBhSharesV1        = "bh_shares_v1"
+	uplinkMapBhSharesV2        = "bh_shares_v2"
 	uplinkMapBhStatsV1         = "bh_stats_v1"
 	uplinkMapBhSwitchesV1      = "bh_switches_v1"
 	uplinkMapBhVectorsV1       = "bh_vectors_v1"
@@ -518,7 +518,7 @@ type uplinkMapSpecs struct {
 	BhScratchV1       *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV1        *ebpf.MapSpec `ebpf:"bh_shares_v1"`
+	BhSharesV2        *ebpf.MapSpec `ebpf:"bh_shares_v2"`
 	BhStatsV1         *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSwitchesV1      *ebpf.MapSpec `ebpf:"bh_switches_v1"`
 	BhVectorsV1       *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
@@ -580,7 +580,7 @@ type uplinkMaps struct {
 	BhScratchV1       *ebpf.Map `ebpf:"bh_scratch_v1"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV1        *ebpf.Map `ebpf:"bh_shares_v1"`
+	BhSharesV2        *ebpf.Map `ebpf:"bh_shares_v2"`
 	BhStatsV1         *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSwitchesV1      *ebpf.Map `ebpf:"bh_switches_v1"`
 	BhVectorsV1       *ebpf.Map `ebpf:"bh_vectors_v1"`
@@ -615,7 +615,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhScratchV1,
 		m.BhServicesV1,
 		m.BhSetsV1,
-		m.BhSharesV1,
+		m.BhSharesV2,
 		m.BhStatsV1,
 		m.BhSwitchesV1,
 		m.BhVectorsV1,

@@ -20,8 +20,8 @@
 // (bh_ports_v1 → bh_ports_v2). A new daemon creates its maps, fills them from the plan,
 // then moves each attachment to its program with one atomic link update, and last removes
 // pins that it does not know. Between, the old program reads the old maps: no packet meets
-// half of anything. What is not in the plan (counters) starts again at zero, unless its map
-// kept its name.
+// half of anything. Flows are carried over (carry.go), so connections go on. What else is
+// not in the plan (counters) starts again at zero, unless its map kept its name.
 package vswitch
 
 import (
@@ -108,6 +108,8 @@ type Applier struct {
 	// process; a difference from it is somebody else's doing.
 	applied map[plan.PortID]*portState
 	byIndex map[uint32]plan.PortID
+	// carried says of other versions' flow tables up to when they have been read.
+	carried map[string]uint64
 	// writes counts changes to the kernel, for those who ask whether there were any.
 	writes int
 }
@@ -130,6 +132,7 @@ func New(opts Options) (*Applier, error) {
 		flowLogOpen: make(chan struct{}, 1),
 		applied:     map[plan.PortID]*portState{},
 		byIndex:     map[uint32]plan.PortID{},
+		carried:     map[string]uint64{},
 	}
 	if opts.FlowsPerPort == 0 {
 		opts.FlowsPerPort = DefaultFlowsPerPort
@@ -214,8 +217,10 @@ func closeObjects(o *bpfObjects) error {
 			errs = append(errs, m.Close())
 		}
 	}
-	if o.BhFromPort != nil {
-		errs = append(errs, o.BhFromPort.Close())
+	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhAdopt} {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -228,7 +233,7 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1,
-		bpfMapBhFlowsV2: o.BhFlowsV2, bpfMapBhSharesV1: o.BhSharesV1, bpfMapBhFragmentsV1: o.BhFragmentsV1,
+		bpfMapBhFlowsV2: o.BhFlowsV2, bpfMapBhSharesV2: o.BhSharesV2, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhBucketsV1: o.BhBucketsV1,
 		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhScratchV1: o.BhScratchV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,

@@ -225,7 +225,7 @@ func (l *lab) share(p *plan.Port) int64 {
 	index := l.a.applied[p.ID].index
 	l.a.mu.Unlock()
 	var s bpfShare
-	if err := l.a.objs.BhSharesV1.Lookup(&index, &s); err != nil {
+	if err := l.a.objs.BhSharesV2.Lookup(&index, &s); err != nil {
 		l.t.Fatal(err)
 	}
 	return int64(s.Flows)
