@@ -1,7 +1,6 @@
 package hcn
 
 import (
-	"encoding/json"
 	"strconv"
 	"strings"
 )
@@ -219,108 +218,4 @@ func checkAddressList(path, s string) error {
 		}
 	}
 	return nil
-}
-
-// L4ProxyPolicySetting redirects matching outbound flows to a proxy.
-type L4ProxyPolicySetting struct {
-	IP            string   `json:",omitempty"`
-	Port          string   `json:",omitempty"`
-	Protocol      Protocol `json:",omitempty"`
-	ExceptionList []string `json:",omitempty"`
-	Destination   string   `json:",omitempty"`
-	OutboundNat   bool     `json:",omitempty"`
-}
-
-// UnmarshalJSON also takes Exceptions, the name that clients send, and a port that is a number.
-func (s *L4ProxyPolicySetting) UnmarshalJSON(b []byte) error {
-	type plain L4ProxyPolicySetting
-	w := struct {
-		plain
-		Exceptions []string
-		Port       json.RawMessage
-	}{}
-	if err := json.Unmarshal(b, &w); err != nil {
-		return err
-	}
-	*s = L4ProxyPolicySetting(w.plain)
-	s.ExceptionList = append(s.ExceptionList, w.Exceptions...)
-	if len(w.Port) == 0 || string(w.Port) == "null" {
-		return nil
-	}
-	var err error
-	s.Port, err = scalarText(w.Port)
-	return err
-}
-
-func (s L4ProxyPolicySetting) validate(path string) error {
-	if err := optionalAddr(path+".IP", s.IP); err != nil {
-		return err
-	}
-	if err := checkPort(path+".Port", s.Port); err != nil {
-		return err
-	}
-	if err := addrsOrPrefixes(path+".ExceptionList", s.ExceptionList); err != nil {
-		return err
-	}
-	return checkAddressList(path+".Destination", s.Destination)
-}
-
-func checkPort(path, s string) error {
-	if s == "" {
-		return nil
-	}
-	if n, err := strconv.ParseUint(s, 10, 16); err != nil || n == 0 {
-		return invalid(ErrInvalidPolicy, path, "%s is not a port: use 1 to 65535", quote(s))
-	}
-	return nil
-}
-
-// L4WfpProxyPolicySetting redirects flows inside the compartment to a side-car, whose own user is exempt.
-type L4WfpProxyPolicySetting struct {
-	InboundProxyPort   string               `json:",omitempty"`
-	OutboundProxyPort  string               `json:",omitempty"`
-	FilterTuple        FiveTuple            `json:",omitzero"`
-	UserSID            string               `json:",omitempty"`
-	InboundExceptions  L4WfpProxyExceptions `json:",omitzero"`
-	OutboundExceptions L4WfpProxyExceptions `json:",omitzero"`
-}
-
-// FiveTuple selects flows.
-type FiveTuple struct {
-	Protocols       string `json:",omitempty"`
-	LocalAddresses  string `json:",omitempty"`
-	RemoteAddresses string `json:",omitempty"`
-	LocalPorts      string `json:",omitempty"`
-	RemotePorts     string `json:",omitempty"`
-	Priority        uint16 `json:",omitempty"`
-}
-
-// L4WfpProxyExceptions are flows left alone.
-type L4WfpProxyExceptions struct {
-	IpAddressExceptions []string `json:",omitempty"`
-	PortExceptions      []string `json:",omitempty"`
-}
-
-func (s L4WfpProxyPolicySetting) validate(path string) error {
-	if err := checkPort(path+".InboundProxyPort", s.InboundProxyPort); err != nil {
-		return err
-	}
-	if err := checkPort(path+".OutboundProxyPort", s.OutboundProxyPort); err != nil {
-		return err
-	}
-	f := s.FilterTuple
-	if err := (aclMatch{f.Protocols, f.LocalAddresses, f.RemoteAddresses, f.LocalPorts, f.RemotePorts}).validate(path + ".FilterTuple"); err != nil {
-		return err
-	}
-	if err := s.InboundExceptions.validate(path + ".InboundExceptions"); err != nil {
-		return err
-	}
-	return s.OutboundExceptions.validate(path + ".OutboundExceptions")
-}
-
-func (e L4WfpProxyExceptions) validate(path string) error {
-	if err := addrsOrPrefixes(path+".IpAddressExceptions", e.IpAddressExceptions); err != nil {
-		return err
-	}
-	return checkPortList(path+".PortExceptions", strings.Join(e.PortExceptions, ","))
 }

@@ -43,6 +43,7 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortName:            {NAT, Internal, Private},
 	EncapOverhead:       {NAT, Internal, Private},
 	InterfaceParameters: {NAT, Internal, Private},
+	L4WFPPROXY:          {NAT, Internal},
 	L2Driver:            {NAT, Internal, Private},
 	InterfaceName:       {NAT, Internal, Private},
 	GatewayPriority:     {NAT, Internal, Private},

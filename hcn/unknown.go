@@ -69,6 +69,7 @@ func walkMembers(m map[string]any, t reflect.Type, path string, out *[]string) {
 var aliasMembers = map[reflect.Type][]string{
 	reflect.TypeFor[OutboundNatPolicySetting](): {"ExceptionList", "VIP"},
 	reflect.TypeFor[L4ProxyPolicySetting]():     {"Exceptions"},
+	reflect.TypeFor[L4WfpProxyPolicySetting]():  {"Port"},
 }
 
 func walkPolicy(m map[string]any, shape reflect.Type, path string, out *[]string) {

@@ -27,7 +27,7 @@ var v1Policies = []v1Policy{
 	{v1: "OutBoundNAT", v2: OutBoundNAT, members: renames{{"VIP", "VirtualIP"}, {"ExceptionList", "Exceptions"}}},
 	{v1: "ROUTE", v2: SDNRoute},
 	{v1: "PA", v2: ProviderAddress, members: renames{{"PA", "ProviderAddress"}}},
-	{v1: "PROXY", v2: L4Proxy},
+	{v1: "PROXY", v2: L4Proxy, members: renames{{"ExceptionList", "Exceptions"}}},
 	{v1: "ACL", v2: ACL, in: aclFromV1},
 	{v1: "VLAN", v2: EndpointVLAN, members: renames{{"VLAN", "IsolationId"}}},
 }

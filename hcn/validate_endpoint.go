@@ -149,7 +149,7 @@ func (e *HostComputeEndpoint) validateRoutes() error {
 
 // singleEndpointPolicies make sense once per endpoint.
 var singleEndpointPolicies = []EndpointPolicyType{
-	QOS, ProviderAddress, L4WFPPROXY, PortName, EncapOverhead, EndpointInterfaceConstraint, InterfaceParameters, EndpointVLAN,
+	QOS, ProviderAddress, PortName, EncapOverhead, EndpointInterfaceConstraint, InterfaceParameters, EndpointVLAN,
 	Iov, InterfaceName, GatewayPriority, Aliases, IncomingQOS,
 }
 
@@ -239,7 +239,11 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 			if slices.Contains([]NetworkType{Transparent, Private, Internal}, n.Type) {
 				return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use a NAT network", n.Type)
 			}
-		case SDNRoute, L4Proxy:
+		case L4Proxy:
+			if err := e.validateProxy(n, p, policyPath(i)); err != nil {
+				return err
+			}
+		case SDNRoute:
 			if !slices.Contains(vfpTypes, n.Type) {
 				return invalid(ErrRequestUnsupported, policyPath(i), "policy %s needs a network of type L2Bridge, L2Tunnel or Overlay, this one is %s",
 					p.Type, n.Type)
@@ -251,6 +255,26 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 		return err
 	}
 	return e.validateMTU(n)
+}
+
+func (e *HostComputeEndpoint) validateProxy(n *HostComputeNetwork, p EndpointPolicy, path string) error {
+	v, err := p.Decode()
+	if err != nil {
+		return err
+	}
+	s, ok := v.(L4ProxyPolicySetting)
+	if !ok {
+		return nil
+	}
+	own, err := e.Addrs()
+	if err != nil {
+		return err
+	}
+	if ip := s.Proxy().Addr(); slices.ContainsFunc(own, func(a netip.Prefix) bool { return a.Addr() == ip }) {
+		return invalid(ErrInvalidPolicy, path+".Settings.IP", "%s is the endpoint's own address, and a proxy's own flows do not go to it: "+
+			"set the policy on the endpoints that it serves, or use L4WFPPROXY for a side-car", ip)
+	}
+	return s.validateOn(n, path)
 }
 
 // validateMTU keeps IPv6 alive: below 1280 the kernel takes IPv6 off the interface (RFC 8200).

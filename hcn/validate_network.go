@@ -390,7 +390,13 @@ func (n *HostComputeNetwork) validatePolicies() error {
 			return err
 		}
 		key := string(p.Type)
-		if v, _ := p.Decode(); !slices.Contains(singleNetworkPolicies, p.Type) {
+		v, _ := p.Decode() // validatePolicy has read it
+		if s, ok := v.(L4ProxyPolicySetting); ok {
+			if err := s.validateOn(n, policyPath(i)); err != nil {
+				return err
+			}
+		}
+		if !slices.Contains(singleNetworkPolicies, p.Type) {
 			id := identity(v)
 			if id == "" {
 				continue

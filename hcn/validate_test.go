@@ -273,6 +273,22 @@ func TestEndpointValidate(t *testing.T) {
 		{"acl bad address", policies(`{"Type":"ACL","Settings":{"Action":"Allow","Direction":"In","RemoteAddresses":"10.0.0.0/33"}}`), ErrInvalidPolicy, "RemoteAddresses"},
 		{"acl host priority", policies(`{"Type":"ACL","Settings":{"Action":"Allow","Direction":"In","RuleType":"Host","Priority":5}}`), ErrInvalidPolicy, "Priority"},
 		{"acl direction", policies(`{"Type":"ACL","Settings":{"Action":"Allow","Direction":"Sideways"}}`), ErrInvalidPolicy, "Sideways"},
+		{"proxy without address", policies(`{"Type":"L4Proxy","Settings":{"Port":"80"}}`), ErrInvalidPolicy, "Settings.IP"},
+		{"proxy on loopback", policies(`{"Type":"L4Proxy","Settings":{"IP":"127.0.0.1","Port":"80"}}`), ErrInvalidPolicy, "Settings.IP"},
+		{"proxy protocol", policies(`{"Type":"L4Proxy","Settings":{"IP":"10.0.0.1","Protocol":132}}`), ErrInvalidPolicy, "Protocol"},
+		{"proxy family", policies(`{"Type":"L4Proxy","Settings":{"IP":"10.0.0.1","Destination":"10.2.0.0/16,fd00::/8"}}`), ErrInvalidPolicy, "Destination[1]"},
+		{"proxy exceptions", policies(`{"Type":"L4Proxy","Settings":{"IP":"10.0.0.1","Exceptions":["clients"]}}`), ErrInvalidPolicy, "ExceptionList[0]"},
+		{"side-car", policies(`{"Type":"L4WfpProxy","Settings":{"InboundProxyPort":15006,"OutboundProxyPort":"15001","UserSID":"S-1-5-18",`+
+			`"FilterTuple":{"Protocols":6,"RemotePorts":"80,443","Priority":1},"OutboundExceptions":{"IpAddressExceptions":["127.0.0.1"],"PortExceptions":"22,8000-8010"}}}`,
+			`{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"15002","UserSID":1337}}`), 0, ""},
+		{"side-car without port", policies(`{"Type":"L4WFPPROXY","Settings":{"UserSID":"1337"}}`), ErrInvalidPolicy, "OutboundProxyPort"},
+		{"side-car port", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"http"}}`), ErrInvalidPolicy, "InboundProxyPort"},
+		{"side-car protocol", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"1","FilterTuple":{"Protocols":"6,1"}}}`), ErrInvalidPolicy, "Protocols"},
+		{"side-car address set", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"1","FilterTuple":{"RemoteAddresses":"clients"}}}`), ErrInvalidPolicy, "RemoteAddresses[0]"},
+		{"side-car exception", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"1","InboundExceptions":{"PortExceptions":["90-80"]}}}`), ErrInvalidPolicy, "PortExceptions"},
+		{"side-car user name", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"1","UserSID":"envoy"}}`), ErrInvalidPolicy, "id -u NAME"},
+		{"side-car SID", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"1","UserSID":"S-1-5-32-556"}}`), ErrInvalidPolicy, "S-1-22-1-N"},
+		{"side-car nobody", policies(`{"Type":"L4WFPPROXY","Settings":{"InboundProxyPort":"1","UserSID":"4294967295"}}`), ErrInvalidPolicy, "UserSID"},
 		{"proxy port", policies(`{"Type":"L4Proxy","Settings":{"IP":"10.0.0.1","Port":70000,"Exceptions":["10.0.0.0/8"]}}`), ErrInvalidPolicy, "Port"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -315,7 +331,7 @@ func TestPolicyByNetworkType(t *testing.T) {
 var validSettings = map[EndpointPolicyType]string{
 	PortMapping: `{"Protocol":6,"InternalPort":80}`, OutBoundNAT: `{}`, L2Driver: `{}`, QOS: `{"MaximumOutgoingBandwidthInBytes":1}`,
 	ACL: `{"Action":"Block","Direction":"Out"}`, TierAcl: `{"Name":"t","Direction":"In","TierAclRules":[{"TierAclRuleAction":"Pass"}]}`,
-	SDNRoute: `{"DestinationPrefix":"10.0.0.0/8"}`, ProviderAddress: `{"ProviderAddress":"192.0.2.1"}`, L4Proxy: `{"Port":"80"}`,
+	SDNRoute: `{"DestinationPrefix":"10.0.0.0/8"}`, ProviderAddress: `{"ProviderAddress":"192.0.2.1"}`, L4Proxy: `{"IP":"192.0.2.1","Port":"80"}`,
 	L4WFPPROXY: `{"InboundProxyPort":"80"}`, PortName: `{"Name":"n"}`, EncapOverhead: `{"Overhead":50}`,
 	EndpointInterfaceConstraint: `{"InterfaceAlias":"x"}`, InterfaceParameters: `{"Mtu":1400}`, EndpointVLAN: `{"IsolationId":5}`,
 	Iov: `{"IovOffloadWeight":1}`, Encryption: `{"EncryptionMethodType":"Ipsec"}`,
