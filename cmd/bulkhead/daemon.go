@@ -96,6 +96,7 @@ type parts struct {
 	dev     *netdev.Netdev
 	sw      *vswitch.Applier
 	filter  *nat.Applier
+	cars    *nat.SideCars
 	names   *dns.Resolver
 	images  *image.Store
 	runtime *process.Runtime
@@ -166,6 +167,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	if p.filter, err = nat.New(nat.Config{Log: log}); err != nil {
 		return err
 	}
+	p.cars = nat.NewSideCars(compartments(p.dev), log)
 	p.images, err = image.Open(filepath.Join(c.stateDir, "images"), image.Options{
 		Logger: log, AuthFile: c.authFile, LoginFile: filepath.Join(c.stateDir, "auth.json"), Registries: c.registries(),
 	})
@@ -206,7 +208,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	}
 	p.engine, err = engine.New(engine.Options{
 		DB: p.db, Passing: p.passing,
-		Stages: []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}}, {p.dev.Finish()}, {p.names}},
+		Stages: []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}, p.cars}, {p.dev.Finish()}, {p.names}},
 		Facts: func(ctx context.Context) (plan.Facts, error) {
 			f, err := p.dev.Facts(ctx)
 			hosts.set(f.Resolvers)
@@ -247,6 +249,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logge
 	part("loop", func() error { return p.engine.Run(ctx) })
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
+	part("watch redirects", func() error { return p.cars.Watch(ctx, 0, p.engine.Wake, nil) })
 	part("offload", func() error { return p.sw.RunOffload(ctx) })
 	part("API", func() error {
 		return server.New(server.Options{
@@ -303,6 +306,17 @@ func (p *parts) close() error {
 
 // switchCheck lets the engine ask the switch cheaply whether something drifted.
 type switchCheck struct{ *vswitch.Applier }
+
+// compartments opens compartments for those who do not know netdev.
+func compartments(dev *netdev.Netdev) func(path string) (int, error) {
+	return func(path string) (int, error) {
+		fd, err := dev.OpenNamespace(path)
+		if errors.Is(err, netdev.ErrVanished) {
+			return fd, fmt.Errorf("%w: %w", os.ErrNotExist, err)
+		}
+		return fd, err
+	}
+}
 
 // counters shows the switch's counters in the API's form.
 func counters(sw *vswitch.Applier) func(plan.PortID) (api.NetworkStats, error) {

@@ -261,7 +261,8 @@ func (t *txn) checkHostRules(row *plan.Endpoint, namespace hcn.GUID) error {
 	}
 	rules := row.Doc.Flags&hcn.DisableInterComputeCommunication != 0
 	for _, p := range row.Doc.Policies {
-		rules = rules || p.Type == hcn.ACL || p.Type == hcn.TierAcl || p.Type == hcn.QOS || p.Type == hcn.IncomingQOS
+		rules = rules || p.Type == hcn.ACL || p.Type == hcn.TierAcl || p.Type == hcn.QOS || p.Type == hcn.IncomingQOS ||
+			p.Type == hcn.L4Proxy || p.Type == hcn.L4WFPPROXY
 	}
 	outbound, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](row.Doc.Policies)
 	if err != nil {
@@ -272,7 +273,7 @@ func (t *txn) checkHostRules(row *plan.Endpoint, namespace hcn.GUID) error {
 		return nil
 	}
 	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q (%s): rules are not enforced for an endpoint in the host's own compartment: "+
-		"remove its ACL, TierAcl, QOS and OutBoundNAT policies, or use the host's own means", row.Doc.Name, row.Doc.ID)
+		"remove its ACL, TierAcl, QOS, L4Proxy, L4WFPPROXY and OutBoundNAT policies, or use the host's own means", row.Doc.Name, row.Doc.ID)
 }
 
 // takeBack gives an endpoint the policies back that it had; where it is attached

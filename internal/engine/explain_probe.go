@@ -29,6 +29,8 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: a packet from outside has to come from there"}
 	case !way.Dst.IsValid():
 		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: there is no address to send to"}
+	case way.NoProbe != "":
+		return &api.ExplainProbe{Agrees: true, Text: way.NoProbe}
 	case q.From.Kind == plan.PartyPorts:
 		path = q.From.Ports[0].VNIC.Namespace
 	}

@@ -265,6 +265,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	if onHost {
 		p.VNIC.intoHost() // the host needs no neighbour entry for itself
 	} else {
+		p.Redirects = Redirects(e)
 		p.acquaint(n)
 	}
 	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {

@@ -91,6 +91,8 @@ type Explanation struct {
 	Rule   *Rule
 	// Next is the command that changes it, where no rule is to blame.
 	Next string
+	// NoProbe says why a packet of the kind cannot be sent.
+	NoProbe string
 	// Legs are the parts of the way that lead over a switch.
 	Legs []Leg
 }
@@ -116,6 +118,7 @@ const (
 	layerHost     = "host"
 	layerFirewall = "firewall"
 	layerMTU      = "mtu"
+	layerRedirect = "redirect"
 )
 
 // Explain follows the first packet of a flow from end to end.

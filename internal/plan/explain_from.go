@@ -27,6 +27,9 @@ func (e *explainer) fromContainer() {
 	if from == nil {
 		return
 	}
+	if e.redirected(from) {
+		return
+	}
 	k := Packet{From: from.ID, Src: e.Src, Dst: dst, DstPort: e.q.Port}
 	sw := e.plan.Switches[from.Network]
 	next := cmp.Or(via, dst)
@@ -45,12 +48,48 @@ func (e *explainer) fromContainer() {
 	case got.Verdict == Delivered:
 		to := e.plan.Ports[got.To]
 		e.mtu(from.VNIC.MTU, to.VNIC.MTU)
-		e.arrive("delivered to %s, %s", portTitle(to), dst)
+		e.deliver(to, e.Src, netip.AddrPortFrom(dst, e.q.Port), dst.String())
 	case got.Verdict == Flooded:
 		e.arrive("a copy goes to each other port of network %s, whose own rules judge it", sw.Name)
 	default:
 		e.Summary = "the switch judges this packet by more than an explanation holds"
 	}
+}
+
+// redirected ends the way at a side-car that takes the flow inside the sender's compartment.
+func (e *explainer) redirected(from *Port) bool {
+	r := from.Redirected(true, e.q.Protocol, netip.AddrPortFrom(e.Src, sourcePort), netip.AddrPortFrom(e.Dst, e.q.Port))
+	if r == nil {
+		return false
+	}
+	e.step(layerRedirect, from.ID, "L4WFPPROXY %s: the side-car takes it before it leaves the compartment%s", r, exempt(r))
+	for _, p := range e.q.From.Ports {
+		for _, o := range p.Redirects {
+			if o.User != nil && o.User.ID == 0 {
+				e.NoProbe = "nothing is sent: a probe is sent as root, whose flows are left alone (" + o.User.String() + ")"
+			}
+		}
+	}
+	e.arrive("taken by the side-car of %s at port %d", portTitle(from), r.To)
+	return true
+}
+
+func exempt(r *Redirect) string {
+	if r.User == nil {
+		return ""
+	}
+	return "; what " + r.User.String() + " sends itself goes on"
+}
+
+// deliver ends the way in a compartment, where a side-car may take the flow.
+func (e *explainer) deliver(to *Port, from netip.Addr, dst netip.AddrPort, shown string) {
+	r := to.Redirected(false, e.q.Protocol, dst, netip.AddrPortFrom(from, sourcePort))
+	if r == nil {
+		e.arrive("delivered to %s, %s", portTitle(to), shown)
+		return
+	}
+	e.step(layerRedirect, to.ID, "L4WFPPROXY %s: the side-car takes it in the compartment", r)
+	e.arrive("delivered to %s, and taken by its side-car at port %d", portTitle(to), r.To)
 }
 
 func portTitle(p *Port) string {

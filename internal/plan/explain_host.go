@@ -156,7 +156,7 @@ func (e *explainer) toPublished(f Forward, to, from *Port) {
 	}
 	if t := e.leg(k); t != nil {
 		e.mtu(sw.MTU, to.VNIC.MTU)
-		e.arrive("delivered to %s, %s", portTitle(to), f.To)
+		e.deliver(to, k.Src, f.To, f.To.String())
 	}
 }
 
@@ -192,7 +192,7 @@ func (e *explainer) fromHost() {
 		}
 		if t := e.leg(Packet{From: sw.HostPort, Src: e.Src, Dst: dst, DstPort: e.q.Port}); t != nil {
 			e.mtu(sw.MTU, to.VNIC.MTU)
-			e.arrive("delivered to %s, %s", portTitle(to), dst)
+			e.deliver(to, e.Src, netip.AddrPortFrom(dst, e.q.Port), dst.String())
 		}
 		return
 	}

@@ -59,12 +59,12 @@ func (k *kernel) listOnce() (*listing, error) {
 		return nil, err
 	}
 	l := &listing{elements: elements{}}
-	if l.exists, l.static, err = checksum(c); err != nil {
+	if l.exists, l.static, err = checksum(c, TableName); err != nil {
 		return nil, err
 	}
 	if l.exists {
 		for _, s := range sets() {
-			if err := l.readSet(c, s.name); err != nil {
+			if err := l.readSet(c, TableName, s.name); err != nil {
 				return nil, err
 			}
 		}
@@ -178,7 +178,7 @@ var dumps = []dump{
 }
 
 // checksum tells whether the table exists and sums up all in it but the elements.
-func checksum(c *netlink.Conn) (bool, string, error) {
+func checksum(c *netlink.Conn, table string) (bool, string, error) {
 	sum := sha256.New()
 	exists := false
 	for _, d := range dumps {
@@ -197,7 +197,7 @@ func checksum(c *netlink.Conn) (bool, string, error) {
 			ours, part := false, []byte{byte(d.kind)}
 			for ad.Next() {
 				t := ad.Type()
-				if t == d.table && ad.String() == TableName && m.Data[0] == unix.NFPROTO_INET {
+				if t == d.table && ad.String() == table && m.Data[0] == unix.NFPROTO_INET {
 					ours = true
 				}
 				if slices.Contains(d.stable, t) {
@@ -220,9 +220,9 @@ func checksum(c *netlink.Conn) (bool, string, error) {
 }
 
 // readSet lists the elements of one of our sets. A set that is not there has none; the checksum tells.
-func (l *listing) readSet(c *netlink.Conn, name string) error {
+func (l *listing) readSet(c *netlink.Conn, table, name string) error {
 	msgs, err := query(c, unix.NFT_MSG_GETSETELEM, netlink.Dump,
-		netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(TableName + "\x00")},
+		netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(table + "\x00")},
 		netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(name + "\x00")})
 	if errors.Is(err, unix.ENOENT) {
 		return nil

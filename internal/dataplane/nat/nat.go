@@ -330,7 +330,7 @@ func (a *Applier) Leftovers(context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer c.Close()
-	exists, _, err := checksum(c)
+	exists, _, err := checksum(c, TableName)
 	if err != nil || !exists {
 		return nil, err
 	}

@@ -81,6 +81,9 @@ func (ps *pass) space(path string) (*space, error) {
 	return s, nil
 }
 
+// OpenNamespace opens the network namespace bound at path; the caller closes it. ErrVanished: there is none.
+func (n *Netdev) OpenNamespace(path string) (fd int, err error) { return n.openNamespace(path) }
+
 // openNamespace opens a bound network namespace. ErrVanished: there is none.
 func (n *Netdev) openNamespace(path string) (fd int, err error) {
 	err = n.home.do(func() error { fd, err = openNetns(path); return err })
