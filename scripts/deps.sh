@@ -9,7 +9,7 @@ set -euo pipefail
 declare -A groups=(
 	[build]="clang-14 llvm-14 gcc make"
 	[runtime]="nftables iproute2 runc conmon conntrack"
-	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils curl jq docker-registry mmdebstrap busybox-static openssl shellcheck"
+	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base curl jq docker-registry mmdebstrap busybox-static openssl shellcheck"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
 	[bench]="podman netavark containernetworking-plugins iptables iperf3 crun"
 )

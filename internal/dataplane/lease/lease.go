@@ -1,0 +1,197 @@
+// Package lease gets addresses for endpoints from others: from the DHCP servers and the routers of the network that an
+// endpoint's vNIC is on.
+//
+// For each endpoint there is a session, which looks at the vNIC from inside its compartment through one packet socket,
+// and up to three machines on it:
+//
+//	DHCPv4   RFC 2131: discover, request, probe (RFC 5227), bound, renew, rebind; again after a restart, decline, release
+//	Router   RFC 4861, 4862: prefixes, routes, MTU and resolvers of router advertisements
+//	DHCPv6   RFC 8415: solicit, request, confirm, renew, rebind, decline, release; begun when a router says "managed"
+//
+// Nothing is configured here. A machine publishes what it has as a Lease, calls Config.Wake, and the caller, who reads
+// States, makes addresses and routes of it: through the plan, so that the source guard, the vNIC and IpConfigurations
+// agree. For the same reason the kernel's own autoconfiguration stays off in compartments (accept_ra=0): it would
+// choose addresses that the source guard does not know. Whether there is DHCPv6 (the M and O flags) is read from the
+// advertisements that are heard in the compartment.
+//
+// Whoever answers is a stranger. What comes in is filtered in the kernel, checked against what was asked, bounded in
+// number and rate, and a lease is taken only if every part of it makes sense (check.go, check6.go). A process with
+// CAP_NET_ADMIN in the compartment can still put frames before the vNIC and lie to us, so that Config.Admit must know
+// which addresses an endpoint cannot have, whoever offers them: those of other endpoints, of gateways and of the host.
+//
+// # How the engine uses it
+//
+// Before a pass that takes endpoints away it calls Sync without them: their leases are given back while their ports
+// still work. After a pass it calls Sync with all that want leases; sockets are opened once the vNIC is there. A port
+// without address passes the guard with what DHCP needs. When woken it stores the leases of States beside its rows,
+// and compiles; the next start hands them back as Want.Stored, and the addresses stay while they are asked for again.
+package lease
+
+import (
+	"encoding/hex"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Source is where a lease is from.
+type Source string
+
+// The sources.
+const (
+	DHCPv4 Source = "dhcpv4"
+	DHCPv6 Source = "dhcpv6"
+	Router Source = "router"
+)
+
+// Key names a lease.
+type Key struct {
+	Endpoint hcn.GUID
+	Source   Source
+}
+
+// Want is an endpoint that wants leases.
+type Want struct {
+	Endpoint hcn.GUID
+	// Network and Name are for people.
+	Network, Name string
+	// Namespace is the path of the compartment, Device the vNIC in it.
+	Namespace, Device string
+	MAC               plan.MAC
+	// LinkLocal is the vNIC's link-local address, from which IPv6 asks.
+	LinkLocal netip.Addr
+	// Hostname is sent to servers; one with dots is sent as a full name.
+	Hostname string
+	IPv4     bool
+	IPv6     bool
+	// Within are the subnets that the network declares. If there are any, an address must be in one of them.
+	Within []netip.Prefix
+	// Stored are leases from before a restart. They are taken up when the endpoint is new to the client, and not looked
+	// at later.
+	Stored map[Source]Lease
+}
+
+// same says whether a running session serves a want: identity and place are what it was begun with.
+func (w *Want) same(o *Want) bool {
+	return w.Endpoint == o.Endpoint && w.Network == o.Network && w.Name == o.Name && w.Namespace == o.Namespace &&
+		w.Device == o.Device && w.MAC == o.MAC && w.LinkLocal == o.LinkLocal && w.Hostname == o.Hostname &&
+		w.IPv4 == o.IPv4 && w.IPv6 == o.IPv6 && slices.Equal(w.Within, o.Within)
+}
+
+// Lease is what a server or the routers gave. It is stored as JSON; a zero time is never.
+type Lease struct {
+	Addrs []Address `json:",omitempty"`
+	// Routes as the vNIC should have them, default routes too.
+	Routes []plan.Route `json:",omitempty"`
+	DNS    []netip.Addr `json:",omitempty"`
+	Search []string     `json:",omitempty"`
+	MTU    int          `json:",omitempty"` // 0: not said
+	// Server is who gave it: a DHCP server, or the preferred router.
+	Server netip.Addr
+	// ServerID is the DHCPv6 server's DUID, in hex.
+	ServerID string `json:",omitempty"`
+	// ServerMAC is where the server's answer came from: itself, or the relay or gateway before it.
+	ServerMAC plan.MAC
+	// Got is when it was last confirmed; T1 is when the server is asked again, T2 when any server is.
+	Got, T1, T2 time.Time
+	// Expires is when the last of its addresses is gone.
+	Expires time.Time
+}
+
+// Address of a lease, with the prefix length that the vNIC gets.
+type Address struct {
+	Prefix netip.Prefix
+	// Preferred is until when new connections may use it, Valid until when it is ours.
+	Preferred, Valid time.Time
+}
+
+// Gateways are the next hops of default routes, the best first.
+func (l *Lease) Gateways() (vias []netip.Addr) {
+	for _, r := range l.Routes {
+		if r.Dst.Bits() == 0 && r.Via.IsValid() {
+			vias = append(vias, r.Via)
+		}
+	}
+	return vias
+}
+
+// over says whether a lease has ended.
+func (l *Lease) over(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
+
+// alike says whether two leases configure the same, whenever they end.
+func (l *Lease) alike(o *Lease) bool {
+	return l != nil && o != nil && slices.EqualFunc(l.Addrs, o.Addrs, func(a, b Address) bool { return a.Prefix == b.Prefix }) &&
+		slices.Equal(l.Routes, o.Routes) && slices.Equal(l.DNS, o.DNS) && slices.Equal(l.Search, o.Search) && l.MTU == o.MTU
+}
+
+// Phase is what a machine does.
+type Phase string
+
+// The phases.
+const (
+	Asking    Phase = "asking"    // for a lease
+	Probing   Phase = "probing"   // whether somebody else uses the address
+	Rebooting Phase = "rebooting" // asks whether a stored lease still holds
+	Bound     Phase = "bound"
+	Renewing  Phase = "renewing"  // asks the server that gave the lease
+	Rebinding Phase = "rebinding" // asks any server
+	Waiting   Phase = "waiting"   // before it asks again, or for a router to say that there is a DHCPv6 server
+)
+
+// State of one machine.
+type State struct {
+	Key   Key
+	Phase Phase
+	Since time.Time // of the phase
+	Lease *Lease    // nil: none; not to be changed
+	// Problem is what is wrong, for people; "" for nothing.
+	Problem string
+	// Others are servers that answered as well, and were not taken.
+	Others []netip.Addr
+}
+
+// maxOthers bounds what a flood of servers can make us remember.
+const maxOthers = 4
+
+func (s *State) clone() State {
+	c := *s
+	c.Others = slices.Clone(s.Others)
+	return c
+}
+
+// identity is who an endpoint is to servers, for as long as it lives: a DUID made of its GUID (RFC 6355), and an IAID.
+type identity struct {
+	uuid [16]byte
+	iaid [4]byte
+}
+
+func identityOf(g hcn.GUID) (id identity) {
+	// A GUID is checked at the door; what is left out of another spelling does no harm but to uniqueness.
+	b, _ := hex.DecodeString(strings.ReplaceAll(string(g), "-", ""))
+	copy(id.uuid[:], b)
+	copy(id.iaid[:], b)
+	return id
+}
+
+// duid as it is on the wire.
+func (id identity) duid() []byte { return append([]byte{0, 4}, id.uuid[:]...) }
+
+// clientID of DHCPv4: type 255, IAID, DUID (RFC 4361).
+func (id identity) clientID() []byte {
+	return slices.Concat([]byte{255}, id.iaid[:], id.duid())
+}
+
+// sortedKeys gives keys in a fixed order.
+func sortedKeys[V any](m map[Key]V) []Key {
+	return slices.SortedFunc(maps.Keys(m), func(a, b Key) int {
+		if c := strings.Compare(string(a.Endpoint), string(b.Endpoint)); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a.Source), string(b.Source))
+	})
+}

@@ -1,0 +1,230 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// machine is what the three have in common.
+type machine struct {
+	s   *session
+	src Source
+}
+
+func (m *machine) source() Source { return m.src }
+func (m *machine) key() Key       { return Key{m.s.want.Endpoint, m.src} }
+func (m *machine) held() *Lease   { return m.s.c.lease(m.key()) }
+
+// enter a phase; the lease stays as it is.
+func (m *machine) enter(p Phase, problem string) {
+	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem = p, problem })
+}
+
+// take publishes a lease.
+func (m *machine) take(l *Lease) {
+	if !m.held().alike(l) {
+		m.s.log.Info("lease taken", "source", string(m.src), "addresses", fmt.Sprint(prefixes(l)), "server", l.Server.String())
+	}
+	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem, st.Lease = Bound, "", l })
+}
+
+// lose takes the lease back from the caller, and waits.
+func (m *machine) lose(problem string) {
+	if l := m.held(); l != nil {
+		m.s.log.Warn("lease lost", "source", string(m.src), "addresses", fmt.Sprint(prefixes(l)), "problem", problem)
+	}
+	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem, st.Lease = Waiting, problem, nil })
+}
+
+// sawOther notes a server that answers as well.
+func (m *machine) sawOther(server netip.Addr) {
+	m.s.c.update(m.key(), func(st *State) {
+		if len(st.Others) < maxOthers && !slices.Contains(st.Others, server) {
+			st.Others = append(slices.Clone(st.Others), server)
+		}
+	})
+}
+
+func prefixes(l *Lease) (ps []netip.Prefix) {
+	for _, a := range l.Addrs {
+		ps = append(ps, a.Prefix)
+	}
+	return ps
+}
+
+// admit asks the caller about an address, and checks it against the network's subnets.
+func (m *machine) admit(a netip.Addr) error {
+	w := &m.s.want
+	if len(w.Within) > 0 && !slices.ContainsFunc(w.Within, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return fmt.Errorf("address %s is in none of the subnets of network %s, %v", a, w.Network, w.Within)
+	}
+	if m.s.c.cfg.Admit != nil {
+		return m.s.c.cfg.Admit(w.Endpoint, a)
+	}
+	return nil
+}
+
+// trouble ends what a machine has, or is about to have; its text is for people.
+type trouble struct {
+	text  string
+	pause time.Duration // the shortest before it begins again
+}
+
+func (t *trouble) Error() string { return t.text }
+
+func troubled(pause time.Duration, format string, args ...any) error {
+	return &trouble{fmt.Sprintf(format, args...), pause}
+}
+
+// repeat does once again and again: each time that it ends, with the lease lost, after a pause that grows while it keeps
+// ending soon. Refusals come as fast as a hostile server sends them; what we answer does not.
+func (m *machine) repeat(ctx context.Context, once func(context.Context) error) {
+	pause := time.Second
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := once(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		m.lose(err.Error())
+		if time.Since(began) > worstPause {
+			pause = time.Second
+		}
+		var least time.Duration
+		if t := (*trouble)(nil); errors.As(err, &t) {
+			least = t.pause
+		}
+		pause = max(pause, least)
+		if !sleep(ctx, jitter(pause)) {
+			return
+		}
+		pause = min(2*pause, worstPause)
+	}
+}
+
+// errSilent: nobody gave an answer that can be used.
+var errSilent = errors.New("no answer")
+
+// pace says how long to wait for an answer to try number n, from 0; false: no such try is made.
+type pace func(n int) (time.Duration, bool)
+
+// growing waits from first up to most, doubling; tries 0 is for ever.
+func growing(first, most time.Duration, tries int) pace {
+	return func(n int) (time.Duration, bool) {
+		return jitter(min(first<<min(n, 20), most)), tries == 0 || n < tries
+	}
+}
+
+// before asks until a deadline: each time after half of what is left, but not more often than every least (RFC 2131,
+// section 4.4.5). A zero deadline never comes.
+func before(deadline time.Time, least time.Duration) pace {
+	return func(n int) (time.Duration, bool) {
+		if deadline.IsZero() {
+			return jitter(min(least<<min(n, 10), time.Hour)), true
+		}
+		left := time.Until(deadline)
+		return min(max(left/2, least), left), left > 0
+	}
+}
+
+// exchange is a question and who may answer it.
+type exchange struct {
+	pace pace
+	in   <-chan packet
+	send func(n int) error
+	// take looks at a packet: it is the answer, or it ends the exchange with an error, or it is nothing.
+	take func(packet) (done bool, err error)
+	// silent is called when try n had no answer for so long, since the first.
+	silent func(n int, waited time.Duration)
+	// failed is called when a question could not be sent.
+	failed func(error)
+}
+
+// run asks until there is an answer. errSilent: there was none.
+func (x *exchange) run(ctx context.Context, s *session) error {
+	drain(x.in) // what came late is about an earlier question
+	began := time.Now()
+	for n := 0; ; n++ {
+		wait, ok := x.pace(n)
+		if !ok {
+			return errSilent
+		}
+		up := s.linkUp()
+		if err := x.send(n); err != nil {
+			x.failed(err)
+			// Not a try: nobody could have heard it. The pace goes on, because of its deadline.
+			t := time.NewTimer(wait)
+			select {
+			case <-up:
+				t.Stop()
+				// A link that is up and still does not send is asked again, but slowly.
+				if !sleep(ctx, min(wait, time.Second)) {
+					return ctx.Err()
+				}
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return ctx.Err()
+			}
+			n--
+			began = time.Now()
+			continue
+		}
+		if done, err := x.listen(ctx, wait); done || err != nil {
+			return err
+		}
+		if x.silent != nil {
+			x.silent(n, time.Since(began))
+		}
+	}
+}
+
+func (x *exchange) listen(ctx context.Context, wait time.Duration) (done bool, err error) {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	for {
+		select {
+		case p := <-x.in:
+			if done, err := x.take(p); done || err != nil {
+				return done, err
+			}
+		case <-t.C:
+			return false, nil
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+}
+
+func drain(in <-chan packet) {
+	for {
+		select {
+		case <-in:
+		default:
+			return
+		}
+	}
+}
+
+// silence tells people how long nobody has answered.
+func silence(who, network string, n int, waited time.Duration) string {
+	tries := "1 try"
+	if n > 0 {
+		tries = fmt.Sprintf("%d tries", n+1)
+	}
+	return fmt.Sprintf("no answer from any %s on %s after %d s (%s); is there one, and does it know this network?",
+		who, network, int(waited.Round(time.Second).Seconds()), tries)
+}
+
+// until waits for a point in time; zero is never. false: ctx has ended.
+func until(ctx context.Context, at time.Time) bool {
+	if at.IsZero() {
+		<-ctx.Done()
+		return false
+	}
+	return sleep(ctx, time.Until(at))
+}

@@ -1,0 +1,265 @@
+package lease
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// receiveBuffer is small on purpose: what a flood leaves in it is stale when it is read.
+const receiveBuffer = 128 << 10
+
+// Sockets opens links to vNICs. enter runs a function in a compartment: the sockets that it opens stay there.
+func Sockets(enter func(path string, fn func() error) error) func(context.Context, *Want) (Link, error) {
+	return func(_ context.Context, w *Want) (Link, error) {
+		l := &socket{}
+		for _, neighbours := range [...]bool{false, true} {
+			prog, err := bpf.Assemble(filter(w.MAC, neighbours))
+			if err != nil {
+				return nil, fmt.Errorf("assemble the filter: %w", err)
+			}
+			l.filters = append(l.filters, prog)
+		}
+		open := func() error { return l.open(w) }
+		if err := enter(w.Namespace, open); err != nil {
+			return nil, err
+		}
+		return l, nil
+	}
+}
+
+// socket is a packet socket on a vNIC, and UDP sockets that keep the compartment's stack from telling servers that
+// their answers are for nobody (ICMP port unreachable).
+type socket struct {
+	f       *os.File
+	raw     syscall.RawConn
+	once    sync.Once
+	plugs   []int
+	filters [][]bpf.RawInstruction
+	oob     [256]byte
+}
+
+// open opens in the network namespace of the calling thread.
+func (l *socket) open(w *Want) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("open a packet socket: %w", err)
+	}
+	if err := prepare(fd, w.Device, l.filters[0]); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	l.f = os.NewFile(uintptr(fd), "packets of "+w.Device)
+	if l.raw, err = l.f.SyscallConn(); err != nil {
+		l.f.Close()
+		return err
+	}
+	if w.IPv4 {
+		l.plug(unix.AF_INET, w.Device, &unix.SockaddrInet4{Port: client4})
+	}
+	if w.IPv6 {
+		l.plug(unix.AF_INET6, w.Device, &unix.SockaddrInet6{Port: client6})
+	}
+	return nil
+}
+
+func prepare(fd int, device string, prog []bpf.RawInstruction) error {
+	if err := attach(fd, prog); err != nil {
+		return err
+	}
+	for _, opt := range [][3]int{
+		{unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer},
+		{unix.SOL_PACKET, unix.PACKET_AUXDATA, 1},
+		{unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1},
+	} {
+		if err := unix.SetsockoptInt(fd, opt[0], opt[1], opt[2]); err != nil {
+			return fmt.Errorf("set up the packet socket: %w", err)
+		}
+	}
+	ifr, err := unix.NewIfreq(device)
+	if err != nil {
+		return fmt.Errorf("device %s: %w", device, err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
+		return fmt.Errorf("find device %s: %w", device, err)
+	}
+	addr := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: int(ifr.Uint32())}
+	if err := unix.Bind(fd, addr); err != nil {
+		return fmt.Errorf("bind to device %s: %w", device, err)
+	}
+	return nil
+}
+
+func attach(fd int, prog []bpf.RawInstruction) error {
+	p := unix.SockFprog{Len: uint16(len(prog)), Filter: (*unix.SockFilter)(unsafe.Pointer(&prog[0]))}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &p); err != nil {
+		return fmt.Errorf("attach the filter: %w", err)
+	}
+	return nil
+}
+
+// plug takes a client's port and keeps nothing that comes to it. If the port is the container's, it answers itself.
+func (l *socket) plug(family int, device string, at unix.Sockaddr) {
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	nothing := []bpf.RawInstruction{{Op: unix.BPF_RET | unix.BPF_K}}
+	err = attach(fd, nothing)
+	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device))
+	if family == unix.AF_INET6 {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
+	}
+	if err != nil || unix.Bind(fd, at) != nil {
+		unix.Close(fd)
+		return
+	}
+	l.plugs = append(l.plugs, fd)
+}
+
+// test is a load and what it must give.
+type test struct {
+	load bpf.Instruction
+	val  uint32
+	none bool // none of the bits of val, instead of val
+}
+
+func abs(off, size int, val uint32) test {
+	return test{load: bpf.LoadAbsolute{Off: uint32(off), Size: size}, val: val}
+}
+
+func ind(off, size int, val uint32) test {
+	return test{load: bpf.LoadIndirect{Off: uint32(off), Size: size}, val: val}
+}
+
+// filter lets through answers of DHCP servers that carry the client's MAC or are sent to it, router advertisements, and
+// if wanted ARP and neighbour discovery. Everything is looked at again by parseFrame.
+func filter(mac plan.MAC, neighbours bool) []bpf.Instruction {
+	high, low := binary.BigEndian.Uint32(mac[:]), uint32(binary.BigEndian.Uint16(mac[4:]))
+	const (
+		l4     = ethLen + ip6Len
+		chaddr = ethLen + udpLen + 28 // after the IPv4 header, whose length is in X
+	)
+	alternatives := [][]test{
+		{
+			abs(12, 2, etherIPv4), abs(ethLen+9, 1, protoUDP),
+			{bpf.LoadAbsolute{Off: ethLen + 6, Size: 2}, 0x3fff, true},
+			ind(ethLen+2, 2, client4), ind(chaddr, 4, high), ind(chaddr+4, 2, low),
+		},
+		{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoUDP), abs(l4+2, 2, client6), abs(0, 4, high), abs(4, 2, low)},
+		{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6), abs(l4, 1, routerAdvert)},
+	}
+	if neighbours {
+		alternatives = append(alternatives,
+			[]test{abs(12, 2, etherARP)},
+			[]test{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6), abs(l4, 1, neighbourSolicit)},
+			[]test{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6), abs(l4, 1, neighbourClaim)},
+		)
+	}
+	var p []bpf.Instruction
+	for _, tests := range alternatives {
+		p = append(p, all(tests)...)
+	}
+	return append(p, bpf.RetConstant{Val: 0})
+}
+
+// all accepts a frame that passes each test, and else goes on behind itself.
+func all(tests []test) []bpf.Instruction {
+	var p []bpf.Instruction
+	end := 2*len(tests) + 2
+	p = append(p, bpf.LoadMemShift{Off: ethLen}) // of use only if this is IPv4
+	for _, t := range tests {
+		p = append(p, t.load)
+		cond := bpf.JumpNotEqual
+		if t.none {
+			cond = bpf.JumpBitsSet
+		}
+		p = append(p, bpf.JumpIf{Cond: cond, Val: t.val, SkipTrue: uint8(end - len(p) - 1)})
+	}
+	return append(p, bpf.RetConstant{Val: maxFrame})
+}
+
+func htons(v uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], v)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+// Listen exchanges the filter; what is in the buffer has passed the one before.
+func (l *socket) Listen(neighbours bool) error {
+	prog := l.filters[0]
+	if neighbours {
+		prog = l.filters[1]
+	}
+	var err error
+	if ctlErr := l.raw.Control(func(fd uintptr) { err = attach(int(fd), prog) }); ctlErr != nil {
+		return ctlErr
+	}
+	return err
+}
+
+// Send puts a frame on the wire.
+func (l *socket) Send(frame []byte) error {
+	var err error
+	if rawErr := l.raw.Write(func(fd uintptr) bool {
+		_, err = unix.Write(int(fd), frame)
+		return !errors.Is(err, unix.EAGAIN)
+	}); rawErr != nil {
+		return rawErr
+	}
+	return err
+}
+
+// Receive waits for a frame.
+func (l *socket) Receive(buf []byte) (n int, summed bool, err error) {
+	if rawErr := l.raw.Read(func(fd uintptr) bool {
+		var oobn int
+		n, oobn, _, _, err = unix.Recvmsg(int(fd), buf, l.oob[:], 0)
+		summed = err == nil && sumsReady(l.oob[:oobn])
+		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	}); rawErr != nil {
+		return 0, false, rawErr
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read %s: %w", l.f.Name(), err)
+	}
+	return n, summed, nil
+}
+
+// sumsReady reads whether the frame has its checksums; without word from the kernel they are not believed in.
+func sumsReady(oob []byte) bool {
+	for len(oob) >= unix.CmsgLen(0) {
+		head, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return false
+		}
+		if head.Level == unix.SOL_PACKET && head.Type == unix.PACKET_AUXDATA && len(data) >= 4 {
+			return binary.NativeEndian.Uint32(data)&unix.TP_STATUS_CSUMNOTREADY == 0
+		}
+		oob = rest
+	}
+	return false
+}
+
+// Close ends a Receive that waits.
+func (l *socket) Close() error {
+	var errs []error
+	l.once.Do(func() {
+		for _, fd := range l.plugs {
+			errs = append(errs, unix.Close(fd))
+		}
+		errs = append(errs, l.f.Close())
+	})
+	return errors.Join(errs...)
+}
