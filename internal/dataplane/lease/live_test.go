@@ -29,8 +29,8 @@ type lan struct {
 }
 
 func newLAN(t *testing.T) *lan {
-	t.Parallel()
 	t.Helper()
+	t.Parallel()
 	l := &lan{t: t, dir: t.TempDir(), sw: testhost.Switch(t)}
 	l.client, l.server = testhost.New(t, testhost.WithName("client")), testhost.New(t, testhost.WithName("server"))
 	l.sw.Plug(l.client, "eth0")
@@ -340,9 +340,12 @@ func TestLiveIPv6(t *testing.T) {
 		return nil
 	})
 	c.Sync(t.Context(), nil)
-	if file := l.leaseFile(); strings.Contains(file, "fd09::100") {
-		t.Errorf("not released: %s", file)
-	}
+	l.wait(func() error {
+		if file := l.leaseFile(); strings.Contains(file, "fd09::100") {
+			return fmt.Errorf("not released: %s", file)
+		}
+		return nil
+	})
 }
 
 // TestLiveAutoconfiguration: a router's prefix makes an address, and the O flag leads to resolvers of DHCPv6.

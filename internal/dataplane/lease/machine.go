@@ -156,18 +156,8 @@ func (x *exchange) run(ctx context.Context, s *session) error {
 		up := s.linkUp()
 		if err := x.send(n); err != nil {
 			x.failed(err)
-			// Not a try: nobody could have heard it. The pace goes on, because of its deadline.
-			t := time.NewTimer(wait)
-			select {
-			case <-up:
-				t.Stop()
-				// A link that is up and still does not send is asked again, but slowly.
-				if !sleep(ctx, min(wait, time.Second)) {
-					return ctx.Err()
-				}
-			case <-t.C:
-			case <-ctx.Done():
-				t.Stop()
+			// Not a try: nobody could have heard it. The pace is asked again, because of its deadline.
+			if !rest(ctx, up, wait) {
 				return ctx.Err()
 			}
 			n--
@@ -181,6 +171,25 @@ func (x *exchange) run(ctx context.Context, s *session) error {
 			x.silent(n, time.Since(began))
 		}
 	}
+}
+
+// rest waits for a link, or for as long as the answer would have been waited for; false: ctx has ended. A link that was
+// there, and still did not send, is given a second.
+func rest(ctx context.Context, up <-chan struct{}, wait time.Duration) bool {
+	select {
+	case <-up:
+		return sleep(ctx, min(wait, time.Second))
+	default:
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-up:
+	case <-t.C:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 func (x *exchange) listen(ctx context.Context, wait time.Duration) (done bool, err error) {

@@ -85,7 +85,9 @@ func (s *session) start() {
 		// The link outlives the machines, so that they can say goodbye.
 		linkCtx, closeLink := context.WithCancel(context.Background())
 		var links, machines sync.WaitGroup
-		links.Go(func() { s.keepLink(linkCtx) })
+		tried := make(chan struct{})
+		links.Go(func() { s.keepLink(linkCtx, sync.OnceFunc(func() { close(tried) })) })
+		<-tried
 		for _, m := range s.runners {
 			machines.Go(func() { m.run(ctx) })
 		}
@@ -136,20 +138,23 @@ func (s *session) stop() {
 	<-s.done
 }
 
-// keepLink opens the link, reads it, and opens it again when it breaks: the device may be made anew.
-func (s *session) keepLink(ctx context.Context) {
+// keepLink opens the link, reads it, and opens it again when it breaks: the device may be made anew. It
+// calls tried after each try to open.
+func (s *session) keepLink(ctx context.Context, tried func()) {
 	for try := 0; ctx.Err() == nil; try++ {
 		began := time.Now()
 		l, err := s.c.cfg.Open(ctx, &s.want)
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { l.Close() })
 			s.setLink(l, nil)
+			tried()
 			err = s.read(ctx, l)
 			stop()
 			s.setLink(nil, err)
 			l.Close()
 		} else {
 			s.setLink(nil, err)
+			tried()
 		}
 		if time.Since(began) > time.Minute {
 			try = 0

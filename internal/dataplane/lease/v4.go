@@ -206,17 +206,20 @@ func (m *v4) hold(ctx context.Context, l *Lease) error {
 func (m *v4) extend(ctx context.Context, l *Lease, phase Phase, deadline time.Time, r request) (*Lease, error) {
 	a := l.Addrs[0].Prefix.Addr()
 	var got *Lease
-	asked, server := "DHCP server", netip.Addr{}
+	var server netip.Addr
+	problem := ""
 	if r.via != nil {
 		server = l.Server
+	} else {
+		problem = fmt.Sprintf("server %s has not renewed %s: any server is asked", l.Server, a)
 	}
-	m.enter(phase, "")
+	m.enter(phase, problem)
 	x := &exchange{
 		pace: before(deadline, least(l)), in: m.s.in4, failed: m.cannot(phase),
 		send: func(n int) error { r.try = n; return m.send(dhcpv4.MessageTypeRequest, r) },
 		take: m.taking(a, server, &got),
 		silent: func(n int, waited time.Duration) {
-			m.enter(phase, silence(asked, m.s.want.Network, n, waited))
+			m.enter(phase, silence("DHCP server", m.s.want.Network, n, waited))
 		},
 	}
 	err := x.run(ctx, m.s)

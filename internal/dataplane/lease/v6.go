@@ -299,7 +299,7 @@ func (m *v6) hold(ctx context.Context, l *Lease) error {
 		}
 		if errors.Is(err, errSilent) {
 			m.begin()
-			m.enter(Rebinding, "")
+			m.enter(Rebinding, fmt.Sprintf("DHCPv6 server %s has not renewed %s: any server is asked", l.Server, l.Addrs[0].Prefix.Addr()))
 			got, err = m.ask(ctx, dhcpv6.MessageTypeRebind, l, Rebinding, before(l.Expires, least(l)))
 		}
 		switch {
