@@ -4,7 +4,6 @@
 #include "include/helpers.h"
 #include "include/net.h"
 
-#include "lib/adopt.h"
 #include "lib/arp.h"
 #include "lib/deliver.h"
 #include "lib/drop.h"
@@ -14,6 +13,7 @@
 #include "lib/nd.h"
 #include "lib/parse.h"
 #include "lib/step.h"
+#include "lib/sweep.h"
 
 /* Types that only the ring buffer and skb->cb carry would not reach Go otherwise. */
 struct drop_event *unused_drop_event __attribute__((unused));
@@ -92,12 +92,13 @@ int bh_from_port(struct __sk_buff *skb)
 	return deliver(skb, p);
 }
 
-/* Run by the daemon once, after it has carried flows over from another version's table. */
+/* Run by the daemon when it starts, after it has carried flows over, and now and then:
+ * sweeps once, and sets the timer that goes on with it. */
 SEC("tc")
-int bh_adopt(struct __sk_buff *skb)
+int bh_sweep(struct __sk_buff *skb)
 {
-	bpf_for_each_map_elem(&bh_flows_v2, adopt_flow, 0, 0);
-	return TC_ACT_SHOT;
+	sweep(0);
+	return sweep_start() ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
 /* The kernel lends some of its functions only to programs under a licence that the GPL

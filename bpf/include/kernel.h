@@ -38,6 +38,7 @@ struct bpf_timer {
 
 /* What a tc program may answer. TCX knows fewer: anything but these means "go on". */
 #define TC_ACT_UNSPEC -1 /* the next program's turn, or the stack's */
+#define TC_ACT_OK 0
 #define TC_ACT_SHOT 2
 #define TC_ACT_REDIRECT 7
 

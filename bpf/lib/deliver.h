@@ -46,7 +46,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (p->kind != PORT_HOST && !same_mac(p->smac, p->port_mac))
 		return 0;
 	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
-	f = bpf_map_lookup_elem(&bh_flows_v2, &key);
+	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
 	if (!f)
 		return 0;
 	/* Read before the checks: should the entry become another flow's in between, that one
@@ -67,6 +67,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (step)
 		return drop(skb, p, step);
 	count_flow(f, p, end);
+	if (is_closed(f) && !(p->tcp & (TCP_FIN | TCP_RST)))
+		flow_last(&key);
 	count_tx(p);
 	count_rx(port, p->len);
 	if (kind == PORT_HOST && p->kind == PORT_CONTAINER) {

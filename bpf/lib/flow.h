@@ -1,5 +1,5 @@
 /* The flow table: what was decided for a connection's first packet, for both directions.
- * The daemon has no part in it: entries come with packets and go by their own timers. */
+ * The daemon has no part in it: entries come with packets and go with a sweep (sweep.h). */
 #ifndef BULKHEAD_FLOW_H
 #define BULKHEAD_FLOW_H
 
@@ -18,9 +18,6 @@
 #define IDLE_ONE_WAY (30 * SECOND)
 /* A connection that the rules have cut: as long as its ends go on trying. */
 #define IDLE_CUT (900 * SECOND)
-
-/* A flow is looked at this often, for one of its ports may have gone. */
-#define CHECK_EVERY (60 * SECOND)
 
 #define RING_NO_WAKEUP 1
 
@@ -163,43 +160,23 @@ static __always_inline void flow_log(const struct flow_key *k, const struct flow
 
 static __always_inline void share_add(__u32 port, __s64 n)
 {
-	struct share *s = bpf_map_lookup_elem(&bh_shares_v2, &port);
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v3, &port);
 
 	if (s)
 		__sync_fetch_and_add(&s->flows, n);
 }
 
+/* Whoever takes it out settles it, where two do at once. The entry stays readable until the
+ * program has ended. */
 static __always_inline void flow_end(const struct flow_key *k, struct flow *f)
 {
 	__u32 charged = f->charged;
 
+	if (bpf_map_delete_elem(&bh_flows_v3, k))
+		return;
 	flow_settle(f);
 	flow_log(k, f);
-	if (!bpf_map_delete_elem(&bh_flows_v2, k))
-		share_add(charged, -1);
-}
-
-static __always_inline int has_ports(const struct flow *f)
-{
-	__u32 a = f->end[0].port, b = f->end[1].port;
-
-	return bpf_map_lookup_elem(&bh_ports_v2, &a) && bpf_map_lookup_elem(&bh_ports_v2, &b);
-}
-
-static int flow_timer(void *map, struct flow_key *k, struct flow *f)
-{
-	__u64 quiet = bpf_ktime_get_ns() - f->seen, most = patience(f, k->proto);
-
-	/* The clocks differ by a tick: a packet of this moment may lie ahead. */
-	if ((__s64)quiet < 0)
-		quiet = 0;
-	if (quiet < most && has_ports(f)) {
-		most -= quiet;
-		bpf_timer_start(&f->timer, most < CHECK_EVERY ? most : CHECK_EVERY, 0);
-		return 0;
-	}
-	flow_end(k, f);
-	return 0;
+	share_add(charged, -1);
 }
 
 static __always_inline void count_flow(struct flow *f, const struct pkt *p, int end)
@@ -221,7 +198,6 @@ static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int en
 {
 	if (p->tcp & TCP_RST) {
 		__sync_fetch_and_or(&f->state, FLOW_RESET);
-		bpf_timer_start(&f->timer, IDLE_CLOSED, 0);
 		return;
 	}
 	if (f->state & FLOW_RESET)
@@ -229,15 +205,36 @@ static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int en
 	if (!(p->tcp & TCP_FIN))
 		return;
 	__sync_fetch_and_or(&f->state, end ? FLOW_FIN_B : FLOW_FIN_A);
-	if ((f->state & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
-		bpf_timer_start(&f->timer, IDLE_CLOSED, 0);
+}
+
+/* A verification border. What follows both ends' FIN is the last of a connection. Where flows
+ * are many it takes its flow along; else that waits for stragglers. */
+__noinline int flow_last(const struct flow_key *k)
+{
+	struct scratch *room = scratch();
+	const struct config *c;
+	const struct share *s;
+	__u32 at = 0;
+	struct flow *f;
+
+	if (!k || !room)
+		return 0;
+	room->key = *k; /* 6.1 takes no key from where a caller has it */
+	f = bpf_map_lookup_elem(&bh_flows_v3, &room->key);
+	c = bpf_map_lookup_elem(&bh_config_v1, &at);
+	if (!f || !c)
+		return 0;
+	at = f->charged;
+	s = bpf_map_lookup_elem(&bh_shares_v3, &at);
+	if (s && (__s64)s->flows > c->flows_per_port / 4)
+		flow_end(&room->key, f);
+	return 0;
 }
 
 /* Takes up a flow: 0, or why not. The caller counts the packet. */
 static __always_inline int flow_open(struct flow_key *k, const struct flow *first, __u32 limit)
 {
-	struct share *s = bpf_map_lookup_elem(&bh_shares_v2, &first->charged);
-	struct flow *f;
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v3, &first->charged);
 
 	if (s) {
 		/* Below zero where the count began after its flows. */
@@ -245,21 +242,11 @@ static __always_inline int flow_open(struct flow_key *k, const struct flow *firs
 			return DROP_FLOW_TABLE;
 		__sync_fetch_and_add(&s->flows, 1);
 	}
-	if (bpf_map_update_elem(&bh_flows_v2, k, first, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&bh_flows_v3, k, first, BPF_NOEXIST)) {
 		if (s)
 			__sync_fetch_and_add(&s->flows, -1);
 		/* Another CPU was faster with a packet of the same flow; or the table is full. */
-		return bpf_map_lookup_elem(&bh_flows_v2, k) ? DROP_NONE : DROP_FLOW_TABLE;
-	}
-	f = bpf_map_lookup_elem(&bh_flows_v2, k);
-	if (!f)
-		return DROP_NONE;
-	if (bpf_timer_init(&f->timer, &bh_flows_v2, CLOCK_MONOTONIC) || bpf_timer_set_callback(&f->timer, flow_timer) ||
-	    bpf_timer_start(&f->timer, patience(f, k->proto), 0)) {
-		/* Without a timer it would stay for ever. */
-		if (!bpf_map_delete_elem(&bh_flows_v2, k) && s)
-			__sync_fetch_and_add(&s->flows, -1);
-		return DROP_FLOW_TABLE;
+		return bpf_map_lookup_elem(&bh_flows_v3, k) ? DROP_NONE : DROP_FLOW_TABLE;
 	}
 	return DROP_NONE;
 }

@@ -199,8 +199,8 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 		return DROP_FLOW_TABLE;
 	key = &room->key;
 	*key = (struct flow_key){};
-	room->flow = (struct flow_image){};
-	f = (struct flow *)&room->flow;
+	room->flow = (struct flow){};
+	f = &room->flow;
 	end = flow_key(key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	me = &f->end[end & 1];
 	you = &f->end[!(end & 1)];
@@ -247,7 +247,7 @@ __noinline int end_flow(void)
 
 	if (!room)
 		return 0;
-	f = bpf_map_lookup_elem(&bh_flows_v2, &room->key);
+	f = bpf_map_lookup_elem(&bh_flows_v3, &room->key);
 	if (f)
 		flow_end(&room->key, f);
 	return 0;
@@ -305,7 +305,7 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 				       const struct port *from, const struct port *to, const struct dest *d,
 				       __u32 gen)
 {
-	struct flow *f = bpf_map_lookup_elem(&bh_flows_v2, key);
+	struct flow *f = bpf_map_lookup_elem(&bh_flows_v3, key);
 	__u32 stale = end ? FLOW_STALE_A : FLOW_STALE_B;
 	int step;
 

@@ -176,7 +176,7 @@ struct {
 } bh_config_v1 SEC(".maps");
 
 /* Connections. Not an LRU: a flood of new flows may not push out one that others rely
- * on, so each port has a share, and a timer in each entry takes it out again. */
+ * on, so each port has a share, and the silent ones are swept out. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -184,7 +184,7 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, struct flow_key);
 	__type(value, struct flow);
-} bh_flows_v2 SEC(".maps");
+} bh_flows_v3 SEC(".maps");
 
 /* How many of them each port has: the version goes with that of the flows, for those of
  * another version's table are counted anew. */
@@ -195,7 +195,17 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct share);
-} bh_shares_v2 SEC(".maps");
+} bh_shares_v3 SEC(".maps");
+
+/* One timer for all: the kernel allocates each, and from a packet's path it may find no
+ * memory for thousands. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct sweeper);
+} bh_sweeper_v1 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -263,7 +273,7 @@ struct scratch {
 	struct question question;
 	struct search search;
 	struct flow_key key;
-	struct flow_image flow;
+	struct flow flow;
 };
 
 struct {

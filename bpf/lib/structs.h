@@ -251,10 +251,9 @@ struct flow_end {
 #define FLOW_STALE_B 32 /* the same for end b */
 #define FLOW_MIDWAY 64  /* taken up in its middle: who opened it, nobody knows */
 #define FLOW_CUT 128  /* the rules say no by now; they may say yes again */
-#define FLOW_CARRIED 256 /* from another version's table: it has no timer yet */
+#define FLOW_CARRIED 256 /* from another version's table: no share has it yet */
 
 struct flow {
-	struct bpf_timer timer;
 	__u64 opened; /* ktime ns */
 	__u64 seen;   /* the same, a few milliseconds coarse */
 	__u64 packets[2]; /* by opener, and back */
@@ -274,9 +273,10 @@ struct share {
 	__u64 flows;
 };
 
-/* A flow as it is written into the table: the kernel lends timers only to what is in one. */
-struct flow_image {
-	__u64 words[sizeof(struct flow) / sizeof(__u64)];
+/* What sweeps the table of flows. */
+struct sweeper {
+	struct bpf_timer timer;
+	__u64 turn;
 };
 
 /* A flow that ended, for the log. */

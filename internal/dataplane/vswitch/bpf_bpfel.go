@@ -130,11 +130,7 @@ type bpfEventBudget struct {
 }
 
 type bpfFlow struct {
-	_     structs.HostLayout
-	Timer struct {
-		_      structs.HostLayout
-		Opaque [2]uint64
-	}
+	_       structs.HostLayout
 	Opened  uint64
 	Seen    uint64
 	Packets [2]uint64
@@ -368,10 +364,7 @@ type bpfScratch struct {
 		Action      uint32
 	}
 	Key  bpfFlowKey
-	Flow struct {
-		_     structs.HostLayout
-		Words [15]uint64
-	}
+	Flow bpfFlow
 }
 
 type bpfServiceKey struct {
@@ -443,6 +436,15 @@ type bpfStats struct {
 	TxDropped uint64
 }
 
+type bpfSweeper struct {
+	_     structs.HostLayout
+	Timer struct {
+		_      structs.HostLayout
+		Opaque [2]uint64
+	}
+	Turn uint64
+}
+
 type bpfVector struct {
 	_     structs.HostLayout
 	Some  uint64
@@ -473,7 +475,7 @@ const (
 	bpfMapBhDropsV1        = "bh_drops_v1"
 	bpfMapBhEventsV1       = "bh_events_v1"
 	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
-	bpfMapBhFlowsV2        = "bh_flows_v2"
+	bpfMapBhFlowsV3        = "bh_flows_v3"
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
@@ -487,12 +489,13 @@ const (
 	bpfMapBhScratchV1      = "bh_scratch_v1"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
-	bpfMapBhSharesV2       = "bh_shares_v2"
+	bpfMapBhSharesV3       = "bh_shares_v3"
 	bpfMapBhStatsV1        = "bh_stats_v1"
+	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV1     = "bh_switches_v1"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
-	bpfProgBhAdopt         = "bh_adopt"
 	bpfProgBhFromPort      = "bh_from_port"
+	bpfProgBhSweep         = "bh_sweep"
 	bpfVarUnusedAction     = "unused_action"
 	bpfVarUnusedDropEvent  = "unused_drop_event"
 	bpfVarUnusedFlowRecord = "unused_flow_record"
@@ -543,8 +546,8 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	BhAdopt    *ebpf.ProgramSpec `ebpf:"bh_adopt"`
 	BhFromPort *ebpf.ProgramSpec `ebpf:"bh_from_port"`
+	BhSweep    *ebpf.ProgramSpec `ebpf:"bh_sweep"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -559,7 +562,7 @@ type bpfMapSpecs struct {
 	BhDropsV1        *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.MapSpec `ebpf:"bh_events_v1"`
 	BhFlowlogV1      *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
-	BhFlowsV2        *ebpf.MapSpec `ebpf:"bh_flows_v2"`
+	BhFlowsV3        *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
@@ -573,8 +576,9 @@ type bpfMapSpecs struct {
 	BhScratchV1      *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV2       *ebpf.MapSpec `ebpf:"bh_shares_v2"`
+	BhSharesV3       *ebpf.MapSpec `ebpf:"bh_shares_v3"`
 	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
+	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV1     *ebpf.MapSpec `ebpf:"bh_switches_v1"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 }
@@ -619,7 +623,7 @@ type bpfMaps struct {
 	BhDropsV1        *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.Map `ebpf:"bh_events_v1"`
 	BhFlowlogV1      *ebpf.Map `ebpf:"bh_flowlog_v1"`
-	BhFlowsV2        *ebpf.Map `ebpf:"bh_flows_v2"`
+	BhFlowsV3        *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.Map `ebpf:"bh_fragments_v1"`
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
@@ -633,8 +637,9 @@ type bpfMaps struct {
 	BhScratchV1      *ebpf.Map `ebpf:"bh_scratch_v1"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV2       *ebpf.Map `ebpf:"bh_shares_v2"`
+	BhSharesV3       *ebpf.Map `ebpf:"bh_shares_v3"`
 	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
+	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV1     *ebpf.Map `ebpf:"bh_switches_v1"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
 }
@@ -649,7 +654,7 @@ func (m *bpfMaps) Close() error {
 		m.BhDropsV1,
 		m.BhEventsV1,
 		m.BhFlowlogV1,
-		m.BhFlowsV2,
+		m.BhFlowsV3,
 		m.BhFragmentsV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
@@ -663,8 +668,9 @@ func (m *bpfMaps) Close() error {
 		m.BhScratchV1,
 		m.BhServicesV1,
 		m.BhSetsV1,
-		m.BhSharesV2,
+		m.BhSharesV3,
 		m.BhStatsV1,
+		m.BhSweeperV1,
 		m.BhSwitchesV1,
 		m.BhVectorsV1,
 	)
@@ -686,14 +692,14 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	BhAdopt    *ebpf.Program `ebpf:"bh_adopt"`
 	BhFromPort *ebpf.Program `ebpf:"bh_from_port"`
+	BhSweep    *ebpf.Program `ebpf:"bh_sweep"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
-		p.BhAdopt,
 		p.BhFromPort,
+		p.BhSweep,
 	)
 }
 

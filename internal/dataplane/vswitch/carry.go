@@ -22,9 +22,8 @@ import (
 //
 // It reads twice: before the first port gets the new program, and after the last one has
 // it, for the flows that the old program took up in between. Of a flow that closes in
-// between, the new table may not hear; it then goes by its timeout. What the kernel does
-// not hold in the map's memory cannot be copied: the timers are made by a program that runs
-// over the table (bh_adopt).
+// between, the new table may not hear; it then goes by its timeout. What a port's share has
+// of them is counted by the program that sweeps the table (bh_sweep).
 
 // flowPins is what the pins of all versions' flow tables begin with.
 const flowPins = "bh_flows_v"
@@ -69,12 +68,11 @@ func (a *Applier) carryFrom(name string) (int, error) {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return 0, fmt.Errorf("read the clock: %w", err)
 	}
-	n, err := c.copy(old, a.objs.BhFlowsV2, a.carried[name])
+	n, err := c.copy(old, a.objs.BhFlowsV3, a.carried[name])
 	a.carried[name] = uint64(now.Nano())
 	a.writes += n
 	if n > 0 {
-		_, aerr := a.objs.BhAdopt.Run(&ebpf.RunOptions{Data: make([]byte, 14)})
-		err = errors.Join(err, aerr)
+		err = errors.Join(err, a.sweep())
 	}
 	return n, err
 }

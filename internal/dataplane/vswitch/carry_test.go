@@ -52,7 +52,7 @@ func TestUpgradeCarriesConnections(t *testing.T) {
 	charged := int64(0)
 	for _, f := range w.flowTable() {
 		if f.State&flowCarried != 0 {
-			t.Errorf("a flow has no timer: %+v", f)
+			t.Errorf("no share has the flow: %+v", f)
 		}
 		if f.Charged == w.lab.a.applied[w.a.ID].index {
 			charged++
@@ -61,7 +61,7 @@ func TestUpgradeCarriesConnections(t *testing.T) {
 	if n := w.share(w.a); n != charged || charged < 6 {
 		t.Errorf("a's share holds %d flows, the table %d", n, charged)
 	}
-	// Their timers run.
+	// They end.
 	for family := range 2 {
 		w.play(t, family, []step{
 			{"RST", true, tcp(80, 1000, "R"), delivery},
@@ -87,7 +87,7 @@ func (w *wire) downgrade() {
 			return err
 		}
 		own := map[string]*ebpf.Map{}
-		for _, name := range []string{bpfMapBhFlowsV2, bpfMapBhSharesV2} {
+		for _, name := range []string{bpfMapBhFlowsV3, bpfMapBhSharesV3} {
 			table := spec.Maps[name].Copy()
 			table.Pinning = ebpf.PinNone
 			if own[name], err = ebpf.NewMap(table); err != nil {
@@ -95,18 +95,18 @@ func (w *wire) downgrade() {
 			}
 			defer own[name].Close()
 		}
-		old := own[bpfMapBhFlowsV2]
+		old := own[bpfMapBhFlowsV3]
 		for k, f := range w.flowTable() {
 			if err := old.Put(&k, &f); err != nil {
 				return err
 			}
-			if err := a.objs.BhFlowsV2.Delete(&k); err != nil {
+			if err := a.objs.BhFlowsV3.Delete(&k); err != nil {
 				return err
 			}
 		}
 		for index := range a.tables.shares.have {
 			none := bpfShare{}
-			if err := errors.Join(a.objs.BhSharesV2.Put(&index, &none), own[bpfMapBhSharesV2].Put(&index, &none)); err != nil {
+			if err := errors.Join(a.objs.BhSharesV3.Put(&index, &none), own[bpfMapBhSharesV3].Put(&index, &none)); err != nil {
 				return err
 			}
 		}

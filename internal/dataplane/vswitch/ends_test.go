@@ -243,6 +243,56 @@ func TestShortConnections(t *testing.T) {
 	})
 }
 
+// TestEveryFlowHasItsEntry: thousands that begin within milliseconds, which leaves the kernel
+// no time to make room for what it allocates on a packet's path.
+func TestEveryFlowHasItsEntry(t *testing.T) {
+	w := newWire(t, AttachAuto)
+	families(t, func(t *testing.T, family int) {
+		const flows = 3000
+		var conn *net.UDPConn
+		var err error
+		w.hostA.Do(func() {
+			conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.a.Addrs[family], 4000)))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for port := range uint16(flows) {
+			if _, err := conn.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(w.b.Addrs[family], 10_000+port)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		have := 0
+		for k := range w.flowTable() {
+			if k.Proto == unix.IPPROTO_UDP && netip.AddrFrom16([16]byte(k.A[:])).Unmap().Is4() == (family == 0) {
+				have++
+			}
+		}
+		if have < flows {
+			t.Errorf("%d of %d flows have an entry", have, flows)
+		}
+	})
+}
+
+// TestLastWordMakesRoom: where a port has many flows, a connection that has ended does not
+// wait for the sweep.
+func TestLastWordMakesRoom(t *testing.T) {
+	w := newWire(t, AttachAuto)
+	w.full(400)
+	to := w.hostB.TCPEcho(netip.AddrPortFrom(w.b.Addrs[0], 80))
+	w.hostA.Do(func() {
+		for i := range 350 {
+			if err := once(t.Context(), to, false); err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+		}
+	})
+	if n := w.share(w.a); n > 150 {
+		t.Errorf("a's share holds %d flows of ended connections; with a quarter of 400 it should make room", n)
+	}
+}
+
 // once connects, asks, and closes, in order or by a reset.
 func once(ctx context.Context, to netip.AddrPort, reset bool) error {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to.String())

@@ -42,6 +42,8 @@ func requirements() []requirement {
 		{"bounded loops", "5.3", "IPv6 extension headers", must, features.HaveBoundedLoops},
 		{"ring buffer", "5.8", "drop events", must, mapType(ebpf.RingBuf)},
 		{"bpf_redirect_peer", "5.10", "delivery into a compartment", must, helper(asm.FnRedirectPeer)},
+		{"bpf_for_each_map_elem", "5.13", "ended flows leave their table", must, helper(asm.FnForEachMapElem)},
+		{"BPF timers", "5.15", "the same, while the daemon is away", must, helper(asm.FnTimerInit)},
 		{"bpf_loop", "5.17", "broadcast", must, helper(asm.FnLoop)},
 		{"TCX", "6.6", "without it programs are attached by a clsact filter", false, haveTCX},
 	}

@@ -45,7 +45,7 @@ func (a *Applier) RuleCounters(port plan.PortID) (map[uint32]RuleCounters, error
 		return out, nil
 	}
 	// The table has the packets of flows that are under way.
-	err := eachEntry(bpfMapBhFlowsV2, a.objs.BhFlowsV2, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
+	err := eachEntry(bpfMapBhFlowsV3, a.objs.BhFlowsV3, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
 		opener := f.Opener & 1
 		for _, decided := range []struct{ port, rule uint32 }{
 			{f.End[opener].Port, f.RuleOut}, {f.End[1-opener].Port, f.RuleIn},

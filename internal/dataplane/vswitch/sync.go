@@ -36,6 +36,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	// What is not wanted goes first: a removed port is cut off before anything else.
 	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs), a.tables.rates.prune(w.rates))
 	a.carryFlows()
+	errs = append(errs, a.sweep())
 	attached, werrs := a.writeAll(ctx, p, w)
 	errs = append(errs, werrs...)
 	drift = append(drift, attached...)
@@ -200,7 +201,7 @@ func (a *Applier) ensureShare(index uint32) error {
 	if a.tables.shares.have[index] {
 		return nil
 	}
-	m := a.objs.BhSharesV2
+	m := a.objs.BhSharesV3
 	if err := m.Update(&index, &bpfShare{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 		return fmt.Errorf("make the share of the flow table: %w", fullMap(err, m))
 	}

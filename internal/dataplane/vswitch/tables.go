@@ -181,7 +181,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
 		rates:    newTable[bpfRateKey, bpfRate](bpfMapBhRatesV1, o.BhRatesV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
-		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV2, m: o.BhSharesV2, writes: writes},
+		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV3, m: o.BhSharesV3, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
 	}
 }

@@ -66,11 +66,7 @@ type uplinkEventBudget struct {
 }
 
 type uplinkFlow struct {
-	_     structs.HostLayout
-	Timer struct {
-		_      structs.HostLayout
-		Opaque [2]uint64
-	}
+	_       structs.HostLayout
 	Opened  uint64
 	Seen    uint64
 	Packets [2]uint64
@@ -340,10 +336,7 @@ type uplinkScratch struct {
 		Action      uint32
 	}
 	Key  uplinkFlowKey
-	Flow struct {
-		_     structs.HostLayout
-		Words [15]uint64
-	}
+	Flow uplinkFlow
 }
 
 type uplinkServiceKey struct {
@@ -377,6 +370,15 @@ type uplinkStats struct {
 	TxDropped uint64
 }
 
+type uplinkSweeper struct {
+	_     structs.HostLayout
+	Timer struct {
+		_      structs.HostLayout
+		Opaque [2]uint64
+	}
+	Turn uint64
+}
+
 type uplinkVector struct {
 	_     structs.HostLayout
 	Some  uint64
@@ -407,7 +409,7 @@ const (
 	uplinkMapBhDropsV1         = "bh_drops_v1"
 	uplinkMapBhEventsV1        = "bh_events_v1"
 	uplinkMapBhFlowlogV1       = "bh_flowlog_v1"
-	uplinkMapBhFlowsV2         = "bh_flows_v2"
+	uplinkMapBhFlowsV3         = "bh_flows_v3"
 	uplinkMapBhFragmentsV1     = "bh_fragments_v1"
 	uplinkMapBhMacsV1          = "bh_macs_v1"
 	uplinkMapBhMembersV1       = "bh_members_v1"
@@ -426,8 +428,9 @@ const (
 	uplinkMapBhScratchV1       = "bh_scratch_v1"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
-	uplinkMapBhSharesV2        = "bh_shares_v2"
+	uplinkMapBhSharesV3        = "bh_shares_v3"
 	uplinkMapBhStatsV1         = "bh_stats_v1"
+	uplinkMapBhSweeperV1       = "bh_sweeper_v1"
 	uplinkMapBhSwitchesV1      = "bh_switches_v1"
 	uplinkMapBhVectorsV1       = "bh_vectors_v1"
 	uplinkProgBhCarryIn        = "bh_carry_in"
@@ -499,7 +502,7 @@ type uplinkMapSpecs struct {
 	BhDropsV1         *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.MapSpec `ebpf:"bh_events_v1"`
 	BhFlowlogV1       *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
-	BhFlowsV2         *ebpf.MapSpec `ebpf:"bh_flows_v2"`
+	BhFlowsV3         *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
 	BhMacsV1          *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.MapSpec `ebpf:"bh_members_v1"`
@@ -518,8 +521,9 @@ type uplinkMapSpecs struct {
 	BhScratchV1       *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV2        *ebpf.MapSpec `ebpf:"bh_shares_v2"`
+	BhSharesV3        *ebpf.MapSpec `ebpf:"bh_shares_v3"`
 	BhStatsV1         *ebpf.MapSpec `ebpf:"bh_stats_v1"`
+	BhSweeperV1       *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV1      *ebpf.MapSpec `ebpf:"bh_switches_v1"`
 	BhVectorsV1       *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 }
@@ -561,7 +565,7 @@ type uplinkMaps struct {
 	BhDropsV1         *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.Map `ebpf:"bh_events_v1"`
 	BhFlowlogV1       *ebpf.Map `ebpf:"bh_flowlog_v1"`
-	BhFlowsV2         *ebpf.Map `ebpf:"bh_flows_v2"`
+	BhFlowsV3         *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.Map `ebpf:"bh_fragments_v1"`
 	BhMacsV1          *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.Map `ebpf:"bh_members_v1"`
@@ -580,8 +584,9 @@ type uplinkMaps struct {
 	BhScratchV1       *ebpf.Map `ebpf:"bh_scratch_v1"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV2        *ebpf.Map `ebpf:"bh_shares_v2"`
+	BhSharesV3        *ebpf.Map `ebpf:"bh_shares_v3"`
 	BhStatsV1         *ebpf.Map `ebpf:"bh_stats_v1"`
+	BhSweeperV1       *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV1      *ebpf.Map `ebpf:"bh_switches_v1"`
 	BhVectorsV1       *ebpf.Map `ebpf:"bh_vectors_v1"`
 }
@@ -596,7 +601,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhDropsV1,
 		m.BhEventsV1,
 		m.BhFlowlogV1,
-		m.BhFlowsV2,
+		m.BhFlowsV3,
 		m.BhFragmentsV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
@@ -615,8 +620,9 @@ func (m *uplinkMaps) Close() error {
 		m.BhScratchV1,
 		m.BhServicesV1,
 		m.BhSetsV1,
-		m.BhSharesV2,
+		m.BhSharesV3,
 		m.BhStatsV1,
+		m.BhSweeperV1,
 		m.BhSwitchesV1,
 		m.BhVectorsV1,
 	)

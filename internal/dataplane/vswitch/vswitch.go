@@ -110,6 +110,8 @@ type Applier struct {
 	byIndex map[uint32]plan.PortID
 	// carried says of other versions' flow tables up to when they have been read.
 	carried map[string]uint64
+	// sweepsAlone says that the kernel does not sweep the flow table by itself.
+	sweepsAlone bool
 	// writes counts changes to the kernel, for those who ask whether there were any.
 	writes int
 }
@@ -217,7 +219,7 @@ func closeObjects(o *bpfObjects) error {
 			errs = append(errs, m.Close())
 		}
 	}
-	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhAdopt} {
+	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhSweep} {
 		if p != nil {
 			errs = append(errs, p.Close())
 		}
@@ -233,7 +235,7 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1,
-		bpfMapBhFlowsV2: o.BhFlowsV2, bpfMapBhSharesV2: o.BhSharesV2, bpfMapBhFragmentsV1: o.BhFragmentsV1,
+		bpfMapBhFlowsV3: o.BhFlowsV3, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV3: o.BhSharesV3, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhBucketsV1: o.BhBucketsV1,
 		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhScratchV1: o.BhScratchV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
