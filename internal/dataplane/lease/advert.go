@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"time"
-
-	"github.com/insomniacslk/dhcp/rfc1035label"
 )
 
 // Options of a router advertisement (RFC 4861, 4191, 8106).
@@ -99,11 +97,7 @@ func (a *advert) option(o []byte) {
 			}
 		}
 	case optDNSSL:
-		labels, err := rfc1035label.FromBytes(o[8:])
-		if err != nil {
-			return
-		}
-		for _, d := range domains(labels.Labels) {
+		for _, d := range domains(labels(o[8:])) {
 			if len(a.search) < maxSearch {
 				a.search = append(a.search, advertSearch{d, binary.BigEndian.Uint32(o[4:])})
 			}

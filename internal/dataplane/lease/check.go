@@ -95,9 +95,7 @@ func lease4(d *dhcpv4.DHCPv4, now time.Time) (*Lease, error) {
 			l.DNS = append(l.DNS, r)
 		}
 	}
-	if s := d.DomainSearch(); s != nil {
-		l.Search = domains(s.Labels)
-	}
+	l.Search = domains(labels(d.GetOneOption(dhcpv4.OptionDNSDomainSearchList)))
 	if len(l.Search) == 0 {
 		l.Search = domains([]string{d.DomainName()})
 	}
@@ -276,6 +274,50 @@ func printable(s string) string {
 		return r
 	}, s[:min(len(s), 120)])
 	return strings.TrimSpace(s)
+}
+
+// labels reads a list of names in the encoding of DNS, with its compression (RFC 1035, 3397), up to what is damaged. The
+// library's own reader needs seconds for a few kilobytes of pointers to one long name; here a pointer must lead back,
+// a name ends after 255 bytes, and a list when there are enough.
+func labels(b []byte) (names []string) {
+	for at := 0; at < len(b) && len(names) < maxSearch; {
+		name, next, ok := oneName(b, at)
+		if !ok {
+			return names
+		}
+		if name != "" { // what pads an option
+			names = append(names, name)
+		}
+		at = next
+	}
+	return names
+}
+
+// oneName reads the name at a place, and says where the next one is.
+func oneName(b []byte, at int) (name string, next int, ok bool) {
+	var parts []string
+	for size := 0; size <= 255 && at < len(b); {
+		n := int(b[at])
+		switch {
+		case n == 0:
+			return strings.Join(parts, "."), max(next, at+1), true
+		case n >= 0xc0 && at+1 < len(b):
+			to := n&0x3f<<8 | int(b[at+1])
+			if to >= at {
+				return "", 0, false
+			}
+			next = max(next, at+2) // the first pointer's end: others lie before it
+			at = to
+			size++
+		case n < 64 && at+1+n <= len(b):
+			parts = append(parts, string(b[at+1:at+1+n]))
+			at += 1 + n
+			size += 1 + n
+		default:
+			return "", 0, false
+		}
+	}
+	return "", 0, false
 }
 
 // domains are the names of a search list that are names.

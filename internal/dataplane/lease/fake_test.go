@@ -189,7 +189,7 @@ func (s *stage) set(f func()) {
 
 // after lets time pass.
 func (s *stage) after(d time.Duration) {
-	time.Sleep(d)
+	sleep(s.t.Context(), d)
 	synctest.Wait()
 }
 
@@ -314,7 +314,7 @@ type fakeRouter struct {
 }
 
 func (s *stage) router() *fakeRouter {
-	f := &fakeRouter{s: s, flags: 0x80, life: 1800, valid: time.Hour, addr: leasedAddr6}
+	f := &fakeRouter{s: s, flags: 0x80, life: 65535, valid: time.Hour, addr: leasedAddr6}
 	f.advert = prefixOption("fd01::/64", 0x80, 3600, 1800)
 	s.wire.hears = f.hear
 	return f

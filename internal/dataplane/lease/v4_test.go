@@ -206,7 +206,7 @@ func TestReboot(t *testing.T) {
 	t.Run("ended", func(t *testing.T) {
 		bubble(t, func(t *testing.T, s *stage) {
 			w := stored(time.Minute)
-			time.Sleep(time.Hour)
+			s.after(time.Hour)
 			s.server4().silent = true
 			s.c.Sync(t.Context(), []Want{w})
 			s.after(time.Second)
