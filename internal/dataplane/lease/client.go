@@ -65,7 +65,11 @@ func (c *Client) Sync(ctx context.Context, wants []Want) {
 			continue
 		}
 		wg.Go(func() {
-			s.end(ctx, w)
+			if w != nil && w.Parked {
+				s.stop()
+			} else {
+				s.end(ctx, w)
+			}
 			c.forget(g, s, w)
 		})
 	}
@@ -79,7 +83,7 @@ func (c *Client) Sync(ctx context.Context, wants []Want) {
 func (c *Client) begin(g hcn.GUID, w *Want) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.sessions[g] != nil || !w.IPv4 && !w.IPv6 {
+	if c.sessions[g] != nil || w.Parked || !w.IPv4 && !w.IPv6 {
 		return
 	}
 	s := newSession(c, *w)
@@ -116,7 +120,7 @@ func (c *Client) forget(g hcn.GUID, s *session, w *Want) {
 
 // kept says whether a want takes over the lease of an earlier one.
 func kept(w *Want, src Source) bool {
-	return w != nil && (src == DHCPv4 && w.IPv4 || src != DHCPv4 && w.IPv6)
+	return w != nil && !w.Parked && (src == DHCPv4 && w.IPv4 || src != DHCPv4 && w.IPv6)
 }
 
 // States of all machines, in a fixed order.

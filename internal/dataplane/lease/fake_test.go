@@ -217,6 +217,10 @@ func (f *fakeServer) hear(frame []byte) {
 	switch {
 	case frame[12] == 8 && frame[13] == 6:
 		target := netip.AddrFrom4([4]byte(frame[38:42]))
+		if [4]byte(frame[28:32]) == target.As4() {
+			f.s.note("announce %s", target)
+			return
+		}
 		f.s.note("probe %s", target)
 		if target == f.used {
 			f.s.wire.in <- arpProbe(otherMAC, target)
@@ -369,6 +373,8 @@ func (f *fakeRouter) hearND(b []byte) {
 		if !f.mute {
 			f.advertise()
 		}
+	case neighbourClaim:
+		f.s.note("announce %s", netip.AddrFrom16([16]byte(b[8:24])))
 	case neighbourSolicit:
 		a := netip.AddrFrom16([16]byte(b[8:24]))
 		f.s.note("probe %s", a)

@@ -19,12 +19,22 @@
 // CAP_NET_ADMIN in the compartment can still put frames before the vNIC and lie to us, so that Config.Admit must know
 // which addresses an endpoint cannot have, whoever offers them: those of other endpoints, of gateways and of the host.
 //
-// # How the engine uses it
+// # How the engine plugs it in
 //
-// Before a pass that takes endpoints away it calls Sync without them: their leases are given back while their ports
-// still work. After a pass it calls Sync with all that want leases; sockets are opened once the vNIC is there. A port
-// without address passes the guard with what DHCP needs. When woken it stores the leases of States beside its rows,
-// and compiles; the next start hands them back as Want.Stored, and the addresses stay while they are asked for again.
+// The engine sees an interface of its own with Sync, States and Close; cmd makes the Client, with netdev's Enter for
+// Sockets and the engine's wake for Wake.
+//
+//   - The leases of an endpoint are kept in its row, beside Addrs: as rows are what Compile reads, a lease becomes
+//     addresses and routes of the port's VNIC, addresses of the source guard, MTU, resolvers, and IpConfigurations.
+//     A port without addresses is compiled, too: the guard lets pass what DHCP needs.
+//   - Woken, the loop compares States with the rows and commits what differs in more than times; times are committed when
+//     they have moved by a quarter of the lease, and at shutdown. Phase, Problem and Others are shown as they are now.
+//   - Before a pass that deletes endpoints it calls Sync without them, so that their leases are given back while their ports
+//     still work; that takes a second at most. After a pass that has made vNICs it calls Sync with all wants. A stopped
+//     container's endpoint is Parked, and takes its lease up again when it starts.
+//   - At its start it calls Sync with the leases of the rows as Stored: the addresses were in the plan all the time, and stay
+//     while they are asked for again.
+//   - Admit looks the address up among the endpoints, gateways and host addresses of the network's LAN.
 package lease
 
 import (
@@ -69,6 +79,9 @@ type Want struct {
 	Hostname string
 	IPv4     bool
 	IPv6     bool
+	// Parked says that its vNIC is away for now, because its container is stopped: nothing is asked, and nothing given back.
+	// Its leases are the caller's to keep, and to hand back as Stored.
+	Parked bool
 	// Within are the subnets that the network declares. If there are any, an address must be in one of them.
 	Within []netip.Prefix
 	// Stored are leases from before a restart. They are taken up when the endpoint is new to the client, and not looked
@@ -80,7 +93,7 @@ type Want struct {
 func (w *Want) same(o *Want) bool {
 	return w.Endpoint == o.Endpoint && w.Network == o.Network && w.Name == o.Name && w.Namespace == o.Namespace &&
 		w.Device == o.Device && w.MAC == o.MAC && w.LinkLocal == o.LinkLocal && w.Hostname == o.Hostname &&
-		w.IPv4 == o.IPv4 && w.IPv6 == o.IPv6 && slices.Equal(w.Within, o.Within)
+		w.IPv4 == o.IPv4 && w.IPv6 == o.IPv6 && w.Parked == o.Parked && slices.Equal(w.Within, o.Within)
 }
 
 // Lease is what a server or the routers gave. It is stored as JSON; a zero time is never.

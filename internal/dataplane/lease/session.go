@@ -311,6 +311,27 @@ func (s *session) probe(ctx context.Context, a netip.Addr) (user plan.MAC, used 
 	return user, false, nil
 }
 
+// announcePause is between a lease and its announcements: by then the switch knows whose the address is, or it would take
+// them for spoofed.
+const announcePause = 2 * time.Second
+
+// announce tells the LAN twice at which MAC an address is now: whoever had it before had another one, and is remembered
+// for a while (RFC 5227, section 2.3).
+func (s *session) announce(ctx context.Context, a netip.Addr) {
+	frame := arpClaimed(s.want.MAC, a)
+	if a.Is6() {
+		frame = neighbourClaimed(s.want.MAC, a)
+	}
+	for range 2 {
+		if !sleep(ctx, announcePause) {
+			return
+		}
+		if err := s.send(frame); err != nil {
+			s.log.Debug("address not announced", "address", a.String(), "error", err)
+		}
+	}
+}
+
 // sleep waits; false: ctx has ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)

@@ -40,13 +40,18 @@ func (m *v4) once(ctx context.Context) (err error) {
 	if l != nil && l.over(time.Now()) {
 		l = nil
 	}
+	fresh := false
 	if l != nil {
 		l, err = m.reboot(ctx, l)
 	} else {
 		l, err = m.acquire(ctx)
+		fresh = true
 	}
 	if err != nil {
 		return err
+	}
+	if fresh {
+		m.s.announce(ctx, l.Addrs[0].Prefix.Addr())
 	}
 	return m.hold(ctx, l)
 }

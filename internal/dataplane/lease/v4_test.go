@@ -57,7 +57,7 @@ func TestLife(t *testing.T) {
 	bubble(t, func(t *testing.T, s *stage) {
 		f := s.server4()
 		s.c.Sync(t.Context(), []Want{want4()})
-		s.after(time.Second)
+		s.after(5 * time.Second)
 		first := s.hold(DHCPv4, Bound, "10.1.0.9")
 		s.after(31 * time.Minute)
 		second := s.hold(DHCPv4, Bound, "10.1.0.9")
@@ -81,7 +81,7 @@ func TestLife(t *testing.T) {
 		s.after(time.Minute)
 		s.hold(DHCPv4, Bound, "10.1.0.9")
 		s.c.Sync(t.Context(), nil)
-		get := "DISCOVER 0.0.0.0 > 255.255.255.255\nREQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9 of 10.1.0.1\nprobe 10.1.0.9\n"
+		get := "DISCOVER 0.0.0.0 > 255.255.255.255\nREQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9 of 10.1.0.1\nprobe 10.1.0.9\nannounce 10.1.0.9\n"
 		s.told(get + "REQUEST 10.1.0.9 > 10.1.0.1 have 10.1.0.9\nREQUEST 10.1.0.9 > 255.255.255.255 have 10.1.0.9\n" +
 			get + "RELEASE 10.1.0.9 > 10.1.0.1 have 10.1.0.9 of 10.1.0.1")
 		if n := len(s.times("REQUEST 10.1.0.9")); n > 20 {
@@ -420,6 +420,27 @@ func TestSync(t *testing.T) {
 		}
 		s.told("DISCOVER 0.0.0.0 > 255.255.255.255\nREQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9 of 10.1.0.1\nprobe 10.1.0.9\n" +
 			"REQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9\nRELEASE 10.1.0.9 > 10.1.0.1 have 10.1.0.9 of 10.1.0.1")
+	})
+}
+
+// TestParked: a stopped container's lease is kept, and taken up when it starts.
+func TestParked(t *testing.T) {
+	bubble(t, func(t *testing.T, s *stage) {
+		s.server4()
+		s.c.Sync(t.Context(), []Want{want4()})
+		s.after(time.Second)
+		w := want4()
+		w.Stored, w.Parked = stored(s.c), true
+		s.c.Sync(t.Context(), []Want{w})
+		if len(s.c.States()) != 0 {
+			t.Errorf("states %+v", s.c.States())
+		}
+		s.after(10 * time.Minute)
+		w.Parked = false
+		s.c.Sync(t.Context(), []Want{w})
+		s.after(time.Second)
+		s.hold(DHCPv4, Bound, "10.1.0.9")
+		s.told("DISCOVER 0.0.0.0 > 255.255.255.255\nREQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9 of 10.1.0.1\nprobe 10.1.0.9\nREQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9")
 	})
 }
 

@@ -44,6 +44,7 @@ func (m *v6) once(ctx context.Context) (err error) {
 	if l != nil && (l.over(time.Now()) || len(l.Addrs) == 0) {
 		l = nil
 	}
+	fresh := false
 	if l != nil {
 		l, err = m.confirm(ctx, l)
 	} else {
@@ -51,9 +52,13 @@ func (m *v6) once(ctx context.Context) (err error) {
 			return err
 		}
 		l, err = m.acquire(ctx)
+		fresh = true
 	}
 	if err != nil {
 		return err
+	}
+	if fresh {
+		m.s.announce(ctx, l.Addrs[0].Prefix.Addr())
 	}
 	return m.hold(ctx, l)
 }

@@ -38,7 +38,7 @@ func TestLife6(t *testing.T) {
 		s.after(5 * time.Minute)
 		s.hold(DHCPv6, Bound, "fd01::9")
 		s.c.Sync(t.Context(), nil)
-		s.told("solicit routers\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nRENEW fd01::9\nREBIND fd01::9\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nRELEASE fd01::9")
+		s.told("solicit routers\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nannounce fd01::9\nRENEW fd01::9\nREBIND fd01::9\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nannounce fd01::9\nRELEASE fd01::9")
 	})
 }
 
@@ -82,7 +82,7 @@ func TestForgetful(t *testing.T) {
 		l := s.hold(DHCPv6, Bound, "fd01::9")
 		s.after(time.Until(l.T1) + time.Second)
 		s.hold(DHCPv6, Bound, "fd01::9")
-		s.told("solicit routers\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nRENEW fd01::9\nREQUEST fd01::9")
+		s.told("solicit routers\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nannounce fd01::9\nRENEW fd01::9\nREQUEST fd01::9")
 	})
 }
 

@@ -37,6 +37,7 @@ var (
 	broadcastMAC  = plan.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	broadcast4    = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	allServers    = netip.MustParseAddr("ff02::1:2") // and relays
+	allNodes      = netip.MustParseAddr("ff02::1")
 	allRouters    = netip.MustParseAddr("ff02::2")
 	solicitedNode = netip.MustParseAddr("ff02::1:ff00:0").As16()
 )
@@ -209,6 +210,13 @@ func neighbourProbe(from plan.MAC, a netip.Addr) []byte {
 	return icmp6(from, netip.IPv6Unspecified(), netip.AddrFrom16(group), append([]byte{neighbourSolicit, 0, 0, 0, 0, 0, 0, 0}, b[:]...))
 }
 
+// neighbourClaimed says to all that an address is at a MAC, whatever they knew (RFC 4861, section 7.2.6).
+func neighbourClaimed(from plan.MAC, a netip.Addr) []byte {
+	const override = 0x20
+	msg := append([]byte{neighbourClaim, 0, 0, 0, override, 0, 0, 0}, a.AsSlice()...)
+	return icmp6(from, a, allNodes, append(append(msg, 2, 1), from[:]...))
+}
+
 func icmp6(from plan.MAC, src, dst netip.Addr, msg []byte) []byte {
 	binary.BigEndian.PutUint16(msg[2:], ^sum(pseudo(src, dst, protoICMPv6, len(msg)), msg))
 	return append(ip6(from, src, dst, protoICMPv6, 255, len(msg)), msg...)
@@ -222,10 +230,13 @@ func ip6(from plan.MAC, src, dst netip.Addr, proto, hops uint8, n int) []byte {
 	return append(append(f, src.AsSlice()...), d[:]...)
 }
 
-// arpProbe asks for an address without having one (RFC 5227).
-func arpProbe(from plan.MAC, a netip.Addr) []byte {
+// arpProbe asks for an address without having one, arpClaimed says to all that it is at a MAC (RFC 5227).
+func arpProbe(from plan.MAC, a netip.Addr) []byte   { return arp(from, netip.IPv4Unspecified(), a) }
+func arpClaimed(from plan.MAC, a netip.Addr) []byte { return arp(from, a, a) }
+
+func arp(from plan.MAC, sender, a netip.Addr) []byte {
 	f := append(eth(from, broadcastMAC, etherARP), 0, 1, 8, 0, 6, 4, 0, 1)
-	f = append(append(f, from[:]...), 0, 0, 0, 0)
+	f = append(append(f, from[:]...), sender.AsSlice()...)
 	return append(append(f, 0, 0, 0, 0, 0, 0), a.AsSlice()...)
 }
 

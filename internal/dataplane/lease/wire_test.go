@@ -83,6 +83,8 @@ func TestFrames(t *testing.T) {
 		{udp6(ourMAC, linkLocal, []byte{1, 2, 3}), "02:00:00:00:00:01 > 33:33:00:01:00:02 ip6 fe80::ff:fe00:1 > ff02::1:2 hlim 1 udp 546 > 547 len 3"},
 		{arpProbe(ourMAC, leasedAddr), "02:00:00:00:00:01 > ff:ff:ff:ff:ff:ff arp who-has 10.1.0.9 tell 0.0.0.0"},
 		{neighbourProbe(ourMAC, leasedAddr6), "02:00:00:00:00:01 > 33:33:ff:00:00:09 ip6 :: > ff02::1:ff00:9 hlim 255 icmp6 ns fd01::9"},
+		{arpClaimed(ourMAC, leasedAddr), "02:00:00:00:00:01 > ff:ff:ff:ff:ff:ff arp who-has 10.1.0.9 tell 10.1.0.9"},
+		{neighbourClaimed(ourMAC, leasedAddr6), "02:00:00:00:00:01 > 33:33:00:00:00:01 ip6 fd01::9 > ff02::1 hlim 255 icmp6 na fd01::9 is-at 02:00:00:00:00:01"},
 		{routerQuestion(ourMAC, linkLocal), "02:00:00:00:00:01 > 33:33:00:00:00:02 ip6 fe80::ff:fe00:1 > ff02::2 hlim 255 icmp6 type 133 code 0"},
 	} {
 		if got := testhost.Describe(tc.frame); got != tc.want {
