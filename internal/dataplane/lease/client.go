@@ -17,9 +17,9 @@ type Link interface {
 	// Receive waits for a frame. summed says that its checksums are computed: between namespaces of one host the
 	// kernel leaves that out.
 	Receive(buf []byte) (n int, summed bool, err error)
-	// Listen says whether to hear ARP and neighbour discovery too, which are of interest only while an address is
-	// probed, and plenty on a large LAN.
-	Listen(neighbours bool) error
+	// Listen says of which addresses to hear who claims them, by ARP and neighbour discovery: on a large LAN there is
+	// plenty of both.
+	Listen(claims []netip.Addr) error
 	Close() error
 }
 

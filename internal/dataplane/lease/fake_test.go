@@ -44,10 +44,10 @@ type wire struct {
 	in    chan []byte
 	reads int
 
-	mu         sync.Mutex
-	closed     chan struct{}
-	hears      func(frame []byte)
-	neighbours bool
+	mu     sync.Mutex
+	closed chan struct{}
+	hears  func(frame []byte)
+	claims []netip.Addr
 }
 
 func newWire() *wire {
@@ -84,10 +84,10 @@ func (w *wire) Receive(buf []byte) (int, bool, error) {
 	}
 }
 
-func (w *wire) Listen(neighbours bool) error {
+func (w *wire) Listen(claims []netip.Addr) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.neighbours = neighbours
+	w.claims = claims
 	return nil
 }
 

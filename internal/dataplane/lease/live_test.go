@@ -366,3 +366,23 @@ func TestLiveAutoconfiguration(t *testing.T) {
 		t.Errorf("informed %+v", info)
 	}
 }
+
+// TestLiveShared: a host that takes a leased address gives itself away with its first question.
+func TestLiveShared(t *testing.T) {
+	l := newLAN(t)
+	squatter := testhost.New(t, testhost.WithName("squatter"))
+	l.sw.Plug(squatter, "eth0")
+	l.serve("--dhcp-range=10.9.0.100,10.9.0.100,1h")
+	c := l.newClient()
+	c.Sync(t.Context(), []Want{l.want()})
+	l.bound(c, DHCPv4, nil)
+	squatter.Addr("eth0", "10.9.0.100/24")
+	l.wait(func() error {
+		_ = squatter.Ping(netip.MustParseAddr("10.9.0.1"))
+		want := "address 10.9.0.100 is used by " + macString(plan.MAC(squatter.MAC("eth0"))) + " as well"
+		if st := state(c, DHCPv4); !strings.HasPrefix(st.Problem, want) || st.Lease == nil {
+			return fmt.Errorf("state %+v, want %q", st, want)
+		}
+		return nil
+	})
+}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // machine is what the three have in common.
@@ -229,11 +231,37 @@ func silence(who, network string, n int, waited time.Duration) string {
 		who, network, int(waited.Round(time.Second).Seconds()), tries)
 }
 
-// until waits for a point in time; zero is never. false: ctx has ended.
-func until(ctx context.Context, at time.Time) bool {
-	if at.IsZero() {
-		<-ctx.Done()
-		return false
+// defendPause is between answers to somebody who uses our address as well (RFC 5227, section 2.4).
+const defendPause = 10 * time.Second
+
+// keep a lease until it is time to renew it; a zero time never comes. false: ctx has ended. Whoever uses the address as
+// well is told whose it is, and people are told who does. The address stays: the server has given it to us, and to let
+// go would mean that anybody on the LAN can take a container's address away.
+func (m *machine) keep(ctx context.Context, l *Lease, used <-chan plan.MAC) bool {
+	a := l.Addrs[0].Prefix.Addr()
+	var renew <-chan time.Time
+	if !l.T1.IsZero() {
+		t := time.NewTimer(time.Until(l.T1))
+		defer t.Stop()
+		renew = t.C
 	}
-	return sleep(ctx, time.Until(at))
+	var quiet <-chan time.Time
+	for {
+		heard := used
+		if quiet != nil {
+			heard = nil
+		}
+		select {
+		case mac := <-heard:
+			m.enter(Bound, fmt.Sprintf("address %s is used by %s as well: find out who that is, and end it there", a, macString(mac)))
+			m.s.claim(a)
+			quiet = time.After(defendPause)
+		case <-quiet:
+			quiet = nil
+		case <-renew:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -55,7 +56,13 @@ type session struct {
 	link    Link
 	linkErr error
 	up      chan struct{} // closed while there is a link
-	watched map[netip.Addr]chan plan.MAC
+	watched map[netip.Addr]*watcher
+}
+
+// watcher hears who else has an address, or with probes who is about to take it.
+type watcher struct {
+	used   chan plan.MAC
+	probes bool
 }
 
 func newSession(c *Client, w Want) *session {
@@ -63,7 +70,7 @@ func newSession(c *Client, w Want) *session {
 		c: c, want: w, id: identityOf(w.Endpoint), log: c.cfg.Log.With("endpoint", string(w.Endpoint)),
 		in4: make(chan packet, queue), in6: make(chan packet, queue), adverts: make(chan packet, queue),
 		managed: make(chan struct{}), other: make(chan struct{}), done: make(chan struct{}),
-		linkErr: errNoLink, up: make(chan struct{}), watched: map[netip.Addr]chan plan.MAC{},
+		linkErr: errNoLink, up: make(chan struct{}), watched: map[netip.Addr]*watcher{},
 	}
 	if w.IPv4 {
 		s.runners = append(s.runners, &v4{machine: machine{s, DHCPv4}})
@@ -175,11 +182,7 @@ func (s *session) setLink(l Link, err error) {
 		s.up = make(chan struct{})
 	}
 	s.link, s.linkErr = l, err
-	if l != nil && len(s.watched) > 0 {
-		if err := l.Listen(true); err != nil {
-			s.log.Warn("cannot listen for duplicate addresses", "error", err)
-		}
-	}
+	s.listen()
 }
 
 // linkUp is closed while there is a link.
@@ -240,9 +243,9 @@ func (s *session) hand(frame []byte, summed bool) {
 		offer(s.adverts, p)
 	case kindClaim:
 		s.mu.Lock()
-		if ch := s.watched[p.claim]; ch != nil {
+		if w := s.watched[p.claim]; w != nil && (w.probes || !p.probe) {
 			select {
-			case ch <- p.mac:
+			case w.used <- p.mac:
 			default:
 			}
 		}
@@ -260,13 +263,13 @@ func offer(ch chan packet, p packet) {
 }
 
 // watch hears who uses an address, until stop is called.
-func (s *session) watch(a netip.Addr) (used <-chan plan.MAC, stop func()) {
-	ch := make(chan plan.MAC, 1)
+func (s *session) watch(a netip.Addr, probes bool) (used <-chan plan.MAC, stop func()) {
+	w := &watcher{make(chan plan.MAC, 1), probes}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.watched[a] = ch
+	s.watched[a] = w
 	s.listen()
-	return ch, func() {
+	return w.used, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.watched, a)
@@ -274,12 +277,12 @@ func (s *session) watch(a netip.Addr) (used <-chan plan.MAC, stop func()) {
 	}
 }
 
-// listen tells the link whether neighbours matter. The lock is held.
+// listen tells the link which addresses matter. The lock is held.
 func (s *session) listen() {
 	if s.link == nil {
 		return
 	}
-	if err := s.link.Listen(len(s.watched) > 0); err != nil {
+	if err := s.link.Listen(slices.SortedFunc(maps.Keys(s.watched), netip.Addr.Compare)); err != nil {
 		s.log.Warn("cannot listen for duplicate addresses", "error", err)
 	}
 }
@@ -287,7 +290,7 @@ func (s *session) listen() {
 // probe asks whether somebody uses an address. ARP's three questions come faster than RFC 5227 has them for the slow links
 // of its time: a container waits for the answer. Neighbour discovery asks once and waits a second (RFC 4862).
 func (s *session) probe(ctx context.Context, a netip.Addr) (user plan.MAC, used bool, err error) {
-	ch, stop := s.watch(a)
+	ch, stop := s.watch(a, true)
 	defer stop()
 	tries, pause, frame := 3, 150*time.Millisecond, arpProbe(s.want.MAC, a)
 	if a.Is6() {
@@ -318,17 +321,22 @@ const announcePause = 2 * time.Second
 // announce tells the LAN twice at which MAC an address is now: whoever had it before had another one, and is remembered
 // for a while (RFC 5227, section 2.3).
 func (s *session) announce(ctx context.Context, a netip.Addr) {
-	frame := arpClaimed(s.want.MAC, a)
-	if a.Is6() {
-		frame = neighbourClaimed(s.want.MAC, a)
-	}
 	for range 2 {
 		if !sleep(ctx, announcePause) {
 			return
 		}
-		if err := s.send(frame); err != nil {
-			s.log.Debug("address not announced", "address", a.String(), "error", err)
-		}
+		s.claim(a)
+	}
+}
+
+// claim says to all whose an address is.
+func (s *session) claim(a netip.Addr) {
+	frame := arpClaimed(s.want.MAC, a)
+	if a.Is6() {
+		frame = neighbourClaimed(s.want.MAC, a)
+	}
+	if err := s.send(frame); err != nil {
+		s.log.Debug("address not announced", "address", a.String(), "error", err)
 	}
 }
 

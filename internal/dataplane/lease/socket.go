@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -22,14 +24,7 @@ const receiveBuffer = 128 << 10
 // Sockets opens links to vNICs. enter runs a function in a compartment: the sockets that it opens stay there.
 func Sockets(enter func(path string, fn func() error) error) func(context.Context, *Want) (Link, error) {
 	return func(_ context.Context, w *Want) (Link, error) {
-		l := &socket{}
-		for _, neighbours := range [...]bool{false, true} {
-			prog, err := bpf.Assemble(filter(w.MAC, neighbours))
-			if err != nil {
-				return nil, fmt.Errorf("assemble the filter: %w", err)
-			}
-			l.filters = append(l.filters, prog)
-		}
+		l := &socket{mac: w.MAC}
 		open := func() error { return l.open(w) }
 		if err := enter(w.Namespace, open); err != nil {
 			return nil, err
@@ -41,12 +36,12 @@ func Sockets(enter func(path string, fn func() error) error) func(context.Contex
 // socket is a packet socket on a vNIC, and UDP sockets that keep the compartment's stack from telling servers that
 // their answers are for nobody (ICMP port unreachable).
 type socket struct {
-	f       *os.File
-	raw     syscall.RawConn
-	once    sync.Once
-	plugs   []int
-	filters [][]bpf.RawInstruction
-	oob     [256]byte
+	f     *os.File
+	raw   syscall.RawConn
+	once  sync.Once
+	plugs []int
+	mac   plan.MAC
+	oob   [256]byte
 }
 
 // open opens in the network namespace of the calling thread.
@@ -55,7 +50,7 @@ func (l *socket) open(w *Want) error {
 	if err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
 	}
-	if err := prepare(fd, w.Device, l.filters[0]); err != nil {
+	if err := prepare(fd, w.Device, w.MAC); err != nil {
 		unix.Close(fd)
 		return err
 	}
@@ -73,8 +68,8 @@ func (l *socket) open(w *Want) error {
 	return nil
 }
 
-func prepare(fd int, device string, prog []bpf.RawInstruction) error {
-	if err := attach(fd, prog); err != nil {
+func prepare(fd int, device string, mac plan.MAC) error {
+	if err := attach(fd, filter(mac, nil)); err != nil {
 		return err
 	}
 	for _, opt := range [][3]int{
@@ -100,7 +95,11 @@ func prepare(fd int, device string, prog []bpf.RawInstruction) error {
 	return nil
 }
 
-func attach(fd int, prog []bpf.RawInstruction) error {
+func attach(fd int, filter []bpf.Instruction) error {
+	prog, err := bpf.Assemble(filter)
+	if err != nil {
+		return fmt.Errorf("assemble the filter: %w", err)
+	}
 	p := unix.SockFprog{Len: uint16(len(prog)), Filter: (*unix.SockFilter)(unsafe.Pointer(&prog[0]))}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &p); err != nil {
 		return fmt.Errorf("attach the filter: %w", err)
@@ -114,8 +113,7 @@ func (l *socket) plug(family int, device string, at unix.Sockaddr) {
 	if err != nil {
 		return
 	}
-	nothing := []bpf.RawInstruction{{Op: unix.BPF_RET | unix.BPF_K}}
-	err = attach(fd, nothing)
+	err = attach(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}})
 	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
 		unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device))
 	if family == unix.AF_INET6 {
@@ -143,9 +141,12 @@ func ind(off, size int, val uint32) test {
 	return test{load: bpf.LoadIndirect{Off: uint32(off), Size: size}, val: val}
 }
 
+// maxClaims bounds the filter: an endpoint has an address of each family by DHCP, and probes one of each at a time.
+const maxClaims = 8
+
 // filter lets through answers of DHCP servers that carry the client's MAC or are sent to it, router advertisements, and
-// if wanted ARP and neighbour discovery. Everything is looked at again by parseFrame.
-func filter(mac plan.MAC, neighbours bool) []bpf.Instruction {
+// ARP and neighbour discovery about some addresses by others. Everything is looked at again by parseFrame.
+func filter(mac plan.MAC, claims []netip.Addr) []bpf.Instruction {
 	high, low := binary.BigEndian.Uint32(mac[:]), uint32(binary.BigEndian.Uint16(mac[4:]))
 	const (
 		l4     = ethLen + ip6Len
@@ -160,18 +161,35 @@ func filter(mac plan.MAC, neighbours bool) []bpf.Instruction {
 		{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoUDP), abs(l4+2, 2, client6), abs(0, 4, high), abs(4, 2, low)},
 		{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6), abs(l4, 1, routerAdvert)},
 	}
-	if neighbours {
-		alternatives = append(alternatives,
-			[]test{abs(12, 2, etherARP)},
-			[]test{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6), abs(l4, 1, neighbourSolicit)},
-			[]test{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6), abs(l4, 1, neighbourClaim)},
-		)
+	for _, a := range claims[:min(len(claims), maxClaims)] {
+		alternatives = append(alternatives, claimTests(a)...)
 	}
 	var p []bpf.Instruction
 	for _, tests := range alternatives {
 		p = append(p, all(tests)...)
 	}
 	return append(p, bpf.RetConstant{Val: 0})
+}
+
+// claimTests are the frames in which somebody has an address, or asks for it before taking it.
+func claimTests(a netip.Addr) [][]test {
+	if a.Is4() {
+		b := a.As4()
+		v := binary.BigEndian.Uint32(b[:])
+		return [][]test{
+			{abs(12, 2, etherARP), abs(ethLen+14, 4, v)},
+			{abs(12, 2, etherARP), abs(ethLen+14, 4, 0), abs(ethLen+24, 4, v)},
+		}
+	}
+	b := a.As16()
+	target := []test{abs(12, 2, etherIPv6), abs(ethLen+6, 1, protoICMPv6)}
+	for i := 0; i < 16; i += 4 {
+		target = append(target, abs(ethLen+ip6Len+icmpLen+i, 4, binary.BigEndian.Uint32(b[i:])))
+	}
+	return [][]test{
+		append(slices.Clone(target), abs(ethLen+ip6Len, 1, neighbourClaim)),
+		append(slices.Clone(target), abs(ethLen+ip6Len, 1, neighbourSolicit)),
+	}
 }
 
 // all accepts a frame that passes each test, and else goes on behind itself.
@@ -197,13 +215,9 @@ func htons(v uint16) uint16 {
 }
 
 // Listen exchanges the filter; what is in the buffer has passed the one before.
-func (l *socket) Listen(neighbours bool) error {
-	prog := l.filters[0]
-	if neighbours {
-		prog = l.filters[1]
-	}
+func (l *socket) Listen(claims []netip.Addr) error {
 	var err error
-	if ctlErr := l.raw.Control(func(fd uintptr) { err = attach(int(fd), prog) }); ctlErr != nil {
+	if ctlErr := l.raw.Control(func(fd uintptr) { err = attach(int(fd), filter(l.mac, claims)) }); ctlErr != nil {
 		return ctlErr
 	}
 	return err

@@ -50,10 +50,12 @@ func (m *v4) once(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	used, stop := m.s.watch(l.Addrs[0].Prefix.Addr(), false)
+	defer stop()
 	if fresh {
 		m.s.announce(ctx, l.Addrs[0].Prefix.Addr())
 	}
-	return m.hold(ctx, l)
+	return m.hold(ctx, l, used)
 }
 
 // acquire discovers servers until one gives a lease that can be used.
@@ -186,9 +188,9 @@ func (m *v4) reboot(ctx context.Context, l *Lease) (*Lease, error) {
 }
 
 // hold keeps a lease until it cannot be renewed, is refused, or ctx ends.
-func (m *v4) hold(ctx context.Context, l *Lease) error {
+func (m *v4) hold(ctx context.Context, l *Lease, used <-chan plan.MAC) error {
 	for {
-		if !until(ctx, l.T1) {
+		if !m.keep(ctx, l, used) {
 			return ctx.Err()
 		}
 		m.begin()

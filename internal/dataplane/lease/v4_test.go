@@ -263,9 +263,32 @@ func TestUsed(t *testing.T) {
 		s.set(func() { f.used = netip.Addr{} })
 		s.after(2 * worstPause)
 		s.hold(DHCPv4, Bound, "10.1.0.9")
-		if s.wire.neighbours {
-			t.Error("the link still listens to neighbours")
+		if fmt.Sprint(s.wire.claims) != "[10.1.0.9]" {
+			t.Errorf("the link listens to claims of %v", s.wire.claims)
 		}
+	})
+}
+
+// TestShared: somebody takes a leased address. People are told, it is claimed back now and then, and kept.
+func TestShared(t *testing.T) {
+	bubble(t, func(t *testing.T, s *stage) {
+		s.server4()
+		s.c.Sync(t.Context(), []Want{want4()})
+		s.after(10 * time.Second)
+		s.set(func() { s.wire.in <- arpProbe(otherMAC, leasedAddr) })
+		s.after(time.Second)
+		s.problem(DHCPv4, "") // it only asks
+		for range 100 {
+			s.set(func() { s.wire.in <- arpClaimed(otherMAC, leasedAddr) })
+			s.after(100 * time.Millisecond)
+		}
+		s.hold(DHCPv4, Bound, "10.1.0.9")
+		s.problem(DHCPv4, "address 10.1.0.9 is used by 02:00:00:00:00:bb as well")
+		if n := len(s.times("announce")); n != 3 && n != 4 {
+			t.Errorf("%d announcements", n)
+		}
+		s.after(31 * time.Minute)
+		s.problem(DHCPv4, "")
 	})
 }
 

@@ -11,6 +11,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/rfc1035label"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // Times of RFC 8415, section 7.6. Those of renewals come from the lease's own end, as in DHCPv4.
@@ -57,10 +59,12 @@ func (m *v6) once(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	used, stop := m.s.watch(l.Addrs[0].Prefix.Addr(), false)
+	defer stop()
 	if fresh {
 		m.s.announce(ctx, l.Addrs[0].Prefix.Addr())
 	}
-	return m.hold(ctx, l)
+	return m.hold(ctx, l, used)
 }
 
 // invited waits for the M flag, and meanwhile asks for what comes without an address if there is an O flag.
@@ -285,9 +289,9 @@ func (m *v6) confirm(ctx context.Context, l *Lease) (*Lease, error) {
 }
 
 // hold keeps a lease until it cannot be renewed, is taken away, or ctx ends.
-func (m *v6) hold(ctx context.Context, l *Lease) error {
+func (m *v6) hold(ctx context.Context, l *Lease, used <-chan plan.MAC) error {
 	for {
-		if !until(ctx, l.T1) {
+		if !m.keep(ctx, l, used) {
 			return ctx.Err()
 		}
 		m.begin()

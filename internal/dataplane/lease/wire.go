@@ -59,6 +59,7 @@ type packet struct {
 	src, dst netip.Addr
 	payload  []byte
 	claim    netip.Addr
+	probe    bool // not a claim yet: it asks whether somebody has the address
 }
 
 // parseFrame reads a frame; false: it is damaged, or of no interest. The payload is a part of it.
@@ -88,7 +89,7 @@ func (p *packet) parseARP(b []byte) bool {
 	copy(p.mac[:], b[8:14])
 	p.claim = netip.AddrFrom4([4]byte(b[14:18]))
 	if p.claim.IsUnspecified() {
-		p.claim = netip.AddrFrom4([4]byte(b[24:28]))
+		p.claim, p.probe = netip.AddrFrom4([4]byte(b[24:28])), true
 	}
 	return true
 }
@@ -152,7 +153,7 @@ func (p *packet) parseND(b []byte, hops uint8, summed bool) bool {
 		return p.src.IsLinkLocalUnicast()
 	case neighbourSolicit:
 		// Only one that probes wants the address; others ask for it.
-		if !p.src.IsUnspecified() {
+		if p.probe = true; !p.src.IsUnspecified() {
 			return false
 		}
 	case neighbourClaim:

@@ -41,19 +41,23 @@ func TestFilter(t *testing.T) {
 		"DHCPv6":          {to(answer6([]byte{7, 1, 2, 3})), true, true},
 		"other's DHCPv6":  {answer6([]byte{7, 1, 2, 3}), false, false},
 		"advertisement":   {icmp6(serverMAC, routerAddr, allRouters, append([]byte{routerAdvert}, make([]byte, 15)...)), true, true},
-		"ARP":             {arpProbe(otherMAC, leasedAddr), false, true},
+		"ARP probe":       {arpProbe(otherMAC, leasedAddr), false, true},
+		"ARP claim":       {arpClaimed(otherMAC, leasedAddr), false, true},
+		"other ARP":       {arpClaimed(otherMAC, serverAddr), false, false},
 		"neighbour probe": {neighbourProbe(otherMAC, leasedAddr6), false, true},
+		"neighbour claim": {neighbourClaimed(otherMAC, leasedAddr6), false, true},
+		"other neighbour": {neighbourClaimed(otherMAC, netip.MustParseAddr("fd01::a")), false, false},
 		"TCP":             {append(eth(otherMAC, ourMAC, etherIPv4), make([]byte, 40)...), false, false},
 	}
-	for i, neighbours := range []bool{false, true} {
-		vm, err := bpf.NewVM(filter(ourMAC, neighbours))
+	for i, claims := range [][]netip.Addr{nil, {netip.MustParseAddr("10.1.0.10"), leasedAddr, leasedAddr6}} {
+		vm, err := bpf.NewVM(filter(ourMAC, claims))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for name, tc := range frames {
 			n, err := vm.Run(tc.frame)
 			if want := [2]bool{tc.quiet, tc.watching}[i]; err != nil || n > 0 != want {
-				t.Errorf("%s, neighbours %v: %d, %v", name, neighbours, n, err)
+				t.Errorf("%s, claims %v: %d, %v", name, claims, n, err)
 			}
 			if _, ok := parseFrame(tc.frame, true); n > 0 && !ok {
 				t.Errorf("%s passes the filter and is not read", name)
