@@ -57,6 +57,8 @@ int bh_from_port(struct __sk_buff *skb)
 	p->kind = port->kind;
 	if (port->flags & PORT_GUESTS)
 		p->flags |= PKT_GUESTS;
+	if (port->flags & PORT_STEERED)
+		p->flags |= PKT_STEERED;
 	if (port->flags & PORT_RATE_OUT)
 		p->limits |= LIMIT_OUT;
 	if (port->flags & PORT_RATE_IN)

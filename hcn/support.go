@@ -43,6 +43,7 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortName:            {NAT, Internal, Private},
 	EncapOverhead:       {NAT, Internal, Private},
 	InterfaceParameters: {NAT, Internal, Private},
+	L4Proxy:             {NAT, Internal},
 	L4WFPPROXY:          {NAT, Internal},
 	L2Driver:            {NAT, Internal, Private},
 	InterfaceName:       {NAT, Internal, Private},
@@ -56,6 +57,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	AutomaticDNS:     {NAT}, // enabled only, see checkSupport: a closed network asks nobody outside
 	SourceMacAddress: {NAT, Internal},
 	NetworkACL:       {NAT, Internal, Private},
+	NetworkL4Proxy:   {NAT, Internal},
 	SetPolicy:        {NAT, Internal, Private},
 	LayerConstraint:  {NAT, Internal, Private},
 	VSwitchExtension: {NAT, Internal, Private},

@@ -11,17 +11,22 @@
 #include "rate.h"
 #include "related.h"
 #include "send.h"
+#include "steer.h"
 
 /* Ports of one switch that get broadcast; plan and loader refuse more. */
 #define MAX_MEMBERS 4096
 
-/* A verification border. Gives a frame the MAC of who has its destination address. */
-__noinline int redress(struct __sk_buff *skb, struct pkt *p)
+/* A verification border. Gives a frame the MAC of who has its destination address, or of
+ * the host that it is sent by. */
+__noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
 {
 	const struct owner *o;
+	struct mac_key host = {};
 
 	if (!p)
 		return DROP_MALFORMED;
+	if (steer_mac(p, port, &host))
+		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0);
 	o = owner_of(&p->dst);
 	return !o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0);
 }
@@ -57,7 +62,10 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	kind = *(volatile const __u8 *)&you->kind;
 	if (f->generation != generation() || !same_ends(f, p, end))
 		return 0;
-	if (f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) && redress(skb, p))
+	/* Who opened it, nobody knows: it may be one for a detour (steer.h). */
+	if (p->flags & PKT_STEERED && f->state & FLOW_MIDWAY)
+		return 0;
+	if (f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) && redress(skb, p, port))
 		return 0;
 	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
 		flow_tcp(f, p, end);
@@ -119,6 +127,8 @@ __noinline int find(struct pkt *p, struct dest *to)
 	if (d->port == p->ifindex)
 		return DROP_TO_SELF;
 	*to = *d;
+	if (p->flags & PKT_STEERED)
+		steer(p, to);
 	if (to->kind == PORT_HOST && for_resolver(p)) {
 		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v1, &key.sw);
 
@@ -145,7 +155,7 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	if (step)
 		return drop(skb, p, step);
 	step = judge(skb, p, &to);
-	if (!step && p->stale && redress(skb, p))
+	if (!step && p->stale && redress(skb, p, to.port))
 		step = DROP_KERNEL;
 	if (!step)
 		step = rates(skb, p, to.port);

@@ -7,9 +7,7 @@
 #include "owner.h"
 #include "policy.h"
 #include "related.h"
-
-/* How late the rest of a fragmented packet may come (RFC 791, RFC 8200). */
-#define FRAGMENT_PATIENCE (60 * SECOND)
+#include "steer.h"
 
 /* ARP, neighbour discovery and a DHCP client's questions are no business of IP rules
  * (HCN: "ACL semantics"): they keep the link working. */
@@ -111,16 +109,6 @@ static __always_inline int answers_pass(const struct pkt *p, struct question *q,
 	return 1;
 }
 
-static __always_inline void fragment_key(struct fragment_key *k, const struct pkt *p)
-{
-	k->sw = p->src.sw;
-	k->id = p->frag;
-	/* In IPv6 each fragment may name another next header, and the first one's counts. */
-	k->proto = p->ethertype == ETH_P_IP ? p->proto : 0;
-	__builtin_memcpy(k->src, p->src.ip, 16);
-	__builtin_memcpy(k->dst, p->dst.ip, 16);
-}
-
 /* A verification border. The rest of a fragmented packet passes when its first part has,
  * for that had the ports. */
 __noinline int judge_rest(struct pkt *p)
@@ -138,9 +126,9 @@ __noinline int judge_rest(struct pkt *p)
 }
 
 /* A verification border. */
-__noinline int note_fragment(struct pkt *p, __u32 gen)
+__noinline int note_fragment(struct pkt *p, __u32 gen, __u32 to)
 {
-	struct fragment f = {.time = bpf_ktime_get_ns(), .generation = gen};
+	struct fragment f = {.time = bpf_ktime_get_ns(), .generation = gen, .to = to};
 	struct fragment_key key = {};
 
 	if (!p)
@@ -425,8 +413,8 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		step = judge_again(p, q, key, end, from, to, d, gen);
 	if (step < 0)
 		step = judge_first(skb, p, q, from, to, d, gen, step == JUDGE_BESIDE);
-	if (!step && p->flags & PKT_FRAGMENT && !(p->flags & PKT_TEST) && (from->out || to->in))
-		note_fragment(p, gen);
+	if (!step && p->flags & PKT_FRAGMENT && !(p->flags & PKT_TEST) && (from->out || to->in || from->flags & PORT_STEERED))
+		note_fragment(p, gen, d->port);
 	return step;
 }
 

@@ -307,7 +307,7 @@ struct fragment_key {
 struct fragment {
 	__u64 time; /* ktime ns */
 	__u32 generation;
-	__u32 pad;
+	__u32 to; /* the port that it went to */
 };
 
 /* The sides of a rate_key. */

@@ -97,10 +97,23 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		}
 		update(p.Ports, d.Ports, EndpointPortID(id), port)
 	}
-	if len(dirty.Networks) > 0 {
+	if len(dirty.Networks) > 0 || detoursChanged(d) {
 		p.recompileHost(d)
 	}
 	return d
+}
+
+// detoursChanged tells that ports with detours came, went or changed: an Internal network
+// may need the host to forward for them.
+func detoursChanged(d *Delta) bool {
+	for _, c := range d.Ports {
+		for _, p := range []*Port{c.Old, c.New} {
+			if p != nil && len(p.Detours) > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // recompileHost derives what the switches together need: forwarding, and the
@@ -120,9 +133,31 @@ func (p *Plan) recompileHost(d *Delta) {
 			host.Forward6 = host.Forward6 || n.Prefix.Addr().Is6()
 		}
 	}
+	if !host.Forward4 || !host.Forward6 {
+		p.forwardDetours(&host)
+	}
 	update(p.Namespaces, d.Namespaces, ResolverNamespace, resolver)
 	d.Host = host != p.Host
 	p.Host = host
+}
+
+// forwardDetours: the proxy of an Internal network may be one of its endpoints, to which
+// the host sends back what comes from another one.
+func (p *Plan) forwardDetours(host *Host) {
+	for _, port := range p.Ports {
+		sw := p.Switches[port.Network]
+		if len(port.Detours) == 0 || sw == nil || sw.Mode != ModeInternal {
+			continue
+		}
+		for i := range port.Detours {
+			to := port.Detours[i].To.Addr()
+			if slices.ContainsFunc(sw.Subnets, func(s Subnet) bool { return s.Gateway == to }) {
+				continue
+			}
+			host.Forward4 = host.Forward4 || to.Is4()
+			host.Forward6 = host.Forward6 || to.Is6()
+		}
+	}
 }
 
 func resolverCompartment() *Namespace {
@@ -265,7 +300,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	if onHost {
 		p.VNIC.intoHost() // the host needs no neighbour entry for itself
 	} else {
-		p.Redirects = Redirects(e)
+		p.Redirects, p.Detours = Redirects(e), Detours(e, n)
 		p.acquaint(n)
 	}
 	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {

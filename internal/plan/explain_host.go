@@ -8,6 +8,10 @@ import (
 
 // intoHost goes on in the host's stack with what a container sent to the gateway's MAC.
 func (e *explainer) intoHost(from *Port, sw *Switch) {
+	if d := from.DetourOf(e.q.Protocol, e.Dst); d != nil {
+		e.detour(d, from, sw)
+		return
+	}
 	if e.hostAddress(e.Dst) {
 		if f, to := e.published(nil, false); to != nil {
 			e.toPublished(f, to, from)

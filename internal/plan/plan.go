@@ -165,6 +165,8 @@ type Port struct {
 	// Outbound says how the outside sees what the endpoint sends, where that is not simply
 	// by the address of the host.
 	Outbound []Outbound
+	// Detours send flows that leave the compartment to a proxy.
+	Detours []Detour
 	// Redirects lead flows to a side-car inside the compartment.
 	Redirects []Redirect
 	// Policy is what the switch decides at this port.

@@ -124,6 +124,9 @@ func (p *Port) text(b *strings.Builder) {
 	for i := range p.Outbound {
 		p.Outbound[i].text(b)
 	}
+	for i := range p.Detours {
+		fmt.Fprintf(b, "    detour %s\n", &p.Detours[i])
+	}
 	for i := range p.Redirects {
 		fmt.Fprintf(b, "    redirect %s\n", &p.Redirects[i])
 	}

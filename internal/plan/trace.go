@@ -269,6 +269,7 @@ func (t *tracer) destination() *Port {
 		t.drop("switching", t.from.ID, "to-self", "%s is the sender's own MAC", t.pkt.DstMAC)
 		return nil
 	}
+	to = t.steer(to)
 	if inHost(to) && t.asksResolver() {
 		to = t.plan.Ports[t.sw.ResolverPort]
 		if to == nil {
@@ -280,6 +281,17 @@ func (t *tracer) destination() *Port {
 	}
 	t.step("switching", t.from.ID, nil, "%s is behind port %s", t.pkt.DstMAC, to.ID)
 	return to
+}
+
+// steer is the host's port for a flow that takes a detour, whoever it is for.
+func (t *tracer) steer(to *Port) *Port {
+	host := t.plan.Ports[t.sw.HostPort]
+	d := t.from.DetourOf(t.pkt.Protocol, t.pkt.Dst)
+	if d == nil || host == nil || to == host {
+		return to
+	}
+	t.step("switching", t.from.ID, nil, "L4Proxy: to the host, which sends it to the proxy %s, and not to port %s", d.proxyText(), to.ID)
+	return host
 }
 
 func (t *tracer) asksResolver() bool {

@@ -3,6 +3,7 @@ package plan_test
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -177,6 +178,9 @@ func TestListsMeanTheDocuments(t *testing.T) {
 				}
 			}
 			receiver := receiverOf(p, k)
+			if from := in.Endpoints[hcn.GUID(k.From)]; from != nil && proxied(in, from, k) {
+				receiver = "" // the host
+			}
 			if to := in.Endpoints[hcn.GUID(receiver)]; to != nil && !exempt && want == "" {
 				j := judge{in, to, hcn.DirectionTypeIn, k.Dst, k.Src, k.Protocol, [2]uint16{ports[1], ports[0]}}
 				if !j.allows() {
@@ -191,6 +195,36 @@ func TestListsMeanTheDocuments(t *testing.T) {
 			}
 		}
 	})
+}
+
+// proxied reads the L4Proxy documents one by one.
+func proxied(in *plan.Intent, from *plan.Endpoint, k plan.Packet) bool {
+	n := in.Networks[from.Doc.HostComputeNetwork]
+	own, _ := hcn.SettingsOf[hcn.L4ProxyPolicySetting](from.Doc.Policies)
+	all, _ := hcn.NetworkSettingsOf[hcn.L4ProxyPolicySetting](n.Doc.Policies)
+	if n.Doc.Type == hcn.Private {
+		return false
+	}
+	is := func(a netip.Addr) bool {
+		return slices.ContainsFunc(from.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
+	}
+	family := slices.ContainsFunc(from.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == k.Dst.Is4() })
+	for _, s := range append(own, all...) {
+		ip := netip.MustParseAddr(s.IP)
+		holds := func(list []netip.Prefix) bool {
+			return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(k.Dst) })
+		}
+		protocol := uint8(6)
+		if s.Protocol != 0 {
+			protocol = uint8(s.Protocol)
+		}
+		if ip.Is4() == k.Dst.Is4() && family && !is(ip) && protocol == k.Protocol && k.Dst != ip && !is(k.Dst) &&
+			!k.Dst.IsMulticast() && k.Dst != netip.MustParseAddr("255.255.255.255") && k.Dst != netip.MustParseAddr("10.1.0.255") &&
+			(s.Destination == "" || holds(s.Destinations())) && !holds(s.Exceptions()) {
+			return true
+		}
+	}
+	return false
 }
 
 // receiverOf finds the container that a packet is for, or "": who has the MAC, and where
@@ -224,6 +258,9 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 			tr := p.Trace(k)
 			found[tr.Verdict.String()]++
 			found[tr.Reason]++
+			if slices.ContainsFunc(tr.Steps, func(s plan.Step) bool { return strings.HasPrefix(s.Text, "L4Proxy") }) {
+				found["detour"]++
+			}
 			for name, r := range map[string]*plan.Rule{"out": tr.Out, "in": tr.In} {
 				if r == nil {
 					continue
@@ -253,7 +290,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 	for _, want := range []string{
 		"delivered", "to host", "flooded", "dropped", "policy-out", "policy-in", "isolated", "source-address", "source-mac", "martian", "unknown-mac",
 		"to-self", "resolver", "membership", "router-solicit", "router-advert", "redirect", "dhcp-server", "group-unicast",
-		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3",
+		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour",
 	} {
 		if seen[want] == 0 {
 			t.Errorf("%q never came up", want)

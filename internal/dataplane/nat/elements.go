@@ -59,13 +59,13 @@ func (es elements) addSwitch(s *plan.Switch) {
 		return
 	}
 	e := elem{kind: "network", owner: string(s.Network)}
+	dev, name := ifname(s.HostDevice), `"`+s.HostDevice+`"`
 	if s.Mode == plan.ModeNAT {
-		dev, name := ifname(s.HostDevice), `"`+s.HostDevice+`"`
 		e.keyText = []string{name}
 		es[elemKey{set: setNATVNICs, key: string(dev)}] = e
-		e.keyText = []string{name, name}
-		es[elemKey{set: setSameNetwork, key: concat(dev, dev)}] = e
 	}
+	e.keyText = []string{name, name}
+	es[elemKey{set: setSameNetwork, key: concat(dev, dev)}] = e
 	for _, sub := range s.Subnets {
 		set := setPrefixes6
 		if sub.Prefix.Addr().Is4() {
@@ -97,6 +97,7 @@ func (es elements) addPort(p *plan.Port) error {
 	for i := range p.Outbound {
 		es.addOutbound(&p.Outbound[i], p.ID)
 	}
+	es.addDetours(p)
 	return nil
 }
 
@@ -158,7 +159,7 @@ func planElements(p *plan.Plan) (elements, []error) {
 	}
 	ids := make([]plan.PortID, 0, len(p.Ports))
 	for id, port := range p.Ports {
-		if len(port.Forwards)+len(port.Outbound) > 0 {
+		if len(port.Forwards)+len(port.Outbound)+len(port.Detours) > 0 {
 			ids = append(ids, id)
 		}
 	}

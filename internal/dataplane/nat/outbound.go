@@ -61,8 +61,8 @@ func outboundSetsOf(v4 bool) outboundSets {
 // sourceOf reads the container's address out of an element of these sets.
 func (k elemKey) sourceOf() (netip.Addr, bool) {
 	for _, v4 := range []bool{true, false} {
-		n := outboundSetsOf(v4)
-		if !slices.Contains([]string{n.kept, n.chosen, n.chosenAs, n.open, n.as}, k.set) {
+		n, d := outboundSetsOf(v4), detourSetsOf(v4)
+		if !slices.Contains([]string{n.kept, n.chosen, n.chosenAs, n.open, n.as, d.to, d.samePort, d.open}, k.set) {
 			continue
 		}
 		size := 16

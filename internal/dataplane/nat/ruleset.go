@@ -32,6 +32,12 @@ const (
 	setOpen6       = "outbound_open6"
 	mapAs4         = "outbound_as4"
 	mapAs6         = "outbound_as6"
+	mapProxy4      = "proxy4"
+	mapProxy6      = "proxy6"
+	mapProxyPort4  = "proxy_same_port4"
+	mapProxyPort6  = "proxy_same_port6"
+	setProxyOpen4  = "proxy_open4"
+	setProxyOpen6  = "proxy_open6"
 	setSeal        = "seal"
 )
 
@@ -48,7 +54,7 @@ func (s setSpec) ranges() bool { return s.interval && strings.Contains(s.key, " 
 func sets() []setSpec {
 	return []setSpec{
 		{setNATVNICs, "ifname", "", false, "The host's vNICs on NAT networks. A vNIC of ours that is not here belongs to an Internal network, or to none."},
-		{setSameNetwork, "ifname . ifname", "", false, "A NAT network's vNIC paired with itself: nftables cannot compare the two interface names of a packet."},
+		{setSameNetwork, "ifname . ifname", "", false, "A network's vNIC paired with itself: nftables cannot compare the two interface names of a packet."},
 		{setPrefixes4, "ipv4_addr", "", true, "The IPv4 prefixes of all networks with a host vNIC, gateway addresses included."},
 		{setPrefixes6, "ipv6_addr", "", true, "The IPv6 prefixes of all networks with a host vNIC."},
 		{mapAddress4, "ipv4_addr . inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on one IPv4 address: address, protocol and port to container."},
@@ -67,6 +73,12 @@ func sets() []setSpec {
 		{setOpen6, "ipv6_addr", "", false, "The same in IPv6."},
 		{mapAs4, "ipv4_addr", "ipv4_addr", false, "Containers that hide behind a certain address of the host (OutBoundNAT VirtualIP)."},
 		{mapAs6, "ipv6_addr", "ipv6_addr", false, "The same in IPv6."},
+		{mapProxy4, "ipv4_addr . inet_proto . ipv4_addr", "ipv4_addr . inet_service", true, "Container, protocol and destinations whose flows go to a proxy (L4Proxy)."},
+		{mapProxy6, "ipv6_addr . inet_proto . ipv6_addr", "ipv6_addr . inet_service", true, "The same in IPv6."},
+		{mapProxyPort4, "ipv4_addr . inet_proto . ipv4_addr", "ipv4_addr", true, "The same where the flow keeps its port (L4Proxy without Port)."},
+		{mapProxyPort6, "ipv6_addr . inet_proto . ipv6_addr", "ipv6_addr", true, "The same in IPv6."},
+		{setProxyOpen4, "ipv4_addr . ipv4_addr", "", false, "Container and proxy that sees its own address (L4Proxy without OutboundNat)."},
+		{setProxyOpen6, "ipv6_addr . ipv6_addr", "", false, "The same in IPv6."},
 		{setSeal, "inet_service", "", false, "One element whose comment is a checksum over the table's chains, rules and sets as the kernel lists them. No rule uses it; a difference means that somebody changed the table, and it is written anew."},
 	}
 }
@@ -129,7 +141,14 @@ func translationChains() []chainSpec {
 		{name: "prerouting", kind: "nat", hook: "prerouting", priority: "-100", doc: "Published ports for what arrives from networks and from outside; never for a loopback destination.", rules: []string{
 			loop4 + "return",
 			loop6 + "return",
+			`iifname "bhh*" jump proxy`,
 			"goto publish",
+		}},
+		{name: "proxy", doc: "Flows of containers that go to a proxy, whatever they are for. Those between two containers of a network are here because the switch sends them to the host.", rules: []string{
+			"meta l4proto { tcp, udp } dnat ip to ip saddr . meta l4proto . ip daddr map @" + mapProxy4,
+			"meta l4proto { tcp, udp } dnat ip6 to ip6 saddr . meta l4proto . ip6 daddr map @" + mapProxy6,
+			"dnat ip to ip saddr . meta l4proto . ip daddr map @" + mapProxyPort4,
+			"dnat ip6 to ip6 saddr . meta l4proto . ip6 daddr map @" + mapProxyPort6,
 		}},
 		{name: "output", kind: "nat", hook: "output", priority: "-100", doc: "Published ports for the host's own processes, loopback included.", rules: []string{
 			"goto publish",
@@ -143,7 +162,9 @@ func translationChains() []chainSpec {
 			`oifname "bhh*" goto to_network_source`,
 			"iifname @" + setNATVNICs + " goto outbound",
 		}},
-		{name: "outbound", doc: "It gets the address of that device, at a random port, unless the container's OutBoundNAT policies say something else.", rules: []string{
+		{name: "outbound", doc: "It gets the address of that device, at a random port, unless the container's OutBoundNAT policies say something else. A proxy may see the container's.", rules: []string{
+			"ct status dnat ip saddr . ip daddr @" + setProxyOpen4 + " return",
+			"ct status dnat ip6 saddr . ip6 daddr @" + setProxyOpen6 + " return",
 			"snat ip to ip saddr . ip daddr map @" + mapChosen4 + " fully-random",
 			"snat ip6 to ip6 saddr . ip6 daddr map @" + mapChosen6 + " fully-random",
 			"ip saddr . ip daddr @" + setChosen4 + " masquerade fully-random",
@@ -178,6 +199,8 @@ func filterChains() []chainSpec {
 			"ip6 daddr . ip6 saddr @" + setKept6 + " accept",
 			"ip daddr @" + setOpen4 + " accept",
 			"ip6 daddr @" + setOpen6 + " accept",
+			"ip daddr . ip saddr @" + setProxyOpen4 + " accept",
+			"ip6 daddr . ip6 saddr @" + setProxyOpen6 + " accept",
 			"ip daddr @" + setPrefixes4 + drop(DropDirect),
 			"ip6 daddr @" + setPrefixes6 + drop(DropDirect),
 		}},
@@ -201,7 +224,8 @@ func filterChains() []chainSpec {
 			`oifname "bhh*" goto to_network`,
 			`iifname "bhh*" goto from_network`,
 		}},
-		{name: "to_network", doc: "Into a network: answers, published ports, and subnets of the same network; the rest is dropped by reason.", rules: []string{
+		{name: "to_network", doc: "Into a network: to a proxy on it and back, answers, published ports, and subnets of the same network; the rest is dropped by reason.", rules: []string{
+			"iifname . oifname @" + setSameNetwork + " ct status dnat accept",
 			"oifname != @" + setNATVNICs + drop(DropInternal),
 			"ip saddr 127.0.0.0/8" + drop(DropLoopback),
 			`iifname "bhh*" iifname != @` + setNATVNICs + drop(DropInternal),

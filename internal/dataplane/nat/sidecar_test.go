@@ -196,7 +196,9 @@ func greet(t *testing.T, h *testhost.Host, at netip.AddrPort) {
 func (l *carLab) dial(to netip.AddrPort) string { return first(l.dialAs(0, 0, to)) }
 
 func (l *carLab) dialIn(to netip.AddrPort) string {
-	return first(l.peer.DialContext(l.t.Context(), "tcp", to.String()))
+	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Second)
+	defer cancel()
+	return first(l.peer.DialContext(ctx, "tcp", to.String()))
 }
 
 func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }

@@ -182,7 +182,7 @@ type bpfFragment struct {
 	_          structs.HostLayout
 	Time       uint64
 	Generation uint32
-	Pad        uint32
+	To         uint32
 }
 
 type bpfFragmentKey struct {
@@ -436,6 +436,22 @@ type bpfStats struct {
 	TxDropped uint64
 }
 
+type bpfSteer struct {
+	_   structs.HostLayout
+	To  bpfDest
+	Mac [6]uint8
+	Pad uint16
+}
+
+type bpfSteerKey struct {
+	_     structs.HostLayout
+	Bits  uint32
+	Port  uint32
+	Proto uint8
+	Pad   [3]uint8
+	Ip    [16]uint8
+}
+
 type bpfSweeper struct {
 	_     structs.HostLayout
 	Timer struct {
@@ -491,6 +507,7 @@ const (
 	bpfMapBhSetsV1         = "bh_sets_v1"
 	bpfMapBhSharesV3       = "bh_shares_v3"
 	bpfMapBhStatsV1        = "bh_stats_v1"
+	bpfMapBhSteerV1        = "bh_steer_v1"
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV1     = "bh_switches_v1"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
@@ -578,6 +595,7 @@ type bpfMapSpecs struct {
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV3       *ebpf.MapSpec `ebpf:"bh_shares_v3"`
 	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
+	BhSteerV1        *ebpf.MapSpec `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV1     *ebpf.MapSpec `ebpf:"bh_switches_v1"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
@@ -639,6 +657,7 @@ type bpfMaps struct {
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV3       *ebpf.Map `ebpf:"bh_shares_v3"`
 	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
+	BhSteerV1        *ebpf.Map `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV1     *ebpf.Map `ebpf:"bh_switches_v1"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
@@ -670,6 +689,7 @@ func (m *bpfMaps) Close() error {
 		m.BhSetsV1,
 		m.BhSharesV3,
 		m.BhStatsV1,
+		m.BhSteerV1,
 		m.BhSweeperV1,
 		m.BhSwitchesV1,
 		m.BhVectorsV1,

@@ -34,6 +34,7 @@ type portState struct {
 	macs    map[bpfMacKey]bpfDest
 	addrs   map[bpfAddrKey]bpfOwner
 	rates   map[bpfRateKey]bpfRate
+	steers  map[bpfSteerKey]bpfSteer
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
 	member bool
@@ -41,7 +42,8 @@ type portState struct {
 
 func (s *portState) equal(o *portState) bool {
 	return s.index == o.index && s.device == o.device && s.entry == o.entry && s.dest == o.dest &&
-		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs) && mapsEqual(s.rates, o.rates)
+		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs) && mapsEqual(s.rates, o.rates) &&
+		mapsEqual(s.steers, o.steers)
 }
 
 func mapsEqual[K, V comparable](a, b map[K]V) bool {
@@ -62,6 +64,7 @@ const (
 	portGuests   = 2
 	portRateOut  = 4
 	portRateIn   = 8
+	portSteered  = 16
 )
 
 // wantPolicy takes the numbers of the port's lists. Their content is written with the port.
@@ -102,9 +105,12 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		entry: bpfPort{Sw: sw.Number, Mac: port.MAC, Kind: uint8(port.Kind)},
 		dest:  bpfDest{Port: index, Device: index, Kind: uint8(port.Kind)},
 		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{}, rates: map[bpfRateKey]bpfRate{},
-		member: port.Kind != plan.PortResolver,
+		steers: map[bpfSteerKey]bpfSteer{}, member: port.Kind != plan.PortResolver,
 	}
 	if err := a.wantPolicy(s, port); err != nil {
+		return nil, err
+	}
+	if err := a.wantDetours(s, p, port); err != nil {
 		return nil, err
 	}
 	// A frame into the host's own stack goes to the receiving side of the vNIC, the host's or an endpoint's.
@@ -180,6 +186,7 @@ type wanted struct {
 	macs    map[bpfMacKey]bpfDest
 	addrs   map[bpfAddrKey]bpfOwner
 	rates   map[bpfRateKey]bpfRate
+	steers  map[bpfSteerKey]bpfSteer
 	groups  map[uint32][]bpfDest // switch → members
 	devices map[string]bool
 }
@@ -189,7 +196,7 @@ func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
 	w := &wanted{
 		states: make(map[plan.PortID]*portState, n), ports: make(map[uint32]bpfPort, n),
 		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n), rates: map[bpfRateKey]bpfRate{},
-		groups: map[uint32][]bpfDest{}, devices: make(map[string]bool, n),
+		steers: map[bpfSteerKey]bpfSteer{}, groups: map[uint32][]bpfDest{}, devices: make(map[string]bool, n),
 	}
 	var errs []error
 	for _, port := range sortedPorts(p) {
@@ -227,6 +234,7 @@ func (w *wanted) add(s *portState) error {
 	maps.Copy(w.macs, s.macs)
 	maps.Copy(w.addrs, s.addrs)
 	maps.Copy(w.rates, s.rates)
+	maps.Copy(w.steers, s.steers)
 	if s.member {
 		w.groups[s.entry.Sw] = append(w.groups[s.entry.Sw], s.dest)
 	} else if _, ok := w.groups[s.entry.Sw]; !ok {

@@ -115,6 +115,7 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 			}
 		}
 	}
+	followsHost(p, d, out)
 	for _, c := range d.Switches {
 		if c.New == nil {
 			continue
@@ -138,13 +139,15 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 		return errors.Join(
 			dropMissing(a.tables.macs, old.macs, next.macs),
 			dropMissing(a.tables.addrs, old.addrs, next.addrs),
-			dropMissing(a.tables.rates, old.rates, next.rates))
+			dropMissing(a.tables.rates, old.rates, next.rates),
+			dropMissing(a.tables.steers, old.steers, next.steers))
 	}
 	errs := []error{
 		a.tables.ports.drop(old.index),
 		dropMissing(a.tables.macs, old.macs, nil),
 		dropMissing(a.tables.addrs, old.addrs, nil),
 		dropMissing(a.tables.rates, old.rates, nil),
+		dropMissing(a.tables.steers, old.steers, nil),
 		a.groups.remove(old.entry.Sw, old.index),
 	}
 	if plan.PortKind(old.entry.Kind) == plan.PortResolver {

@@ -103,7 +103,7 @@ type uplinkFragment struct {
 	_          structs.HostLayout
 	Time       uint64
 	Generation uint32
-	Pad        uint32
+	To         uint32
 }
 
 type uplinkFragmentKey struct {

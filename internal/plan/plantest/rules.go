@@ -40,7 +40,30 @@ func networkPolicies(t *rapid.T) []hcn.NetworkPolicy {
 			out = append(out, hcn.NewNetworkPolicy(hcn.NetworkACL, acl(t)))
 		}
 	}
+	for range rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "network proxies") {
+		out = append(out, hcn.NewNetworkPolicy(hcn.NetworkL4Proxy, proxy(t)))
+	}
 	return out
+}
+
+// proxy draws an L4Proxy policy: on the network, its gateway, or outside.
+func proxy(t *rapid.T) hcn.L4ProxyPolicySetting {
+	s := hcn.L4ProxyPolicySetting{
+		IP:          rapid.SampledFrom([]string{"10.1.0.10", "10.1.0.1", "192.0.2.1", "fd00:1::a", "fd00:1::1", "2001:db8::1"}).Draw(t, "proxy"),
+		Port:        rapid.SampledFrom([]string{"", "3128"}).Draw(t, "proxy port"),
+		Protocol:    rapid.SampledFrom([]hcn.Protocol{0, 6, 17}).Draw(t, "proxied"),
+		OutboundNat: rapid.Bool().Draw(t, "hidden"),
+	}
+	some := func(label string, sizes ...int) (out []string) {
+		for range rapid.SampledFrom(sizes).Draw(t, label) {
+			if p := rapid.SampledFrom(pools.prefixes).Draw(t, label); strings.Contains(p, ":") == strings.Contains(s.IP, ":") {
+				out = append(out, p)
+			}
+		}
+		return out
+	}
+	s.Destination, s.ExceptionList = strings.Join(some("destinations", 0, 0, 1, 3), ","), some("exceptions", 0, 0, 1, 3)
+	return s
 }
 
 // endpointPolicies draws from none to more rules than one word of a bit vector holds.
@@ -52,6 +75,9 @@ func endpointPolicies(t *rapid.T) []hcn.EndpointPolicy {
 	}
 	for i := range rapid.SampledFrom([]int{0, 0, 1, 2, 3}).Draw(t, "tiers") {
 		out = append(out, hcn.NewEndpointPolicy(hcn.TierAcl, tier(t, i)))
+	}
+	for range rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(t, "proxies") {
+		out = append(out, hcn.NewEndpointPolicy(hcn.L4Proxy, proxy(t)))
 	}
 	return out
 }

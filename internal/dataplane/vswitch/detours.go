@@ -1,0 +1,62 @@
+package vswitch
+
+import (
+	"net/netip"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// wantDetours works out which flows of a port go by the host, wherever on the switch they are for: those that the host sends to
+// a proxy. What is for nobody on the switch goes there anyway.
+func (a *Applier) wantDetours(s *portState, p *plan.Plan, port *plan.Port) error {
+	if len(port.Detours) == 0 {
+		return nil
+	}
+	host := p.Ports[p.Switches[port.Network].HostPort]
+	if host == nil {
+		return portError(port.ID, "send flows to a proxy: its switch has no host port")
+	}
+	index, err := a.dev.index(host.Device)
+	if err != nil {
+		return portError(port.ID, "send flows to a proxy by the host: %w", err)
+	}
+	device, err := a.dev.index(host.VNIC.Device)
+	if err != nil {
+		return portError(port.ID, "send flows to a proxy by the host: %w", err)
+	}
+	by := bpfSteer{To: bpfDest{Port: index, Device: device, Kind: uint8(plan.PortHost)}, Mac: host.MAC}
+	s.entry.Flags |= portSteered
+	for _, t := range port.Steers() {
+		// IPv4 lies within IPv6 there: ::/0 shall not mean it.
+		if k := steerKey(s.index, t.Protocol, netip.PrefixFrom(netip.IPv4Unspecified(), 0)); s.steers[k] == (bpfSteer{}) {
+			s.steers[k] = bpfSteer{}
+		}
+		k := steerKey(s.index, t.Protocol, t.Prefix)
+		if s.steers[k] = (bpfSteer{}); t.ByHost {
+			s.steers[k] = by
+		}
+	}
+	return nil
+}
+
+// steerHead is the bits of a key before its address.
+const steerHead = 64
+
+func steerKey(port uint32, protocol uint8, p netip.Prefix) bpfSteerKey {
+	ip, n := mapped(p)
+	return bpfSteerKey{Bits: uint32(steerHead + n), Port: port, Proto: protocol, Ip: ip}
+}
+
+// followsHost adds the ports that send flows by a host port which changes: they know its devices.
+func followsHost(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) {
+	for id, c := range d.Ports {
+		if c.New == nil || c.New.Kind != plan.PortHost {
+			continue
+		}
+		for _, port := range p.Ports {
+			if port.Network == c.New.Network && len(port.Detours) > 0 && port.ID != id {
+				out[port.ID] = port
+			}
+		}
+	}
+}
