@@ -48,10 +48,14 @@ func TestProxySpellings(t *testing.T) {
 		return p
 	}
 	for _, same := range [][2]string{
-		{`{"Type":"L4Proxy","Settings":{"IP":"10.0.0.9","Port":"80","ExceptionList":["10.1.0.0/16"],"OutboundNat":true,"Protocol":6}}`,
-			`{"Type":"l4proxy","Settings":{"ip":"10.0.0.9","port":80,"Exceptions":["10.1.0.0/16"],"OutboundNAT":true,"Protocol":"TCP"}}`},
-		{`{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"81","FilterTuple":{"Protocols":"6","RemotePorts":"80"},"OutboundExceptions":{"IpAddressExceptions":["10.0.0.1","10.0.0.2"],"PortExceptions":["22","23"]}}}`,
-			`{"Type":"L4WfpProxy","Settings":{"Port":81,"FilterTuple":{"Protocols":6,"RemotePorts":80},"OutboundExceptions":{"IpAddressExceptions":"10.0.0.1, 10.0.0.2","PortExceptions":[22,"23"]}}}`},
+		{
+			`{"Type":"L4Proxy","Settings":{"IP":"10.0.0.9","Port":"80","ExceptionList":["10.1.0.0/16"],"OutboundNat":true,"Protocol":6}}`,
+			`{"Type":"l4proxy","Settings":{"ip":"10.0.0.9","port":80,"Exceptions":["10.1.0.0/16"],"OutboundNAT":true,"Protocol":"TCP"}}`,
+		},
+		{
+			`{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"81","FilterTuple":{"Protocols":"6","RemotePorts":"80"},"OutboundExceptions":{"IpAddressExceptions":["10.0.0.1","10.0.0.2"],"PortExceptions":["22","23"]}}}`,
+			`{"Type":"L4WfpProxy","Settings":{"Port":81,"FilterTuple":{"Protocols":6,"RemotePorts":80},"OutboundExceptions":{"IpAddressExceptions":"10.0.0.1, 10.0.0.2","PortExceptions":[22,"23"]}}}`,
+		},
 	} {
 		if a, b := read(same[0]), read(same[1]); a.Type != b.Type || !EqualEndpointPolicies(a, b) {
 			t.Errorf("%s\nand\n%s differ", a.Settings, b.Settings)
