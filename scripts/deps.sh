@@ -11,7 +11,7 @@ declare -A groups=(
 	[runtime]="nftables iproute2 runc conmon conntrack"
 	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base curl jq docker-registry mmdebstrap busybox-static openssl shellcheck"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
-	[bench]="podman netavark containernetworking-plugins iptables iperf3 crun"
+	[bench]="podman netavark containernetworking-plugins iptables ipset iperf3 crun"
 )
 
 list=

@@ -25,7 +25,7 @@ func cpu(b *testing.B) string {
 	return configure(b).cpu
 }
 
-// serve starts a server of kind rr or crr and returns what stops it.
+// serve starts a server of a kind and returns what stops it.
 func serve(b *testing.B, in *testhost.Host, kind string, at netip.AddrPort) (stop func()) {
 	b.Helper()
 	c := self(b.Context(), in, "serve", cpu(b), at.String(), kind)
@@ -63,8 +63,8 @@ func ask(b *testing.B, from *testhost.Host, kind string, at netip.AddrPort, d ti
 	return rate
 }
 
-// stream runs iperf3 on the CPU and returns Gbit/s as received.
-func stream(b *testing.B, in, from *testhost.Host, listen, at netip.AddrPort, d time.Duration) float64 {
+// stream runs iperf3 on the CPU, over one or more connections, and returns Gbit/s as received.
+func stream(b *testing.B, in, from *testhost.Host, listen, at netip.AddrPort, d time.Duration, connections int) float64 {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), d+20*time.Second)
 	defer cancel()
@@ -76,7 +76,7 @@ func stream(b *testing.B, in, from *testhost.Host, listen, at netip.AddrPort, d 
 	defer server.Kill()
 	awaitListener(b, in, listen.Port())
 	out, err := from.Command(ctx, "taskset", append(pinned, "-c", at.Addr().String(), "-p", fmt.Sprint(at.Port()),
-		"-t", fmt.Sprintf("%.1f", d.Seconds()), "-C", "cubic", "-J")...).Output()
+		"-t", fmt.Sprintf("%.1f", d.Seconds()), "-C", "cubic", "-P", strconv.Itoa(connections), "-J")...).Output()
 	if err != nil {
 		b.Fatalf("iperf3 from %s to %s: %v: %s", from.Name(), at, err, out)
 	}
@@ -122,19 +122,33 @@ type path struct {
 	served, port uint16     // at the server, and as the client sees it
 }
 
-// pathMetrics are what is measured of a path.
-func pathMetrics() []string { return []string{"rr", "crr", "stream"} }
+// The metrics of a path. What they are is told in docs/benchmarks.md.
+const (
+	metricRR      = "rr"
+	metricCRR     = "crr"
+	metricUDP     = "udp"
+	metricNewPort = "udp, new port"
+	metricStream  = "stream"
+	metricStreams = "stream, 4"
+)
+
+// kind is what the traffic helpers call a metric.
+func kind(metric string) string {
+	if metric == metricNewPort {
+		return "udpnew"
+	}
+	return metric
+}
 
 // measurePaths measures all paths round by round and adds them to the section, each beside the first one.
-func measurePaths(b *testing.B, s settings, section *Section, paths []path) {
+func measurePaths(b *testing.B, s settings, section *Section, paths []path, metrics ...string) {
 	b.Helper()
-	metrics := pathMetrics()
 	samples := map[string]map[string]series{}
 	for _, m := range metrics {
 		samples[m] = map[string]series{}
 	}
 	begun := time.Now()
-	for i := 0; i < s.rounds && !s.enough(i, begun.Add(s.patience)); i++ {
+	for i := 0; i < s.rounds && !s.enough(i, begun.Add(time.Duration(len(paths))*s.patience)); i++ {
 		for _, m := range metrics {
 			for _, p := range paths {
 				samples[m][p.name] = append(samples[m][p.name], p.measure(b, s, m))
@@ -143,7 +157,7 @@ func measurePaths(b *testing.B, s settings, section *Section, paths []path) {
 	}
 	for _, m := range metrics {
 		unit := "k/s"
-		if m == "stream" {
+		if m == metricStream || m == metricStreams {
 			unit = "Gbit/s"
 		}
 		for _, p := range paths {
@@ -156,10 +170,13 @@ func (p path) measure(b *testing.B, s settings, metric string) float64 {
 	b.Helper()
 	at := netip.AddrPortFrom(p.at, p.port)
 	listen := netip.AddrPortFrom(netip.IPv4Unspecified(), p.served)
-	if metric == "stream" {
-		return stream(b, p.server, p.client, listen, at, s.stream)
+	switch metric {
+	case metricStream:
+		return stream(b, p.server, p.client, listen, at, s.stream, 1)
+	case metricStreams:
+		return stream(b, p.server, p.client, listen, at, s.stream, 4)
 	}
-	stop := serve(b, p.server, metric, listen)
+	stop := serve(b, p.server, kind(metric), listen)
 	defer stop()
-	return ask(b, p.client, metric, at, s.short) / 1000
+	return ask(b, p.client, kind(metric), at, s.short) / 1000
 }

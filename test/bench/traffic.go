@@ -37,11 +37,11 @@ func pin(cpu string) error {
 	return nil
 }
 
-// serveTraffic answers each byte with a byte. Arguments: CPU, address and port, rr or crr. With crr it closes a
-// connection after the first answer, so that its end is the one that lingers, and the client never runs out of ports.
+// serveTraffic answers each byte with a byte. Arguments: CPU, address and port, and what it is to serve. With crr it closes
+// a connection after the first answer, so that its end is the one that lingers, and the client never runs out of ports.
 func serveTraffic(args []string, out io.Writer) error {
 	if len(args) != 3 {
-		return errors.New("want CPU, address, rr|crr")
+		return errors.New("want CPU, address, rr|crr|udp|udpnew")
 	}
 	addr, err := netip.ParseAddrPort(args[1])
 	if err != nil {
@@ -49,6 +49,9 @@ func serveTraffic(args []string, out io.Writer) error {
 	}
 	if err := pin(args[0]); err != nil {
 		return err
+	}
+	if isUDP(args[2]) {
+		return serveDatagrams(addr, out)
 	}
 	ln, err := unix.Socket(family(addr.Addr()), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -93,10 +96,10 @@ func echo(fd int, once bool) {
 }
 
 // askTraffic asks for as long as it is told and writes how many transactions there were in a second. Arguments: CPU,
-// address and port, rr or crr, duration.
+// address and port, what to ask for, duration.
 func askTraffic(args []string, out io.Writer) error {
 	if len(args) != 4 {
-		return errors.New("want CPU, address, rr|crr, duration")
+		return errors.New("want CPU, address, rr|crr|udp|udpnew, duration")
 	}
 	addr, err := netip.ParseAddrPort(args[1])
 	if err != nil {
@@ -110,8 +113,13 @@ func askTraffic(args []string, out io.Writer) error {
 		return err
 	}
 	run := askOnOne
-	if args[2] == "crr" {
+	switch args[2] {
+	case "crr":
 		run = askOnMany
+	case "udp":
+		run = sendDatagrams
+	case "udpnew":
+		run = askFromNewPorts
 	}
 	start := time.Now()
 	n, err := run(addr, start.Add(length))
