@@ -189,12 +189,14 @@ func linkLocal(ports string) string {
 
 func filterChains() []chainSpec {
 	return []chainSpec{
-		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours. Who sees a container's own address may answer it: to_network lets nothing but answers pass.", rules: []string{
+		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours: most packets bear none, and are through after two look-ups. Who sees a container's own address may answer it: to_network lets nothing but answers pass.", rules: []string{
 			`iifname "lo" accept`,
 			`iifname "bhh*" goto guard_network`,
 			`iifname "bhp*"` + drop(DropPort),
 			"ip saddr @" + setPrefixes4 + drop(DropSpoofed),
 			"ip6 saddr @" + setPrefixes6 + drop(DropSpoofed),
+			"ip daddr != @" + setPrefixes4 + " accept",
+			"ip6 daddr != @" + setPrefixes6 + " accept",
 			"ip daddr . ip saddr @" + setKept4 + " accept",
 			"ip6 daddr . ip6 saddr @" + setKept6 + " accept",
 			"ip daddr @" + setOpen4 + " accept",
