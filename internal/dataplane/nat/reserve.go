@@ -26,6 +26,9 @@ type Reservations struct {
 
 	mu     sync.Mutex
 	held   map[reservation]*holder
+	// left are those given back while a plan still names their owner: a Sync that began with that plan must not take
+	// them again, for somebody else may.
+	left   map[reservation]string
 	next   uint16 // where HostPick goes on looking
 	filter dropFilter
 }
@@ -69,7 +72,7 @@ func (e *PortConflict) Error() string {
 }
 
 func newReservations(inNetns func(func() error) error) *Reservations {
-	return &Reservations{inNetns: inNetns, held: map[reservation]*holder{}}
+	return &Reservations{inNetns: inNetns, held: map[reservation]*holder{}, left: map[reservation]string{}}
 }
 
 func keyOf(f plan.Forward) reservation {
@@ -108,6 +111,9 @@ func (r *Reservations) reserve(f plan.Forward, owner string) error {
 		return fmt.Errorf("reserve %s: %w", Describe(f), err)
 	}
 	r.held[k] = &holder{owner: owner, fd: fd}
+	if r.left[k] == owner {
+		delete(r.left, k)
+	}
 	return nil
 }
 
@@ -245,6 +251,9 @@ func (r *Reservations) Release(f plan.Forward, owner string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if h, ok := r.held[keyOf(f)]; ok && h.owner == owner {
+		if h.planned {
+			r.left[keyOf(f)] = owner
+		}
 		r.drop(keyOf(f))
 	}
 }
@@ -304,6 +313,11 @@ func (r *Reservations) follow(p *plan.Plan) []plan.Drift {
 			r.drop(k)
 		}
 	}
+	for k := range r.left {
+		if !wanted[k] {
+			delete(r.left, k)
+		}
+	}
 	var drift []plan.Drift
 	for id, port := range p.Ports {
 		for _, f := range port.Forwards {
@@ -318,6 +332,9 @@ func (r *Reservations) follow(p *plan.Plan) []plan.Drift {
 
 // plan takes or takes over the port for the owner that the plan names.
 func (r *Reservations) plan(f plan.Forward, owner string) error {
+	if left, ok := r.left[keyOf(f)]; ok && left == owner {
+		return nil
+	}
 	if h, ok := r.held[keyOf(f)]; ok {
 		h.owner, h.planned = owner, true
 		return nil
@@ -346,6 +363,9 @@ func (r *Reservations) releaseGone(d *plan.Delta) {
 			continue
 		}
 		for _, f := range c.Old.Forwards {
+			if !wanted[keyOf(f)] {
+				delete(r.left, keyOf(f))
+			}
 			if h, ok := r.held[keyOf(f)]; ok && h.planned && !wanted[keyOf(f)] {
 				r.drop(keyOf(f))
 			}

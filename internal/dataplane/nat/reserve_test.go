@@ -310,3 +310,45 @@ func TestReservationsFollowPlan(t *testing.T) {
 		t.Error("the forward is gone")
 	}
 }
+
+// TestReleaseOvertakesPlan gives a port back while a pass is under way with a plan in which its owner still has it: the
+// next one may have it at once, and keeps it.
+func TestReleaseOvertakesPlan(t *testing.T) {
+	h, r := reservations(t)
+	f := forward(6, "all", 8080, addr("10.77.1.2"), 80)
+	old := &plan.Port{ID: "old", Name: "old", Forwards: []plan.Forward{f}}
+	next := &plan.Port{ID: "next", Name: "next", Forwards: []plan.Forward{f}}
+	before := &plan.Plan{Ports: map[plan.PortID]*plan.Port{"old": old}}
+	follow := func(p *plan.Plan) {
+		t.Helper()
+		if drift := r.follow(p); len(drift) > 0 {
+			t.Errorf("drift: %v", drift)
+		}
+	}
+	follow(before)
+	r.Release(f, Owner(old))
+	follow(before)
+	if owner, ok := r.Holder(f); ok {
+		t.Errorf("the port was given back, and %s has it again", owner)
+	}
+	if err := r.Reserve(f, Owner(next)); err != nil {
+		t.Fatalf("take a port that was given back: %v", err)
+	}
+	follow(before)
+	r.releaseGone(&plan.Delta{Ports: map[plan.PortID]plan.Change[plan.Port]{"old": {Old: old}}})
+	if owner, _ := r.Holder(f); owner != Owner(next) {
+		t.Errorf("%q has the port, not the one who took it", owner)
+	}
+	if bind(t, h, 6, "0.0.0.0:8080") == nil {
+		t.Error("a process can bind the port")
+	}
+	// The old one may take it again when it is free.
+	r.Release(f, Owner(next))
+	if err := r.Reserve(f, Owner(old)); err != nil {
+		t.Fatal(err)
+	}
+	follow(before)
+	if owner, _ := r.Holder(f); owner != Owner(old) {
+		t.Errorf("%q has the port", owner)
+	}
+}
