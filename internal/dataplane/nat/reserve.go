@@ -24,8 +24,8 @@ import (
 type Reservations struct {
 	inNetns func(func() error) error
 
-	mu     sync.Mutex
-	held   map[reservation]*holder
+	mu   sync.Mutex
+	held map[reservation]*holder
 	// left are those given back while a plan still names their owner: a Sync that began with that plan must not take
 	// them again, for somebody else may.
 	left   map[reservation]string
