@@ -19,10 +19,12 @@ import (
 const atOnce = 4
 
 // BenchmarkCycles makes endpoints and containers and removes them, again and again, and fails when something of them is
-// left: in the kernel, on the disk or in the daemon. BENCH_CYCLES=2000 is the long form.
+// left: in the kernel, on the disk or in the daemon. BENCH_CYCLES=2000 is the long form; BENCH_CONTAINERS bounds the
+// containers among them, which take longer.
 func BenchmarkCycles(b *testing.B) {
 	s := configure(b)
-	cycles := s.cycles(b)
+	cycles := s.cycles(b, "BENCH_CYCLES", map[bool]int{true: 5, false: 50}[s.quick])
+	containers := s.cycles(b, "BENCH_CONTAINERS", cycles)
 	h := testhost.New(b, testhost.WithName("bulkhead"))
 	lan := testhost.New(b, testhost.WithName("lan"))
 	h.Connect(lan, testhost.Cable{Addrs: []string{"192.0.2.1/24"}, PeerAddrs: []string{"192.0.2.2/24"}})
@@ -39,8 +41,8 @@ func BenchmarkCycles(b *testing.B) {
 		hands[i] = newRemote(b, h)
 	}
 	hands[0].do(order{Op: "exec", Argv: ours("image", "import", image, "localhost/busybox:bench")})
-	round := func(n int) {
-		for range n {
+	round := func(endpoints, containers int) {
+		for range endpoints {
 			f.attach(extra)
 			f.detach(extra)
 		}
@@ -48,20 +50,18 @@ func BenchmarkCycles(b *testing.B) {
 		for i, w := range hands {
 			run := order{Op: "exec", Argv: ours("run", "--rm", "-p", fmt.Sprintf("%d:80", 18081+i), "localhost/busybox:bench", "/bin/true")}
 			wg.Go(func() {
-				for k := i; k < n; k += atOnce {
+				for k := i; k < containers; k += atOnce {
 					w.do(run)
 				}
 			})
 		}
 		wg.Wait()
 	}
-	round(2 * atOnce) // pools fill, and what is made once is made
+	round(2*atOnce, 2*atOnce) // pools fill, and what is made once is made
 	f.attach(0)
 	before := takeInventory(b, f.d)
-	begun := time.Now()
-	round(cycles)
-	took := time.Since(begun)
-	section := report.section(fmt.Sprintf("7. what is left of %d endpoints and %d containers", cycles, cycles),
+	round(cycles, containers)
+	section := report.section(fmt.Sprintf("7. what is left of %d endpoints and %d containers", cycles, containers),
 		fmt.Sprintf("endpoint: a compartment with an endpoint and a published port, made and removed; container: run --rm -p, %d at a time.", atOnce),
 		"things: links, addresses, routes, namespaces, nftables, pins, state files, mounts, cgroups, processes.")
 	var after inventory
@@ -73,9 +73,8 @@ func BenchmarkCycles(b *testing.B) {
 		}
 	}
 	if left != "" {
-		b.Errorf("left after %d cycles:\n%s", cycles, left)
+		b.Errorf("left after %d endpoints and %d containers:\n%s", cycles, containers, left)
 	}
-	section.add("one of each", "bulkhead", "ms", series{milliseconds(took) / float64(cycles)}, "")
 	for _, m := range []struct {
 		metric, unit string
 		of           func(inventory) int
@@ -92,16 +91,16 @@ func BenchmarkCycles(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// cycles is how many there are to be.
-func (s *settings) cycles(b *testing.B) int {
+// cycles is how many there are to be: what a variable of the environment says, or def.
+func (s *settings) cycles(b *testing.B, name string, def int) int {
 	b.Helper()
-	text := os.Getenv("BENCH_CYCLES")
+	text := os.Getenv(name)
 	if text == "" {
-		return map[bool]int{true: 5, false: 50}[s.quick]
+		return def
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
-		b.Fatalf("BENCH_CYCLES=%s: give a number of cycles, at least 1", text)
+		b.Fatalf("%s=%s: give a number, at least 1", name, text)
 	}
 	return n
 }
