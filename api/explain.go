@@ -63,4 +63,20 @@ type ExplainProbe struct {
 	// Agrees with the explanation.
 	Agrees bool   `json:"agrees"`
 	Text   string `json:"text"`
+	// Firewalls are the rules and policies of other tables of the host's stack that decided about it, in order.
+	Firewalls []FirewallVerdict `json:"firewalls,omitempty"`
+	// Untraced says why the tables could not be asked.
+	Untraced string `json:"untraced,omitempty"`
+}
+
+// FirewallVerdict is what a rule, or a chain's policy, did to a probe, as the kernel tells it.
+type FirewallVerdict struct {
+	Table  string `json:"table"` // with its family
+	Chain  string `json:"chain"`
+	Handle uint64 `json:"handle,omitempty"` // absent: the chain's policy
+	Rule   string `json:"rule,omitempty"`   // its text
+	// Verdict is "accept", "drop", "queue" or "stolen".
+	Verdict string `json:"verdict"`
+	// Answer: it is about the answer to the probe.
+	Answer bool `json:"answer,omitempty"`
 }

@@ -19,7 +19,7 @@ func explain(dev *netdev.Netdev, sw *vswitch.Applier, filter *nat.Applier) engin
 			return plan.HostView{Route: dev.HostRoute, Forwards: dev.HostForwards, Chains: f.Chains, Legacy: f.Legacy, BridgeFilter: f.BridgeFilter}, err
 		},
 		Run:  func(port plan.PortID, frame []byte) (engine.RunResult, error) { return runFrame(sw, port, frame) },
-		Dial: dev.Dial,
+		Dial: dev.Dial, Trace: filter.Trace,
 	}
 }
 

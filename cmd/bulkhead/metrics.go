@@ -22,6 +22,7 @@ func meters(p *parts) *metrics.Metrics {
 	return metrics.New(metrics.Options{Version: version, Commit: commit, Sources: metrics.Sources{
 		Endpoints: func() ([]metrics.Endpoint, error) { return meteredEndpoints(p.engine, p.sw) },
 		Drops:     func() ([]metrics.Drop, error) { return meteredDrops(p.engine, p.sw) },
+		Rules:     func() ([]metrics.Rule, error) { return meteredRules(p.engine) },
 		DNS:       func() []metrics.DNS { return meteredDNS(p.engine, p.names) },
 		Objects: func() map[string]int {
 			i := p.engine.Info()
@@ -67,6 +68,27 @@ func meteredDrops(e *engine.Engine, sw *vswitch.Applier) ([]metrics.Drop, error)
 	var out []metrics.Drop
 	for _, d := range all {
 		out = append(out, metrics.Drop{Port: string(d.Port), Network: networks[d.Port], Reason: d.Reason.String(), Packets: d.Packets})
+	}
+	return out, nil
+}
+
+// meteredRules are those of all endpoints that have a policy.
+func meteredRules(e *engine.Engine) ([]metrics.Rule, error) {
+	var out []metrics.Rule
+	for _, p := range e.Ports() {
+		if p.Kind != plan.PortContainer || p.Policy.Out == nil && p.Policy.In == nil {
+			continue
+		}
+		lists, err := e.PortRules(p)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range lists.Rules {
+			out = append(out, metrics.Rule{
+				EndpointID: string(p.Endpoint), Endpoint: engine.PortName(p), Network: networkName(e, p),
+				Direction: r.Direction, Action: r.Action, ID: r.ID, Number: r.Number, Matches: r.Matches, Packets: r.Packets, Bytes: r.Bytes,
+			})
+		}
 	}
 	return out, nil
 }

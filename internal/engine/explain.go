@@ -21,8 +21,11 @@ type Explain struct {
 	Host func(ctx context.Context) (plan.HostView, error)
 	// Run asks the loaded program about a frame that the vNIC behind a port sends.
 	Run func(port plan.PortID, frame []byte) (RunResult, error)
-	// Dial connects from the compartment bound at path, "" for the host.
-	Dial func(ctx context.Context, path, network, address string) (net.Conn, error)
+	// Dial connects from the compartment bound at path, "" for the host; from a port, unless it is 0.
+	Dial func(ctx context.Context, path, network, address string, from uint16) (net.Conn, error)
+	// Trace asks what the host's tables do with a packet that is sent next. The function that it gives
+	// ends that, and is always called.
+	Trace func(ctx context.Context, f plan.HostFlow) (func() ([]plan.HostVerdict, error), error)
 }
 
 // RunResult is what the loaded program does with a frame.
@@ -64,7 +67,7 @@ func (e *Engine) Explain(ctx context.Context, o api.ExplainOptions) (api.Explana
 		doc := e.explainPath(&way, v6)
 		e.confirm(&doc, &way)
 		if o.Probe {
-			doc.Probe = e.probe(ctx, &q, &way)
+			e.addProbe(ctx, &doc, &q, &way)
 		}
 		x.Reachable = x.Reachable && doc.Reachable
 		x.Paths = append(x.Paths, doc)

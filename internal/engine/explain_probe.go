@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -17,22 +18,36 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
-// probeTime is how long an answer is waited for.
-const probeTime = 2 * time.Second
+const (
+	// probeTime is how long an answer is waited for.
+	probeTime = 2 * time.Second
+	// probePorts is how many ports are tried that others may have.
+	probePorts = 4
+)
+
+// prober sends one packet, and has the host's tables traced meanwhile.
+type prober struct {
+	e    *Engine
+	path string // of the compartment, "" for the host
+	way  *plan.Explanation
+	stop func() ([]plan.HostVerdict, error)
+	// untraced says why the tables could not be traced.
+	untraced error
+}
 
 // probe sends a packet as an inquiry describes it: from inside the compartment, or from
-// the host.
-func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanation) *api.ExplainProbe {
-	path := ""
+// the host. The verdicts are those of the host's tables.
+func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanation) (*api.ExplainProbe, []plan.HostVerdict) {
+	s := prober{e: e, way: way}
 	switch {
 	case e.opt.Explain.Dial == nil || q.From.Kind == plan.PartyOutside:
-		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: a packet from outside has to come from there"}
+		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: a packet from outside has to come from there"}, nil
 	case !way.Dst.IsValid():
-		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: there is no address to send to"}
+		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: there is no address to send to"}, nil
 	case way.NoProbe != "":
-		return &api.ExplainProbe{Agrees: true, Text: way.NoProbe}
+		return &api.ExplainProbe{Agrees: true, Text: way.NoProbe}, nil
 	case q.From.Kind == plan.PartyPorts:
-		path = q.From.Ports[0].VNIC.Namespace
+		s.path = q.From.Ports[0].VNIC.Namespace
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
@@ -40,16 +55,44 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	known := true
 	switch q.Protocol {
 	case 6:
-		p = e.probeTCP(ctx, path, netip.AddrPortFrom(way.Dst, q.Port))
+		p = s.tcp(ctx, netip.AddrPortFrom(way.Dst, q.Port))
 	case 17:
-		p, known = e.probeUDP(ctx, path, netip.AddrPortFrom(way.Dst, q.Port), way)
+		p, known = s.udp(ctx, netip.AddrPortFrom(way.Dst, q.Port))
 	case 1:
-		p = e.probeEcho(ctx, path, way.Dst)
+		p = s.echo(ctx, way.Dst)
 	default:
-		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: only TCP, UDP and echoes are"}
+		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: only TCP, UDP and echoes are"}, nil
+	}
+	verdicts := s.finish()
+	if i := slices.IndexFunc(verdicts, func(v plan.HostVerdict) bool { return v.Drops() }); i >= 0 {
+		// A refusal may be the firewall's own.
+		p.Arrived, known = verdicts[i].Answer, known && verdicts[i].Own()
+		p.Text = "it did not arrive: " + verdictText(&verdicts[i])
+		if p.Arrived {
+			p.Text = "it arrived, but the answer did not: " + verdictText(&verdicts[i])
+		}
+	}
+	if s.untraced != nil {
+		p.Untraced = s.untraced.Error()
 	}
 	p.Agrees = !p.Sent || !known || p.Arrived == way.Reachable
-	return &p
+	return &p, verdicts
+}
+
+// trace begins to trace a packet that is sent next.
+func (s *prober) trace(ctx context.Context, f plan.HostFlow) {
+	if s.e.opt.Explain.Trace != nil {
+		s.stop, s.untraced = s.e.opt.Explain.Trace(ctx, f)
+	}
+}
+
+func (s *prober) finish() []plan.HostVerdict {
+	if s.stop == nil || s.untraced != nil {
+		return nil
+	}
+	list, err := s.stop()
+	s.untraced = err
+	return list
 }
 
 // meaning of an error of the kernel, after something was sent or because it could not be.
@@ -63,8 +106,26 @@ func meaning(err error) api.ExplainProbe {
 	return api.ExplainProbe{Sent: true, Text: "it did not arrive: " + err.Error()}
 }
 
-func (e *Engine) probeTCP(ctx context.Context, path string, to netip.AddrPort) api.ExplainProbe {
-	c, err := e.opt.Explain.Dial(ctx, path, "tcp", to.String())
+// tcp connects from a port that is known before, for the trace has to begin before the first packet. The address is that of
+// a socket which sends nothing.
+func (s *prober) tcp(ctx context.Context, to netip.AddrPort) api.ExplainProbe {
+	c, err := s.e.opt.Explain.Dial(ctx, s.path, "udp", to.String(), 0)
+	if err != nil {
+		return meaning(err)
+	}
+	from, _ := netip.ParseAddrPort(c.LocalAddr().String()) // invalid: not traced
+	c.Close()
+	for range probePorts {
+		port := 61000 + uint16(rand.Uint32N(4000)) // where the kernel does not pick its own by default
+		if from.IsValid() && s.stop == nil && s.untraced == nil {
+			s.trace(ctx, plan.HostFlow{Src: from.Addr().Unmap().WithZone(""), Dst: to.Addr(), Protocol: 6, SrcPort: port, DstPort: to.Port()})
+		}
+		if c, err = s.e.opt.Explain.Dial(ctx, s.path, "tcp", to.String(), port); !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+		s.finish()
+		s.stop = nil
+	}
 	if err != nil {
 		return meaning(err)
 	}
@@ -72,14 +133,18 @@ func (e *Engine) probeTCP(ctx context.Context, path string, to netip.AddrPort) a
 	return api.ExplainProbe{Sent: true, Arrived: true, Text: "it arrived: the connection was accepted"}
 }
 
-// probeUDP waits for an answer of any kind. Without one, the flow table knows whether the
+// udp waits for an answer of any kind. Without one, the flow table knows whether the
 // datagram went to the last port; beyond the host nobody knows.
-func (e *Engine) probeUDP(ctx context.Context, path string, to netip.AddrPort, way *plan.Explanation) (p api.ExplainProbe, known bool) {
-	c, err := e.opt.Explain.Dial(ctx, path, "udp", to.String())
+func (s *prober) udp(ctx context.Context, to netip.AddrPort) (p api.ExplainProbe, known bool) {
+	c, err := s.e.opt.Explain.Dial(ctx, s.path, "udp", to.String(), 0)
 	if err != nil {
 		return meaning(err), true
 	}
 	defer c.Close()
+	from, _ := netip.ParseAddrPort(c.LocalAddr().String())
+	if from.IsValid() {
+		s.trace(ctx, plan.HostFlow{Src: from.Addr().Unmap().WithZone(""), Dst: to.Addr(), Protocol: 17, SrcPort: from.Port(), DstPort: to.Port()})
+	}
 	_ = c.SetDeadline(time.Now().Add(probeTime / 2)) // cannot fail on an open socket
 	if _, err := c.Write([]byte("bulkhead explain")); err != nil {
 		return meaning(err), true
@@ -90,11 +155,10 @@ func (e *Engine) probeUDP(ctx context.Context, path string, to netip.AddrPort, w
 	if p = meaning(err); p.Arrived {
 		return p, true
 	}
-	from, _ := netip.ParseAddrPort(c.LocalAddr().String())
-	if len(way.Legs) > 0 && e.carried(&way.Legs[len(way.Legs)-1], from.Port()) {
-		return api.ExplainProbe{Sent: true, Arrived: true, Text: "the switch carried it to " + way.Dst.String() + "; there is no answer, which UDP need not have"}, true
+	if way := s.way; len(way.Legs) > 0 && s.e.carried(&way.Legs[len(way.Legs)-1], from.Port()) {
+		return api.ExplainProbe{Sent: true, Arrived: true, Text: "the switch carried it to " + s.way.Dst.String() + "; there is no answer, which UDP need not have"}, true
 	}
-	return p, !way.Reachable
+	return p, !s.way.Reachable
 }
 
 // carried tells whether the flow table has a leg's flow.
@@ -110,20 +174,23 @@ func (e *Engine) carried(leg *plan.Leg, source uint16) bool {
 	return found
 }
 
-// probeEcho sends an echo request by a raw socket.
-func (e *Engine) probeEcho(ctx context.Context, path string, to netip.Addr) api.ExplainProbe {
+// echo sends an echo request by a raw socket.
+func (s *prober) echo(ctx context.Context, to netip.Addr) api.ExplainProbe {
 	network, request, reply := "ip4:icmp", byte(8), byte(0)
 	if to.Is6() {
 		network, request, reply = "ip6:ipv6-icmp", 128, 129
 	}
-	c, err := e.opt.Explain.Dial(ctx, path, network, to.String())
+	c, err := s.e.opt.Explain.Dial(ctx, s.path, network, to.String(), 0)
 	if err != nil {
 		return meaning(err)
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(probeTime)) // cannot fail on an open socket
 	id := uint16(rand.Uint32())
-	if _, err := c.Write(echo(request, id)); err != nil {
+	if from, err := netip.ParseAddr(c.LocalAddr().String()); err == nil {
+		s.trace(ctx, plan.HostFlow{Src: from.Unmap().WithZone(""), Dst: to, Protocol: 1, SrcPort: id})
+	}
+	if _, err := c.Write(echoRequest(request, id)); err != nil {
 		return meaning(err)
 	}
 	return awaitEcho(c, to, reply, id)
@@ -146,8 +213,8 @@ func awaitEcho(c net.Conn, to netip.Addr, reply byte, id uint16) api.ExplainProb
 	}
 }
 
-// echo is a request with its checksum; that of IPv6 is the kernel's to fill in.
-func echo(kind byte, id uint16) []byte {
+// echoRequest is a request with its checksum; that of IPv6 is the kernel's to fill in.
+func echoRequest(kind byte, id uint16) []byte {
 	b := []byte{kind, 0, 0, 0, byte(id >> 8), byte(id), 0, 1}
 	sum := uint32(kind)<<8 + uint32(id) + 1
 	for sum>>16 > 0 {

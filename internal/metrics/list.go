@@ -27,6 +27,9 @@ var (
 	txBytes       = metric{"bulkhead_endpoint_transmit_bytes_total", "counter", "Bytes of the endpoint that went on", endpointLabels()}
 	txDropped     = metric{"bulkhead_endpoint_transmit_dropped_packets_total", "counter", "Packets of the endpoint that the switch dropped", endpointLabels()}
 	dropsTotal    = metric{"bulkhead_drops_packets_total", "counter", "Packets that the switch dropped, by reason (bulkhead drops); quiet reasons are no loss", []string{"network", "reason"}}
+	ruleMatches   = metric{"bulkhead_rule_matches_total", "counter", "Decisions of a rule (bulkhead rules): one for each flow, and for each packet that is blocked", ruleLabels()}
+	rulePackets   = metric{"bulkhead_rule_packets_total", "counter", "Packets of what the rule decided about, both ways", ruleLabels()}
+	ruleBytes     = metric{"bulkhead_rule_bytes_total", "counter", "Bytes of what the rule decided about, both ways", ruleLabels()}
 	dnsQueries    = metric{"bulkhead_dns_queries_total", "counter", "Questions to the resolvers, by how they ended", []string{"network", "outcome"}}
 	dnsCache      = metric{"bulkhead_dns_cache_entries", "gauge", "Answers that a resolver keeps", []string{"network"}}
 	passSeconds   = metric{"bulkhead_engine_pass_seconds", "histogram", "Time of a pass of the loop: of a change, or a comparison of everything with the kernel", []string{"kind"}}
@@ -38,10 +41,15 @@ var (
 
 func endpointLabels() []string { return []string{"endpoint", "id", "network"} }
 
+func ruleLabels() []string {
+	return []string{"endpoint", "id", "network", "direction", "action", "rule"}
+}
+
 // all lists the metrics that are ours, in the order of the documentation.
 func all() []metric {
 	return []metric{
-		buildInfo, objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, dnsQueries, dnsCache,
+		buildInfo, objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, ruleMatches, rulePackets, ruleBytes,
+		dnsQueries, dnsCache,
 		passSeconds, repairsTotal, commitSeconds, pullsTotal, requestsTotal,
 	}
 }
@@ -69,12 +77,14 @@ func Reference() string {
 In the text format of Prometheus, at /v1/metrics on the daemon's socket, and with `+"`--metrics-listen ADDRESS:PORT`"+` at /metrics there;
 nothing listens on TCP without it. The metrics of the Go runtime and of the process (go_*, process_*) are there too.
 
-The number of series is bounded: the first %d endpoints and the first %d networks have their own; the rest is summed under
-the name %q, with an empty id. A counter does not go back when an endpoint goes.
+The number of series is bounded: the first %d endpoints, the first %d networks and the first %d rules of endpoints have their
+own; the rest is summed under the name %q, with an empty id. A counter does not go back when an endpoint goes. The label rule is
+the rule's Id, or its number in hexadecimal where it has none; rules of one endpoint with the same Id, direction and action are
+one series.
 
 | Metric | Kind | Labels | |
 |---|---|---|---|
-`, defaultEndpoints, defaultNetworks, other)
+`, defaultEndpoints, defaultNetworks, defaultRules, other)
 	for _, m := range all() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.name, m.kind, strings.Join(m.labels, ", "), m.help)
 	}

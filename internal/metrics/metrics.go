@@ -30,6 +30,15 @@ type Drop struct {
 	Packets               uint64
 }
 
+// Rule is what a rule of an endpoint's policy counted. Its number is the switch's, and is never used again.
+type Rule struct {
+	// EndpointID, Endpoint and Network as in Endpoint; ID as its author gave it, or the number where there is none.
+	EndpointID, Endpoint, Network string
+	Direction, Action, ID         string
+	Number                        uint32
+	Matches, Packets, Bytes       uint64
+}
+
 // DNS is what a network's resolver did.
 type DNS struct {
 	Network string
@@ -42,6 +51,7 @@ type DNS struct {
 type Sources struct {
 	Endpoints func() ([]Endpoint, error)
 	Drops     func() ([]Drop, error)
+	Rules     func() ([]Rule, error)
 	DNS       func() []DNS
 	Objects   func() map[string]int
 }
@@ -50,14 +60,15 @@ type Sources struct {
 type Options struct {
 	Version, Commit string
 	Sources         Sources
-	// MaxEndpoints and MaxNetworks have series of their own; 0: 500 and 100.
-	MaxEndpoints, MaxNetworks int
+	// MaxEndpoints, MaxNetworks and MaxRules have series of their own; 0: 500, 100 and 1,000.
+	MaxEndpoints, MaxNetworks, MaxRules int
 }
 
 // The bounds where none are given.
 const (
 	defaultEndpoints = 500
 	defaultNetworks  = 100
+	defaultRules     = 1000
 )
 
 // Metrics takes what happens, and answers scrapes.
@@ -77,6 +88,9 @@ func New(o Options) *Metrics {
 	}
 	if o.MaxNetworks == 0 {
 		o.MaxNetworks = defaultNetworks
+	}
+	if o.MaxRules == 0 {
+		o.MaxRules = defaultRules
 	}
 	m := &Metrics{
 		reg: prometheus.NewRegistry(), passes: histogram(passSeconds), commits: histogram(commitSeconds),

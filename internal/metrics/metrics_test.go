@@ -74,7 +74,9 @@ func TestReference(t *testing.T) {
 		want[m.name] = m.kind
 	}
 	got := map[string]string{}
-	lines := scrape(t, full(Options{Sources: sources(&[]Endpoint{{ID: "1"}}, &[]Drop{{Reason: "martian"}})}))
+	src := sources(&[]Endpoint{{ID: "1"}}, &[]Drop{{Reason: "martian"}})
+	src.Rules = func() ([]Rule, error) { return []Rule{{ID: "r"}}, nil }
+	lines := scrape(t, full(Options{Sources: src}))
 	for _, l := range having(lines, "# TYPE bulkhead_") {
 		f := strings.Fields(l)
 		got[f[2]] = f[3]
@@ -152,4 +154,36 @@ func TestBounded(t *testing.T) {
 	check("anew", "10894", "2986")
 	endpoints, drops = endpoints[:500], drops[:500]
 	check("half are gone", "10894", "2986")
+}
+
+// TestRules has more rules than there are places. Two with one Id are one series, one without is its number, and what has no
+// place is summed without ever going back.
+func TestRules(t *testing.T) {
+	rule := func(endpoint, id string, number uint32, n uint64) Rule {
+		return Rule{endpoint, endpoint + "-name", "nat", "in", "Block", id, number, n, n * 10, n * 100}
+	}
+	rules := []Rule{rule("1", "no-web", 7, 1), rule("1", "no-web", 8, 2), rule("1", "", 0xab, 3), rule("2", "a", 9, 4), rule("2", "b", 10, 5)}
+	ends := []Endpoint{{ID: "1", Name: "1-name", Network: "nat"}}
+	src := sources(&ends, &[]Drop{})
+	src.Rules = func() ([]Rule, error) { return rules, nil }
+	m := New(Options{MaxRules: 2, Sources: src})
+	check := func(when string, want ...string) {
+		t.Helper()
+		got := having(scrape(t, m), "bulkhead_rule_packets_total{")
+		slices.Sort(got)
+		slices.Sort(want)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: %s", when, d)
+		}
+	}
+	const (
+		number = `bulkhead_rule_packets_total{action="Block",direction="in",endpoint="1-name",id="1",network="nat",rule="000000ab"} 30`
+		web    = `bulkhead_rule_packets_total{action="Block",direction="in",endpoint="1-name",id="1",network="nat",rule="no-web"} 30`
+		rest   = `bulkhead_rule_packets_total{action="other",direction="other",endpoint="other",id="",network="other",rule="other"} `
+	)
+	check("at first", number, web, rest+"90")
+	rules[4].Packets += 5
+	check("later", number, web, rest+"95")
+	rules = rules[:3]
+	check("those without a place are gone", number, web, rest+"95")
 }

@@ -21,12 +21,14 @@ type scraper struct {
 	// drops sum ports by network and reason: a port that goes must not take its share away.
 	drops    map[[2]string]uint64
 	lastDrop map[[2]string]uint64
+	rules    ruleSums
 }
 
 func newScraper(o Options) *scraper {
 	return &scraper{
 		src: o.Sources, endpoints: newSlots(o.MaxEndpoints), networks: newSlots(o.MaxNetworks),
 		last: map[string][6]uint64{}, drops: map[[2]string]uint64{}, lastDrop: map[[2]string]uint64{},
+		rules: newRuleSums(o.MaxRules),
 	}
 }
 
@@ -62,7 +64,7 @@ func (s *slots) name(key string) string {
 
 // Describe lists the metrics.
 func (s *scraper) Describe(ch chan<- *prometheus.Desc) {
-	for _, m := range []metric{objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, dnsQueries, dnsCache} {
+	for _, m := range []metric{objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, ruleMatches, rulePackets, ruleBytes, dnsQueries, dnsCache} {
 		ch <- m.desc()
 	}
 }
@@ -91,9 +93,14 @@ func (s *scraper) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(dropsTotal.desc(), err)
 	}
+	rules, err := read(s.src.Rules)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(ruleMatches.desc(), err)
+	}
 	s.networks.keep(networkNames(endpoints, drops, dns))
 	s.sendEndpoints(endpoints, send)
 	s.sendDrops(drops, send)
+	s.rules.send(rules, s.networks, send)
 	s.sendDNS(dns, send)
 }
 

@@ -222,16 +222,16 @@ func (e *explainer) foreign(hook string) bool {
 		if !slices.Contains(hooks, c.Hook) || e.q.V6 && !c.V6 || !e.q.V6 && !c.V4 {
 			continue
 		}
-		name := fmt.Sprintf("table %s, chain %s (hook %s)", c.Table, c.Chain, c.Hook)
+		name := fmt.Sprintf("%s (hook %s)", chainTitle(c.Table, c.Chain), c.Hook)
 		list := "nft list chain " + c.Table + " " + c.Chain
 		switch {
 		case c.DropPolicy && c.Rules == 0:
 			e.fail(layerFirewall, "", list, "%s drops everything: it has no rules, and its policy is drop", name)
 			return false
 		case c.DropPolicy:
-			e.doubt("%s drops what none of its %d rules accepts: %s", name, c.Rules, list)
+			e.doubt("%s drops what none of its %d rules accepts, which are not evaluated without --probe: %s", name, c.Rules, list)
 		case c.Drops:
-			e.doubt("%s has rules that drop: %s", name, list)
+			e.doubt("%s has rules that drop, which are not evaluated without --probe: %s", name, list)
 		default:
 			e.step(layerFirewall, "", "%s drops nothing", name)
 		}
@@ -244,6 +244,8 @@ func (e *explainer) foreign(hook string) bool {
 	}
 	return true
 }
+
+func chainTitle(table, chain string) string { return "table " + table + ", chain " + chain }
 
 func (e *explainer) legacy() {
 	i, tool := 0, "iptables"

@@ -31,7 +31,7 @@ func (a *Applier) Foreign(context.Context) ([]string, error) {
 		}
 	}
 	for _, ch := range chains {
-		if ch.Table.Name == TableName && ch.Table.Family == nftables.TableFamilyINet {
+		if ours(ch.Table) {
 			continue
 		}
 		if ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {

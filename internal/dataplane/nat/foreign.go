@@ -72,7 +72,9 @@ func (a *Applier) ForeignFilters(context.Context) (ForeignFilters, error) {
 	})
 }
 
-func ours(t *nftables.Table) bool { return t.Name == TableName && t.Family == nftables.TableFamilyINet }
+func ours(t *nftables.Table) bool {
+	return t.Family == nftables.TableFamilyINet && (t.Name == TableName || t.Name == TraceTable)
+}
 
 func seesIP(f nftables.TableFamily) bool {
 	return f == nftables.TableFamilyINet || f == nftables.TableFamilyIPv4 || f == nftables.TableFamilyIPv6

@@ -35,6 +35,8 @@ type Applier struct {
 	ports *Reservations
 	// commits remembers the generations that we made, for the watch.
 	commits commits
+	// tracing holds the one trace that may go on.
+	tracing chan struct{}
 
 	mu sync.Mutex
 	// applied is what the sets hold if nobody else touched them, nil before the first Sync.
@@ -45,7 +47,7 @@ type Applier struct {
 
 // New makes an Applier. It touches nothing yet.
 func New(c Config) (*Applier, error) {
-	a := &Applier{log: c.Log}
+	a := &Applier{log: c.Log, tracing: make(chan struct{}, 1)}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
@@ -93,7 +95,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	all := func(string) bool { return true }
 	errs = append(errs, a.flush(append(flushesOf(gone, come), flushesOfOutbound(gone, come, all)...))...)
 	drift = append(drift, a.ports.follow(p)...)
-	return drift, errors.Join(errs...)
+	return drift, errors.Join(append(errs, a.tidyTrace())...)
 }
 
 // reconcile makes the table hold what is wanted, and returns what it held before. What others had changed is added to
@@ -314,7 +316,7 @@ func (a *Applier) Reset(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.commit(a.k.deleteTable); err != nil {
+	if err := errors.Join(a.tidyTrace(), a.commit(a.k.deleteTable)); err != nil {
 		return err
 	}
 	errs := a.flush(flushesOf(have.elements, nil))
@@ -330,11 +332,17 @@ func (a *Applier) Leftovers(context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer c.Close()
-	exists, _, err := checksum(c, TableName)
-	if err != nil || !exists {
-		return nil, err
+	var out []string
+	for _, name := range []string{TableName, TraceTable} {
+		exists, _, err := checksum(c, name)
+		if err != nil {
+			return nil, err
+		}
+		if exists {
+			out = append(out, "table inet "+name)
+		}
 	}
-	return []string{"table inet " + TableName}, nil
+	return out, nil
 }
 
 // Counters are the drop counters by reason, and nothing while there is no table.

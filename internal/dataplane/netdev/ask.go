@@ -58,11 +58,15 @@ func (n *Netdev) HostForwards(device string, v6 bool) bool {
 	return on
 }
 
-// Dial connects from the compartment bound at path, "" for the host.
-func (n *Netdev) Dial(ctx context.Context, path, network, address string) (net.Conn, error) {
+// Dial connects from the compartment bound at path, "" for the host; of TCP from a port of the caller's choice, unless that is 0.
+func (n *Netdev) Dial(ctx context.Context, path, network, address string, from uint16) (net.Conn, error) {
 	var c net.Conn
+	d := net.Dialer{}
+	if from != 0 {
+		d.LocalAddr = &net.TCPAddr{Port: int(from)}
+	}
 	dial := func() (err error) {
-		c, err = new(net.Dialer).DialContext(ctx, network, address)
+		c, err = d.DialContext(ctx, network, address)
 		return err
 	}
 	var err error
