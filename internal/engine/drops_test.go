@@ -154,6 +154,48 @@ func TestDropsNameThings(t *testing.T) {
 	})
 }
 
+// TestDropsNameLayers has a rule of each layer and direction: it is named with its layer, ID and priority, at whose it is.
+func TestDropsNameLayers(t *testing.T) {
+	runDrops(t, func(e *env, f *fakeDrops) {
+		netw := must(e.network(`{"Name": "n"}`))(e)
+		ns := must(e.namespace(`{}`))(e)
+		a := must(e.endpoint(fmt.Sprintf(`{"Name": "a", "HostComputeNetwork": %q}`, netw.ID)))(e)
+		b := must(e.endpoint(fmt.Sprintf(`{"Name": "b", "HostComputeNetwork": %q}`, netw.ID)))(e)
+		e.ok(e.attach(ns.ID, a.ID))
+		e.ok(e.attach(ns.ID, b.ID))
+		pa, pb := e.e.view.port(plan.PortID(a.ID)), e.e.view.port(plan.PortID(b.ID))
+		layers := []plan.Layer{plan.LayerTier, plan.LayerNetwork, plan.LayerEndpoint}
+		var out, in plan.RuleList
+		var want []string
+		for i, l := range layers {
+			for k, list := range []*plan.RuleList{&out, &in} {
+				number := uint32(10*i + k + 1)
+				list.Rules = append(list.Rules, plan.Rule{Number: number, Action: plan.Block, Source: plan.RuleSource{Layer: l, ID: fmt.Sprint("r", number), Priority: uint16(number)}})
+			}
+			want = append(want, fmt.Sprintf("a out %s r%d %d", layerWord(l), 10*i+1, 10*i+1), fmt.Sprintf("b in %s r%d %d", layerWord(l), 10*i+2, 10*i+2))
+		}
+		from, to := *pa, *pb
+		from.Policy.Out, to.Policy.In = &out, &in
+		e.e.view.apply(&plan.Delta{Ports: map[plan.PortID]plan.Change[plan.Port]{pa.ID: {Old: pa, New: &from}, pb.ID: {Old: pb, New: &to}}})
+		for i := range layers {
+			for k := range 2 {
+				f.drop(true, DropSample{Port: pa.ID, Switch: pa.Switch, SrcMAC: pa.MAC, DstMAC: pb.MAC, Rule: uint32(10*i + k + 1), Drop: api.Drop{Reason: "policy"}})
+			}
+		}
+		time.Sleep(time.Second) // until the log has them: time is fake
+		var got []string
+		e.ok(e.e.DropLines(context.Background(), api.DropOptions{Tail: -1}, func(l api.DropLine) error {
+			if d := l.Drop; d != nil && d.Rule != nil {
+				got = append(got, fmt.Sprintf("%s %s %s %s %d", d.Name, d.Direction, d.Rule.Layer, d.Rule.ID, d.Rule.Priority))
+			}
+			return nil
+		}))
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
 // TestDropsFollow has a reader that stays, beyond what is kept.
 func TestDropsFollow(t *testing.T) {
 	runDrops(t, func(e *env, f *fakeDrops) {
