@@ -11,6 +11,7 @@
 #include "lib/judge.h"
 #include "lib/maps.h"
 #include "lib/nd.h"
+#include "lib/nic.h"
 #include "lib/parse.h"
 #include "lib/step.h"
 #include "lib/sweep.h"
@@ -59,6 +60,8 @@ int bh_from_port(struct __sk_buff *skb)
 		p->flags |= PKT_GUESTS;
 	if (port->flags & PORT_STEERED)
 		p->flags |= PKT_STEERED;
+	if (port->flags & PORT_LAN)
+		p->lan = 1;
 	if (port->flags & PORT_RATE_OUT)
 		p->limits |= LIMIT_OUT;
 	if (port->flags & PORT_RATE_IN)
@@ -92,6 +95,28 @@ int bh_from_port(struct __sk_buff *skb)
 	if (p->flags & PKT_GROUP)
 		return replicate(skb, p);
 	return deliver(skb, p);
+}
+
+/* tc ingress of a NIC that is a switch's uplink. */
+SEC("tc")
+int bh_from_wire(struct __sk_buff *skb)
+{
+	if (skb->tc_index == WIRE_HOST) {
+		skb->tc_index = 0;
+		return TC_ACT_UNSPEC;
+	}
+	return from_nic(skb, PORT_UPLINK, !skb->ingress_ifindex);
+}
+
+/* tc egress of the same. */
+SEC("tc")
+int bh_from_host(struct __sk_buff *skb)
+{
+	if (skb->tc_index == WIRE_OUT) {
+		skb->tc_index = 0;
+		return TC_ACT_UNSPEC;
+	}
+	return from_nic(skb, PORT_HOST, skb->tstamp == TEST_TIME);
 }
 
 /* Run by the daemon when it starts, after it has carried flows over, and now and then:

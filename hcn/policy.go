@@ -175,6 +175,11 @@ func NewNetworkPolicy(t NetworkPolicyType, settings any) NetworkPolicy {
 	return NetworkPolicy{Type: t, Settings: mustSettings(settings)}
 }
 
+// NewSubnetPolicy makes a subnet policy of its settings.
+func NewSubnetPolicy(t SubnetPolicyType, settings any) SubnetPolicy {
+	return SubnetPolicy{Type: t, Settings: mustSettings(settings)}
+}
+
 // mustSettings cannot fail for the settings types of this package; anything else is a programming error.
 func mustSettings(v any) json.RawMessage {
 	b, err := json.Marshal(v)

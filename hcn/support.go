@@ -7,7 +7,7 @@ import "slices"
 // believe in a packet filter that is not there. Who implements a part adds it here, and nothing else has to change.
 
 // supportedNetworkTypes are the types that can be created.
-var supportedNetworkTypes = []NetworkType{NAT, Internal, Private}
+var supportedNetworkTypes = []NetworkType{NAT, Internal, Private, Transparent}
 
 // supportedNetworkFlags are the flags that are enforced, by network type. IsolateVSwitch asks for a switch that no other
 // network shares, and DisableHostPort on a Private network for a switch without host port: both are always so.
@@ -15,6 +15,8 @@ var supportedNetworkFlags = map[NetworkType]NetworkFlags{
 	NAT:      commonNetworkFlags | EnableDnsProxy,
 	Internal: commonNetworkFlags | EnableDnsProxy,
 	Private:  commonNetworkFlags | DisableHostPort,
+	// Its switch has no host port, and so none to disable: the host keeps its NIC.
+	Transparent: commonNetworkFlags,
 }
 
 const commonNetworkFlags = EnableNonPersistent | EnablePersistent | IsolateVSwitch | DisableSharing
@@ -22,7 +24,8 @@ const commonNetworkFlags = EnableNonPersistent | EnablePersistent | IsolateVSwit
 // supportedSubnetFlags are the flags of a subnet that are enforced. On a network with a host port the gateway is that port's
 // address, so it cannot be given out there; without one nothing has to be reserved.
 var supportedSubnetFlags = map[NetworkType]SubnetFlags{
-	Private: DoNotReserveGatewayAddress,
+	Private:     DoNotReserveGatewayAddress,
+	Transparent: DoNotReserveGatewayAddress,
 }
 
 // supportedIpSubnetFlags are the flags of an IpSubnet that are enforced.
@@ -36,36 +39,40 @@ const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCom
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortMapping:         {NAT},
 	OutBoundNAT:         {NAT}, // but for what unsupportedSettings names
-	ACL:                 {NAT, Internal, Private},
-	TierAcl:             {NAT, Internal, Private},
-	QOS:                 {NAT, Internal, Private},
-	IncomingQOS:         {NAT, Internal, Private},
-	PortName:            {NAT, Internal, Private},
-	EncapOverhead:       {NAT, Internal, Private},
-	InterfaceParameters: {NAT, Internal, Private},
+	ACL:                 {NAT, Internal, Private, Transparent},
+	TierAcl:             {NAT, Internal, Private, Transparent},
+	QOS:                 {NAT, Internal, Private, Transparent},
+	IncomingQOS:         {NAT, Internal, Private, Transparent},
+	PortName:            {NAT, Internal, Private, Transparent},
+	EncapOverhead:       {NAT, Internal, Private, Transparent},
+	InterfaceParameters: {NAT, Internal, Private, Transparent},
 	L4Proxy:             {NAT, Internal},
-	L4WFPPROXY:          {NAT, Internal},
-	L2Driver:            {NAT, Internal, Private},
-	InterfaceName:       {NAT, Internal, Private},
-	GatewayPriority:     {NAT, Internal, Private},
-	Aliases:             {NAT, Internal, Private},
+	L4WFPPROXY:          {NAT, Internal, Transparent},
+	EndpointVLAN:        {Transparent},
+	L2Driver:            {NAT, Internal, Private, Transparent},
+	InterfaceName:       {NAT, Internal, Private, Transparent},
+	GatewayPriority:     {NAT, Internal, Private, Transparent},
+	Aliases:             {NAT, Internal, Private, Transparent},
 }
 
 // supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension is kept for the clients that set it:
 // there are no filtering extensions. LayerConstraint gets an answer of its own, see checkSupport.
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
-	AutomaticDNS:     {NAT}, // enabled only, see checkSupport: a closed network asks nobody outside
-	SourceMacAddress: {NAT, Internal},
-	NetworkACL:       {NAT, Internal, Private},
-	NetworkL4Proxy:   {NAT, Internal},
-	SetPolicy:        {NAT, Internal, Private},
-	LayerConstraint:  {NAT, Internal, Private},
-	VSwitchExtension: {NAT, Internal, Private},
-	Exclusions:       {NAT, Internal, Private},
+	AutomaticDNS:               {NAT, Transparent}, // enabled only, see checkSupport: a closed network asks nobody outside
+	NetAdapterName:             {Transparent},
+	NetworkInterfaceConstraint: {Transparent},
+	NetworkProviderAddress:     {Transparent},
+	SourceMacAddress:           {NAT, Internal},
+	NetworkACL:                 {NAT, Internal, Private, Transparent},
+	NetworkL4Proxy:             {NAT, Internal},
+	SetPolicy:                  {NAT, Internal, Private, Transparent},
+	LayerConstraint:            {NAT, Internal, Private, Transparent},
+	VSwitchExtension:           {NAT, Internal, Private, Transparent},
+	Exclusions:                 {NAT, Internal, Private, Transparent},
 }
 
 // supportedSubnetPolicies are the subnet policies that are enforced.
-var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{}
+var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: {Transparent}}
 
 // supportedNamespaceTypes are the kinds of compartment that can be made.
 var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault}
@@ -114,6 +121,14 @@ func (n *HostComputeNetwork) checkSupport() error {
 			return unsupported(policyPath(i), "policy AutomaticDNS with Enable false, beside naming servers in Dns.ServerList,")
 		}
 	}
+	for i, ipam := range n.Ipams {
+		if ipam.Type == IpamDhcp {
+			return invalid(ErrRequestUnsupported, indexed("Ipams", i)+".Type", "addresses by DHCP are not supported by this version: use Static, with the addresses of the LAN that the containers may have")
+		}
+	}
+	if n.Type == Transparent && len(n.AllSubnets()) == 0 {
+		return invalid(ErrInvalidNetwork, "Ipams", "a Transparent network needs a subnet of its LAN, for addresses by DHCP are not supported by this version: give an ipam with one")
+	}
 	for path, s := range n.subnets() {
 		if extra := s.Flags &^ supportedSubnetFlags[n.Type]; extra != 0 {
 			return unsupported(path+".Flags", extra.String()+" on a network of type "+n.Type.String())
@@ -137,7 +152,7 @@ func (n *HostComputeNetwork) checkTypeSupport() error {
 	if slices.Contains(supportedNetworkTypes, n.Type) {
 		return nil
 	}
-	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal or Private", n.Type)
+	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal, Private or Transparent", n.Type)
 }
 
 // checkSupport refuses what no network type enforces; checkSupportOn refuses what the endpoint's own type does not.

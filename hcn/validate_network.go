@@ -55,6 +55,21 @@ func (s *Subnet) Gateway() (gw netip.Addr, ok bool) {
 	return netip.Addr{}, false
 }
 
+// VLAN is the 802.1Q tag that the subnet's policy gives, 0 for none.
+func (s *Subnet) VLAN() uint16 {
+	for _, p := range s.Policies {
+		if p.Type != VLAN {
+			continue
+		}
+		if v, err := decodeSettings(p.Type, p.Settings, subnetSettings); err == nil {
+			if set, ok := v.(VlanPolicySetting); ok {
+				return uint16(set.IsolationId)
+			}
+		}
+	}
+	return 0
+}
+
 // Prefix parses the block's prefix.
 func (s *IpSubnet) Prefix() (netip.Prefix, error) {
 	p, err := parsePrefix(s.IpAddressPrefix)

@@ -167,7 +167,38 @@ func TestNetworkSchemaOfAllTypes(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkErr(t, n.validateSchema(), tc.code, tc.where)
-			checkErr(t, n.Validate(), ErrInvalidNetworkType, tc.typ)
+			if n.Type != Transparent { // which can be: see TestTransparent
+				checkErr(t, n.Validate(), ErrInvalidNetworkType, tc.typ)
+			}
+		})
+	}
+}
+
+// TestTransparent: what of a network on a LAN is enforced, and what is not yet.
+func TestTransparent(t *testing.T) {
+	tagged := strings.Replace(subnet4, `"Routes"`, `"Policies":[{"Type":"VLAN","Settings":{"IsolationId":100}}],"Routes"`, 1)
+	for _, tc := range []struct {
+		name, doc string
+		code      ErrorCode
+		where     string
+	}{
+		{"static", withSubnet(subnet4), 0, ""},
+		{"router known by its link-local address", withSubnet(prefix("2001:db8::/64", "fe80::1")), 0, ""},
+		{"tagged", withSubnet(tagged), 0, ""},
+		{"by NIC", policies(`{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"eth1"}}`), ErrInvalidNetwork, "needs a subnet"},
+		{"nothing", `{}`, ErrInvalidNetwork, "needs a subnet"},
+		{"DHCP", `{"Ipams":[{"Type":"Dhcp"}]}`, ErrRequestUnsupported, "DHCP"},
+		{"no host port", `{"Flags":1024,` + withSubnet(subnet4)[1:], ErrRequestUnsupported, "DisableHostPort"},
+		{"DNS proxy", `{"Flags":1,` + withSubnet(subnet4)[1:], ErrRequestUnsupported, "EnableDnsProxy"},
+		{"gateway given away", withSubnet(strings.Replace(subnet4, `{`, `{"Flags":1,`, 1)), 0, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n, err := Decode[HostComputeNetwork]([]byte(tc.doc))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.Type = Transparent
+			checkErr(t, n.Validate(), tc.code, tc.where)
 		})
 	}
 }
@@ -313,6 +344,9 @@ func TestPolicyByNetworkType(t *testing.T) {
 		{Transparent, `{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80}}`, ErrMappingNotSupported},
 		{Internal, `{"Type":"OutBoundNAT"}`, ErrRequestUnsupported},
 		{Private, `{"Type":"L2Driver"}`, 0},
+		{Transparent, `{"Type":"VLAN","Settings":{"IsolationId":5}}`, 0},
+		{NAT, `{"Type":"VLAN","Settings":{"IsolationId":5}}`, ErrRequestUnsupported},
+		{Transparent, `{"Type":"OutBoundNAT"}`, ErrRequestUnsupported},
 		{Internal, `{"Type":"Bulkhead.InterfaceName","Settings":{"Name":"a"}}`, 0},
 		{NAT, `{"Type":"TierAcl","Settings":{"Name":"a","Direction":"In"}}`, 0},
 		{Private, `{"Type":"ACL","Settings":{"Action":"Block","Direction":"In","RuleType":"Host"}}`, 0},
@@ -354,7 +388,7 @@ func TestEveryPolicyIsEnforcedOrRefused(t *testing.T) {
 			t.Errorf("%s: %v", typ, err)
 		}
 		if len(supportedEndpointPolicies[typ]) > 0 {
-			checkErr(t, e.ValidateFor(natNetwork(t, NAT)), 0, "")
+			checkErr(t, e.ValidateFor(natNetwork(t, supportedEndpointPolicies[typ][0])), 0, "")
 			continue
 		}
 		err = e.ValidateFor(natNetwork(t, NAT))

@@ -66,10 +66,11 @@ __noinline int arp(struct __sk_buff *skb, struct pkt *p)
 	if (p->type == ARP_REPLY || words(p->src.ip)[3] == words(p->dst.ip)[3])
 		return p->kind == PORT_RESOLVER ? DROP_RESOLVER : STEP_NEXT;
 	o = owner_of(&p->dst);
+	/* What the switch does not know, somebody on the wire may. */
 	if (!o)
-		return DROP_UNKNOWN_ADDRESS;
-	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY))
-		return DROP_DAD; /* asks whether anybody else has its address: nobody */
+		return p->lan ? STEP_NEXT : DROP_UNKNOWN_ADDRESS;
+	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY)) /* has anybody else its address? */
+		return p->lan ? STEP_NEXT : DROP_DAD;
 	return arp_answer(skb, &arp, o->mac);
 }
 

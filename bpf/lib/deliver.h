@@ -12,6 +12,7 @@
 #include "related.h"
 #include "send.h"
 #include "steer.h"
+#include "wire.h"
 
 /* Ports of one switch that get broadcast; plan and loader refuse more. */
 #define MAX_MEMBERS 4096
@@ -48,7 +49,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return TC_ACT_SHOT;
 	if (p->flags & (PKT_FRAGMENT | PKT_OPENER | PKT_TEST) || !has_flow(p))
 		return 0;
-	if (p->kind != PORT_HOST && !same_mac(p->smac, p->port_mac))
+	if (p->kind != PORT_HOST && p->kind != PORT_UPLINK && !same_mac(p->smac, p->port_mac))
 		return 0;
 	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
@@ -79,6 +80,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		flow_last(&key);
 	count_tx(p);
 	count_rx(port, p->len);
+	if (p->lan)
+		return send_lan(skb, p, device, kind);
 	if (kind == PORT_HOST && p->kind == PORT_CONTAINER) {
 		offload_offer(skb, f, device);
 		return CARRY_OFFERED;
@@ -100,6 +103,21 @@ static __always_inline int for_resolver(const struct pkt *p)
 	return o && o->flags & OWNER_RESOLVER;
 }
 
+/* On a LAN, whoever is not on the switch is on the wire, but for the host. Who has the
+ * destination address says nothing: the frame may be for a router between the two. */
+static __always_inline int find_beyond(const struct pkt *p, struct dest *to)
+{
+	__u32 sw = SWITCH_OF(p->src.sw), index = uplink_of(sw);
+	const struct port *nic = bpf_map_lookup_elem(&bh_ports_v2, &index);
+
+	if (!nic || p->kind != PORT_CONTAINER)
+		return nic ? DROP_UNKNOWN_MAC : DROP_NO_UPLINK;
+	to->port = index;
+	to->device = index;
+	to->kind = same_mac(nic->mac, p->dmac) ? PORT_HOST : PORT_UPLINK;
+	return DROP_NONE;
+}
+
 /* A verification border. Where a frame goes: 0, or why nowhere. */
 __noinline int find(struct pkt *p, struct dest *to)
 {
@@ -111,6 +129,8 @@ __noinline int find(struct pkt *p, struct dest *to)
 	key.sw = p->src.sw;
 	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+	if (!d && p->lan)
+		return find_beyond(p, to);
 	if (!d) {
 		/* An address that is used again has another MAC, and those who knew the last one
 		 * ask only when it has been silent for long. The switch knows who has it. */
@@ -130,7 +150,7 @@ __noinline int find(struct pkt *p, struct dest *to)
 	if (p->flags & PKT_STEERED)
 		steer(p, to);
 	if (to->kind == PORT_HOST && for_resolver(p)) {
-		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v1, &key.sw);
+		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v2, &key.sw);
 
 		if (p->flags & PKT_FRAGMENT)
 			return DROP_FRAGMENT;
@@ -164,7 +184,9 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	count_tx(p);
 	if (!(p->flags & PKT_TEST))
 		count_rx(to.port, p->len);
-	report(skb, p, OUTCOME_DELIVER, 0, to.port, p->rule_out);
+	report(skb, p, to.kind == PORT_UPLINK ? OUTCOME_WIRE : OUTCOME_DELIVER, 0, to.port, p->rule_out);
+	if (p->lan)
+		return send_lan(skb, p, to.device, to.kind);
 	return send(skb, to.device, to.kind);
 }
 
@@ -223,13 +245,15 @@ __noinline int replicate(struct __sk_buff *skb, struct pkt *p)
 	f.skb = skb;
 	f.p = p;
 	f.key.sw = p->src.sw;
-	sw = bpf_map_lookup_elem(&bh_switches_v1, &f.key.sw);
+	sw = bpf_map_lookup_elem(&bh_switches_v2, &f.key.sw);
 	members = sw ? sw->members : 0;
-	if (skb->mark)
+	if (p->kind == PORT_CONTAINER && skb->mark)
 		skb->mark = 0;
 	bpf_loop(members < MAX_MEMBERS ? members : MAX_MEMBERS, flood_one, &f, 0);
 	count_tx(p);
 	report(skb, p, OUTCOME_REPLICATE, 0, 0, f.copies);
+	if (p->lan && p->kind == PORT_CONTAINER)
+		flood_beyond(skb, p);
 	return TC_ACT_SHOT; /* the original: every receiver has its copy */
 }
 

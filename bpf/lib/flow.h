@@ -83,7 +83,7 @@ static __always_inline int same_ends(const struct flow *f, const struct pkt *p, 
 {
 	const struct flow_end *me = &f->end[end & 1], *you = &f->end[!(end & 1)];
 
-	return me->port == p->ifindex && same_mac(you->mac, p->dmac);
+	return me->port == p->ifindex && (me->kind == PORT_UPLINK) == (p->kind == PORT_UPLINK) && same_mac(you->mac, p->dmac);
 }
 
 static __always_inline int is_closed(const struct flow *f)

@@ -167,7 +167,8 @@ __noinline int guard(struct pkt *p)
 		if (reason)
 			return reason;
 	}
-	reason = guard_quiet(p);
+	/* On a LAN, routers answer solicitations and switches listen for memberships. */
+	reason = p->lan ? DROP_NONE : guard_quiet(p);
 	return reason ? reason : guard_group(p);
 }
 

@@ -25,7 +25,7 @@ static __always_inline int is_exempt(const struct pkt *p)
 static __always_inline void ask_out(struct question *q, const struct pkt *p, __u32 policy)
 {
 	q->policy = policy;
-	q->sw = p->src.sw;
+	q->sw = SWITCH_OF(p->src.sw);
 	q->proto = p->proto;
 	__builtin_memcpy(q->local, p->src.ip, 16);
 	__builtin_memcpy(q->remote, p->dst.ip, 16);
@@ -36,7 +36,7 @@ static __always_inline void ask_out(struct question *q, const struct pkt *p, __u
 static __always_inline void ask_in(struct question *q, const struct pkt *p, __u32 policy)
 {
 	q->policy = policy;
-	q->sw = p->src.sw;
+	q->sw = SWITCH_OF(p->src.sw);
 	q->proto = p->proto;
 	__builtin_memcpy(q->local, p->dst.ip, 16);
 	__builtin_memcpy(q->remote, p->src.ip, 16);
@@ -154,7 +154,7 @@ static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 	me->kind = p->kind;
 	me->flags = end_flags(p, LIMIT_BACK);
 	__builtin_memcpy(me->mac, p->smac, ETH_ALEN);
-	if (p->kind == PORT_RESOLVER)
+	if (p->kind == PORT_RESOLVER || (p->lan && p->kind != PORT_CONTAINER))
 		return;
 	__builtin_memcpy(key.mac, p->port_mac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
@@ -318,6 +318,9 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 		flow_tcp(f, p, end);
 	/* The sender may have learnt another MAC since. */
 	__builtin_memcpy(f->end[!(end & 1)].mac, p->dmac, ETH_ALEN);
+	/* An address may move between the host and the wire, which are behind one port. */
+	f->end[!(end & 1)].device = d->device;
+	f->end[!(end & 1)].kind = d->kind;
 	if (p->stale)
 		__sync_fetch_and_or(&f->state, stale);
 	else if (f->state & stale)

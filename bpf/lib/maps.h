@@ -48,7 +48,7 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32); /* switch number */
 	__type(value, struct vswitch);
-} bh_switches_v1 SEC(".maps");
+} bh_switches_v2 SEC(".maps");
 
 /* The ports of each switch that get broadcast, in slots 0..members-1. */
 struct {

@@ -98,9 +98,9 @@ static __always_inline int nd_solicit(struct __sk_buff *skb, struct pkt *p)
 	}
 	o = owner_of(&p->dst);
 	if (!o)
-		return DROP_UNKNOWN_ADDRESS;
+		return p->lan ? STEP_NEXT : DROP_UNKNOWN_ADDRESS;
 	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY))
-		return DROP_DAD;
+		return p->lan ? STEP_NEXT : DROP_DAD;
 	return nd_answer(skb, p, o);
 }
 

@@ -56,6 +56,7 @@ struct pkt {
 	__u8 tcp; /* TCP_* */
 	__u8 limits; /* LIMIT_* */
 	__u8 stale; /* dmac is not that of who has dst: the sender's neighbour table is behind */
+	__u8 lan; /* on a switch with an uplink; from PORT_HOST: seen at the NIC's egress */
 };
 
 /* Three halves: clang 14 turns a compare of six bytes into a call of memcmp, which
@@ -301,8 +302,9 @@ __noinline int parse(struct __sk_buff *skb, struct pkt *p)
 	p->ethertype = bpf_ntohs(eth->proto);
 	if (p->dmac[0] & 1)
 		p->flags |= PKT_GROUP;
-	/* The kernel takes the outer tag off before tc sees the frame. */
-	if (skb->vlan_present || p->ethertype == ETH_P_8021Q || p->ethertype == ETH_P_8021AD)
+	/* The kernel takes the outer tag off before tc sees the frame. At an uplink it says which
+	 * switch the frame is on; from a vNIC it is none of ours. */
+	if ((skb->vlan_present && (!p->lan || p->kind == PORT_CONTAINER)) || p->ethertype == ETH_P_8021Q || p->ethertype == ETH_P_8021AD)
 		return DROP_VLAN;
 	if (p->ethertype == ETH_P_IP)
 		return parse_ip4(skb, p, data, data_end);

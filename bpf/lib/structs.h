@@ -12,16 +12,26 @@ enum port_kind {
 	PORT_CONTAINER = 1,
 	PORT_HOST = 2,
 	PORT_RESOLVER = 3,
+	PORT_UPLINK = 4, /* a NIC: both the wire and the host's stack are behind it */
 };
 
 #define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
 #define PORT_GUESTS 2	/* the host's, when endpoints of the switch are in the host's stack */
 #define PORT_RATE_OUT 4 /* what it sends is bounded: see struct rate */
 #define PORT_RATE_IN 8	/* the same of what it receives */
+#define PORT_LAN 32	/* (16: steer.h) on a switch that has an uplink */
+
+/* Ports of one network that are in different VLANs do not meet: each VLAN is a switch of its
+ * own, whose number is that of the network's below the tag. Only the tables of the rules
+ * are the network's. */
+#define SWITCH_BITS 20
+#define SWITCH_OF(segment) ((segment) & ((1u << SWITCH_BITS) - 1))
+#define VLAN_OF(segment) ((segment) >> SWITCH_BITS)
+#define SEGMENT(sw, vlan) ((sw) | (__u32)(vlan) << SWITCH_BITS)
 
 /* A port, found by the interface index of its switch side. */
 struct port {
-	__u32 sw;
+	__u32 sw; /* with the VLAN of what is behind it, see SEGMENT */
 	__u8 mac[ETH_ALEN]; /* of the vNIC behind it */
 	__u8 kind;	    /* enum port_kind */
 	__u8 flags;	    /* PORT_* */
@@ -63,11 +73,12 @@ struct owner {
 	__u8 pad;
 };
 
-/* A switch: how many slots of its member list are filled, and its resolver's port
- * (0: none). */
+/* A switch: how many slots of its member list are filled, its resolver's port and the NIC
+ * that is its uplink (0: none). */
 struct vswitch {
 	__u32 members;
 	__u32 resolver;
+	__u32 uplink;
 };
 
 /* A place in the list of ports that get broadcast. */
@@ -343,6 +354,8 @@ enum outcome {
 	OUTCOME_DELIVER = 2,
 	OUTCOME_ANSWER = 3,
 	OUTCOME_REPLICATE = 4,
+	OUTCOME_WIRE = 5, /* out of the uplink */
+	OUTCOME_PASS = 6, /* not for the switch: it goes where it went without one */
 };
 
 struct report {

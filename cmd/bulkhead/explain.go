@@ -18,13 +18,13 @@ func explain(dev *netdev.Netdev, sw *vswitch.Applier, filter *nat.Applier) engin
 			f, err := filter.ForeignFilters(ctx)
 			return plan.HostView{Route: dev.HostRoute, Forwards: dev.HostForwards, Chains: f.Chains, Legacy: f.Legacy, BridgeFilter: f.BridgeFilter}, err
 		},
-		Run:  func(port plan.PortID, frame []byte) (engine.RunResult, error) { return runFrame(sw, port, frame) },
+		Run:  func(k plan.Packet) (engine.RunResult, error) { return runFrame(sw, k) },
 		Dial: dev.Dial, Trace: filter.Trace,
 	}
 }
 
-func runFrame(sw *vswitch.Applier, port plan.PortID, frame []byte) (engine.RunResult, error) {
-	r, err := sw.Run(port, frame)
+func runFrame(sw *vswitch.Applier, k plan.Packet) (engine.RunResult, error) {
+	r, err := sw.RunAt(vswitch.Place{Port: k.From, Host: k.Host}, k.Frame())
 	if err != nil {
 		return engine.RunResult{}, err
 	}
@@ -34,6 +34,10 @@ func runFrame(sw *vswitch.Applier, port plan.PortID, frame []byte) (engine.RunRe
 		out.Verdict, out.Reason = plan.Dropped, r.Reason.String()
 	case vswitch.Delivered:
 		out.Verdict = plan.Delivered
+	case vswitch.ToWire:
+		out.Verdict = plan.ToWire
+	case vswitch.Passed:
+		out.Verdict = plan.Passed
 	case vswitch.Replicated:
 		out.Verdict, out.RuleOut, out.Rule = plan.Flooded, 0, 0
 	default:

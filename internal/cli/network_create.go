@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,8 @@ type networkSpec struct {
 	exclude    []string
 	ipv6       bool
 	persistent bool
+	uplink     string
+	vlan       uint16
 	dns        hcn.Dns
 }
 
@@ -34,14 +37,21 @@ func newNetworkCreateCmd(a *app) *cobra.Command {
 		Short: "Create a network",
 		Long: `Creates a network with a switch. Containers on a NAT network reach the outside behind
 the host's addresses; those on an internal network reach the host and each
-other; those on a private one each other only.
+other; those on a private one each other only. Those on a transparent one are
+members of the LAN of a NIC: each has a MAC there and an address of --subnet, and
+the LAN's router is their --gateway. The NIC keeps its addresses and stays the
+host's. Name in --ip-range or --exclude which addresses nobody else uses: the
+daemon knows only of the host's own.
 
 A network has both families. Without --subnet the daemon picks prefixes that
 collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
-made at random (a unique local /64, RFC 4193) unless --ipv6=false.`,
+made at random (a unique local /64, RFC 4193) unless --ipv6=false. A transparent
+network has only the prefixes that are named.`,
 		Example: `  bulkhead network create lan
   bulkhead network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.20 lan
-  bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back`,
+  bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back
+  bulkhead network create --type transparent --uplink eth1 --subnet 192.168.1.0/24 \
+    --gateway 192.168.1.1 --ip-range 192.168.1.192/26 office`,
 		Args: needArgs(1, 1, "name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.name = args[0]
@@ -62,17 +72,19 @@ made at random (a unique local /64, RFC 4193) unless --ipv6=false.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.kind, "type", "nat", "nat, internal or private")
+	flags.StringVar(&s.kind, "type", "nat", "nat, internal, private or transparent")
 	flags.StringArrayVar(&s.subnets, "subnet", nil, "prefix, like 10.7.0.0/24; again for another or for IPv6")
-	flags.StringArrayVar(&s.gateways, "gateway", nil, "the host's address in a subnet; its first address is the default")
+	flags.StringArrayVar(&s.gateways, "gateway", nil, "the host's address in a subnet, or the router's on a transparent network; the first address is the default")
 	flags.StringArrayVar(&s.ranges, "ip-range", nil, "part of a subnet that addresses are picked from, like 10.7.0.128/25")
 	flags.StringArrayVar(&s.exclude, "exclude", nil, "address, prefix or range FIRST-LAST that is never picked")
 	flags.BoolVar(&s.ipv6, "ipv6", true, "give the network an IPv6 prefix too")
 	flags.StringArrayVar(&s.dns.ServerList, "dns", nil, "resolver that other names are asked of; the host's are the default")
 	flags.StringArrayVar(&s.dns.Search, "dns-search", nil, "domain to search names in")
 	flags.StringVar(&s.dns.Domain, "domain", "", "domain of the network's own names")
+	flags.StringVar(&s.uplink, "uplink", "", "NIC of a transparent network; without it one whose address is in a subnet")
+	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a transparent network on the wire")
 	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
-	complete(cmd, "type", "nat", "internal", "private")
+	complete(cmd, "type", "nat", "internal", "private", "transparent")
 	return cmd
 }
 
@@ -91,8 +103,13 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 		doc.Type = hcn.Internal
 	case "private":
 		doc.Type = hcn.Private
+	case "transparent":
+		doc.Type = hcn.Transparent
 	default:
-		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal or private")
+		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal, private or transparent")
+	}
+	if err := s.placeUplink(doc); err != nil {
+		return nil, err
 	}
 	prefixes, err := s.prefixes(ula)
 	if err != nil {
@@ -102,6 +119,11 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 		subnets, err := s.documentSubnets(prefixes, doc.Type != hcn.Private)
 		if err != nil {
 			return nil, err
+		}
+		for i := range subnets {
+			if s.vlan != 0 {
+				subnets[i].Policies = []hcn.SubnetPolicy{hcn.NewSubnetPolicy(hcn.VLAN, hcn.VlanPolicySetting{IsolationId: uint32(s.vlan)})}
+			}
 		}
 		doc.Ipams = []hcn.Ipam{{Subnets: subnets}}
 	} else if len(s.gateways)+len(s.ranges) > 0 {
@@ -115,6 +137,26 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Exclusions, setting))
 	}
 	return doc, nil
+}
+
+// placeUplink names the NIC. A network on a LAN has the addresses that the LAN gives it.
+func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
+	if doc.Type != hcn.Transparent {
+		if s.uplink != "" || s.vlan != 0 {
+			return api.Errorf(api.KindInvalid, "--uplink and --vlan are for networks on a LAN, and this one is of type %s", doc.Type).
+				Hint("add --type transparent, or drop them")
+		}
+		return nil
+	}
+	if len(s.subnets) == 0 {
+		return api.Errorf(api.KindInvalid, "a transparent network needs the subnet of its LAN: addresses by DHCP are not supported yet").
+			Hint("add --subnet and --gateway, like --subnet 192.168.1.0/24 --gateway 192.168.1.1")
+	}
+	s.ipv6 = slices.ContainsFunc(s.subnets, func(p string) bool { return strings.Contains(p, ":") })
+	if s.uplink != "" {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: s.uplink}))
+	}
+	return nil
 }
 
 // prefixes are the subnets, with an IPv6 one added to a network that would have none.

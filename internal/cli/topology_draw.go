@@ -125,11 +125,22 @@ func (t topology) drawNetwork(c *canvas, n hcn.HostComputeNetwork, y int) int {
 	return drawNodes(c, nodes, bottom)
 }
 
+// uplinkOf is the NIC of a network on a LAN.
+func uplinkOf(n hcn.HostComputeNetwork) string {
+	s, err := hcn.NetworkSettingsOf[hcn.NetAdapterNamePolicySetting](n.Policies)
+	if err != nil || len(s) == 0 {
+		return "unknown"
+	}
+	return s[0].NetworkAdapterName
+}
+
 // switchNotes are the lines in a switch: the host's own port, then the others.
 func switchNotes(n hcn.HostComputeNetwork, ports int) []noteRow {
 	var rows []noteRow
 	gateways := gatewaysOf(n)
 	switch {
+	case n.Type == hcn.Transparent:
+		return append(rows, noteRow{{"uplink     ", dim}, {uplinkOf(n), cyan}}, noteRow{{plural(ports, "container port"), dim}})
 	case n.Type == hcn.Private || n.Flags&hcn.DisableHostPort != 0:
 		rows = append(rows, noteRow{{"no host port: closed to the host", dim}})
 	case len(gateways) == 0:

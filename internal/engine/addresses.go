@@ -55,12 +55,20 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 		if err != nil {
 			return hcn.Errorf(hcn.ErrInvalidIP, "%s: %w", at, err)
 		}
+		if t.isHosts(a.Unmap()) {
+			return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%s: %s is an address of this host: choose another", at, a)
+		}
 		if holder, ok := t.st.addrs[n.Doc.ID][a.Unmap()]; ok {
 			other := t.st.endpoints[holder]
 			return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%s: %s belongs to endpoint %q (%s): choose another, or delete that endpoint", at, a, other.Doc.Name, holder)
 		}
 	}
 	return nil
+}
+
+// isHosts tells whether an address is the host's own: on a LAN it is in the same subnet.
+func (t *txn) isHosts(a netip.Addr) bool {
+	return slices.ContainsFunc(t.facts.HostAddrs, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
 func (t *txn) hasOtherSubnet(n *plan.Network, than *hcn.Subnet, v4 bool) bool {
@@ -119,7 +127,7 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Ad
 		}
 	}
 	pool.Reserved = func(a netip.Addr) bool {
-		return s.Reserved(a) != "" || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
+		return s.Reserved(a) != "" || t.isHosts(a) || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
 	}
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok }, t.st.lastAddr[prefix])

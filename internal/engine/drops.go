@@ -214,6 +214,8 @@ func portName(p *plan.Port) string {
 		return "host"
 	case plan.PortResolver:
 		return "resolver"
+	case plan.PortUplink:
+		return p.Device
 	default:
 	}
 	return cmp.Or(p.Name, string(p.Endpoint))

@@ -155,7 +155,11 @@ func (t *txn) checkMTU(row, old *plan.Endpoint) error {
 			return nil
 		}
 	}
-	if most := plan.SwitchMTU(&t.e.facts); len(s) > 0 && int(s[0].Mtu) > most {
+	n := t.st.networks[row.Doc.HostComputeNetwork]
+	if n == nil {
+		return noNetwork(row.Doc.HostComputeNetwork)
+	}
+	if most := plan.SwitchMTU(n, &t.e.facts); len(s) > 0 && int(s[0].Mtu) > most {
 		return hcn.Errorf(hcn.ErrInvalidPolicy, "InterfaceParameters.Mtu: %d is above the %d of the host's uplink: larger packets would be lost", s[0].Mtu, most)
 	}
 	return nil
@@ -348,6 +352,9 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	}
 	if old.Doc.Flags&hcn.RemoteEndpoint != 0 {
 		return nil, hcn.Errorf(hcn.ErrInvalidRemoteEndpointOperation, "endpoint %s is on another host: it has no interface here", id)
+	}
+	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) && ns.Doc.Type == hcn.NamespaceTypeHostDefault {
+		return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %s: the host is on the LAN of network %q by its own NIC, %s, and gets no vNIC there: give that NIC the address", id, n.Doc.Name, n.Uplink)
 	}
 	if ns.Vanished {
 		return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s has no compartment of its own to attach to", namespace)

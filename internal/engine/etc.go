@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
-	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // hostsFile is a container's private /etc/hosts.
@@ -56,7 +56,7 @@ func (s *state) gateways(c *containerRow) (out []netip.Addr) {
 			continue
 		}
 		n := s.networks[ep.Doc.HostComputeNetwork]
-		if n == nil || n.Doc.Type == hcn.Private {
+		if n == nil || !plan.HasHostPort(n.Doc.Type) {
 			continue
 		}
 		for _, sub := range n.Doc.AllSubnets() {
@@ -83,11 +83,35 @@ func (s *state) resolvers(c *containerRow, named []string, host []netip.Addr) (o
 			out = append(out, named[i])
 		}
 	}
-	if len(named) == 0 && len(c.Endpoints) == 0 {
-		gateways = host
+	if len(named) == 0 && len(gateways) == 0 {
+		gateways = s.outerResolvers(c, host)
 	}
 	for _, g := range gateways {
 		out = append(out, g.String())
+	}
+	return out
+}
+
+// outerResolvers are those of a container without a resolver of ours: on a LAN those that
+// its network names, or else the host's that can be reached from there; without a network
+// the host's.
+func (s *state) outerResolvers(c *containerRow, host []netip.Addr) (out []netip.Addr) {
+	if len(c.Endpoints) == 0 {
+		return host
+	}
+	onLAN := false
+	for _, id := range c.Endpoints {
+		ep := s.endpoints[id]
+		if ep == nil {
+			continue
+		}
+		if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) {
+			onLAN = true
+			out = append(out, nameServers(ep.Doc.Dns.ServerList)...)
+		}
+	}
+	if onLAN && len(out) == 0 {
+		out = slices.DeleteFunc(slices.Clone(host), netip.Addr.IsLoopback)
 	}
 	return out
 }

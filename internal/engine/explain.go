@@ -20,7 +20,7 @@ type Explain struct {
 	// Host looks at the host's stack; the addresses in it are the engine's to fill in.
 	Host func(ctx context.Context) (plan.HostView, error)
 	// Run asks the loaded program about a frame that the vNIC behind a port sends.
-	Run func(port plan.PortID, frame []byte) (RunResult, error)
+	Run func(plan.Packet) (RunResult, error)
 	// Dial connects from the compartment bound at path, "" for the host; from a port, unless it is 0.
 	Dial func(ctx context.Context, path, network, address string, from uint16) (net.Conn, error)
 	// Trace asks what the host's tables do with a packet that is sent next. The function that it gives
@@ -267,10 +267,11 @@ func (e *Engine) confirm(doc *api.ExplainPath, way *plan.Explanation) {
 	}
 	for i := range way.Legs {
 		leg := &way.Legs[i]
-		if leg.Trace.Verdict == plan.NotTraced {
+		// A built frame cannot have a tag.
+		if leg.Trace.Verdict == plan.NotTraced || leg.Packet.VLAN != 0 {
 			continue
 		}
-		got, err := e.opt.Explain.Run(leg.Packet.From, leg.Packet.Frame())
+		got, err := e.opt.Explain.Run(leg.Packet)
 		if err != nil {
 			doc.Disagreements = append(doc.Disagreements, err.Error())
 			continue

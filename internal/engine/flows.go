@@ -161,6 +161,12 @@ func (e *Engine) flowEnd(p *plan.Port, end FlowEnd) api.FlowEnd {
 		return out
 	}
 	out.Endpoint = p.Endpoint
+	if p.Kind == plan.PortUplink { // the host and all others of the LAN are behind it
+		if e.hostAddress(end.Addr) {
+			out.Name = "host"
+		}
+		return out
+	}
 	if p.Kind != plan.PortHost || slices.Contains(p.Addrs, end.Addr) || p.LinkLocal == end.Addr || e.hostAddress(end.Addr) {
 		out.Name = portName(p)
 	}

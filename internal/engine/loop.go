@@ -221,6 +221,15 @@ func (e *Engine) refreshFacts(ctx context.Context) {
 		}
 		e.pending.add(dirty, e.st.rev, nil)
 	}
+	dirty := emptyDirty()
+	for id, n := range e.st.networks {
+		if !sameNIC(f.NIC(n.Uplink), e.facts.NIC(n.Uplink)) {
+			dirty.Networks[id] = struct{}{}
+		}
+	}
+	if len(dirty.Networks) > 0 {
+		e.pending.add(dirty, e.st.rev, nil)
+	}
 	e.warnCollisions(&f)
 	e.facts = f
 }

@@ -84,7 +84,9 @@ func (e *Engine) Network(id hcn.GUID) (hcn.HostComputeNetwork, error) {
 	if n == nil {
 		return hcn.HostComputeNetwork{}, noNetwork(id)
 	}
-	return *n.Doc.Clone(), nil
+	doc := n.Doc.Clone()
+	showManagement(doc, e.facts.NIC(n.Uplink))
+	return *doc, nil
 }
 
 func noNetwork(id hcn.GUID) error {
@@ -152,6 +154,10 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 	if err := doc.Validate(); err != nil {
 		return nil, err
 	}
+	uplink, err := t.pickUplink(doc)
+	if err != nil {
+		return nil, err
+	}
 	if err := t.checkSubnets(doc, nil); err != nil {
 		return nil, err
 	}
@@ -159,7 +165,7 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 		r := ipam.MACPool(string(doc.ID))
 		doc.MacPool.Ranges = []hcn.MacRange{{StartMacAddress: hcn.MACFrom(r.From), EndMacAddress: hcn.MACFrom(r.To)}}
 	}
-	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number}
+	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number, Uplink: uplink}
 	mac, err := gatewayMAC(doc)
 	if err != nil {
 		return nil, err
@@ -180,9 +186,11 @@ func (t *txn) nextSwitch() uint32 {
 	for _, n := range t.st.networks {
 		used[n.Switch] = true
 	}
-	n := uint32(last) + 1
+	// The tables keep the upper bits for VLANs. Half a million networks later it begins anew.
+	next := func(n uint32) uint32 { return n%plan.MaxSwitch + 1 }
+	n := next(uint32(last))
 	for used[n] {
-		n++
+		n = next(n)
 	}
 	t.putSetting(settingSwitch, strconv.FormatUint(uint64(n), 10))
 	return n
@@ -238,8 +246,8 @@ func macRanges(doc *hcn.HostComputeNetwork) ([]ipam.MACRange, error) {
 // pickSubnets gives a network that names no address space a free prefix of each
 // family: networks are dual-stack unless told otherwise.
 func (t *txn) pickSubnets(doc *hcn.HostComputeNetwork, number uint32) error {
-	if len(doc.AllSubnets()) > 0 {
-		return nil
+	if len(doc.AllSubnets()) > 0 || plan.OnLAN(doc.Type) {
+		return nil // which addresses of a LAN are free is not ours to guess
 	}
 	for _, i := range doc.Ipams {
 		if i.Type != hcn.IpamStatic {
@@ -348,6 +356,9 @@ func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
 				}
 			}
 		}
+		if plan.OnLAN(doc.Type) {
+			continue // the host is on that LAN too
+		}
 		if clash, ok := ipam.Clash(p, usedByHost(t.facts)); ok {
 			return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q overlaps %s, which the host uses as address, route or resolver: choose another prefix (`ip route` shows the host's)", p, doc.Name, clash)
 		}
@@ -368,6 +379,9 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 			return err
 		}
 		if err := t.checkSubnets(doc, &old.Doc); err != nil {
+			return err
+		}
+		if err := checkUplinkStays(&old.Doc, doc); err != nil {
 			return err
 		}
 		if err := t.checkEndpointsStay(id, doc); err != nil {

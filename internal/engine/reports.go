@@ -125,10 +125,14 @@ func (e *Engine) Addresses() []api.Address {
 	for id, n := range e.st.networks {
 		for _, s := range n.Doc.AllSubnets() {
 			if gw, ok := s.Gateway(); ok && n.Doc.Type != hcn.Private {
-				out = append(out, api.Address{
+				row := api.Address{
 					Address: gw.String(), Network: n.Doc.Name, NetworkID: id, Kind: "gateway",
 					MAC: n.GatewayMAC.String(), State: "attached", Owner: n.Doc.Owner,
-				})
+				}
+				if plan.OnLAN(n.Doc.Type) { // a router of the LAN
+					row.MAC, row.State = "", "outside"
+				}
+				out = append(out, row)
 			}
 		}
 		for _, ep := range e.st.byNetwork[id] {
@@ -207,7 +211,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	out = append(out, e.asideChecks()...)
 	used := usedByHost(&e.facts)
 	for _, n := range e.st.networks {
-		if n.Doc.Type == hcn.Private {
+		if n.Doc.Type == hcn.Private || plan.OnLAN(n.Doc.Type) {
 			continue
 		}
 		for _, s := range n.Doc.AllSubnets() {

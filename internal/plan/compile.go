@@ -77,7 +77,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		update(p.Namespaces, d.Namespaces, id, compileNamespace(in.Namespaces[id]))
 	}
 	for id := range dirty.Networks {
-		sw, host, resolver := compileNetwork(in.Networks[id], f)
+		sw, own := compileNetwork(in.Networks[id], f)
 		if sw == nil {
 			delete(p.rules, id)
 		} else {
@@ -85,8 +85,9 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 			sw.Sets = p.rules[id].addresses()
 		}
 		update(p.Switches, d.Switches, id, sw)
-		update(p.Ports, d.Ports, HostPortID(id), host)
-		update(p.Ports, d.Ports, ResolverPortID(id), resolver)
+		update(p.Ports, d.Ports, HostPortID(id), own.host)
+		update(p.Ports, d.Ports, ResolverPortID(id), own.resolver)
+		update(p.Ports, d.Ports, UplinkPortID(id), own.uplink)
 	}
 	for id := range endpoints {
 		port := compileEndpoint(in, in.Endpoints[id], f)
@@ -193,10 +194,22 @@ func mode(t hcn.NetworkType) Mode {
 		return ModeInternal
 	case hcn.Private:
 		return ModePrivate
+	case hcn.Transparent:
+		return ModeTransparent
 	default:
 		return 0
 	}
 }
+
+// OnLAN tells that a network of the type has an uplink port.
+func OnLAN(t hcn.NetworkType) bool { return mode(t).OnLAN() }
+
+// HasHostPort tells that the host has a vNIC on a network of the type, with the gateway's
+// address, and the network a resolver.
+func HasHostPort(t hcn.NetworkType) bool { return mode(t) == ModeNAT || mode(t) == ModeInternal }
+
+// MaxSwitch is the largest number of a switch: in the tables its VLAN is above it.
+const MaxSwitch = 1<<19 - 1
 
 // minMTU6 is the smallest MTU that IPv6 works on (RFC 8200, section 5), minMTU4
 // what every IPv4 host takes (RFC 791).
@@ -205,17 +218,26 @@ const (
 	minMTU4 = 576
 )
 
-// SwitchMTU is the MTU of a network's own ports.
-func SwitchMTU(f *Facts) int { return max(f.UplinkMTU, minMTU6) }
+// SwitchMTU is the MTU of a network's own ports: on a LAN that of its NIC, else that of the
+// way out.
+func SwitchMTU(n *Network, f *Facts) int {
+	if nic := f.NIC(n.Uplink); nic != nil {
+		return max(nic.MTU, minMTU6)
+	}
+	return max(f.UplinkMTU, minMTU6)
+}
 
-func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
+// ownPorts are those of a network that no endpoint has.
+type ownPorts struct{ host, resolver, uplink *Port }
+
+func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 	if n == nil || mode(n.Doc.Type) == 0 {
-		return nil, nil, nil
+		return nil, ownPorts{}
 	}
 	id := n.Doc.ID
-	sw = &Switch{
-		Number: n.Switch, Network: id, Name: n.Doc.Name, Mode: mode(n.Doc.Type),
-		MTU: SwitchMTU(f),
+	sw := &Switch{
+		Number: n.Switch, Network: id, Name: n.Doc.Name, Mode: mode(n.Doc.Type), Uplink: n.Uplink,
+		MTU: SwitchMTU(n, f),
 		DNS: DNS{Domain: dnsName(n.Doc.Dns.Domain)},
 	}
 	for _, s := range n.Doc.Dns.Search {
@@ -239,10 +261,13 @@ func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 		}
 		sw.Subnets = append(sw.Subnets, sub)
 	}
-	if sw.Mode == ModePrivate {
-		return sw, nil, nil
+	switch {
+	case sw.Mode == ModePrivate:
+		return sw, ownPorts{}
+	case sw.Mode.OnLAN():
+		return sw, ownPorts{uplink: sw.compileUplink(f)}
 	}
-	host = &Port{
+	host := &Port{
 		ID: HostPortID(id), Kind: PortHost, Network: id, Switch: n.Switch, Name: n.Doc.Name,
 		MAC: n.GatewayMAC, LinkLocal: n.GatewayMAC.LinkLocal(),
 		VNIC: VNIC{MAC: n.GatewayMAC, MTU: sw.MTU, Segments: f.Segments, Addrs: gateways, LinkLocal: n.GatewayMAC.LinkLocal()},
@@ -251,7 +276,7 @@ func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 		host.Addrs = append(host.Addrs, g.Addr())
 	}
 	r := *host
-	resolver = &r
+	resolver := &r
 	resolver.ID, resolver.Kind = ResolverPortID(id), PortResolver
 	resolver.VNIC.Namespace = NamespacePath(ResolverNamespace)
 	resolver.VNIC.Routes = nil
@@ -260,7 +285,21 @@ func compileNetwork(n *Network, f *Facts) (sw *Switch, host, resolver *Port) {
 	sw.HostPort, sw.ResolverPort, sw.HostDevice = host.ID, resolver.ID, host.VNIC.Device
 	sw.DNS.Listen, sw.DNS.HostAddrs = host.Addrs, host.Addrs
 	sw.DNS.Namespace, sw.DNS.Device = resolver.VNIC.Namespace, resolver.VNIC.Device
-	return sw, host, resolver
+	return sw, ownPorts{host: host, resolver: resolver}
+}
+
+// compileUplink is the NIC as a port, nil while it is gone: then its containers reach each
+// other and nobody else.
+func (s *Switch) compileUplink(f *Facts) *Port {
+	nic := f.NIC(s.Uplink)
+	if nic == nil {
+		return nil
+	}
+	s.UplinkPort = UplinkPortID(s.Network)
+	return &Port{
+		ID: s.UplinkPort, Kind: PortUplink, Network: s.Network, Switch: s.Number, Name: nic.Name,
+		Device: nic.Name, MAC: nic.MAC, VNIC: VNIC{Device: nic.Name, MAC: nic.MAC, MTU: nic.MTU},
+	}
 }
 
 // name gives a port its devices and their aliases.
@@ -287,10 +326,10 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	p := &Port{
 		ID: EndpointPortID(id), Kind: PortContainer, Network: n.Doc.ID, Switch: n.Switch,
 		Endpoint: id, Name: e.Doc.Name, Names: dnsNames(e), Upstreams: upstreams(e, n),
-		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(),
+		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(), VLAN: vlan(e, n),
 		VNIC: VNIC{
 			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
-			MAC: e.MAC, MTU: endpointMTU(e, f), Segments: segments(mode(n.Doc.Type), f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
+			MAC: e.MAC, MTU: endpointMTU(e, n, f), Segments: segments(n, f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
 			Routes: endpointRoutes(e, n),
 		},
 	}
@@ -355,8 +394,9 @@ func (v *VNIC) intoHost() {
 // acquaint makes a port and its network's own vNICs know each other, so that only
 // containers that speak to each other have to ask for MACs.
 func (p *Port) acquaint(n *Network) {
-	_, host, resolver := compileNetwork(n, &Facts{})
-	for _, own := range []*Port{host, resolver} {
+	_, ports := compileNetwork(n, &Facts{})
+	host := ports.host
+	for _, own := range []*Port{host, ports.resolver} {
 		if own != nil {
 			p.KnownOn = append(p.KnownOn, Interface{own.VNIC.Namespace, own.VNIC.Device})
 		}
@@ -373,8 +413,8 @@ func (p *Port) acquaint(n *Network) {
 
 // endpointMTU is what the endpoint asks for, or the uplink's. It is never above
 // the switch's: the gateway would not take the packets, and nobody would tell.
-func endpointMTU(e *Endpoint, f *Facts) int {
-	mtu := SwitchMTU(f)
+func endpointMTU(e *Endpoint, n *Network, f *Facts) int {
+	mtu := SwitchMTU(n, f)
 	if s, err := hcn.SettingsOf[hcn.InterfaceParametersPolicySetting](e.Doc.Policies); err == nil && len(s) > 0 && s[0].Mtu > 0 {
 		mtu = min(int(s[0].Mtu), mtu)
 	}
@@ -393,11 +433,31 @@ func endpointMTU(e *Endpoint, f *Facts) int {
 // Where every receiver is on the switch, or in the host's own stack, nothing ever has to cut them. Where packets go on to
 // the uplink, the kernel cuts down to the MTU in software whatever is larger than the uplink takes, which costs a stream two
 // to three times the CPU: there the uplink's size is the limit. What the host itself sends to a container has arrived.
-func segments(m Mode, f *Facts) Segments {
-	if m != ModeNAT {
+func segments(n *Network, f *Facts) Segments {
+	out := f.UplinkSegments
+	switch m := mode(n.Doc.Type); {
+	case m.OnLAN():
+		out = Segments{}
+		if nic := f.NIC(n.Uplink); nic != nil {
+			out = nic.Segments
+		}
+	case m != ModeNAT:
 		return f.Segments
 	}
-	return Segments{IP4: above(f.Segments.IP4, f.UplinkSegments.IP4), IP6: above(f.Segments.IP6, f.UplinkSegments.IP6)}
+	return Segments{IP4: above(f.Segments.IP4, out.IP4), IP6: above(f.Segments.IP6, out.IP6)}
+}
+
+// vlan is the endpoint's own, or that of the subnet of its first address.
+func vlan(e *Endpoint, n *Network) uint16 {
+	if s, err := hcn.SettingsOf[hcn.VlanPolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
+		return uint16(s[0].IsolationId)
+	}
+	for _, a := range e.Addrs {
+		if s := n.Doc.SubnetOf(a.Addr()); s != nil {
+			return s.VLAN()
+		}
+	}
+	return 0
 }
 
 // above is the smaller one, or 0 when that is not more than the kernel's default.
@@ -419,7 +479,7 @@ func endpointRoutes(e *Endpoint, n *Network) []Route {
 		if err != nil {
 			continue // refused when the endpoint was made
 		}
-		if dst.Bits() == 0 && n.Doc.Type != hcn.NAT {
+		if dst.Bits() == 0 && n.Doc.Type != hcn.NAT && !mode(n.Doc.Type).OnLAN() {
 			continue
 		}
 		if !hasFamily(e.Addrs, dst.Addr().Is4()) {

@@ -35,6 +35,10 @@ func (e *explainer) fromContainer() {
 	next := cmp.Or(via, dst)
 	t := &tracer{plan: e.plan, from: from, sw: sw}
 	owner := t.owner(next)
+	if owner == nil && sw.Mode.OnLAN() {
+		e.beyond(k, sw, next)
+		return
+	}
 	if owner == nil {
 		e.fail("switching", from.ID, "bulkhead address ls --network "+sw.Name, "nobody on network %s has %s, so nobody tells its MAC", sw.Name, next)
 		return
@@ -98,6 +102,8 @@ func portTitle(p *Port) string {
 		return "the host"
 	case PortResolver:
 		return "the network's resolver"
+	case PortUplink:
+		return "the NIC " + p.Device
 	default:
 	}
 	return cmp.Or(p.Name, string(p.Endpoint))

@@ -20,6 +20,10 @@ func (e *explainer) intoHost(from *Port, sw *Switch) {
 		e.intoStack(sw)
 		return
 	}
+	if sw.Mode.OnLAN() {
+		e.routedByHost(from, sw)
+		return
+	}
 	if sw.Mode != ModeNAT {
 		e.fail(layerNAT, "", "", "network %s is not of type NAT: nothing of it is forwarded", sw.Name)
 		return
@@ -181,6 +185,10 @@ func (e *explainer) fromHost() {
 	for _, to := range e.q.To.Ports {
 		sw := e.plan.Switches[to.Network]
 		dst := e.addrOf(to, e.q.To.Addr)
+		if dst.IsValid() && sw.Mode.OnLAN() {
+			e.hostToLAN(to, sw, dst)
+			return
+		}
 		if !dst.IsValid() || sw.HostPort == "" {
 			continue
 		}
@@ -245,6 +253,9 @@ func (e *explainer) fromOutside() {
 		e.Src = Example(e.q.V6)
 	}
 	outer := e.outerAddrs()
+	if e.q.To.Kind == PartyPorts && e.lanToPort() {
+		return
+	}
 	if len(outer) == 0 {
 		e.fail(layerHost, "", "ip address", "the host has no %s address that one outside could send to", e.family())
 		return

@@ -25,6 +25,8 @@ type Network struct {
 	Switch uint32
 	// GatewayMAC of the host port, the same for the life of the network.
 	GatewayMAC MAC
+	// Uplink is the NIC of a network on a LAN.
+	Uplink string `json:",omitempty"`
 }
 
 // Endpoint is the stored form of an endpoint.
@@ -99,6 +101,32 @@ type Facts struct {
 	HostAddrs []netip.Prefix
 	Routes    []netip.Prefix
 	Resolvers []netip.Addr
+	// NICs are the host's links that are not ours, loopback left out.
+	NICs []NIC
+}
+
+// NIC is a link of the host that may be the uplink of a switch.
+type NIC struct {
+	Name     string
+	Index    int
+	MAC      MAC
+	MTU      int
+	Segments Segments
+	Up       bool
+	// Addrs are the host's addresses on it, without link-local ones of IPv6.
+	Addrs []netip.Prefix
+	// Unfit says why it cannot be an uplink; "" for one that can.
+	Unfit string
+}
+
+// NIC finds a link by its name; nil if there is none.
+func (f *Facts) NIC(name string) *NIC {
+	for i := range f.NICs {
+		if f.NICs[i].Name == name && name != "" {
+			return &f.NICs[i]
+		}
+	}
+	return nil
 }
 
 // ErrNoHostAddress says that a port cannot be published on an address: it is none of the host's.

@@ -31,6 +31,9 @@ func HostPortID(network hcn.GUID) PortID { return PortID("host:" + string(networ
 // ResolverPortID names the port of a network's resolver.
 func ResolverPortID(network hcn.GUID) PortID { return PortID("resolver:" + string(network)) }
 
+// UplinkPortID names the NIC of a network as a port of its switch.
+func UplinkPortID(network hcn.GUID) PortID { return PortID("uplink:" + string(network)) }
+
 // EndpointPortID names the port of an endpoint.
 func EndpointPortID(endpoint hcn.GUID) PortID { return PortID(endpoint) }
 

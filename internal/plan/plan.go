@@ -66,7 +66,13 @@ const (
 	ModeInternal
 	// ModePrivate: no host port; the host sees no frame.
 	ModePrivate
+	// ModeTransparent: an uplink port; the containers are members of the LAN.
+	ModeTransparent
 )
+
+// OnLAN tells that a switch of the mode has an uplink port, and no port of the host's own:
+// the host is behind the uplink as well.
+func (m Mode) OnLAN() bool { return m == ModeTransparent }
 
 // Switch is the virtual switch of one network.
 type Switch struct {
@@ -82,6 +88,9 @@ type Switch struct {
 	// where the switch has none.
 	HostPort     PortID
 	ResolverPort PortID
+	// UplinkPort is the NIC, "" without one or while it is gone. Uplink is its name.
+	UplinkPort PortID
+	Uplink     string
 	// HostDevice is the host's own vNIC on the switch (bhh…), "" without one.
 	HostDevice string
 	DNS        DNS
@@ -131,6 +140,9 @@ const (
 	// is addressed to the gateway's port 53, so no packet is rewritten and the
 	// host's own port 53 stays free.
 	PortResolver
+	// PortUplink is a NIC of the host, which stays the host's own: the switch takes out
+	// what is for its ports. Both the wire and the host's stack are behind it.
+	PortUplink
 )
 
 // Port is a port of a switch and the vNIC at its other end.
@@ -139,7 +151,9 @@ type Port struct {
 	Kind     PortKind
 	Network  hcn.GUID
 	Switch   uint32
-	Endpoint hcn.GUID // "" for host and resolver ports
+	Endpoint hcn.GUID // "" for the network's own ports
+	// VLAN that the port is an access port of; 0: none. Ports of different VLANs do not meet.
+	VLAN uint16
 	// Name is the endpoint's name, Names all that the resolver answers for it
 	// (lower case, no trailing dot, without domain).
 	Name  string

@@ -50,6 +50,8 @@ func (m Mode) String() string {
 		return "internal"
 	case ModePrivate:
 		return "private"
+	case ModeTransparent:
+		return "transparent"
 	}
 	return fmt.Sprintf("mode %d", m)
 }
@@ -62,6 +64,8 @@ func (k PortKind) String() string {
 		return "host"
 	case PortResolver:
 		return "resolver"
+	case PortUplink:
+		return "uplink"
 	}
 	return fmt.Sprintf("kind %d", k)
 }
@@ -98,8 +102,12 @@ func optional(label, value string) string {
 }
 
 func (p *Port) text(b *strings.Builder) {
+	if p.Kind == PortUplink {
+		fmt.Fprintf(b, "port %s %s switch %d mac %s mtu %d\n", p.Device, p.Kind, p.Switch, p.MAC, p.VNIC.MTU)
+		return
+	}
 	fmt.Fprintf(b, "port %s %s switch %d mac %s addr %s,%s%s%s%s\n", p.Device, p.Kind, p.Switch, p.MAC, list(p.Addrs), p.LinkLocal,
-		optional(" names ", strings.Join(p.Names, ",")), optional(" upstream ", list(p.Upstreams)), optional(" altname ", p.AltName))
+		optional(" names ", strings.Join(p.Names, ",")), optional(" upstream ", list(p.Upstreams)), optional(" altname ", p.AltName)+p.vlanText())
 	fmt.Fprintf(b, "    alias %q\n", p.Alias)
 	v := p.VNIC
 	fmt.Fprintf(b, "    link %s%s mtu %d%s address %s alias %q\n", v.Device, optional(" netns ", v.Namespace), v.MTU, v.Segments, v.MAC, v.Alias)
@@ -131,6 +139,13 @@ func (p *Port) text(b *strings.Builder) {
 		fmt.Fprintf(b, "    redirect %s\n", &p.Redirects[i])
 	}
 	p.Policy.text(b)
+}
+
+func (p *Port) vlanText() string {
+	if p.VLAN == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" vlan %d", p.VLAN)
 }
 
 // String is the sizes as `ip -d link` has them, with a blank before; nothing for the kernel's own.

@@ -14,8 +14,11 @@ import (
 
 // Packet is the first packet of a flow, with a unicast destination, as a vNIC sends it.
 type Packet struct {
-	// From is the port whose vNIC sends.
+	// From is the port whose vNIC sends. What is from an uplink port comes from the wire,
+	// or, with Host, from the host's own stack; VLAN is its tag there.
 	From PortID
+	Host bool
+	VLAN uint16
 	// SrcMAC and DstMAC that are zero are the right ones: the sender's, and that of
 	// whoever has Dst on the switch, or else the gateway's.
 	SrcMAC, DstMAC MAC
@@ -45,11 +48,19 @@ const (
 	Flooded
 	// Dropped, for Reason.
 	Dropped
+	// ToWire: out of the uplink, To.
+	ToWire
+	// Passed: what is at the uplink is for nobody on the switch, and goes where it went
+	// without one.
+	Passed
 )
+
+// RouterMAC stands for that of any machine on the wire.
+func RouterMAC() MAC { return MAC{0x02, 0xb0, 0x1c, 0, 0, 1} }
 
 // String is the verdict's name.
 func (v Verdict) String() string {
-	names := []string{"not traced", "delivered", "to host", "flooded", "dropped"}
+	names := []string{"not traced", "delivered", "to host", "flooded", "dropped", "to wire", "passed"}
 	if int(v) < len(names) {
 		return names[v]
 	}
@@ -133,6 +144,10 @@ func (p *Plan) Trace(pkt Packet) Trace {
 		return t.Trace
 	}
 	t.complete()
+	if t.from.Kind == PortUplink {
+		t.fromNIC()
+		return t.Trace
+	}
 	if !t.isIP() {
 		return t.Trace
 	}
@@ -180,10 +195,15 @@ func (t *tracer) complete() {
 	}
 	if k.SrcMAC == (MAC{}) {
 		k.SrcMAC = t.from.MAC
+		if t.from.Kind == PortUplink && !k.Host {
+			k.SrcMAC = RouterMAC()
+		}
 	}
 	if k.DstMAC == (MAC{}) {
 		if o := t.owner(k.Dst); o != nil {
 			k.DstMAC = o.MAC
+		} else if t.sw.Mode.OnLAN() {
+			k.DstMAC = RouterMAC()
 		} else if gw := t.plan.Ports[t.sw.HostPort]; gw != nil {
 			k.DstMAC = gw.MAC
 		}
@@ -238,7 +258,10 @@ func (t *tracer) unicast() {
 		}
 	}
 	t.To, t.Verdict = to.ID, Delivered
-	if inHost(to) {
+	switch {
+	case to.Kind == PortUplink && t.pkt.DstMAC != to.MAC:
+		t.Verdict = ToWire
+	case inHost(to):
 		t.Verdict = ToHost
 	}
 }
@@ -253,6 +276,9 @@ func (t *tracer) destination() *Port {
 		if p.MAC == t.pkt.DstMAC {
 			to = p
 		}
+	}
+	if to == nil && t.sw.Mode.OnLAN() {
+		return t.beyond()
 	}
 	// A MAC that nobody has is one that somebody had: the sender's neighbour table is
 	// behind, and the switch knows who has the address.
@@ -294,6 +320,64 @@ func (t *tracer) steer(to *Port) *Port {
 	return host
 }
 
+// beyond is the uplink: on a LAN, whoever is not on the switch is on the wire, but for the
+// host.
+func (t *tracer) beyond() *Port {
+	to := t.plan.Ports[t.sw.UplinkPort]
+	switch {
+	case to == nil:
+		t.drop("switching", t.from.ID, "no-uplink", "%s is not on switch %q, and its NIC %s is gone", t.pkt.DstMAC, t.sw.Name, t.sw.Uplink)
+	case to.MAC == t.pkt.DstMAC:
+		t.step("switching", t.from.ID, nil, "%s is the host's, by its NIC %s", t.pkt.DstMAC, to.Device)
+	default:
+		t.step("switching", t.from.ID, nil, "nobody on switch %q has the MAC %s: out of the NIC %s", t.sw.Name, t.pkt.DstMAC, to.Device)
+	}
+	return to
+}
+
+// fromNIC follows what is at the uplink. It has no source guard, for it is not ours.
+func (t *tracer) fromNIC() {
+	k := &t.pkt
+	group := k.DstMAC[0]&1 != 0
+	mine := func(m MAC) bool { return slices.ContainsFunc(t.ports(), func(p *Port) bool { return p.MAC == m }) }
+	reflected := !k.Host && (mine(k.SrcMAC) || k.SrcMAC == t.from.MAC)
+	switch {
+	case !group && !mine(k.DstMAC), group && reflected && k.SrcMAC == t.from.MAC:
+		t.pass("for nobody on switch %q", t.sw.Name)
+	case reflected:
+		t.drop("switching", t.from.ID, "reflected", "%s is this switch's own: the frame comes back from the wire, or pretends to", k.SrcMAC)
+	case !t.isIP():
+		if group {
+			t.pass("no IP packet for all")
+		}
+	case martian(k.Dst) || !k.Src.IsUnspecified() && martian(k.Src):
+		if group {
+			t.pass("an address that may not be on a wire, in a frame for all")
+			return
+		}
+		t.drop("switching", t.from.ID, "martian", "%s or %s may not be on a wire", k.Src, k.Dst)
+	case group && t.guardGroup() != "":
+		t.pass("a packet for one in a frame for all")
+	case group:
+		t.flood()
+	default:
+		t.unicast()
+	}
+}
+
+func (t *tracer) pass(format string, args ...any) {
+	t.Verdict, t.Reason = Passed, ""
+	t.step("switching", t.from.ID, nil, format, args...)
+}
+
+// vlan that the packet is in: the sender's, or its tag.
+func (t *tracer) vlan() uint16 {
+	if t.from.Kind == PortUplink {
+		return t.pkt.VLAN
+	}
+	return t.from.VLAN
+}
+
 func (t *tracer) asksResolver() bool {
 	o := t.owner(t.pkt.Dst)
 	return t.from.Kind == PortContainer && t.pkt.DstPort == 53 && (t.pkt.Protocol == protoTCP || t.pkt.Protocol == protoUDP) &&
@@ -310,7 +394,7 @@ func (t *tracer) resolverAddress(o *Port, a netip.Addr) bool {
 func (t *tracer) ports() []*Port {
 	var out []*Port
 	for _, p := range t.plan.Ports {
-		if p.Network == t.sw.Network && (p.Kind != PortResolver || t.sw.HostPort == "") {
+		if p.Network == t.sw.Network && p.Kind != PortUplink && p.VLAN == t.vlan() && (p.Kind != PortResolver || t.sw.HostPort == "") {
 			out = append(out, p)
 		}
 	}

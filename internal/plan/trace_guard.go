@@ -51,7 +51,8 @@ func (t *tracer) guard() string {
 			return reason
 		}
 	}
-	if reason := t.quiet(); reason != "" {
+	// On a LAN, routers answer solicitations and switches listen for memberships.
+	if reason := t.quiet(); reason != "" && !t.sw.Mode.OnLAN() {
 		return reason
 	}
 	return t.guardGroup()

@@ -23,6 +23,9 @@ func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	// Compartment by compartment, so that each is opened once.
 	ports := map[string][]*plan.Port{}
 	for _, id := range sortedPorts(p.Ports) {
+		if p.Ports[id].Kind == plan.PortUplink {
+			continue // not ours to make
+		}
 		path := p.Ports[id].VNIC.Namespace
 		ports[path] = append(ports[path], p.Ports[id])
 	}
@@ -38,6 +41,7 @@ func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 		ps.release(path)
 	}
 	ps.syncIntroductions(p)
+	ps.fail(ps.addFilters(p))
 	ps.fail(ctx.Err())
 	return ps.drift, errors.Join(ps.errs...)
 }
@@ -100,7 +104,7 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 	for _, id := range sortedPorts(delta.Ports) {
 		c := delta.Ports[id]
 		switch {
-		case c.New == nil:
+		case c.New == nil, c.New.Kind == plan.PortUplink:
 		case c.Old == nil:
 			ps.fail(portError(c.New, ps.createPort(c.New)))
 		default:
@@ -108,6 +112,9 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 		}
 	}
 	ps.introduce(p, delta)
+	if filtersChange(p, delta) {
+		ps.fail(ps.addFilters(p))
+	}
 	return errors.Join(ps.errs...)
 }
 

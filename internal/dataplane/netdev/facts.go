@@ -3,6 +3,7 @@ package netdev
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,7 @@ func (n *Netdev) Facts(ctx context.Context) (plan.Facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("list addresses: %w", err)
 	}
+	f.NICs = n.nics(links, byIndex, addrs)
 	for _, a := range addrs {
 		if l := byIndex[a.index]; !l.ours() && l.flags&unix.IFF_LOOPBACK == 0 && !a.prefix.Addr().IsLinkLocalUnicast() {
 			f.HostAddrs = append(f.HostAddrs, a.prefix)
@@ -55,6 +57,55 @@ func (n *Netdev) Facts(ctx context.Context) (plan.Facts, error) {
 		return err
 	})
 	return f, err
+}
+
+// nics are the links that the host had without us.
+func (n *Netdev) nics(links []link, byIndex map[int]link, addrs []address) []plan.NIC {
+	var out []plan.NIC
+	for _, l := range links {
+		if l.ours() || l.flags&unix.IFF_LOOPBACK != 0 {
+			continue
+		}
+		nic := plan.NIC{
+			Name: l.name, Index: l.index, MAC: l.mac, MTU: l.mtu, Segments: l.segments,
+			Up: l.up(), Unfit: n.unfit(l, byIndex[l.master]),
+		}
+		for _, a := range addrs {
+			if a.index == l.index && (a.prefix.Addr().Is4() || !a.prefix.Addr().IsLinkLocalUnicast()) {
+				nic.Addrs = append(nic.Addrs, a.prefix)
+			}
+		}
+		out = append(out, nic)
+	}
+	return out
+}
+
+// unfit says why a link cannot be the uplink of a switch, or nothing.
+func (n *Netdev) unfit(l, master link) string {
+	switch {
+	case l.hwType != unix.ARPHRD_ETHER:
+		return "it is no Ethernet device"
+	case l.master != 0:
+		return "it is a member of " + cmp.Or(master.name, "another device") + ", which takes its frames"
+	case slices.Contains([]string{"bridge", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan", "ifb"}, l.kind):
+		return "it is a " + l.kind + " device, which gets no frames for other MACs from the wire"
+	case n.wireless(l.name):
+		return "it is wireless, and an access point takes no frames from other MACs"
+	}
+	return ""
+}
+
+func (n *Netdev) wireless(name string) bool {
+	found := false
+	// Without sysfs nobody can tell.
+	_ = n.home.do(func() error {
+		for _, mark := range []string{"wireless", "phy80211"} {
+			_, err := os.Stat("/sys/class/net/" + name + "/" + mark)
+			found = found || err == nil
+		}
+		return nil
+	})
+	return found
 }
 
 // routeFacts picks the uplink (the default route of the lowest metric in the main table, IPv4 before IPv6) and the

@@ -24,6 +24,9 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	wanted := map[string]bool{}
 	for _, id := range sortedPorts(p.Ports) {
 		port := p.Ports[id]
+		if port.Kind == plan.PortUplink {
+			continue
+		}
 		wanted[port.Device] = true
 		if port.VNIC.Namespace == "" {
 			wanted[port.VNIC.Device] = true
@@ -56,6 +59,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 		}
 	}
 	ps.fail(f.pruneNamespaces(p))
+	ps.fail(ps.dropFilters(p))
 	return ps.drift, errors.Join(ps.errs...)
 }
 
@@ -75,7 +79,7 @@ func (f *Finish) pruneNamespaces(p *plan.Plan) error {
 }
 
 // Update sets the ports of a change up and takes away those that went. Links that are not ours are left alone.
-func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) error {
+func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) error {
 	ps := f.n.newPass(ctx, false)
 	defer ps.close()
 	f.n.lobby.closeFor(delta)
@@ -83,6 +87,9 @@ func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) er
 	var ready []*plan.Port
 	for _, id := range sortedPorts(delta.Ports) {
 		c := delta.Ports[id]
+		if isUplink(c.Old) || isUplink(c.New) {
+			continue
+		}
 		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
 			ps.fail(portError(c.Old, f.n.killPort(c.Old)))
 		}
@@ -119,8 +126,13 @@ func (f *Finish) Update(ctx context.Context, _ *plan.Plan, delta *plan.Delta) er
 			f.n.reap.namespace(c.Old.Path)
 		}
 	}
+	if filtersChange(p, delta) {
+		ps.fail(ps.dropFilters(p))
+	}
 	return errors.Join(ps.errs...)
 }
+
+func isUplink(p *plan.Port) bool { return p != nil && p.Kind == plan.PortUplink }
 
 func (n *Netdev) killPort(p *plan.Port) error {
 	l, ok, err := n.host.linkByName(p.Device)

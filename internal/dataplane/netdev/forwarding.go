@@ -27,6 +27,8 @@ type record struct {
 	Sysctls map[string]string `json:"sysctls,omitempty"`
 	// NetnsDir says that the directory of bound namespaces is our doing.
 	NetnsDir bool `json:"netns_dir,omitempty"`
+	// Filters holds the MACs that we added to the unicast filters of NICs, by their names.
+	Filters map[string][]string `json:"filters,omitempty"`
 }
 
 const (
@@ -56,7 +58,7 @@ func (n *Netdev) readRecord() (record, error) {
 
 // writeRecord replaces the file in one step; with nothing to remember there is no file.
 func (n *Netdev) writeRecord(r record) error {
-	if len(r.Sysctls) == 0 && !r.NetnsDir {
+	if len(r.Sysctls) == 0 && !r.NetnsDir && len(r.Filters) == 0 {
 		if err := os.Remove(n.recordPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the record of host settings: %w", err)
 		}
@@ -151,7 +153,7 @@ func (d *Devices) Check(_ context.Context, p *plan.Plan) (bool, error) {
 		}
 		for _, port := range p.Ports {
 			// The kernel tells nobody when it is turned off. A vNIC that is not there yet has none.
-			if port.VNIC.Namespace == "" && port.Kind != plan.PortContainer {
+			if port.Kind == plan.PortHost {
 				have, err := d.n.readSysctl(routeLocalnet(port.VNIC.Device))
 				fine = fine && (err != nil || have == "1")
 			}

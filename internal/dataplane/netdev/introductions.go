@@ -133,7 +133,7 @@ func (b *lobby) closeFor(d *plan.Delta) {
 		}
 	}
 	for _, c := range d.Ports {
-		if c.Old != nil && c.Old.Kind != plan.PortContainer {
+		if c.Old != nil && c.Old.Kind != plan.PortContainer && c.Old.Kind != plan.PortUplink {
 			b.close()
 		}
 	}
@@ -151,7 +151,7 @@ func (ps *pass) syncIntroductions(p *plan.Plan) {
 	want := map[plan.Interface][]plan.Neighbour{}
 	owner := map[plan.Interface]plan.PortID{}
 	for _, port := range p.Ports {
-		if port.Kind != plan.PortContainer {
+		if port.Kind != plan.PortContainer && port.Kind != plan.PortUplink {
 			i := plan.Interface{Namespace: port.VNIC.Namespace, Device: port.VNIC.Device}
 			owner[i] = port.ID
 		}

@@ -25,6 +25,7 @@ type neighbour struct {
 	plan.Neighbour
 	index int
 	state uint16
+	flags uint8
 	proto uint8
 }
 
@@ -33,7 +34,7 @@ func parseNeighbour(m []byte) neighbour {
 		return neighbour{}
 	}
 	ne := nl.NativeEndian()
-	n := neighbour{index: int(int32(ne.Uint32(m[4:]))), state: ne.Uint16(m[8:])}
+	n := neighbour{index: int(int32(ne.Uint32(m[4:]))), state: ne.Uint16(m[8:]), flags: m[10]}
 	eachAttr(m[unix.SizeofNdMsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.NDA_DST:
@@ -52,6 +53,7 @@ type neighbourHead struct {
 	family uint8
 	index  int
 	state  uint16
+	flags  uint8
 }
 
 func (h neighbourHead) Len() int { return unix.SizeofNdMsg }
@@ -61,6 +63,7 @@ func (h neighbourHead) Serialize() []byte {
 	b[0] = h.family
 	nl.NativeEndian().PutUint32(b[4:], uint32(h.index))
 	nl.NativeEndian().PutUint16(b[8:], h.state)
+	b[10] = h.flags
 	return b
 }
 

@@ -28,6 +28,8 @@ type link struct {
 	gather     plan.Segments // the same, for what it puts together of received packets (GRO)
 	most       int           // what its driver can be given
 	peer       int           // index of a veth's other end, in that end's namespace
+	master     int           // index of the bridge or bond that it is a member of
+	hwType     uint16        // ARPHRD_ETHER, …
 }
 
 type address struct {
@@ -83,7 +85,7 @@ func parseLink(m []byte) link {
 	}
 	ne := nl.NativeEndian()
 	head := nl.DeserializeIfInfomsg(m)
-	l := link{index: int(head.Index), flags: head.Flags}
+	l := link{index: int(head.Index), flags: head.Flags, hwType: head.Type}
 	eachAttr(m[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_IFNAME:
@@ -106,6 +108,8 @@ func parseLink(m []byte) link {
 			l.most = int(ne.Uint32(v))
 		case unix.IFLA_GROUP:
 			l.group = ne.Uint32(v)
+		case unix.IFLA_MASTER:
+			l.master = int(ne.Uint32(v))
 		case unix.IFLA_LINK:
 			l.peer = int(ne.Uint32(v))
 		case unix.IFLA_LINKINFO:

@@ -83,6 +83,7 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 	for _, k := range slices.Sorted(maps.Keys(r.Sysctls)) {
 		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
 	}
+	all = append(all, r.filterNotes()...)
 	sort.Strings(all)
 	return all, err
 }

@@ -232,6 +232,9 @@ func (w *watcher) judge(m syscall.NetlinkMessage) string {
 		return fmt.Sprintf("route %s changed", r.dst)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		nb := parseNeighbour(m.Data)
+		if filterEvent(m) {
+			return fmt.Sprintf("the unicast filter of link %d changed", nb.index)
+		}
 		// What the kernel does by itself is a device going down, which is an event too, or the life of its own entries.
 		if byUs || !w.ours[nb.index] || m.Header.Pid == 0 {
 			return ""

@@ -42,9 +42,10 @@ func compare(t *rapid.T, l *lab, pkt plan.Packet) {
 	if want.Verdict == plan.NotTraced {
 		return
 	}
-	got := l.run(pkt.From, pkt.Frame())
+	got := l.runAt(Place{Port: pkt.From, Host: pkt.Host}, pkt.Frame())
 	outcome := map[plan.Verdict]Outcome{
 		plan.Delivered: Delivered, plan.ToHost: Delivered, plan.Flooded: Replicated, plan.Dropped: Dropped,
+		plan.ToWire: ToWire, plan.Passed: Passed,
 	}[want.Verdict]
 	if got.Outcome != outcome || got.To != want.To || outcome == Dropped && got.Reason.String() != want.Reason || got.rules() != ruleNumbers(&want) {
 		t.Fatalf("%+v\nprogram: %s %s to %q by rules %v\ntrace: %+v", pkt, got.Outcome, got.Reason, got.To, got.rules(), want)

@@ -4,52 +4,95 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
-// attacher puts the program on the ingress of a port's device.
+// hook is one of our programs at one side of a device.
+type hook struct {
+	// pin is the name of the link's pin, which is also what a hook is called.
+	pin    string
+	dev    string
+	egress bool
+	prog   *ebpf.Program
+	id     ebpf.ProgramID
+}
+
+func (h hook) tcx() ebpf.AttachType {
+	if h.egress {
+		return ebpf.AttachTCXEgress
+	}
+	return ebpf.AttachTCXIngress
+}
+
+func (h hook) parent() uint32 {
+	if h.egress {
+		return netlink.HANDLE_MIN_EGRESS
+	}
+	return netlink.HANDLE_MIN_INGRESS
+}
+
+// spot is a hook on the device that has an index now.
+type spot struct {
+	hook
+	index uint32
+}
+
+// hooksOf are the places of a port's programs. A port that is ours alone has one at its
+// ingress; a NIC has one at either side. bpffs keeps names with dots for itself.
+func (a *Applier) hooksOf(kind plan.PortKind, dev string) []hook {
+	if kind != plan.PortUplink {
+		return []hook{{pin: dev, dev: dev, prog: a.objs.BhFromPort, id: a.ids[bpfProgBhFromPort]}}
+	}
+	nic := nicPin(dev)
+	return []hook{
+		{pin: nic + "-in", dev: dev, prog: a.objs.BhFromWire, id: a.ids[bpfProgBhFromWire]},
+		{pin: nic + "-out", dev: dev, egress: true, prog: a.objs.BhFromHost, id: a.ids[bpfProgBhFromHost]},
+	}
+}
+
+func nicPin(dev string) string { return "nic-" + strings.ReplaceAll(dev, ".", "%") }
+
+// attacher puts programs on devices.
 type attacher interface {
 	mode() AttachMode
 	// ensure attaches if needed and says what it found instead ("" when all was well).
-	ensure(dev string, index uint32) (found string, err error)
-	// attached looks only: is the program on each of these devices (name → index)?
-	attached(devs map[string]uint32) (bool, error)
+	ensure(spot) (found string, err error)
+	// attached looks only: is each program where it belongs?
+	attached([]spot) (bool, error)
 	// detach undoes ensure; a device that is gone has nothing attached.
-	detach(dev string) error
-	// prune detaches what is pinned for devices that keep does not name, and lists them.
+	detach(hook) error
+	// prune detaches what is pinned under names that keep does not have, and lists them.
 	prune(keep map[string]bool) ([]string, error)
 	close() error
 }
 
-func newAttacher(mode AttachMode, p pins, prog *ebpf.Program) (attacher, error) {
+func newAttacher(mode AttachMode, p pins) (attacher, error) {
 	if mode == AttachAuto {
 		mode = AttachTCX
 		if haveTCX() != nil {
 			mode = AttachClsact
 		}
 	}
-	info, err := prog.Info()
-	if err != nil {
-		return nil, fmt.Errorf("ask about the switch program: %w", err)
-	}
-	id, _ := info.ID()
 	switch mode {
 	case AttachTCX:
 		if err := haveTCX(); err != nil {
 			return nil, fmt.Errorf("attach mode tcx: %w", err)
 		}
-		return &tcx{pins: p, prog: prog, id: id}, nil
+		return &tcx{pins: p}, nil
 	case AttachClsact:
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return nil, fmt.Errorf("open netlink: %w", err)
 		}
-		return &clsact{pins: p, prog: prog, id: id, nl: h}, nil
+		return &clsact{pins: p, nl: h}, nil
 	default:
 	}
 	return nil, fmt.Errorf("attach mode %q: want tcx or clsact", mode)
@@ -65,17 +108,13 @@ func haveTCX() error {
 
 // tcx attaches by BPF link. The pin keeps the link, and with it the attachment, while no
 // process holds it; removing the pin detaches.
-type tcx struct {
-	pins pins
-	prog *ebpf.Program
-	id   ebpf.ProgramID
-}
+type tcx struct{ pins pins }
 
 func (t *tcx) mode() AttachMode { return AttachTCX }
 
 // find gives our attachment on a device, if there is one.
-func (t *tcx) find(index uint32) (id link.ID, ok bool, err error) {
-	res, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: ebpf.AttachTCXIngress})
+func (t *tcx) find(h spot) (id link.ID, ok bool, err error) {
+	res, err := link.QueryPrograms(link.QueryOptions{Target: int(h.index), Attach: h.tcx()})
 	if errors.Is(err, unix.ENODEV) {
 		return 0, false, nil
 	}
@@ -83,7 +122,7 @@ func (t *tcx) find(index uint32) (id link.ID, ok bool, err error) {
 		return 0, false, err
 	}
 	for _, p := range res.Programs {
-		if p.ID == t.id {
+		if p.ID == h.id {
 			id, _ := p.LinkID()
 			return id, true, nil
 		}
@@ -91,32 +130,33 @@ func (t *tcx) find(index uint32) (id link.ID, ok bool, err error) {
 	return 0, false, nil
 }
 
-func (t *tcx) attached(devs map[string]uint32) (bool, error) {
+func (t *tcx) attached(hooks []spot) (bool, error) {
 	pinned, err := names(t.pins.links())
 	if err != nil {
 		return false, err
 	}
-	n := 0
-	for _, dev := range pinned {
-		index, ok := devs[dev]
-		if !ok {
-			continue
+	have := make(map[string]bool, len(pinned))
+	for _, name := range pinned {
+		have[name] = true
+	}
+	for _, h := range hooks {
+		if !have[h.pin] {
+			return false, nil
 		}
-		if _, ok, err := t.find(index); !ok || err != nil {
+		if _, ok, err := t.find(h); !ok || err != nil {
 			return false, err
 		}
-		n++
 	}
-	return n == len(devs), nil
+	return true, nil
 }
 
 // ensure tries for a moment when the pin has just been removed: until the kernel has let
 // go of the dying link, the program is attached, can be neither kept nor attached again.
-func (t *tcx) ensure(dev string, index uint32) (string, error) {
+func (t *tcx) ensure(h spot) (string, error) {
 	var found string
 	var err error
 	for range 50 {
-		if found, err = t.ensureOnce(dev, index); !errors.Is(err, fs.ErrExist) && !errors.Is(err, errDying) {
+		if found, err = t.ensureOnce(h); !errors.Is(err, fs.ErrExist) && !errors.Is(err, errDying) {
 			break
 		}
 		<-time.After(2 * time.Millisecond)
@@ -127,74 +167,72 @@ func (t *tcx) ensure(dev string, index uint32) (string, error) {
 // errDying says that a link has no holder left but still works.
 var errDying = errors.New("the link is being removed")
 
-func (t *tcx) ensureOnce(dev string, index uint32) (string, error) {
-	id, ok, err := t.find(index)
+func (t *tcx) ensureOnce(h spot) (string, error) {
+	id, ok, err := t.find(h)
 	if err != nil {
 		return "", err
 	}
-	pinned := exists(t.pins.link(dev))
+	pinned := exists(t.pins.link(h.pin))
 	switch {
 	case ok && pinned:
 		return "", nil
 	case ok && id != 0:
-		return "link not pinned", t.repin(dev, id)
+		return "link not pinned", t.repin(h, id)
 	case pinned:
-		return t.update(dev, index)
+		return t.update(h)
 	}
-	return "program detached", t.attach(dev, index)
+	return "program detached", t.attach(h)
 }
 
 // attach goes in front of any other program: one that comes before and says "pass" would
 // lead frames around the switch.
-func (t *tcx) attach(dev string, index uint32) error {
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: int(index), Program: t.prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
-	})
+func (t *tcx) attach(h spot) error {
+	l, err := link.AttachTCX(link.TCXOptions{Interface: int(h.index), Program: h.prog, Attach: h.tcx(), Anchor: link.Head()})
 	if err != nil {
-		return fmt.Errorf("attach to %s: %w", dev, err)
+		return fmt.Errorf("attach to %s: %w", h.dev, err)
 	}
-	return errors.Join(l.Pin(t.pins.link(dev)), l.Close())
+	return errors.Join(l.Pin(t.pins.link(h.pin)), l.Close())
 }
 
 // repin finds the link by number when its file is gone but somebody still holds it.
-func (t *tcx) repin(dev string, id link.ID) error {
+func (t *tcx) repin(h spot, id link.ID) error {
 	l, err := link.NewFromID(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errDying
 	}
 	if err != nil {
-		return fmt.Errorf("open link of %s: %w", dev, err)
+		return fmt.Errorf("open link of %s: %w", h.dev, err)
 	}
-	return errors.Join(l.Pin(t.pins.link(dev)), l.Close())
+	return errors.Join(l.Pin(t.pins.link(h.pin)), l.Close())
 }
 
 // update moves an attachment to this version's program without a gap. A link whose device
 // went away (and perhaps came back under another index) is only its file's ghost.
-func (t *tcx) update(dev string, index uint32) (string, error) {
-	l, err := link.LoadPinnedLink(t.pins.link(dev), nil)
+func (t *tcx) update(h spot) (string, error) {
+	l, err := link.LoadPinnedLink(t.pins.link(h.pin), nil)
 	if err != nil {
-		return "", fmt.Errorf("open link of %s: %w", dev, err)
+		return "", fmt.Errorf("open link of %s: %w", h.dev, err)
 	}
 	defer l.Close()
 	info, err := l.Info()
 	if err != nil {
-		return "", fmt.Errorf("ask about the link of %s: %w", dev, err)
+		return "", fmt.Errorf("ask about the link of %s: %w", h.dev, err)
 	}
-	if x := info.TCX(); x != nil && x.Ifindex == index {
-		if err := l.Update(t.prog); err != nil {
-			return "", fmt.Errorf("replace the program on %s: %w", dev, err)
+	if x := info.TCX(); x != nil && x.Ifindex == h.index {
+		if err := l.Update(h.prog); err != nil {
+			return "", fmt.Errorf("replace the program on %s: %w", h.dev, err)
 		}
 		return "another program", nil
 	}
-	if err := remove(t.pins.link(dev)); err != nil {
+	if err := remove(t.pins.link(h.pin)); err != nil {
 		return "", err
 	}
-	return "program detached", t.attach(dev, index)
+	return "program detached", t.attach(h)
 }
 
 // detach takes effect before it returns; removing the pin alone would leave the program
 // at work until the kernel gets round to it.
-func (t *tcx) detach(dev string) error { return detachLink(t.pins.link(dev)) }
+func (t *tcx) detach(h hook) error { return detachLink(t.pins.link(h.pin)) }
 
 func detachLink(path string) error {
 	l, err := link.LoadPinnedLink(path, nil)
@@ -243,8 +281,6 @@ const (
 // holds the program, so it too outlives the daemon.
 type clsact struct {
 	pins pins
-	prog *ebpf.Program
-	id   ebpf.ProgramID
 	nl   *netlink.Handle
 }
 
@@ -255,9 +291,9 @@ func device(index uint32) netlink.Link {
 	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: int(index)}}
 }
 
-// find gives our filter, nil if there is none.
-func (c *clsact) find(index uint32) (*netlink.BpfFilter, error) {
-	filters, err := c.nl.FilterList(device(index), netlink.HANDLE_MIN_INGRESS)
+// find gives our filter at one side of a device, nil if there is none.
+func (c *clsact) find(index, parent uint32) (*netlink.BpfFilter, error) {
+	filters, err := c.nl.FilterList(device(index), parent)
 	// No qdisc to ask, or no device.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -273,67 +309,90 @@ func (c *clsact) find(index uint32) (*netlink.BpfFilter, error) {
 	return nil, nil
 }
 
-func (c *clsact) attached(devs map[string]uint32) (bool, error) {
-	for _, index := range devs {
-		if f, err := c.find(index); f == nil || ebpf.ProgramID(f.Id) != c.id || err != nil {
+func (c *clsact) attached(hooks []spot) (bool, error) {
+	for _, h := range hooks {
+		if f, err := c.find(h.index, h.parent()); f == nil || ebpf.ProgramID(f.Id) != h.id || err != nil {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-func (c *clsact) ensure(dev string, index uint32) (string, error) {
-	f, err := c.find(index)
+func (c *clsact) ensure(h spot) (string, error) {
+	f, err := c.find(h.index, h.parent())
 	if err != nil {
-		return "", fmt.Errorf("list filters of %s: %w", dev, err)
+		return "", fmt.Errorf("list filters of %s: %w", h.dev, err)
 	}
 	found := "program detached"
 	if f != nil {
-		if ebpf.ProgramID(f.Id) == c.id {
+		if ebpf.ProgramID(f.Id) == h.id {
 			return "", nil
 		}
 		found = "another program"
 	}
 	attrs := netlink.QdiscAttrs{
-		LinkIndex: int(index), Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+		LinkIndex: int(h.index), Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
 	}
 	err = c.nl.QdiscAdd(&netlink.Clsact{QdiscAttrs: attrs})
 	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("add clsact to %s: %w", dev, err)
+		return "", fmt.Errorf("add clsact to %s: %w", h.dev, err)
 	}
 	err = c.nl.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: int(index), Parent: netlink.HANDLE_MIN_INGRESS,
+			LinkIndex: int(h.index), Parent: h.parent(),
 			Handle: filterHandle, Priority: filterPriority, Protocol: unix.ETH_P_ALL,
 		},
-		Fd: c.prog.FD(), Name: filterName, DirectAction: true,
+		Fd: h.prog.FD(), Name: filterName, DirectAction: true,
 	})
 	if err != nil {
-		return "", fmt.Errorf("add filter to %s: %w", dev, err)
+		return "", fmt.Errorf("add filter to %s: %w", h.dev, err)
 	}
 	return found, nil
 }
 
-func (c *clsact) detach(dev string) error {
-	ifi, err := c.nl.LinkByName(dev)
+func (c *clsact) detach(h hook) error {
+	ifi, err := c.nl.LinkByName(h.dev)
 	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("find device %s: %w", dev, err)
+		return fmt.Errorf("find device %s: %w", h.dev, err)
 	}
-	f, err := c.find(uint32(ifi.Attrs().Index))
+	return c.removeFilter(uint32(ifi.Attrs().Index), h.parent())
+}
+
+// removeFilter takes our filter off one side of a device.
+func (c *clsact) removeFilter(index, parent uint32) error {
+	f, err := c.find(index, parent)
 	if err != nil || f == nil {
 		return err
 	}
 	if err := c.nl.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("remove filter from %s: %w", dev, err)
+		return fmt.Errorf("remove filter from device %d: %w", index, err)
 	}
 	return nil
 }
 
-// prune: filters go with their devices; links are left from a time with TCX.
-func (c *clsact) prune(map[string]bool) ([]string, error) { return pruneLinks(c.pins, nil) }
+// prune: filters of ports go with their devices; links are left from a time with TCX. A NIC
+// stays, and nothing in bpffs names it: so each device that may be one is asked.
+func (c *clsact) prune(keep map[string]bool) ([]string, error) {
+	gone, err := pruneLinks(c.pins, nil)
+	links, lerr := c.nl.LinkList()
+	if lerr != nil && !errors.Is(lerr, netlink.ErrDumpInterrupted) {
+		return gone, errors.Join(err, fmt.Errorf("list devices: %w", lerr))
+	}
+	errs := []error{err}
+	for _, l := range links {
+		if name := l.Attrs().Name; !strings.HasPrefix(name, plan.PortPrefix) && !keep[nicPin(name)+"-in"] {
+			errs = append(errs, c.removeBoth(uint32(l.Attrs().Index)))
+		}
+	}
+	return gone, errors.Join(errs...)
+}
+
+func (c *clsact) removeBoth(index uint32) error {
+	return errors.Join(c.removeFilter(index, netlink.HANDLE_MIN_INGRESS), c.removeFilter(index, netlink.HANDLE_MIN_EGRESS))
+}
 
 func (c *clsact) close() error {
 	c.nl.Close()

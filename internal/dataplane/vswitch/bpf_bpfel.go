@@ -116,6 +116,8 @@ const (
 	bpfDropReasonDROP_FLOW_TABLE        bpfDropReason = 25
 	bpfDropReasonDROP_RATE_OUT          bpfDropReason = 26
 	bpfDropReasonDROP_RATE_IN           bpfDropReason = 27
+	bpfDropReasonDROP_REFLECTED         bpfDropReason = 28
+	bpfDropReasonDROP_NO_UPLINK         bpfDropReason = 29
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
@@ -215,6 +217,8 @@ const (
 	bpfOutcomeOUTCOME_DELIVER   bpfOutcome = 2
 	bpfOutcomeOUTCOME_ANSWER    bpfOutcome = 3
 	bpfOutcomeOUTCOME_REPLICATE bpfOutcome = 4
+	bpfOutcomeOUTCOME_WIRE      bpfOutcome = 5
+	bpfOutcomeOUTCOME_PASS      bpfOutcome = 6
 )
 
 type bpfOwner struct {
@@ -249,6 +253,7 @@ const (
 	bpfPortKindPORT_CONTAINER bpfPortKind = 1
 	bpfPortKindPORT_HOST      bpfPortKind = 2
 	bpfPortKindPORT_RESOLVER  bpfPortKind = 3
+	bpfPortKindPORT_UPLINK    bpfPortKind = 4
 )
 
 type bpfPrefixKey struct {
@@ -334,7 +339,7 @@ type bpfScratch struct {
 		Tcp       uint8
 		Limits    uint8
 		Stale     uint8
-		_         [1]byte
+		Lan       uint8
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -477,6 +482,7 @@ type bpfVswitch struct {
 	_        structs.HostLayout
 	Members  uint32
 	Resolver uint32
+	Uplink   uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -509,9 +515,11 @@ const (
 	bpfMapBhStatsV1        = "bh_stats_v1"
 	bpfMapBhSteerV1        = "bh_steer_v1"
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
-	bpfMapBhSwitchesV1     = "bh_switches_v1"
+	bpfMapBhSwitchesV2     = "bh_switches_v2"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
+	bpfProgBhFromHost      = "bh_from_host"
 	bpfProgBhFromPort      = "bh_from_port"
+	bpfProgBhFromWire      = "bh_from_wire"
 	bpfProgBhSweep         = "bh_sweep"
 	bpfVarUnusedAction     = "unused_action"
 	bpfVarUnusedDropEvent  = "unused_drop_event"
@@ -563,7 +571,9 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	BhFromHost *ebpf.ProgramSpec `ebpf:"bh_from_host"`
 	BhFromPort *ebpf.ProgramSpec `ebpf:"bh_from_port"`
+	BhFromWire *ebpf.ProgramSpec `ebpf:"bh_from_wire"`
 	BhSweep    *ebpf.ProgramSpec `ebpf:"bh_sweep"`
 }
 
@@ -597,7 +607,7 @@ type bpfMapSpecs struct {
 	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSteerV1        *ebpf.MapSpec `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
-	BhSwitchesV1     *ebpf.MapSpec `ebpf:"bh_switches_v1"`
+	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 }
 
@@ -659,7 +669,7 @@ type bpfMaps struct {
 	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSteerV1        *ebpf.Map `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
-	BhSwitchesV1     *ebpf.Map `ebpf:"bh_switches_v1"`
+	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
 }
 
@@ -691,7 +701,7 @@ func (m *bpfMaps) Close() error {
 		m.BhStatsV1,
 		m.BhSteerV1,
 		m.BhSweeperV1,
-		m.BhSwitchesV1,
+		m.BhSwitchesV2,
 		m.BhVectorsV1,
 	)
 }
@@ -712,13 +722,17 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	BhFromHost *ebpf.Program `ebpf:"bh_from_host"`
 	BhFromPort *ebpf.Program `ebpf:"bh_from_port"`
+	BhFromWire *ebpf.Program `ebpf:"bh_from_wire"`
 	BhSweep    *ebpf.Program `ebpf:"bh_sweep"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.BhFromHost,
 		p.BhFromPort,
+		p.BhFromWire,
 		p.BhSweep,
 	)
 }

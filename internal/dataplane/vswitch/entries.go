@@ -26,6 +26,7 @@ const (
 // and the indexes of its devices.
 type portState struct {
 	id     plan.PortID
+	kind   plan.PortKind
 	device string
 	index  uint32
 	entry  bpfPort
@@ -65,7 +66,18 @@ const (
 	portRateOut  = 4
 	portRateIn   = 8
 	portSteered  = 16
+	portLAN      = 32
 )
+
+// switchBits is where the VLAN begins in a switch's number (SEGMENT in bpf/lib/structs.h).
+const switchBits = 20
+
+func segment(sw uint32, vlan uint16) uint32 { return sw | uint32(vlan)<<switchBits }
+
+func vlanOf(segment uint32) uint16 { return uint16(segment >> switchBits) }
+
+// switchOf is the number of the network's switch.
+func switchOf(segment uint32) uint32 { return segment & (1<<switchBits - 1) }
 
 // wantPolicy takes the numbers of the port's lists. Their content is written with the port.
 func (a *Applier) wantPolicy(s *portState, port *plan.Port) error {
@@ -101,11 +113,18 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		return nil, portError(port.ID, "%w", err)
 	}
 	s := &portState{
-		id: port.ID, device: port.Device, index: index,
-		entry: bpfPort{Sw: sw.Number, Mac: port.MAC, Kind: uint8(port.Kind)},
+		id: port.ID, kind: port.Kind, device: port.Device, index: index,
+		entry: bpfPort{Sw: segment(sw.Number, port.VLAN), Mac: port.MAC, Kind: uint8(port.Kind)},
 		dest:  bpfDest{Port: index, Device: index, Kind: uint8(port.Kind)},
 		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{}, rates: map[bpfRateKey]bpfRate{},
-		steers: map[bpfSteerKey]bpfSteer{}, member: port.Kind != plan.PortResolver,
+		steers: map[bpfSteerKey]bpfSteer{},
+		member: port.Kind != plan.PortResolver && port.Kind != plan.PortUplink,
+	}
+	if port.Kind == plan.PortUplink {
+		return s, nil // who is not on the switch is behind it
+	}
+	if sw.Mode.OnLAN() {
+		s.entry.Flags |= portLAN
 	}
 	if err := a.wantPolicy(s, port); err != nil {
 		return nil, err
@@ -127,12 +146,12 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 	if port.Kind == plan.PortResolver && sw.HostPort != "" {
 		return s, nil
 	}
-	s.macs[bpfMacKey{Sw: sw.Number, Mac: port.MAC}] = s.dest
+	s.macs[bpfMacKey{Sw: s.entry.Sw, Mac: port.MAC}] = s.dest
 	for _, addr := range port.Addrs {
-		s.addrs[addrKey(sw.Number, addr)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, addr)}
+		s.addrs[addrKey(s.entry.Sw, addr)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, addr)}
 	}
 	if port.LinkLocal.IsValid() {
-		s.addrs[addrKey(sw.Number, port.LinkLocal)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, port.LinkLocal)}
+		s.addrs[addrKey(s.entry.Sw, port.LinkLocal)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, port.LinkLocal)}
 	}
 	return s, nil
 }
@@ -181,14 +200,14 @@ func sortedPorts(p *plan.Plan) []*plan.Port {
 
 // wanted is what all ports of a plan need: the whole content of the maps.
 type wanted struct {
-	states  map[plan.PortID]*portState
-	ports   map[uint32]bpfPort
-	macs    map[bpfMacKey]bpfDest
-	addrs   map[bpfAddrKey]bpfOwner
-	rates   map[bpfRateKey]bpfRate
-	steers  map[bpfSteerKey]bpfSteer
-	groups  map[uint32][]bpfDest // switch → members
-	devices map[string]bool
+	states map[plan.PortID]*portState
+	ports  map[uint32]bpfPort
+	macs   map[bpfMacKey]bpfDest
+	addrs  map[bpfAddrKey]bpfOwner
+	rates  map[bpfRateKey]bpfRate
+	steers map[bpfSteerKey]bpfSteer
+	groups map[uint32][]bpfDest // switch → members
+	hooks  map[string]bool      // by their pins
 }
 
 func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
@@ -196,13 +215,19 @@ func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
 	w := &wanted{
 		states: make(map[plan.PortID]*portState, n), ports: make(map[uint32]bpfPort, n),
 		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n), rates: map[bpfRateKey]bpfRate{},
-		steers: map[bpfSteerKey]bpfSteer{}, groups: map[uint32][]bpfDest{}, devices: make(map[string]bool, n),
+		steers: map[bpfSteerKey]bpfSteer{},
+		groups: map[uint32][]bpfDest{}, hooks: make(map[string]bool, n),
 	}
 	var errs []error
 	for _, port := range sortedPorts(p) {
 		s, err := a.want(p, port)
 		if err == nil {
 			err = w.add(s)
+		}
+		if err == nil {
+			for _, h := range a.hooksOf(s.kind, s.device) {
+				w.hooks[h.pin] = true
+			}
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -230,7 +255,7 @@ func (w *wanted) add(s *portState) error {
 	if s.member && len(w.groups[s.entry.Sw]) >= MaxMembers {
 		return portError(s.id, "switch %d has %d ports, the most it can have", s.entry.Sw, MaxMembers)
 	}
-	w.states[s.id], w.ports[s.index], w.devices[s.device] = s, s.entry, true
+	w.states[s.id], w.ports[s.index] = s, s.entry
 	maps.Copy(w.macs, s.macs)
 	maps.Copy(w.addrs, s.addrs)
 	maps.Copy(w.rates, s.rates)

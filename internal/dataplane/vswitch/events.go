@@ -93,7 +93,7 @@ func (a *Applier) dropOf(e *bpfDropEvent) Drop {
 	id := a.byIndex[e.Port]
 	a.mu.Unlock()
 	return Drop{
-		Time: eventTime(e.Time), Port: id, Switch: e.Sw, Reason: Reason(e.Reason), Rule: e.Rule, Len: e.Len,
+		Time: eventTime(e.Time), Port: id, Switch: switchOf(e.Sw), Reason: Reason(e.Reason), Rule: e.Rule, Len: e.Len,
 		EtherType: e.Ethertype, SrcMAC: e.Smac, DstMAC: e.Dmac, Src: eventAddr(e.Src), Dst: eventAddr(e.Dst),
 		Protocol: e.Proto, ICMPType: e.IcmpType, SPort: e.Sport, DPort: e.Dport,
 	}

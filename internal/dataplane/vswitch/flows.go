@@ -116,7 +116,7 @@ func (a *Applier) flowOf(c clock, k *bpfFlowKey, r *bpfFlowRecord) Flow {
 	}
 	a.mu.Unlock()
 	return Flow{
-		Switch: k.Sw, Protocol: k.Proto, Opener: ends[r.Opener&1], Peer: ends[1-r.Opener&1],
+		Switch: switchOf(k.Sw), Protocol: k.Proto, Opener: ends[r.Opener&1], Peer: ends[1-r.Opener&1],
 		State: flowState(r.State), Opened: c.at(r.Opened), Seen: c.at(r.Seen),
 		Packets: r.Packets, Bytes: r.Bytes, RuleOut: r.RuleOut, RuleIn: r.RuleIn,
 	}

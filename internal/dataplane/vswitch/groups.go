@@ -76,7 +76,11 @@ func (g *groups) remove(sw, port uint32) error {
 	}
 	delete(g.at[sw], port)
 	entry.Members--
-	return errors.Join(g.t.switches.set(sw, entry), g.t.members.drop(last))
+	err := errors.Join(g.t.switches.set(sw, entry), g.t.members.drop(last))
+	if vlanOf(sw) != 0 { // its network goes on without it
+		err = errors.Join(err, g.forget(sw))
+	}
+	return err
 }
 
 // setResolver names the resolver's port; 0: none.
@@ -86,10 +90,24 @@ func (g *groups) setResolver(sw, port uint32) error {
 	return g.t.switches.set(sw, entry)
 }
 
+// setUplink names the NIC; 0: none.
+func (g *groups) setUplink(sw, port uint32) error {
+	entry := g.t.switches.have[sw]
+	entry.Uplink = port
+	return g.t.switches.set(sw, entry)
+}
+
+// setOwn names both.
+func (g *groups) setOwn(sw, resolver, uplink uint32) error {
+	entry := g.t.switches.have[sw]
+	entry.Resolver, entry.Uplink = resolver, uplink
+	return g.t.switches.set(sw, entry)
+}
+
 // forget removes a switch that has nothing left.
 func (g *groups) forget(sw uint32) error {
 	e, ok := g.t.switches.have[sw]
-	if !ok || e.Members != 0 || e.Resolver != 0 {
+	if !ok || e.Members != 0 || e.Resolver != 0 || e.Uplink != 0 {
 		return nil
 	}
 	delete(g.at, sw)

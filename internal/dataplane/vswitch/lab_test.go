@@ -104,9 +104,14 @@ func (l *lab) update(d *plan.Delta) {
 
 func (l *lab) run(port plan.PortID, frame []byte) Result {
 	l.t.Helper()
+	return l.runAt(Place{Port: port}, frame)
+}
+
+func (l *lab) runAt(at Place, frame []byte) Result {
+	l.t.Helper()
 	var r Result
 	l.in(func() (err error) {
-		r, err = l.a.Run(port, frame)
+		r, err = l.a.RunAt(at, frame)
 		return err
 	})
 	return r
@@ -209,11 +214,15 @@ func (l *lab) up(p *plan.Port) {
 func (l *lab) live() {
 	l.t.Helper()
 	for _, p := range l.plan.Ports {
-		l.devices(p)
+		if p.Kind != plan.PortUplink {
+			l.devices(p)
+		}
 	}
 	l.sync()
 	for _, p := range l.plan.Ports {
-		l.up(p)
+		if p.Kind != plan.PortUplink {
+			l.up(p)
+		}
 	}
 }
 

@@ -253,11 +253,11 @@ func TestFailClosed(t *testing.T) {
 	bothWays(t, func(t *testing.T, mode AttachMode) {
 		p := newPair(t, mode)
 		p.ping(p.hostA, p.b.Addrs[0])
-		p.in(func() error { return p.lab.a.att.detach(p.a.Device) })
+		p.in(func() error { return p.lab.a.att.detach(p.lab.a.hooksOf(p.a.Kind, p.a.Device)[0]) })
 		th.Eventually(t, 2*time.Second, func() error {
 			var ok bool
 			p.in(func() (err error) {
-				ok, err = p.lab.a.att.attached(map[string]uint32{p.a.Device: p.lab.a.applied[p.a.ID].index})
+				ok, err = p.lab.a.att.attached([]spot{{p.lab.a.hooksOf(p.a.Kind, p.a.Device)[0], p.lab.a.applied[p.a.ID].index}})
 				return err
 			})
 			if ok {

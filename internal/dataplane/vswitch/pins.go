@@ -20,7 +20,7 @@ type pins struct{ dir string }
 func (p pins) maps() string            { return filepath.Join(p.dir, "maps") }
 func (p pins) progs() string           { return filepath.Join(p.dir, "progs") }
 func (p pins) links() string           { return filepath.Join(p.dir, "links") }
-func (p pins) program() string         { return filepath.Join(p.progs(), bpfProgBhFromPort) }
+func (p pins) program(n string) string { return filepath.Join(p.progs(), n) }
 func (p pins) mapFile(n string) string { return filepath.Join(p.maps(), n) }
 func (p pins) link(dev string) string  { return filepath.Join(p.links(), dev) }
 
@@ -104,20 +104,47 @@ func (a *Applier) load() error {
 	if err := spec.LoadAndAssign(&a.objs, opts); err != nil {
 		return explainLoad(err, a.pins.maps())
 	}
-	old, err := ebpf.LoadPinnedProgram(a.pins.program(), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	var errs []error
+	for name, slot := range programsOf(&a.objs) {
+		if err := a.reuse(name, slot); err != nil {
+			errs = append(errs, fmt.Errorf("program %s: %w", name, err))
+		}
 	}
-	if err != nil {
+	return errors.Join(errs...)
+}
+
+// programsOf are the programs that are attached, by their pinned names.
+func programsOf(o *bpfObjects) map[string]**ebpf.Program {
+	return map[string]**ebpf.Program{
+		bpfProgBhFromPort: &o.BhFromPort, bpfProgBhFromWire: &o.BhFromWire, bpfProgBhFromHost: &o.BhFromHost,
+	}
+}
+
+// reuse takes the pinned program in place of a loaded one that is the same.
+func (a *Applier) reuse(name string, slot **ebpf.Program) error {
+	old, err := ebpf.LoadPinnedProgram(a.pins.program(name), nil)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("open pinned program: %w", err)
 	}
-	same, err := sameProgram(a.objs.BhFromPort, old)
-	if err != nil || !same {
-		return errors.Join(err, old.Close())
+	if err == nil {
+		same, err := sameProgram(*slot, old)
+		if err != nil || !same {
+			if err := errors.Join(err, old.Close()); err != nil {
+				return err
+			}
+		} else {
+			if err := (*slot).Close(); err != nil {
+				return err
+			}
+			*slot = old
+		}
 	}
-	err = a.objs.BhFromPort.Close()
-	a.objs.BhFromPort = old
-	return err
+	info, err := (*slot).Info()
+	if err != nil {
+		return fmt.Errorf("ask about it: %w", err)
+	}
+	a.ids[name], _ = info.ID()
+	return nil
 }
 
 // explainLoad adds the next step to what commonly goes wrong.
@@ -165,17 +192,22 @@ func sameProgram(a, b *ebpf.Program) (bool, error) {
 	return len(ids) == len(have), nil
 }
 
-// pinsExist tells whether maps and program are pinned.
+// pinsExist tells whether maps and programs are pinned.
 func (a *Applier) pinsExist() bool {
 	for name := range mapsOf(&a.objs) {
 		if !exists(a.pins.mapFile(name)) {
 			return false
 		}
 	}
-	return exists(a.pins.program())
+	for name := range programsOf(&a.objs) {
+		if !exists(a.pins.program(name)) {
+			return false
+		}
+	}
+	return true
 }
 
-// ensurePins puts back the pins of the maps and the program, and says which were gone.
+// ensurePins puts back the pins of the maps and the programs, and says which were gone.
 // The kernel objects live on while we hold them.
 func (a *Applier) ensurePins() (missing []string, err error) {
 	if err := a.pins.prepare(); err != nil {
@@ -191,13 +223,17 @@ func (a *Applier) ensurePins() (missing []string, err error) {
 		errs = append(errs, m.Unpin(), m.Pin(a.pins.mapFile(name)))
 		a.writes++
 	}
-	pinned, err := a.programPinned()
-	errs = append(errs, err)
-	if !pinned {
-		if a.objs.BhFromPort.IsPinned() {
-			missing = append(missing, bpfProgBhFromPort)
+	for name, slot := range programsOf(&a.objs) {
+		prog := *slot
+		pinned, err := a.programPinned(name)
+		errs = append(errs, err)
+		if pinned {
+			continue
 		}
-		errs = append(errs, remove(a.pins.program()), a.objs.BhFromPort.Unpin(), a.objs.BhFromPort.Pin(a.pins.program()))
+		if prog.IsPinned() {
+			missing = append(missing, name)
+		}
+		errs = append(errs, remove(a.pins.program(name)), prog.Unpin(), prog.Pin(a.pins.program(name)))
 		a.writes++
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -207,8 +243,8 @@ func (a *Applier) ensurePins() (missing []string, err error) {
 }
 
 // programPinned tells whether the pinned program is the one in use.
-func (a *Applier) programPinned() (bool, error) {
-	p, err := ebpf.LoadPinnedProgram(a.pins.program(), nil)
+func (a *Applier) programPinned(name string) (bool, error) {
+	p, err := ebpf.LoadPinnedProgram(a.pins.program(name), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -220,13 +256,8 @@ func (a *Applier) programPinned() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	y, err := a.objs.BhFromPort.Info()
-	if err != nil {
-		return false, err
-	}
-	i, _ := x.ID()
-	j, _ := y.ID()
-	return i == j, nil
+	id, _ := x.ID()
+	return id == a.ids[name], nil
 }
 
 // pruneOldPins removes pins of objects that this version does not have, left by another
@@ -248,8 +279,9 @@ func (a *Applier) pruneOldPins() error {
 			a.writes++
 		}
 	}
+	ours := programsOf(&a.objs)
 	for _, n := range progs {
-		if n != bpfProgBhFromPort {
+		if ours[n] == nil {
 			errs = append(errs, remove(filepath.Join(a.pins.progs(), n)))
 			a.writes++
 		}

@@ -34,6 +34,8 @@ const (
 	ReasonFlowTable        = Reason(bpfDropReasonDROP_FLOW_TABLE)
 	ReasonRateOut          = Reason(bpfDropReasonDROP_RATE_OUT)
 	ReasonRateIn           = Reason(bpfDropReasonDROP_RATE_IN)
+	ReasonReflected        = Reason(bpfDropReasonDROP_REFLECTED)
+	ReasonNoUplink         = Reason(bpfDropReasonDROP_NO_UPLINK)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
@@ -68,6 +70,8 @@ var words = map[Reason][2]string{
 	ReasonFlowTable:        {"flow-table", "the endpoint's share of the flow table is used up"},
 	ReasonRateOut:          {"rate-out", "the sender's bandwidth is used up (QOS)"},
 	ReasonRateIn:           {"rate-in", "the receiver's bandwidth is used up (Bulkhead.IncomingQOS)"},
+	ReasonReflected:        {"reflected", "it came in from the wire with the MAC of a port of this switch"},
+	ReasonNoUplink:         {"no-uplink", "it is for the LAN, and the NIC of the network is gone"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -35,42 +34,29 @@ func (a *Applier) Reset(ctx context.Context) error {
 	return errors.Join(Reset(ctx, a.pins.dir), a.Close())
 }
 
-// removeFilters takes our clsact filters off the devices that have our names.
+// removeFilters takes our clsact filters off every device: a NIC does not show by its name
+// that it has one.
 func removeFilters(ctx context.Context) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer h.Close()
-	devs, err := portDevices(h)
-	if err != nil {
-		return err
+	// An interrupted dump is a complete answer to "where are ours": what came or went
+	// meanwhile is seen next time.
+	links, err := h.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("list devices: %w", err)
 	}
 	c := &clsact{nl: h}
 	errs := []error{removeAllOffloadFilters(h)}
-	for _, d := range devs {
+	for _, l := range links {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		errs = append(errs, c.detach(d))
+		errs = append(errs, c.removeBoth(uint32(l.Attrs().Index)))
 	}
 	return errors.Join(errs...)
-}
-
-func portDevices(h *netlink.Handle) ([]string, error) {
-	links, err := h.LinkList()
-	// An interrupted dump is a complete answer to "which of ours are there": what came
-	// or went meanwhile is seen next time.
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	var out []string
-	for _, l := range links {
-		if n := l.Attrs().Name; strings.HasPrefix(n, plan.PortPrefix) {
-			out = append(out, n)
-		}
-	}
-	return out, nil
 }
 
 // Leftovers lists pins below dir ("" for the default one) that serve no port of the plan:
@@ -82,6 +68,10 @@ func Leftovers(dir string, p *plan.Plan) ([]string, error) {
 	keep := map[string]bool{}
 	for _, port := range p.Ports {
 		keep[filepath.Join(dir, "links", port.Device)] = true
+		if port.Kind == plan.PortUplink {
+			nic := filepath.Join(dir, "links", nicPin(port.Device))
+			keep[nic+"-in"], keep[nic+"-out"] = true, true
+		}
 	}
 	var out []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -17,6 +17,9 @@ const (
 	Delivered  = Outcome(bpfOutcomeOUTCOME_DELIVER)
 	Answered   = Outcome(bpfOutcomeOUTCOME_ANSWER)
 	Replicated = Outcome(bpfOutcomeOUTCOME_REPLICATE)
+	// ToWire is a delivery out of a NIC, Passed what the programs at a NIC leave alone.
+	ToWire = Outcome(bpfOutcomeOUTCOME_WIRE)
+	Passed = Outcome(bpfOutcomeOUTCOME_PASS)
 )
 
 func (o Outcome) String() string {
@@ -29,6 +32,10 @@ func (o Outcome) String() string {
 		return "answered"
 	case Replicated:
 		return "replicated"
+	case ToWire:
+		return "to wire"
+	case Passed:
+		return "passed"
 	}
 	return fmt.Sprintf("outcome-%d", uint32(o))
 }
@@ -49,24 +56,47 @@ type Result struct {
 }
 
 // Run asks the loaded program, with the maps as they are, what becomes of a frame that
-// the vNIC behind a port sends. Nothing is sent and nothing is counted.
+// the vNIC behind a port sends, or that comes in from the wire at an uplink. Nothing is
+// sent and nothing is counted.
 func (a *Applier) Run(port plan.PortID, frame []byte) (Result, error) {
+	return a.RunAt(Place{Port: port}, frame)
+}
+
+// Place is where a frame meets the switch.
+type Place struct {
+	Port plan.PortID
+	// Host: at an uplink, sent by the host's own stack.
+	Host bool
+}
+
+// RunAt is Run at any place.
+func (a *Applier) RunAt(at Place, frame []byte) (Result, error) {
 	a.mu.Lock()
-	s := a.applied[port]
+	s := a.applied[at.Port]
 	a.mu.Unlock()
 	if s == nil {
-		return Result{}, fmt.Errorf("run a frame from port %s: the port is not on any switch", port)
+		return Result{}, fmt.Errorf("run a frame from port %s: the port is not on any switch", at.Port)
 	}
-	return a.run(s.index, frame)
+	in, prog := bpfSkBuff{Ifindex: s.index}, a.objs.BhFromPort
+	switch {
+	case s.kind == plan.PortUplink && at.Host:
+		prog, in.Tstamp = a.objs.BhFromHost, testTime
+	case s.kind == plan.PortUplink:
+		prog = a.objs.BhFromWire
+	}
+	return a.run(prog, in, frame)
 }
+
+// testTime is TEST_TIME in bpf/lib/nic.h.
+const testTime = 0xb01cb01cb01cb01c
 
 // run leaves ingress_ifindex zero, which no received frame has: that is how the program
 // knows.
-func (a *Applier) run(index uint32, frame []byte) (Result, error) {
+func (a *Applier) run(prog *ebpf.Program, in bpfSkBuff, frame []byte) (Result, error) {
 	var out bpfSkBuff
 	buf := make([]byte, len(frame)+256) // an answer may be longer
-	opts := &ebpf.RunOptions{Data: frame, DataOut: buf, Context: bpfSkBuff{Ifindex: index}, ContextOut: &out}
-	if _, err := a.objs.BhFromPort.Run(opts); err != nil {
+	opts := &ebpf.RunOptions{Data: frame, DataOut: buf, Context: in, ContextOut: &out}
+	if _, err := prog.Run(opts); err != nil {
 		return Result{}, fmt.Errorf("run the switch program: %w", err)
 	}
 	r := Result{
@@ -78,7 +108,7 @@ func (a *Applier) run(index uint32, frame []byte) (Result, error) {
 	} else {
 		r.RuleOut = out.Cb[3]
 	}
-	if r.Outcome == Delivered {
+	if r.Outcome == Delivered || r.Outcome == ToWire {
 		r.Copies = 1
 		a.mu.Lock()
 		r.To = a.byIndex[out.Cb[2]]

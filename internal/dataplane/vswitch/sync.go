@@ -93,7 +93,7 @@ func (a *Applier) writeAll(ctx context.Context, p *plan.Plan, w *wanted) (drift 
 		}
 	}
 	for network, sw := range p.Switches {
-		if err := a.groups.setResolver(sw.Number, a.resolverIndex(w, sw)); err != nil {
+		if err := a.groups.setOwn(sw.Number, w.index(sw.ResolverPort), w.index(sw.UplinkPort)); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}
 		if _, ok := w.groups[sw.Number]; !ok {
@@ -103,8 +103,9 @@ func (a *Applier) writeAll(ctx context.Context, p *plan.Plan, w *wanted) (drift 
 	return drift, errs
 }
 
-func (a *Applier) resolverIndex(w *wanted, sw *plan.Switch) uint32 {
-	if s := w.states[sw.ResolverPort]; s != nil {
+// index of a port's device, 0 for one that is not there.
+func (w *wanted) index(id plan.PortID) uint32 {
+	if s := w.states[id]; s != nil {
 		return s.index
 	}
 	return 0
@@ -125,7 +126,7 @@ func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 			errs = append(errs, a.tables.drops.delete(k))
 		}
 	}
-	gone, err := a.att.prune(w.devices)
+	gone, err := a.att.prune(w.hooks)
 	a.writes += len(gone)
 	errs = append(errs, err)
 	for id := range a.applied {
@@ -220,11 +221,17 @@ func (a *Applier) ensureShare(index uint32) error {
 }
 
 func (a *Applier) attach(s *portState) (found string, err error) {
-	found, err = a.att.ensure(s.device, s.index)
-	if found != "" {
-		a.writes++
+	for _, h := range a.hooksOf(s.kind, s.device) {
+		instead, err := a.att.ensure(spot{h, s.index})
+		if instead != "" {
+			a.writes++
+			found = instead
+		}
+		if err != nil {
+			return found, err
+		}
 	}
-	return found, err
+	return found, nil
 }
 
 func (a *Applier) remember(s *portState) {
@@ -282,9 +289,9 @@ func (a *Applier) differs(s *portState) []string {
 	if s.member && !a.groups.has(s.entry.Sw, s.dest) {
 		out = append(out, bpfMapBhMembersV1)
 	}
-	isResolver := plan.PortKind(s.entry.Kind) == plan.PortResolver
-	if isResolver && a.tables.switches.have[s.entry.Sw].Resolver != s.index {
-		out = append(out, bpfMapBhSwitchesV1)
+	own := a.tables.switches.have[s.entry.Sw]
+	if s.kind == plan.PortResolver && own.Resolver != s.index || s.kind == plan.PortUplink && own.Uplink != s.index {
+		out = append(out, bpfMapBhSwitchesV2)
 	}
 	return out
 }
@@ -352,15 +359,17 @@ func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 		a.dirty = true // the mirror has learnt the change: only Sync may forget it
 		return false, nil
 	}
-	devs := make(map[string]uint32, len(a.applied))
+	hooks := make([]spot, 0, len(a.applied))
 	for id, s := range a.applied {
 		if p.Ports[id] == nil {
 			return false, nil
 		}
-		devs[s.device] = s.index
+		for _, h := range a.hooksOf(s.kind, s.device) {
+			hooks = append(hooks, spot{h, s.index})
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	return a.att.attached(devs)
+	return a.att.attached(hooks)
 }

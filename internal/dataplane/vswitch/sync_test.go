@@ -108,11 +108,11 @@ func TestRepair(t *testing.T) {
 			"counters deleted":     func() error { return objs.BhStatsV1.Delete(&state.index) },
 			"foreign port":         func() error { return objs.BhPortsV2.Put(uint32(9999), &bpfPort{Sw: 1, Kind: 2}) },
 			"foreign address":      func() error { k := addrKey(1, addr("10.1.0.66")); return objs.BhAddrsV1.Put(&k, &bpfOwner{Port: 3}) },
-			"program detached":     func() error { return p.lab.a.att.detach(p.a.Device) },
+			"program detached":     func() error { return p.lab.a.att.detach(p.lab.a.hooksOf(p.a.Kind, p.a.Device)[0]) },
 			"map pin removed":      func() error { return os.Remove(p.lab.a.pins.mapFile(bpfMapBhAddrsV1)) },
-			"program pin removed":  func() error { return os.Remove(p.lab.a.pins.program()) },
+			"program pin removed":  func() error { return os.Remove(p.lab.a.pins.program(bpfProgBhFromPort)) },
 			"all pins removed":     func() error { return os.RemoveAll(p.lab.a.pins.dir) },
-			"broadcast list empty": func() error { return objs.BhSwitchesV1.Put(uint32(1), &bpfVswitch{}) },
+			"broadcast list empty": func() error { return objs.BhSwitchesV2.Put(uint32(1), &bpfVswitch{}) },
 			"clsact removed": func() error {
 				return netlinkDo(func(h *netlink.Handle) error {
 					q := netlink.QdiscAttrs{LinkIndex: int(state.index), Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}

@@ -178,7 +178,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		ports:    newTable[uint32, bpfPort](bpfMapBhPortsV2, o.BhPortsV2, writes),
 		macs:     newTable[bpfMacKey, bpfDest](bpfMapBhMacsV1, o.BhMacsV1, writes),
 		addrs:    newTable[bpfAddrKey, bpfOwner](bpfMapBhAddrsV1, o.BhAddrsV1, writes),
-		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV1, o.BhSwitchesV1, writes),
+		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV2, o.BhSwitchesV2, writes),
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
 		rates:    newTable[bpfRateKey, bpfRate](bpfMapBhRatesV1, o.BhRatesV1, writes),
 		steers:   newTable[bpfSteerKey, bpfSteer](bpfMapBhSteerV1, o.BhSteerV1, writes),

@@ -120,7 +120,7 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 		if c.New == nil {
 			continue
 		}
-		for _, id := range []plan.PortID{c.New.HostPort, c.New.ResolverPort} {
+		for _, id := range []plan.PortID{c.New.HostPort, c.New.ResolverPort, c.New.UplinkPort} {
 			if port := p.Ports[id]; port != nil {
 				out[id] = port
 			}
@@ -150,12 +150,18 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 		dropMissing(a.tables.steers, old.steers, nil),
 		a.groups.remove(old.entry.Sw, old.index),
 	}
-	if plan.PortKind(old.entry.Kind) == plan.PortResolver {
+	switch old.kind {
+	case plan.PortResolver:
 		errs = append(errs, a.groups.setResolver(old.entry.Sw, 0))
+	case plan.PortUplink:
+		errs = append(errs, a.groups.setUplink(old.entry.Sw, 0))
+	default:
 	}
 	if next == nil || next.device != old.device {
-		errs = append(errs, a.att.detach(old.device))
-		a.writes++
+		for _, h := range a.hooksOf(old.kind, old.device) {
+			errs = append(errs, a.att.detach(h))
+			a.writes++
+		}
 	}
 	errs = append(errs, a.forgetCounters(old.index))
 	a.forget(id)
@@ -192,8 +198,12 @@ func (a *Applier) place(s *portState) error {
 		return err
 	}
 	a.remember(s)
-	if plan.PortKind(s.entry.Kind) == plan.PortResolver {
+	switch s.kind {
+	case plan.PortResolver:
 		return a.groups.setResolver(s.entry.Sw, s.index)
+	case plan.PortUplink:
+		return a.groups.setUplink(s.entry.Sw, s.index)
+	default:
 	}
 	return a.groups.add(s.entry.Sw, s.dest)
 }

@@ -306,7 +306,7 @@ type uplinkScratch struct {
 		Tcp       uint8
 		Limits    uint8
 		Stale     uint8
-		_         [1]byte
+		Lan       uint8
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -395,6 +395,7 @@ type uplinkVswitch struct {
 	_        structs.HostLayout
 	Members  uint32
 	Resolver uint32
+	Uplink   uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -431,7 +432,7 @@ const (
 	uplinkMapBhSharesV3        = "bh_shares_v3"
 	uplinkMapBhStatsV1         = "bh_stats_v1"
 	uplinkMapBhSweeperV1       = "bh_sweeper_v1"
-	uplinkMapBhSwitchesV1      = "bh_switches_v1"
+	uplinkMapBhSwitchesV2      = "bh_switches_v2"
 	uplinkMapBhVectorsV1       = "bh_vectors_v1"
 	uplinkProgBhCarryIn        = "bh_carry_in"
 	uplinkProgBhCarryOut       = "bh_carry_out"
@@ -524,7 +525,7 @@ type uplinkMapSpecs struct {
 	BhSharesV3        *ebpf.MapSpec `ebpf:"bh_shares_v3"`
 	BhStatsV1         *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSweeperV1       *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
-	BhSwitchesV1      *ebpf.MapSpec `ebpf:"bh_switches_v1"`
+	BhSwitchesV2      *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhVectorsV1       *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 }
 
@@ -587,7 +588,7 @@ type uplinkMaps struct {
 	BhSharesV3        *ebpf.Map `ebpf:"bh_shares_v3"`
 	BhStatsV1         *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSweeperV1       *ebpf.Map `ebpf:"bh_sweeper_v1"`
-	BhSwitchesV1      *ebpf.Map `ebpf:"bh_switches_v1"`
+	BhSwitchesV2      *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhVectorsV1       *ebpf.Map `ebpf:"bh_vectors_v1"`
 }
 
@@ -623,7 +624,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhSharesV3,
 		m.BhStatsV1,
 		m.BhSweeperV1,
-		m.BhSwitchesV1,
+		m.BhSwitchesV2,
 		m.BhVectorsV1,
 	)
 }

@@ -83,8 +83,10 @@ type Applier struct {
 	log  *slog.Logger
 	pins pins
 	objs bpfObjects
-	att  attacher
-	dev  *deviceIndex
+	// ids are the numbers of the attached programs, by name.
+	ids map[string]ebpf.ProgramID
+	att attacher
+	dev *deviceIndex
 	// offload is nil when it is off or the kernel cannot, for the reason beside it.
 	offload       *offload
 	offloadReason string
@@ -130,6 +132,7 @@ func New(opts Options) (*Applier, error) {
 	a := &Applier{
 		log:         opts.Log,
 		pins:        pins{dir: opts.BPFDir},
+		ids:         map[string]ebpf.ProgramID{},
 		eventsOpen:  make(chan struct{}, 1),
 		flowLogOpen: make(chan struct{}, 1),
 		applied:     map[plan.PortID]*portState{},
@@ -161,7 +164,7 @@ func (a *Applier) open(opts Options) error {
 	if a.dev, err = newDeviceIndex(); err != nil {
 		return err
 	}
-	if a.att, err = newAttacher(opts.Attach, a.pins, a.objs.BhFromPort); err != nil {
+	if a.att, err = newAttacher(opts.Attach, a.pins); err != nil {
 		return err
 	}
 	return a.openOffload(opts.Offload)
@@ -219,7 +222,7 @@ func closeObjects(o *bpfObjects) error {
 			errs = append(errs, m.Close())
 		}
 	}
-	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhSweep} {
+	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhFromWire, o.BhFromHost, o.BhSweep} {
 		if p != nil {
 			errs = append(errs, p.Close())
 		}
@@ -231,7 +234,7 @@ func closeObjects(o *bpfObjects) error {
 func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		bpfMapBhPortsV2: o.BhPortsV2, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
-		bpfMapBhSwitchesV1: o.BhSwitchesV1, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
+		bpfMapBhSwitchesV2: o.BhSwitchesV2, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1,

@@ -10,13 +10,13 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
-// Packet draws a packet that one of the plan's vNICs sends. Most are what a stack would
+// Packet draws a packet that one of the plan's vNICs sends, or that is at an uplink. Most are what a stack would
 // send, to somebody who is there; some have a field that is not the sender's to choose.
 // Packets that [plan.Plan.Trace] does not trace are not drawn.
 func Packet(t *rapid.T, p *plan.Plan) plan.Packet {
 	from := p.Ports[rapid.SampledFrom(slices.Sorted(maps.Keys(p.Ports))).Draw(t, "from")]
 	v6 := rapid.Bool().Draw(t, "v6")
-	k := plan.Packet{From: from.ID, Src: source(t, from, v6), Dst: destination(t, p, from.ID, v6)}
+	k := plan.Packet{From: from.ID, Host: from.Kind == plan.PortUplink && rapid.Bool().Draw(t, "host"), Src: source(t, from, v6), Dst: destination(t, p, from.ID, v6)}
 	k.SrcMAC, k.DstMAC = macs(t, p)
 	if k.DstMAC == (plan.MAC{}) && k.Dst.IsMulticast() && !seldom(t, "unicast to a group") {
 		k.DstMAC = plan.MAC{0x33, 0x33, 0, 0, 0, 1}
@@ -56,7 +56,7 @@ func source(t *rapid.T, from *plan.Port, v6 bool) netip.Addr {
 			own = append(own, a)
 		}
 	}
-	if v6 {
+	if v6 && from.LinkLocal.IsValid() {
 		own = append(own, from.LinkLocal)
 	}
 	if len(own) == 0 || seldom(t, "other source") || from.Kind == plan.PortHost && rapid.Bool().Draw(t, "routed") {
@@ -94,7 +94,7 @@ func destination(t *rapid.T, p *plan.Plan, from plan.PortID, v6 bool) netip.Addr
 			continue
 		}
 		for _, a := range append(slices.Clone(p.Ports[id].Addrs), p.Ports[id].LinkLocal) {
-			if a.Is6() == v6 {
+			if a.IsValid() && a.Is6() == v6 {
 				known = append(known, a)
 			}
 		}

@@ -35,7 +35,18 @@ func guid(kind string, n int) hcn.GUID {
 }
 
 // Plan draws a plan of one or two switches with two to six container ports.
-func Plan(t *rapid.T) *plan.Plan { return plan.Compile(Intent(t), &plan.Facts{UplinkMTU: 1500}) }
+func Plan(t *rapid.T) *plan.Plan { return plan.Compile(Intent(t), Facts()) }
+
+// Facts are those of a host that has the NICs of drawn networks on a LAN.
+func Facts() *plan.Facts {
+	f := &plan.Facts{UplinkMTU: 1500}
+	for i := range Networks() {
+		f.NICs = append(f.NICs, plan.NIC{Name: nic(i + 1), Index: i + 1, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, byte(i + 1)}})
+	}
+	return f
+}
+
+func nic(network int) string { return fmt.Sprintf("nic%d", network) }
 
 // Intent draws what [Plan] compiles.
 func Intent(t *rapid.T) *plan.Intent {
@@ -53,6 +64,9 @@ func Intent(t *rapid.T) *plan.Intent {
 		in.Namespaces[ns] = &plan.NamespaceRow{Doc: hcn.HostComputeNamespace{ID: ns}}
 		e := endpoint(t, id, i+1)
 		e.Doc.HostComputeNetwork = on
+		if in.Networks[on].Uplink != "" && rapid.IntRange(0, 4).Draw(t, "tagged") == 0 {
+			e.Doc.Policies = append(e.Doc.Policies, hcn.NewEndpointPolicy(hcn.EndpointVLAN, hcn.VlanPolicySetting{IsolationId: 5}))
+		}
 		e.Attach = &plan.Attachment{Namespace: ns, Interface: "eth0"}
 		in.Endpoints[id] = e
 	}
@@ -68,14 +82,18 @@ const (
 
 func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 	doc := hcn.HostComputeNetwork{
-		ID: id, Name: fmt.Sprintf("net%d", number), Type: rapid.SampledFrom([]hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private}).Draw(t, "type"),
+		ID: id, Name: fmt.Sprintf("net%d", number), Type: rapid.SampledFrom([]hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private, hcn.Transparent}).Draw(t, "type"),
 		Ipams: []hcn.Ipam{{Subnets: []hcn.Subnet{
 			{IpAddressPrefix: prefix4, Routes: []hcn.Route{{NextHop: "10.1.0.1", DestinationPrefix: "0.0.0.0/0"}}},
 			{IpAddressPrefix: prefix6, Routes: []hcn.Route{{NextHop: "fd00:1::1", DestinationPrefix: "::/0"}}},
 		}}},
 		Policies: networkPolicies(t),
 	}
-	return &plan.Network{Doc: doc, Switch: uint32(number), GatewayMAC: plan.MAC{2, 0, 0, 0, byte(number), 1}}
+	n := &plan.Network{Doc: doc, Switch: uint32(number), GatewayMAC: plan.MAC{2, 0, 0, 0, byte(number), 1}}
+	if doc.Type == hcn.Transparent {
+		n.Uplink = nic(number)
+	}
+	return n
 }
 
 // Addresses of the endpoint with a number.

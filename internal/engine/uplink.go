@@ -1,0 +1,211 @@
+package engine
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// uplinkPolicies say which NIC a network on a LAN is on. Its switch is there for good.
+var uplinkPolicies = []hcn.NetworkPolicyType{hcn.NetAdapterName, hcn.NetworkInterfaceConstraint, hcn.NetworkProviderAddress}
+
+// pickUplink chooses the NIC of a network on a LAN by what its document says, or else one
+// that fits its subnets, and has the document show it.
+func (t *txn) pickUplink(doc *hcn.HostComputeNetwork) (string, error) {
+	if !plan.OnLAN(doc.Type) {
+		return "", nil
+	}
+	var nic *plan.NIC
+	for _, p := range doc.Policies {
+		if !slices.Contains(uplinkPolicies, p.Type) {
+			continue
+		}
+		settings, err := p.Decode()
+		if err != nil {
+			return "", err
+		}
+		named, err := t.namedNIC(p.Type, settings)
+		if err != nil {
+			return "", err
+		}
+		if nic != nil && nic.Name != named.Name {
+			return "", hcn.Errorf(hcn.ErrInvalidPolicy, "the policies of network %q name two NICs, %s and %s: keep one", doc.Name, nic.Name, named.Name)
+		}
+		nic = named
+	}
+	if nic == nil {
+		if nic = t.likelyNIC(doc); nic == nil {
+			return "", hcn.Errorf(hcn.ErrAdapterNotFound, "network %q: no NIC of this host has an address, is up and has no switch yet: name one with the policy NetAdapterName (`ip -brief address` shows them)", doc.Name)
+		}
+	}
+	if err := t.fitNIC(nic); err != nil {
+		return "", err
+	}
+	if !slices.ContainsFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.NetAdapterName }) {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: nic.Name}))
+	}
+	showManagement(doc, nic)
+	return nic.Name, nil
+}
+
+// namedNIC is the one that a policy means.
+func (t *txn) namedNIC(kind hcn.NetworkPolicyType, settings any) (*plan.NIC, error) {
+	switch s := settings.(type) {
+	case hcn.NetAdapterNamePolicySetting:
+		if strings.Contains(s.NetworkAdapterName, ",") {
+			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "NetAdapterName: %q is a team of NICs, which this version does not make: make a bond and name that", s.NetworkAdapterName)
+		}
+		return t.nicByName(s.NetworkAdapterName)
+	case hcn.InterfaceConstraintPolicySetting:
+		switch {
+		case !s.InterfaceGuid.IsZero(), s.InterfaceLuid != 0, s.InterfaceMediaType != 0, s.InterfaceDescription != "":
+			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "InterfaceConstraint: a NIC of this host has a name and an index: use InterfaceAlias or InterfaceIndex")
+		case s.InterfaceAlias != "":
+			return t.nicByName(s.InterfaceAlias)
+		}
+		for i := range t.facts.NICs {
+			if n := &t.facts.NICs[i]; uint32(n.Index) == s.InterfaceIndex {
+				return n, nil
+			}
+		}
+		return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "InterfaceConstraint: no NIC has the index %d: see `ip link`", s.InterfaceIndex)
+	case hcn.ProviderAddressPolicySetting:
+		a, err := netip.ParseAddr(s.ProviderAddress)
+		if err != nil {
+			return nil, hcn.Errorf(hcn.ErrInvalidPolicy, "ProviderAddress: %w", err)
+		}
+		for i := range t.facts.NICs {
+			n := &t.facts.NICs[i]
+			if slices.ContainsFunc(n.Addrs, func(p netip.Prefix) bool { return p.Addr() == a.Unmap() }) {
+				return n, nil
+			}
+		}
+		return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "ProviderAddress: no NIC of this host has the address %s: see `ip address`", a)
+	}
+	return nil, hcn.Errorf(hcn.ErrInvalidPolicy, "policy %s names no NIC", kind)
+}
+
+func (t *txn) nicByName(name string) (*plan.NIC, error) {
+	if nic := t.facts.NIC(name); nic != nil {
+		return nic, nil
+	}
+	why := "see `ip link`"
+	switch {
+	case name == "lo":
+		why = "loopback leads nowhere"
+	case strings.HasPrefix(name, plan.PortPrefix), strings.HasPrefix(name, plan.HostVNICPrefix):
+		why = "vNICs of Bulkhead's own switches are none"
+	}
+	return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "no NIC of this host is called %q: %s", name, why)
+}
+
+// fitNIC refuses one that cannot carry a switch.
+func (t *txn) fitNIC(nic *plan.NIC) error {
+	switch {
+	case nic.Unfit != "":
+		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s cannot be the uplink of a network: %s. Choose another NIC", nic.Name, nic.Unfit)
+	case !nic.Up:
+		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s is down: `ip link set %s up`, then try again", nic.Name, nic.Name)
+	}
+	if n := t.networkOn(nic.Name); n != nil {
+		return hcn.Errorf(hcn.ErrSharedSwitchModification, "%s is the uplink of network %q already, and carries one network in this version: use that one, or another NIC", nic.Name, n.Doc.Name)
+	}
+	return nil
+}
+
+func (t *txn) networkOn(nic string) *plan.Network {
+	for _, n := range t.st.networks {
+		if n.Uplink == nic {
+			return n
+		}
+	}
+	return nil
+}
+
+// likelyNIC is one whose address is in a subnet of the network; else that of the default
+// route; else the first with an address.
+func (t *txn) likelyNIC(doc *hcn.HostComputeNetwork) *plan.NIC {
+	var best *plan.NIC
+	rank := 0
+	for i := range t.facts.NICs {
+		n := &t.facts.NICs[i]
+		if n.Unfit != "" || !n.Up || len(n.Addrs) == 0 || t.networkOn(n.Name) != nil {
+			continue
+		}
+		now := 1
+		if n.Name == t.facts.Uplink {
+			now = 2
+		}
+		if slices.ContainsFunc(n.Addrs, func(p netip.Prefix) bool { return doc.SubnetOf(p.Addr()) != nil }) {
+			now = 3
+		}
+		if now > rank {
+			best, rank = n, now
+		}
+	}
+	return best
+}
+
+// showManagement puts the host's address on the NIC into the document: in a subnet of the
+// network if there is one, IPv4 before IPv6.
+func showManagement(doc *hcn.HostComputeNetwork, nic *plan.NIC) {
+	if nic == nil || len(nic.Addrs) == 0 {
+		return
+	}
+	best := slices.MinFunc(nic.Addrs, func(a, b netip.Prefix) int {
+		rank := func(p netip.Prefix) int {
+			r := 0
+			if doc.SubnetOf(p.Addr()) == nil {
+				r += 2
+			}
+			if p.Addr().Is6() {
+				r++
+			}
+			return r
+		}
+		return cmp.Compare(rank(a), rank(b))
+	}).Addr()
+	shown := hcn.NewNetworkPolicy(hcn.NetworkProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: best.String()})
+	if i := slices.IndexFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.NetworkProviderAddress }); i >= 0 {
+		set, err := hcn.NetworkSettingsOf[hcn.ProviderAddressPolicySetting](doc.Policies)
+		has := func(p netip.Prefix) bool {
+			return err == nil && len(set) > 0 && p.Addr().String() == set[0].ProviderAddress
+		}
+		if !slices.ContainsFunc(nic.Addrs, has) { // it has another address by now
+			doc.Policies[i] = shown
+		}
+		return
+	}
+	doc.Policies = append(doc.Policies, shown)
+}
+
+// checkUplinkStays refuses to move a network to another NIC: its containers have addresses
+// of this LAN.
+func checkUplinkStays(old, doc *hcn.HostComputeNetwork) error {
+	of := func(d *hcn.HostComputeNetwork) []string {
+		var out []string
+		for _, p := range d.Policies {
+			if slices.Contains(uplinkPolicies, p.Type) {
+				out = append(out, string(p.Type)+string(p.Settings))
+			}
+		}
+		slices.Sort(out)
+		return out
+	}
+	if !plan.OnLAN(doc.Type) || slices.Equal(of(old), of(doc)) {
+		return nil
+	}
+	return hcn.Errorf(hcn.ErrSharedSwitchModification, "network %q stays on the NIC that it was made on: leave NetAdapterName, InterfaceConstraint and ProviderAddress as they are, or create another network", old.Name)
+}
+
+// sameNIC tells whether the plan sees no difference.
+func sameNIC(a, b *plan.NIC) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.Segments == b.Segments
+}
