@@ -19,13 +19,17 @@ func flows(sw *vswitch.Applier) engine.Flows {
 		},
 		Rules: func(port plan.PortID) (map[uint32]engine.RuleCount, error) {
 			counted, err := sw.RuleCounters(port)
-			out := make(map[uint32]engine.RuleCount, len(counted))
-			for n, c := range counted {
-				out[n] = engine.RuleCount(c)
-			}
-			return out, err
+			return ruleCounts(counted), err
 		},
 	}
+}
+
+func ruleCounts(counted map[uint32]vswitch.RuleCounters) map[uint32]engine.RuleCount {
+	out := make(map[uint32]engine.RuleCount, len(counted))
+	for n, c := range counted {
+		out[n] = engine.RuleCount(c)
+	}
+	return out
 }
 
 func flowRecord(f vswitch.Flow) engine.FlowRecord {

@@ -22,7 +22,7 @@ func meters(p *parts) *metrics.Metrics {
 	return metrics.New(metrics.Options{Version: version, Commit: commit, Sources: metrics.Sources{
 		Endpoints: func() ([]metrics.Endpoint, error) { return meteredEndpoints(p.engine, p.sw) },
 		Drops:     func() ([]metrics.Drop, error) { return meteredDrops(p.engine, p.sw) },
-		Rules:     func() ([]metrics.Rule, error) { return meteredRules(p.engine) },
+		Rules:     func() ([]metrics.Rule, error) { return meteredRules(p.engine, p.sw) },
 		DNS:       func() []metrics.DNS { return meteredDNS(p.engine, p.names) },
 		Objects: func() map[string]int {
 			i := p.engine.Info()
@@ -72,18 +72,18 @@ func meteredDrops(e *engine.Engine, sw *vswitch.Applier) ([]metrics.Drop, error)
 	return out, nil
 }
 
-// meteredRules are those of all endpoints that have a policy.
-func meteredRules(e *engine.Engine) ([]metrics.Rule, error) {
+// meteredRules are those of all endpoints that have a policy. The flow table is passed once for all of them.
+func meteredRules(e *engine.Engine, sw *vswitch.Applier) ([]metrics.Rule, error) {
+	all, err := sw.AllRuleCounters()
+	if err != nil {
+		return nil, err
+	}
 	var out []metrics.Rule
 	for _, p := range e.Ports() {
 		if p.Kind != plan.PortContainer || p.Policy.Out == nil && p.Policy.In == nil {
 			continue
 		}
-		lists, err := e.PortRules(p)
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range lists.Rules {
+		for _, r := range e.PortRules(p, ruleCounts(all[p.ID])).Rules {
 			out = append(out, metrics.Rule{
 				EndpointID: string(p.Endpoint), Endpoint: engine.PortName(p), Network: networkName(e, p),
 				Direction: r.Direction, Action: r.Action, ID: r.ID, Number: r.Number, Matches: r.Matches, Packets: r.Packets, Bytes: r.Bytes,

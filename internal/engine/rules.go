@@ -18,24 +18,19 @@ func (e *Engine) Rules(ref string) ([]api.EndpointRules, error) {
 	}
 	var out []api.EndpointRules
 	for _, p := range ports {
-		r, err := e.PortRules(p)
-		if err != nil {
-			return nil, err
+		counts := map[uint32]RuleCount{}
+		if e.opt.Flows.Rules != nil {
+			if counts, err = e.opt.Flows.Rules(p.ID); err != nil {
+				return nil, fmt.Errorf("count for the rules of %s: %w", portName(p), err)
+			}
 		}
-		out = append(out, r)
+		out = append(out, e.PortRules(p, counts))
 	}
 	return out, nil
 }
 
-// PortRules are those of one port.
-func (e *Engine) PortRules(p *plan.Port) (api.EndpointRules, error) {
-	counts := map[uint32]RuleCount{}
-	if e.opt.Flows.Rules != nil {
-		var err error
-		if counts, err = e.opt.Flows.Rules(p.ID); err != nil {
-			return api.EndpointRules{}, fmt.Errorf("count for the rules of %s: %w", portName(p), err)
-		}
-	}
+// PortRules are those of one port, with what they have counted.
+func (e *Engine) PortRules(p *plan.Port, counts map[uint32]RuleCount) api.EndpointRules {
 	r := api.EndpointRules{
 		Endpoint: p.Endpoint, Name: portName(p), Isolated: p.Policy.Isolated, RateOut: p.Policy.RateOut, RateIn: p.Policy.RateIn,
 		Rules: []api.Rule{},
@@ -47,7 +42,7 @@ func (e *Engine) PortRules(p *plan.Port) (api.EndpointRules, error) {
 	lists[0], r.DefaultOut = listDoc(p.Policy.Out, api.DirectionOut, counts)
 	lists[1], r.DefaultIn = listDoc(p.Policy.In, api.DirectionIn, counts)
 	r.Rules = append(append(r.Rules, lists[0]...), lists[1]...)
-	return r, nil
+	return r
 }
 
 func listDoc(l *plan.RuleList, direction string, counts map[uint32]RuleCount) (out []api.Rule, fallback string) {

@@ -108,6 +108,10 @@ func (p *pair) ruleCounters(t *testing.T) RuleCounters {
 			t.Fatalf("%s: %v, %v", port.ID, c, err)
 		}
 		got[i] = c[uint32(11*(i+1))]
+		all, err := p.lab.a.AllRuleCounters()
+		if err != nil || len(all[port.ID]) != 1 || all[port.ID][uint32(11*(i+1))] != got[i] {
+			t.Errorf("read at once: %+v, %v, and of %s alone %+v", all, err, port.ID, got[i])
+		}
 	}
 	if got[0] != got[1] || got[0].Bytes < 20_000 || got[0].Matches != 1 {
 		t.Errorf("the rules count %+v", got)

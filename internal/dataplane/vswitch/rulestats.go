@@ -3,6 +3,8 @@ package vswitch
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -44,22 +46,71 @@ func (a *Applier) RuleCounters(port plan.PortID) (map[uint32]RuleCounters, error
 	if len(numbers) == 0 {
 		return out, nil
 	}
-	// The table has the packets of flows that are under way.
-	err := eachEntry(bpfMapBhFlowsV3, a.objs.BhFlowsV3, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
+	err := a.addLive(func(decided, rule uint32, c RuleCounters) {
+		if decided == index {
+			out[rule] = out[rule].plus(c)
+		}
+	})
+	return out, err
+}
+
+// AllRuleCounters reads those of all ports, in one pass over each table.
+func (a *Applier) AllRuleCounters() (map[plan.PortID]map[uint32]RuleCounters, error) {
+	byIndex := map[uint32]map[uint32]RuleCounters{}
+	out := map[plan.PortID]map[uint32]RuleCounters{}
+	a.mu.Lock()
+	ids := slices.Collect(maps.Keys(a.applied))
+	a.mu.Unlock()
+	for _, id := range ids {
+		index, numbers := a.ruleNumbers(id)
+		if len(numbers) == 0 {
+			continue
+		}
+		counts := map[uint32]RuleCounters{}
+		for _, n := range numbers {
+			counts[n] = RuleCounters{}
+		}
+		byIndex[index], out[id] = counts, counts
+	}
+	if len(out) == 0 {
+		return out, nil
+	}
+	add := func(port, rule uint32, c RuleCounters) {
+		if now, has := byIndex[port][rule]; has {
+			byIndex[port][rule] = now.plus(c)
+		}
+	}
+	var key bpfRuleStatKey
+	var perCPU []bpfRuleStats
+	it := a.objs.BhRulestatsV1.Iterate()
+	for it.Next(&key, &perCPU) {
+		for _, v := range perCPU {
+			add(key.Port, key.Rule, RuleCounters{v.Matches, v.Packets, v.Bytes})
+		}
+	}
+	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // aborted: it changes fast; the next reading has it
+		return nil, fmt.Errorf("read the counters of rules: %w", err)
+	}
+	return out, a.addLive(add)
+}
+
+func (c RuleCounters) plus(o RuleCounters) RuleCounters {
+	return RuleCounters{c.Matches + o.Matches, c.Packets + o.Packets, c.Bytes + o.Bytes}
+}
+
+// addLive adds the packets of flows that are under way, which the flow table has.
+func (a *Applier) addLive(add func(port, rule uint32, c RuleCounters)) error {
+	return eachEntry(bpfMapBhFlowsV3, a.objs.BhFlowsV3, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
 		opener := f.Opener & 1
 		for _, decided := range []struct{ port, rule uint32 }{
 			{f.End[opener].Port, f.RuleOut}, {f.End[1-opener].Port, f.RuleIn},
 		} {
-			if decided.port == index && decided.rule != 0 {
-				c := out[decided.rule]
-				c.Packets += f.Packets[0] + f.Packets[1]
-				c.Bytes += f.Bytes[0] + f.Bytes[1]
-				out[decided.rule] = c
+			if decided.rule != 0 {
+				add(decided.port, decided.rule, RuleCounters{Packets: f.Packets[0] + f.Packets[1], Bytes: f.Bytes[0] + f.Bytes[1]})
 			}
 		}
 		return true
 	})
-	return out, err
 }
 
 // ruleNumbers are the rules that a port was given.
