@@ -55,10 +55,26 @@ func TestFacts(t *testing.T) {
 			"192.0.2.2/32", "203.0.113.2/32", "2001:db8::2/128"),
 		Resolvers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("fe80::53%up0")},
 	}
+	nics := []plan.NIC{
+		{Name: "up0", MTU: 9000, Up: true, Addrs: prefixes("192.0.2.2/24", "2001:db8::2/64")},
+		{Name: "up1", MTU: 1500, Up: true},
+		{Name: "up2", MTU: 1500, Up: true, Addrs: prefixes("203.0.113.2/25")},
+		{Name: "up3", MTU: 1500, Up: true},
+	}
+	for i, nic := range nics { // what the kernel has chosen
+		if at := slices.IndexFunc(got.NICs, func(n plan.NIC) bool { return n.Name == nic.Name }); at >= 0 {
+			nics[i].Index, nics[i].MAC, nics[i].Segments = got.NICs[at].Index, got.NICs[at].MAC, got.NICs[at].Segments
+			if nics[i].MAC == (plan.MAC{}) {
+				t.Errorf("%s has no MAC", nic.Name)
+			}
+		}
+	}
+	want.NICs = nics
 	byText := cmpopts.SortSlices(func(a, b netip.Prefix) bool { return a.String() < b.String() })
+	byName := cmpopts.SortSlices(func(a, b plan.NIC) bool { return a.Name < b.Name })
 	text := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	addr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if d := cmp.Diff(want, got, byText, text, addr); d != "" {
+	if d := cmp.Diff(want, got, byText, byName, text, addr); d != "" {
 		t.Errorf("facts (-want +got):\n%s", d)
 	}
 }
