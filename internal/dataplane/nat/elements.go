@@ -93,6 +93,9 @@ func (es elements) addPort(p *plan.Port) error {
 			return fmt.Errorf("publish %s: published to port %s already", Describe(f), have.owner)
 		}
 		es[k] = e
+		if k.set == mapAll6 || k.set == mapLAN6 {
+			es[elemKey{set: setLinkLocal, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
+		}
 	}
 	for i := range p.Outbound {
 		es.addOutbound(&p.Outbound[i], p.ID)
