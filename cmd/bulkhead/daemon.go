@@ -116,6 +116,10 @@ func (c *daemonConfig) run(ctx context.Context) (err error) {
 	if err := c.check(); err != nil {
 		return err
 	}
+	notify, err := takeNotifySocket()
+	if err != nil {
+		return err
+	}
 	p := &parts{}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if p.claim, err = claimHost(ctx, log); err != nil {
@@ -128,7 +132,7 @@ func (c *daemonConfig) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, p, listener, log)
+	return serve(ctx, p, listener, notify, log)
 }
 
 func (c *daemonConfig) socketPath() string {
@@ -235,7 +239,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 
 // serve runs the loop, the watchers and the API until ctx ends or one of them
 // fails.
-func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logger) error {
+func serve(ctx context.Context, p *parts, listener net.Listener, notify string, log *slog.Logger) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -247,6 +251,16 @@ func serve(ctx context.Context, p *parts, listener net.Listener, log *slog.Logge
 		})
 	}
 	part("loop", func() error { return p.engine.Run(ctx) })
+	part("notify", func() error {
+		select {
+		case <-ctx.Done():
+		case <-p.engine.Ready():
+			if err := notifyReady(ctx, notify); err != nil {
+				log.Warn("systemd was not told", "error", err)
+			}
+		}
+		return nil
+	})
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
 	part("watch redirects", func() error { return p.cars.Watch(ctx, 0, p.engine.Wake, nil) })
