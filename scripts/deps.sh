@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs the Debian packages of the named groups, those that are missing.
-#   scripts/deps.sh [--list] GROUP...     groups: build runtime test floor bench
+#   scripts/deps.sh [--list] GROUP...     groups: build runtime test floor machine bench
 # build:   compile the BPF programs      runtime: what the daemon calls
 # test:    what tests and demo call      bench:   the tools we measure ourselves against
 # floor:   a virtual machine with the oldest kernel that we support
+# machine: what such a machine is made of, when it boots as a whole
 set -euo pipefail
 
 declare -A groups=(
@@ -11,6 +12,7 @@ declare -A groups=(
 	[runtime]="nftables iproute2 runc conmon conntrack"
 	[test]="tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base curl jq docker-registry mmdebstrap busybox-static openssl shellcheck"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
+	[machine]="systemd systemd-sysv runc crun conmon procps jq curl kmod e2fsprogs"
 	[bench]="podman netavark containernetworking-plugins iptables ipset iperf3 crun"
 )
 

@@ -5,23 +5,17 @@
 # this is also where the clsact way is the only one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/vm.sh
 
 tests=${1:-'TestTraceAgrees|TestReachability|TestDelivery$|TestSourceGuard$|TestFragment|TestUpdate'}
-meta=linux-image-cloud-amd64
 minutes=10
 
 ./scripts/deps.sh build test floor
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-package=$(apt-cache depends "$meta" | awk '$1 == "Depends:" { print $2; exit }')
-if [[ -z $package ]]; then
-	echo "kernel-floor: no package $meta; run apt-get update" >&2
-	exit 1
-fi
-echo "kernel-floor: $package"
-(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package" && dpkg-deb -x ./*.deb kernel)
-version=$(ls "$work/kernel/lib/modules")
+version=$(vm_kernel "$work/kernel")
+echo "kernel-floor: $version"
 
 root=$work/root
 mkdir -p "$root"/{bin,sbin,proc,sys,dev,tmp,run,var/lib,root,etc,mnt,usr,srv,opt,home,tools,lib/modules}
@@ -38,10 +32,7 @@ for tool in bash ip unshare nsenter mount umount; do
 done
 
 modules=(veth sch_ingress cls_bpf overlay nfnetlink nf_tables nf_conntrack nf_conntrack_netlink xfrm_user)
-depmod -b "$work/kernel" "$version"
-for m in "${modules[@]}"; do
-	modprobe -d "$work/kernel" -S "$version" --show-depends "$m"
-done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$work/modules"
+vm_modules "$work/kernel" "$version" "${modules[@]}" >"$work/modules"
 while read -r path; do
 	cp "$path" "$root/lib/modules/"
 	basename "$path"
@@ -65,11 +56,7 @@ INIT
 chmod +x "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initrd"
 
-accel=tcg
-if [[ -w /dev/kvm ]] && timeout 20 qemu-system-x86_64 -accel kvm -machine none -display none -monitor stdio <<<quit >/dev/null 2>&1; then
-	accel=kvm:tcg
-fi
-timeout $((minutes * 60 + 60)) qemu-system-x86_64 -machine "q35,accel=$accel" -cpu max -m 2048 -smp 2 -nographic -nodefaults -serial stdio \
+timeout $((minutes * 60 + 60)) qemu-system-x86_64 -machine "q35,accel=$(vm_accel)" -cpu max -m 2048 -smp 2 -nographic -nodefaults -serial stdio \
 	-no-reboot -kernel "$work"/kernel/boot/vmlinuz-* -initrd "$work/initrd" -append "console=ttyS0 quiet loglevel=0 panic=1" </dev/null |
 	tr -d '\r' | tee "$work/log" | sed -n '/kernel-floor: running/,$p'
 grep -q '^kernel-floor: PASSED' "$work/log"

@@ -1,0 +1,225 @@
+#!/usr/bin/env bash
+# Runs inside the machine of scripts/test-machine.sh, at each boot; what it says goes to a serial port. The stage is
+# kept on disk.
+# shellcheck disable=SC2016 # what check and eventually are given is for their eval
+set -uo pipefail
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root NO_COLOR=1
+cd /machine || exit
+
+say() { echo "machine: $*"; }
+fail() {
+	say "FAILED: $*"
+	bulkhead ps -a
+	journalctl -b -u bulkhead --no-pager -o cat | tail -40
+	dmesg | tail -15
+	sync
+	systemctl poweroff
+	exit 1
+}
+# check WHAT COMMAND... : the command succeeds.
+check() {
+	local what=$1 out
+	shift
+	out=$("$@" 2>&1) || fail "$what: $*: $out"
+	say "ok: $what"
+}
+# eventually WHAT COMMAND... : within a minute it does.
+eventually() {
+	local what=$1 i
+	shift
+	for ((i = 0; i < 120; i++)); do
+		if "$@" >/dev/null 2>&1; then
+			say "ok: $what"
+			return
+		fi
+		sleep 0.5
+	done
+	fail "$what: $*: $("$@" 2>&1)"
+}
+stage() { echo "$1" >stage.new && sync && mv stage.new stage && sync; }
+
+answers() { for a in 127.0.0.1 '[::1]'; do [[ $(curl -sS -m 5 "http://$a:8080/") == 'hello from box' ]] || return 1; done; }
+state() { bulkhead inspect "$1" | jq -r ".[0].state.$2"; }
+is() { [[ $(state "$1" "$2") == "$3" ]] || { state "$1" "$2"; return 1; }; }
+addresses() { bulkhead inspect "$1" | jq -cS '.[0].endpoints[] | [.addresses, .mac]'; }
+healthy() {
+	local bad
+	bad=$(bulkhead doctor -o json | jq -r '.[] | select(.status == "fail") | .name + ": " + .detail')
+	[[ -z $bad ]] || { echo "$bad"; return 1; }
+}
+# Everything that lasts, as text.
+inventory() {
+	bulkhead network ls -o json | jq -cS '.[] | [.ID, .Name, .Ipams]'
+	bulkhead endpoint ls -o json | jq -cS '.[] | [.ID, .Name, .IpConfigurations, .MacAddress]'
+}
+
+# Limits are the kernel's doing, so they are tried, with each runtime.
+limits() {
+	local runtime=$1 id time from to
+	mkdir -p /etc/systemd/system/bulkhead.service.d
+	printf '%s\n' '[Service]' 'ExecStart=' "ExecStart=/usr/local/bin/bulkhead daemon --runtime $runtime" \
+		>/etc/systemd/system/bulkhead.service.d/runtime.conf
+	systemctl daemon-reload
+	check "$runtime: the service takes it" systemctl restart bulkhead
+	check "$runtime: the daemon answers at once" bulkhead ps
+
+	check "$runtime: a container" [ "$(bulkhead run --rm box echo inside)" = inside ]
+	bulkhead run --name hog --memory 32m box dd if=/dev/zero of=/dev/null bs=100M count=1
+	check "$runtime: too much memory is ended" is hog exitCode 137
+	check "$runtime: and known as such" is hog oomKilled true
+	bulkhead rm hog
+
+	id=$(bulkhead run -d --name many --pids-limit 12 box sh -c 'sh -c "while :; do sleep 600 & done"; sleep 600')
+	eventually "$runtime: the kernel refuses forks" grep -q '^max [1-9]' "/sys/fs/cgroup/bulkhead/$id/pids.events"
+	check "$runtime: the bound is told" [ "$(stat_of many pidsLimit)" = 12 ]
+	eventually "$runtime: and reached" eval '(( $(stat_of many pids) >= 11 ))'
+	bulkhead rm -f many
+
+	id=$(bulkhead run -d --name busy --cpus 0.2 --memory 48m box sh -c 'while :; do :; done')
+	check "$runtime: the memory limit is told" [ "$(stat_of busy memoryLimit)" = $((48 << 20)) ]
+	from=$(stat_of busy cpuNanos) && time=${EPOCHREALTIME/./}
+	sleep 5
+	to=$(stat_of busy cpuNanos) && time=$((${EPOCHREALTIME/./} - time))
+	say "$runtime: $(((to - from) / 1000)) of $time us of a processor"
+	check "$runtime: the processor is shared out" eval "(( to - from > time * 20 && to - from < time * 300 ))"
+	check "$runtime: a container freezes" bulkhead pause busy
+	eventually "$runtime: the kernel says so" grep -q '^frozen 1' "/sys/fs/cgroup/bulkhead/$id/cgroup.events"
+	check "$runtime: it thaws" bulkhead unpause busy
+	check "$runtime: it takes commands" [ "$(bulkhead exec busy echo in)" = in ]
+	check "$runtime: it is removed" bulkhead rm -f busy
+	check "$runtime: with its cgroup" [ ! -e "/sys/fs/cgroup/bulkhead/$id" ]
+}
+stat_of() { bulkhead stats --no-stream -o json "$1" | jq ".[0].$2"; }
+
+# apart: containers and their monitors are not in the service's cgroup, where systemd would find them.
+apart() {
+	local unit pids
+	unit=$(systemctl show -P ControlGroup bulkhead)
+	pids=$(cat "/sys/fs/cgroup$unit/cgroup.procs")
+	[[ $pids == "$(systemctl show -P MainPID bulkhead)" ]] || { ps -o pid,args -p "${pids//$'\n'/,}"; return 1; }
+	grep -q '^0::/bulkhead/' "/proc/$(state web pid)/cgroup"
+}
+
+first_boot() {
+	check "the system is up on cgroup v2" eval '[[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]]'
+	check "enable the service" systemctl enable --now bulkhead
+	check "the daemon answers at once" bulkhead ps
+	bulkhead version
+	check "import an image" bulkhead image import --cmd sh box.tar box
+	limits crun
+	limits runc
+	rm -r /etc/systemd/system/bulkhead.service.d && systemctl daemon-reload
+	check "back to the default" systemctl restart bulkhead
+	eventually "the daemon answers" bulkhead ps
+
+	check "a network" bulkhead network create --subnet 10.77.0.0/24 --subnet fd77::/64 back
+	check "an endpoint without a container" bulkhead endpoint create --network back --name spare --ip 10.77.0.99
+	check "a container that comes back" bulkhead run -d --name web --restart always -p 8080:80 --memory 64m --cpus 1 \
+		--pids-limit 50 box httpd -f -h /www
+	check "one that does not" bulkhead run -d --name once --network back:ip=10.77.0.7 box httpd -f -h /www
+	check "one that comes back unless stopped" bulkhead run -d --name unless --restart unless-stopped --network back box httpd -f -h /www
+	check "one that was stopped" bulkhead run -d --name stopped --restart unless-stopped box sleep 1000
+	check "stopped" bulkhead stop -t 1 stopped
+	eventually "the port answers" answers
+	check "logs" bulkhead logs web
+	bulkhead doctor
+	check "doctor finds nothing wrong" healthy
+	check "containers are apart from the service" apart
+
+	local pid
+	pid=$(state web pid)
+	check "restart the service" systemctl restart bulkhead
+	eventually "the daemon answers" bulkhead ps
+	check "the container has not noticed" is web pid "$pid"
+	check "kill the daemon" systemctl kill -s KILL bulkhead
+	check "its port goes on" answers
+	eventually "it is back by itself" bulkhead version
+	check "the container has not noticed" is web pid "$pid"
+	check "stop the service" systemctl stop bulkhead
+	check "the port goes on" answers
+	check "start the service" systemctl start bulkhead
+	eventually "the daemon answers" bulkhead ps
+	check "the container has not noticed" is web pid "$pid"
+	check "containers are apart from the service" apart
+
+	inventory >inventory.before
+	for c in web once unless stopped; do addresses "$c"; done >addresses.before
+	stage rebooted
+	say "rebooting after $(cut -d' ' -f1 /proc/uptime) s"
+	date +%s >reboot.began
+	systemctl reboot
+}
+
+# back: what is to be back after a start of the machine is, and no more.
+back() {
+	check "the service is up by itself" systemctl is-enabled bulkhead
+	eventually "the daemon answers" bulkhead ps
+	eventually "web runs" is web status running
+	eventually "unless runs" is unless status running
+	check "once has exited" is once status exited
+	check "stopped has exited" is stopped status exited
+	bulkhead ps -a
+	eventually "the port answers" answers
+	check "limits are kept" [ "$(stat_of web memoryLimit)" = $((64 << 20)) ]
+	check "networks and endpoints are those of before" diff inventory.before <(inventory)
+	check "addresses too" diff addresses.before <(for c in web once unless stopped; do addresses "$c"; done)
+	check "containers are apart from the service" apart
+	eventually "doctor finds nothing wrong" healthy
+	check "no cgroup but of those that run" eval '(( $(ls -d /sys/fs/cgroup/bulkhead/*/ | grep -cE "/[0-9a-f]{64}/") == 2 ))'
+	check "once starts" bulkhead start once
+	check "it is where it was" bulkhead exec unless wget -qO- http://10.77.0.7/
+	check "once stops" bulkhead stop -t 1 once
+}
+
+rebooted() {
+	say "down and up took $(($(date +%s) - $(<reboot.began))) s"
+	back
+	stage cut
+	say "storm begins"
+	for ((i = 0; ; i++)); do
+		bulkhead run -d --name "s$i" --network back -p "$((9000 + i)):80" --restart "$([[ $((i % 2)) == 0 ]] && echo always || echo no)" \
+			box httpd -f -h /www >/dev/null &
+		bulkhead network create "n$i" >/dev/null &
+		bulkhead endpoint create --network back --name "e$i" >/dev/null &
+		((i < 3)) || bulkhead rm -f "s$((i - 3))" >/dev/null &
+		wait
+	done
+}
+
+# After the power cut: what of the storm was stored is there and whole, what was there before is as it was, and all of it
+# can be removed.
+cut() {
+	eventually "the daemon answers" bulkhead ps
+	check "every row can be read" eval '! journalctl -b -u bulkhead --no-pager | grep -iE "corrupt|panic|set aside|damaged|cannot be read"'
+	eventually "nothing is about to start" eval '[[ $(bulkhead ps -a -o json | jq "[.[] | select(.state.status == \"restarting\" or .state.status == \"created\")] | length") == 0 ]]'
+	bulkhead ps -a
+	check "no address is given twice" eval '[[ -z $(bulkhead endpoint ls -o json | jq -r ".[].IpConfigurations[].IpAddress" | sort | uniq -d) ]]'
+	local name
+	for name in $(bulkhead ps -a -o json | jq -r '.[].name | select(test("^s[0-9]"))'); do
+		check "remove $name" bulkhead rm -f "$name"
+	done
+	for name in $(bulkhead endpoint ls -o json | jq -r '.[] | select(.Name != null) | select(.Name | test("^e[0-9]")) | .ID'); do
+		check "remove endpoint $name" bulkhead endpoint rm "$name"
+	done
+	for name in $(bulkhead network ls -o json | jq -r '.[].Name | select(test("^n[0-9]"))'); do
+		check "remove network $name" bulkhead network rm "$name"
+	done
+	back
+
+	check "remove what is left" bulkhead rm -f web once unless stopped
+	check "stop the service" systemctl stop bulkhead
+	check "reset" bulkhead reset --yes
+	check "no link of ours" eval '! ip -o link | grep -E " bh[hpr]"'
+	check "no table of ours" eval '! nft list tables | grep bulkhead'
+	check "no compartment" eval '! ls /run/netns 2>/dev/null | grep .'
+	check "no cgroup" [ ! -e /sys/fs/cgroup/bulkhead ]
+	check "no pin" [ ! -e /sys/fs/bpf/bulkhead ]
+	say "PASSED after $(cut -d' ' -f1 /proc/uptime) s"
+	systemctl poweroff
+}
+
+case $(cat stage 2>/dev/null || echo first) in
+first) first_boot ;;
+rebooted) rebooted ;;
+cut) cut ;;
+esac
