@@ -274,6 +274,7 @@ struct scratch {
 	struct search search;
 	struct flow_key key;
 	struct flow flow;
+	struct fragment_key fragment;
 };
 
 struct {
@@ -282,13 +283,13 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct scratch);
-} bh_scratch_v1 SEC(".maps");
+} bh_scratch_v2 SEC(".maps");
 
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&bh_scratch_v1, &zero);
+	return bpf_map_lookup_elem(&bh_scratch_v2, &zero);
 }
 
 #endif

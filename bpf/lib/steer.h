@@ -92,13 +92,13 @@ static __always_inline void fragment_key(struct fragment_key *k, const struct pk
 	__builtin_memcpy(k->dst, p->dst.ip, 16);
 }
 
-static __always_inline int is_rest(const struct pkt *p, __u32 to)
+static __always_inline int is_rest(struct scratch *room, const struct pkt *p, __u32 to)
 {
-	struct fragment_key key = {};
 	const struct fragment *f;
 
-	fragment_key(&key, p);
-	f = bpf_map_lookup_elem(&bh_fragments_v1, &key);
+	room->fragment = (struct fragment_key){};
+	fragment_key(&room->fragment, p);
+	f = bpf_map_lookup_elem(&bh_fragments_v1, &room->fragment);
 	return f && f->to == to && bpf_ktime_get_ns() - f->time <= FRAGMENT_PATIENCE;
 }
 
@@ -113,7 +113,7 @@ __noinline int steer(struct pkt *p, struct dest *to)
 	s = steer_of(p);
 	if (!s || s->to.port == to->port)
 		return 0;
-	if (p->flags & PKT_NO_L4 ? is_rest(p, to->port) : is_answer(room, p, to->port))
+	if (p->flags & PKT_NO_L4 ? is_rest(room, p, to->port) : is_answer(room, p, to->port))
 		return 0;
 	*to = s->to;
 	p->stale = 1; /* the frame bears a MAC that is not the host's */

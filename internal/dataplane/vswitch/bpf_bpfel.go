@@ -368,8 +368,10 @@ type bpfScratch struct {
 		Found       uint32
 		Action      uint32
 	}
-	Key  bpfFlowKey
-	Flow bpfFlow
+	Key      bpfFlowKey
+	Flow     bpfFlow
+	Fragment bpfFragmentKey
+	_        [4]byte
 }
 
 type bpfServiceKey struct {
@@ -508,7 +510,7 @@ const (
 	bpfMapBhRatesV1        = "bh_rates_v1"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
-	bpfMapBhScratchV1      = "bh_scratch_v1"
+	bpfMapBhScratchV2      = "bh_scratch_v2"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
 	bpfMapBhSharesV3       = "bh_shares_v3"
@@ -600,7 +602,7 @@ type bpfMapSpecs struct {
 	BhRatesV1        *ebpf.MapSpec `ebpf:"bh_rates_v1"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV1      *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
+	BhScratchV2      *ebpf.MapSpec `ebpf:"bh_scratch_v2"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV3       *ebpf.MapSpec `ebpf:"bh_shares_v3"`
@@ -662,7 +664,7 @@ type bpfMaps struct {
 	BhRatesV1        *ebpf.Map `ebpf:"bh_rates_v1"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV1      *ebpf.Map `ebpf:"bh_scratch_v1"`
+	BhScratchV2      *ebpf.Map `ebpf:"bh_scratch_v2"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV3       *ebpf.Map `ebpf:"bh_shares_v3"`
@@ -694,7 +696,7 @@ func (m *bpfMaps) Close() error {
 		m.BhRatesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV1,
+		m.BhScratchV2,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV3,

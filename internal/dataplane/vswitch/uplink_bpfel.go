@@ -335,8 +335,10 @@ type uplinkScratch struct {
 		Found       uint32
 		Action      uint32
 	}
-	Key  uplinkFlowKey
-	Flow uplinkFlow
+	Key      uplinkFlowKey
+	Flow     uplinkFlow
+	Fragment uplinkFragmentKey
+	_        [4]byte
 }
 
 type uplinkServiceKey struct {
@@ -426,7 +428,7 @@ const (
 	uplinkMapBhRatesV1         = "bh_rates_v1"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
-	uplinkMapBhScratchV1       = "bh_scratch_v1"
+	uplinkMapBhScratchV2       = "bh_scratch_v2"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
 	uplinkMapBhSharesV3        = "bh_shares_v3"
@@ -519,7 +521,7 @@ type uplinkMapSpecs struct {
 	BhRatesV1         *ebpf.MapSpec `ebpf:"bh_rates_v1"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV1       *ebpf.MapSpec `ebpf:"bh_scratch_v1"`
+	BhScratchV2       *ebpf.MapSpec `ebpf:"bh_scratch_v2"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV3        *ebpf.MapSpec `ebpf:"bh_shares_v3"`
@@ -582,7 +584,7 @@ type uplinkMaps struct {
 	BhRatesV1         *ebpf.Map `ebpf:"bh_rates_v1"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV1       *ebpf.Map `ebpf:"bh_scratch_v1"`
+	BhScratchV2       *ebpf.Map `ebpf:"bh_scratch_v2"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV3        *ebpf.Map `ebpf:"bh_shares_v3"`
@@ -618,7 +620,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhRatesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV1,
+		m.BhScratchV2,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV3,
