@@ -50,7 +50,7 @@ func (e *explainer) toProxy(to netip.AddrPort, from *Port, sw *Switch) {
 		e.fail("isolation", from.ID, "", "the proxy is on network %s, which is of type Internal: nothing is forwarded to it from elsewhere", sw.Name)
 		return
 	}
-	owner := (&tracer{plan: e.plan, sw: sw}).owner(to.Addr())
+	owner := (&tracer{plan: e.plan, from: e.plan.Ports[sw.HostPort], sw: sw}).owner(to.Addr())
 	if owner == nil {
 		e.fail("switching", from.ID, "bulkhead address ls --network "+sw.Name, "nobody on network %s has the proxy's address %s", sw.Name, to.Addr())
 		return

@@ -372,7 +372,10 @@ func (t *tracer) pass(format string, args ...any) {
 
 // vlan that the packet is in: the sender's, or its tag.
 func (t *tracer) vlan() uint16 {
-	if t.from.Kind == PortUplink {
+	switch {
+	case t.from == nil: // nobody's packet yet
+		return 0
+	case t.from.Kind == PortUplink:
 		return t.pkt.VLAN
 	}
 	return t.from.VLAN
