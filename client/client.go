@@ -1,4 +1,4 @@
-// Package client talks to the daemon over its unix socket: the HCN documents of package hcn, and the containers, images and
+// Package client talks to the daemon over its unix socket, or from afar by mutual TLS: the HCN documents of package hcn, and the containers, images and
 // reports of package api. Methods are named as what they do in the daemon.
 //
 // Errors of the daemon come back as *hcn.Error from calls of HCN and as *api.Error from all others, to be found with errors.As. A
@@ -8,6 +8,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ const maxAnswer = 256 << 20
 
 // Client calls one daemon. It may be used by several goroutines.
 type Client struct {
-	socket string
+	socket string      // a path, or HOST:PORT with tls
+	tls    *tls.Config // nil: a unix socket
 	http   *http.Client
 	// Warn is told what the daemon warns of, such as members of a document that it ignored. Nil: nobody is.
 	Warn func(text string)
@@ -46,19 +48,26 @@ func New(socket string) (*Client, error) {
 		return nil, api.Errorf(api.KindInvalid, "socket %q: it is not an absolute path", socket).
 			Hint("write it like unix://%s", DefaultSocket)
 	}
-	c := &Client{socket: path}
+	return newClient(path, nil), nil
+}
+
+func newClient(socket string, conf *tls.Config) *Client {
+	c := &Client{socket: socket, tls: conf}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		MaxIdleConnsPerHost: 16,
 		DisableCompression:  true,
 	}}
-	return c, nil
+	return c
 }
 
 // Close drops the connections that are kept open for the next call.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	if c.tls != nil {
+		return c.dialTLS(ctx)
+	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {
@@ -169,6 +178,11 @@ func (c *Client) broken(err error) error {
 		return ours
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
+	case alerted(err):
+		if errors.As(err, &u) {
+			err = u.Err
+		}
+		return c.refused(err)
 	case errors.As(err, &u):
 		err = u.Err
 	}

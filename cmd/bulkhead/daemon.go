@@ -46,6 +46,7 @@ type daemonConfig struct {
 	logLevel                 string
 	namespacePool            int
 	metricsListen            string
+	listen, certs            string
 	dnsForwardSingle         bool
 	offload                  bool
 }
@@ -83,6 +84,8 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.authFile, "auth-file", "", "registry credentials besides those of bulkhead login (default /etc/bulkhead/auth.json)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.metricsListen, "metrics-listen", "", "ADDRESS:PORT: answer scrapes of /metrics there, without authentication (default nowhere)")
+	f.StringVar(&c.listen, "listen", "", "ADDRESS:PORT: answer the API there too, for clients with a certificate; who has one may do what root may (default nowhere)")
+	f.StringVar(&c.certs, "certs", "/etc/bulkhead/certs", "directory with ca.pem, cert.pem and key.pem, for --listen")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	return cmd
@@ -103,6 +106,7 @@ type parts struct {
 	engine  *engine.Engine
 	meter   *metrics.Metrics
 	scrapes net.Listener // nil without --metrics-listen
+	remote  net.Listener // nil without --listen
 }
 
 func (c *daemonConfig) run(ctx context.Context) (err error) {
@@ -206,6 +210,11 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 			return err
 		}
 	}
+	if c.listen != "" {
+		if p.remote, err = server.ListenTLS(ctx, c.listen, c.certs, log); err != nil {
+			return err
+		}
+	}
 	pools, err := parsePools(c.pools)
 	if err != nil {
 		return err
@@ -265,12 +274,14 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
 	part("watch redirects", func() error { return p.cars.Watch(ctx, 0, p.engine.Wake, nil) })
 	part("offload", func() error { return p.sw.RunOffload(ctx) })
-	part("API", func() error {
-		return server.New(server.Options{
-			Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),
-			Observe: func(r *http.Request, pattern string, status int) { p.meter.Request(r.Method, routeOf(pattern), status) },
-		}).Serve(ctx, listener)
+	door := server.New(server.Options{
+		Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),
+		Observe: func(r *http.Request, pattern string, status int) { p.meter.Request(r.Method, routeOf(pattern), status) },
 	})
+	part("API", func() error { return door.Serve(ctx, listener) })
+	if p.remote != nil {
+		part("API for remote clients", func() error { return door.Serve(ctx, p.remote) })
+	}
 	if p.scrapes != nil {
 		part("metrics", func() error { return serveMetrics(ctx, p.scrapes, p.meter, log) })
 	}
@@ -286,8 +297,10 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 
 func (p *parts) close() error {
 	var errs []error
-	if p.scrapes != nil {
-		p.scrapes.Close()
+	for _, ln := range []net.Listener{p.scrapes, p.remote} {
+		if ln != nil {
+			ln.Close()
+		}
 	}
 	if p.names != nil {
 		p.names.Close()

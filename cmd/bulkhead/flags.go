@@ -21,6 +21,9 @@ func (c *daemonConfig) check() error {
 			return fmt.Errorf("%s %q: give an absolute path", dir.flag, dir.path)
 		}
 	}
+	if c.listen != "" && !filepath.IsAbs(c.certs) {
+		return fmt.Errorf("--certs %q: give an absolute path", c.certs)
+	}
 	if c.namespacePool < 0 || c.namespacePool > maxNamespacePool {
 		return fmt.Errorf("--namespace-pool %d: give a number from 0 to %d", c.namespacePool, maxNamespacePool)
 	}

@@ -54,6 +54,7 @@ const defaultHost = "unix://" + client.DefaultSocket
 type app struct {
 	Deps
 	host    string
+	certs   string
 	noColor bool
 }
 
@@ -93,7 +94,8 @@ func New(deps Deps) *cobra.Command {
 		Use:   "bulkhead",
 		Short: "Containers and their networks",
 		Long: `Bulkhead runs containers, each in a compartment of its own, with a vNIC on a
-virtual switch. This command talks to the daemon over its unix socket.`,
+virtual switch. This command talks to the daemon over its unix socket, or with
+-H tcp://HOST:PORT and a certificate to a daemon elsewhere.`,
 		Example: `  bulkhead run -d --name web -p 8080:80 registry.example/web
   bulkhead topology`,
 		Args:          noCommand,
@@ -113,8 +115,11 @@ virtual switch. This command talks to the daemon over its unix socket.`,
 		host = h
 	}
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.host, "host", "H", host, "socket of the daemon; the environment's BULKHEAD_HOST is the default")
+	flags.StringVarP(&a.host, "host", "H", host, "socket of the daemon, or tcp://HOST:PORT; the environment's BULKHEAD_HOST is the default")
 	flags.Lookup("host").DefValue = defaultHost // the reference is the same on every machine
+	certs, _ := deps.Env("BULKHEAD_CERTS")
+	flags.StringVar(&a.certs, "certs", certs, "directory with ca.pem, cert.pem and key.pem, for a daemon elsewhere; the environment's BULKHEAD_CERTS is the default")
+	flags.Lookup("certs").DefValue = ""
 	flags.BoolVar(&a.noColor, "no-color", false, "write no colours; so does NO_COLOR in the environment")
 	a.addCommands(root)
 	for _, cmd := range deps.Extra {
@@ -205,7 +210,11 @@ func group(use, short, long, example string, subs ...*cobra.Command) *cobra.Comm
 
 // client connects to the daemon of --host.
 func (a *app) client() (*client.Client, error) {
-	c, err := client.New(a.host)
+	dial := client.New
+	if strings.HasPrefix(a.host, "tcp://") {
+		dial = func(address string) (*client.Client, error) { return client.NewRemote(address, a.certs) }
+	}
+	c, err := dial(a.host)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ func (s *Server) Handler() http.Handler {
 		start := time.Now()
 		defer s.finish(rec, r, start)
 		switch {
-		case !admitted(r.Context()):
+		case !admitted(r):
 			p, _ := PeerFrom(r.Context())
 			s.fail(rec, r, refusal{http.StatusForbidden, api.Errorf(api.KindInvalid,
 				"user %d may not use this socket", p.UID).Hint("become root, or a member of the socket's group")})
@@ -66,10 +66,12 @@ func (s *Server) finish(rec *recorder, r *http.Request, start time.Time) {
 	if s.observe != nil {
 		s.observe(r, pattern(r), rec.status)
 	}
-	peer, _ := PeerFrom(r.Context())
-	attrs := []any{
-		"method", r.Method, "path", r.URL.Path, "status", rec.status, "uid", peer.UID, "pid", peer.PID,
-		"took", time.Since(start),
+	attrs := []any{"method", r.Method, "path", r.URL.Path, "status", rec.status, "took", time.Since(start)}
+	if name := remoteName(r); name != "" {
+		attrs = append(attrs, "client", name)
+	} else {
+		peer, _ := PeerFrom(r.Context())
+		attrs = append(attrs, "uid", peer.UID, "pid", peer.PID)
 	}
 	switch {
 	case rec.err != nil && rec.status >= http.StatusInternalServerError && rec.status != http.StatusNotImplemented &&

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -229,14 +230,25 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
-// PeerFrom is the process that sent a request.
+// PeerFrom is the process that sent a request over the unix socket.
 func PeerFrom(ctx context.Context) (Peer, bool) {
 	a, ok := ctx.Value(peerKey{}).(admission)
 	return a.peer, ok
 }
 
-// admitted fails closed: a connection that nobody vouches for is refused.
-func admitted(ctx context.Context) bool {
-	a, ok := ctx.Value(peerKey{}).(admission)
+// admitted fails closed: a connection that neither the kernel nor a certificate vouches for is refused.
+func admitted(r *http.Request) bool {
+	if remoteName(r) != "" {
+		return true
+	}
+	a, ok := r.Context().Value(peerKey{}).(admission)
 	return ok && a.allowed
+}
+
+// remoteName is whom the certificate of a remote client names, "" without one that was verified.
+func remoteName(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return ""
+	}
+	return r.TLS.VerifiedChains[0][0].Subject.String() + " at " + r.RemoteAddr
 }

@@ -64,7 +64,11 @@ func (w *world) prepare(ctx context.Context, ts *testscript.TestScript, words []
 	case "host":
 		c = w.host.Command(ctx, words[1], words[2:]...)
 	case "lan":
-		c = w.lan.Command(ctx, words[1], words[2:]...)
+		program := words[1]
+		if program == "bulkhead" {
+			program = made.binary
+		}
+		c = w.lan.Command(ctx, program, words[2:]...)
 	default:
 		ts.Fatalf("%q is neither bulkhead nor host nor lan", words[0])
 	}
