@@ -60,12 +60,14 @@ int bh_from_port(struct __sk_buff *skb)
 		p->flags |= PKT_GUESTS;
 	if (port->flags & PORT_STEERED)
 		p->flags |= PKT_STEERED;
-	if (port->flags & PORT_LAN)
-		p->lan = 1;
+	p->lan = LAN_OF(port->flags);
 	if (port->flags & PORT_RATE_OUT)
 		p->limits |= LIMIT_OUT;
 	if (port->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_BACK;
+	/* A vNIC of the host's own is behind the NIC, like the rest of it. */
+	if (p->lan && p->kind == PORT_HOST)
+		p->ifindex = uplink_of(SWITCH_OF(port->sw));
 	p->src.sw = port->sw;
 	p->dst.sw = port->sw;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);
@@ -84,7 +86,7 @@ int bh_from_port(struct __sk_buff *skb)
 	step = neighbour(skb, p);
 	if (step == STEP_ANSWERED) {
 		report(skb, p, OUTCOME_ANSWER, 0, p->ifindex, 0);
-		return bpf_redirect(p->ifindex, 0);
+		return bpf_redirect(skb->ifindex, 0);
 	}
 	if (step)
 		return drop(skb, p, step);

@@ -7,7 +7,7 @@ import "slices"
 // believe in a packet filter that is not there. Who implements a part adds it here, and nothing else has to change.
 
 // supportedNetworkTypes are the types that can be created.
-var supportedNetworkTypes = []NetworkType{NAT, Internal, Private, Transparent}
+var supportedNetworkTypes = []NetworkType{NAT, Internal, Private, Transparent, L2Bridge, L2Tunnel}
 
 // supportedNetworkFlags are the flags that are enforced, by network type. IsolateVSwitch asks for a switch that no other
 // network shares, and DisableHostPort on a Private network for a switch without host port: both are always so.
@@ -17,7 +17,15 @@ var supportedNetworkFlags = map[NetworkType]NetworkFlags{
 	Private:  commonNetworkFlags | DisableHostPort,
 	// Its switch has no host port, and so none to disable: the host keeps its NIC.
 	Transparent: commonNetworkFlags,
+	L2Bridge:    commonNetworkFlags,
+	L2Tunnel:    commonNetworkFlags,
 }
+
+// Types that have much in common.
+var (
+	onLAN      = []NetworkType{Transparent, L2Bridge, L2Tunnel}
+	everywhere = append([]NetworkType{NAT, Internal, Private}, onLAN...)
+)
 
 const commonNetworkFlags = EnableNonPersistent | EnablePersistent | IsolateVSwitch | DisableSharing
 
@@ -26,6 +34,8 @@ const commonNetworkFlags = EnableNonPersistent | EnablePersistent | IsolateVSwit
 var supportedSubnetFlags = map[NetworkType]SubnetFlags{
 	Private:     DoNotReserveGatewayAddress,
 	Transparent: DoNotReserveGatewayAddress,
+	L2Bridge:    DoNotReserveGatewayAddress,
+	L2Tunnel:    DoNotReserveGatewayAddress,
 }
 
 // supportedIpSubnetFlags are the flags of an IpSubnet that are enforced.
@@ -39,40 +49,40 @@ const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCom
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortMapping:         {NAT},
 	OutBoundNAT:         {NAT}, // but for what unsupportedSettings names
-	ACL:                 {NAT, Internal, Private, Transparent},
-	TierAcl:             {NAT, Internal, Private, Transparent},
-	QOS:                 {NAT, Internal, Private, Transparent},
-	IncomingQOS:         {NAT, Internal, Private, Transparent},
-	PortName:            {NAT, Internal, Private, Transparent},
-	EncapOverhead:       {NAT, Internal, Private, Transparent},
-	InterfaceParameters: {NAT, Internal, Private, Transparent},
+	ACL:                 everywhere,
+	TierAcl:             everywhere,
+	QOS:                 everywhere,
+	IncomingQOS:         everywhere,
+	PortName:            everywhere,
+	EncapOverhead:       everywhere,
+	InterfaceParameters: everywhere,
 	L4Proxy:             {NAT, Internal},
-	L4WFPPROXY:          {NAT, Internal, Transparent},
-	EndpointVLAN:        {Transparent},
-	L2Driver:            {NAT, Internal, Private, Transparent},
-	InterfaceName:       {NAT, Internal, Private, Transparent},
-	GatewayPriority:     {NAT, Internal, Private, Transparent},
-	Aliases:             {NAT, Internal, Private, Transparent},
+	L4WFPPROXY:          {NAT, Internal, Transparent, L2Bridge, L2Tunnel},
+	EndpointVLAN:        onLAN,
+	L2Driver:            everywhere,
+	InterfaceName:       everywhere,
+	GatewayPriority:     everywhere,
+	Aliases:             everywhere,
 }
 
 // supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension is kept for the clients that set it:
 // there are no filtering extensions. LayerConstraint gets an answer of its own, see checkSupport.
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
-	AutomaticDNS:               {NAT, Transparent}, // enabled only, see checkSupport: a closed network asks nobody outside
-	NetAdapterName:             {Transparent},
-	NetworkInterfaceConstraint: {Transparent},
-	NetworkProviderAddress:     {Transparent},
+	AutomaticDNS:               {NAT, Transparent, L2Bridge, L2Tunnel}, // enabled only, see checkSupport: a closed network asks nobody outside
+	NetAdapterName:             onLAN,
+	NetworkInterfaceConstraint: onLAN,
+	NetworkProviderAddress:     onLAN,
 	SourceMacAddress:           {NAT, Internal},
-	NetworkACL:                 {NAT, Internal, Private, Transparent},
+	NetworkACL:                 everywhere,
 	NetworkL4Proxy:             {NAT, Internal},
-	SetPolicy:                  {NAT, Internal, Private, Transparent},
-	LayerConstraint:            {NAT, Internal, Private, Transparent},
-	VSwitchExtension:           {NAT, Internal, Private, Transparent},
-	Exclusions:                 {NAT, Internal, Private, Transparent},
+	SetPolicy:                  everywhere,
+	LayerConstraint:            everywhere,
+	VSwitchExtension:           everywhere,
+	Exclusions:                 everywhere,
 }
 
 // supportedSubnetPolicies are the subnet policies that are enforced.
-var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: {Transparent}}
+var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: onLAN}
 
 // supportedNamespaceTypes are the kinds of compartment that can be made.
 var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault}
@@ -152,7 +162,7 @@ func (n *HostComputeNetwork) checkTypeSupport() error {
 	if slices.Contains(supportedNetworkTypes, n.Type) {
 		return nil
 	}
-	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal, Private or Transparent", n.Type)
+	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal, Private, Transparent, L2Bridge or L2Tunnel", n.Type)
 }
 
 // checkSupport refuses what no network type enforces; checkSupportOn refuses what the endpoint's own type does not.

@@ -167,7 +167,11 @@ func TestNetworkSchemaOfAllTypes(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkErr(t, n.validateSchema(), tc.code, tc.where)
-			if n.Type != Transparent { // which can be: see TestTransparent
+			switch n.Type {
+			case Transparent: // which can be: see TestTransparent
+			case L2Bridge, L2Tunnel:
+				checkErr(t, n.Validate(), tc.code, tc.where)
+			default:
 				checkErr(t, n.Validate(), ErrInvalidNetworkType, tc.typ)
 			}
 		})

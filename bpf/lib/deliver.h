@@ -52,6 +52,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (p->kind != PORT_HOST && p->kind != PORT_UPLINK && !same_mac(p->smac, p->port_mac))
 		return 0;
 	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
+	key.sw |= half(p, end);
 	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
 	if (!f)
 		return 0;
@@ -118,6 +119,32 @@ static __always_inline int find_beyond(const struct pkt *p, struct dest *to)
 	return DROP_NONE;
 }
 
+/* A verification border. In a tunnel a port reaches another one by the wire only. */
+__noinline int find_tunnel(struct pkt *p, struct dest *to)
+{
+	const struct port *from, *you;
+	__u32 index;
+
+	if (!p || !to)
+		return DROP_MALFORMED;
+	index = p->ifindex;
+	from = bpf_map_lookup_elem(&bh_ports_v2, &index);
+	index = to->port;
+	you = bpf_map_lookup_elem(&bh_ports_v2, &index);
+	if (!from || !you)
+		return DROP_UNKNOWN_PORT;
+	/* The receiver's port takes it for a frame of the wire's. */
+	if ((from->flags | you->flags) & PORT_ISOLATED && !is_exempt(p))
+		return DROP_ISOLATED;
+	index = uplink_of(SWITCH_OF(p->src.sw));
+	if (!index)
+		return DROP_NO_UPLINK;
+	to->port = index;
+	to->device = index;
+	to->kind = PORT_UPLINK;
+	return DROP_NONE;
+}
+
 /* A verification border. Where a frame goes: 0, or why nowhere. */
 __noinline int find(struct pkt *p, struct dest *to)
 {
@@ -129,9 +156,16 @@ __noinline int find(struct pkt *p, struct dest *to)
 	key.sw = p->src.sw;
 	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
-	if (!d && p->lan)
-		return find_beyond(p, to);
+	if (!d && p->lan) {
+		int step = find_beyond(p, to);
+
+		if (!step && p->flags & PKT_STEERED)
+			steer(p, to);
+		if (step || !(p->lan & LAN_ONE_MAC) || to->kind != PORT_HOST || !port_at(&p->dst))
+			return step;
+	}
 	if (!d) {
+		/* And with one MAC on the wire, who has learnt it there means who has the address. */
 		/* An address that is used again has another MAC, and those who knew the last one
 		 * ask only when it has been silent for long. The switch knows who has it. */
 		const struct owner *o = owner_of(&p->dst);
@@ -147,6 +181,8 @@ __noinline int find(struct pkt *p, struct dest *to)
 	if (d->port == p->ifindex)
 		return DROP_TO_SELF;
 	*to = *d;
+	if (p->lan & LAN_TUNNEL && p->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)
+		return find_tunnel(p, to);
 	if (p->flags & PKT_STEERED)
 		steer(p, to);
 	if (to->kind == PORT_HOST && for_resolver(p)) {
@@ -195,6 +231,7 @@ struct flood {
 	struct pkt *p;
 	struct member_key key;
 	__u32 isolated;
+	__u32 except; /* the port that it came from, by way of the wire */
 	__u32 copies;
 };
 
@@ -206,7 +243,7 @@ static long flood_one(__u32 slot, void *ctx)
 
 	f->key.slot = slot;
 	d = bpf_map_lookup_elem(&bh_members_v1, &f->key);
-	if (!d || d->port == f->p->ifindex)
+	if (!d || d->port == f->p->ifindex || d->port == f->except)
 		return 0;
 	step = judge_copy(f->p, d->port, f->isolated);
 	if (!step)
@@ -247,6 +284,13 @@ __noinline int replicate(struct __sk_buff *skb, struct pkt *p)
 	f.key.sw = p->src.sw;
 	sw = bpf_map_lookup_elem(&bh_switches_v2, &f.key.sw);
 	members = sw ? sw->members : 0;
+	if (p->lan & LAN_TUNNEL) {
+		const struct owner *o = owner_of(&p->src);
+
+		f.except = o ? o->port : 0;
+		if (p->kind == PORT_CONTAINER)
+			members = 0;
+	}
 	if (p->kind == PORT_CONTAINER && skb->mark)
 		skb->mark = 0;
 	bpf_loop(members < MAX_MEMBERS ? members : MAX_MEMBERS, flood_one, &f, 0);

@@ -69,6 +69,13 @@ static __always_inline int flow_key(struct flow_key *k, __u32 sw, __u8 proto, co
 	return end;
 }
 
+/* A frame from one port of a tunnel to another passes twice, and each time it is of the flow
+ * of the port at hand. end is the one that the source is. */
+static __always_inline __u32 half(const struct pkt *p, int end)
+{
+	return p->lan & LAN_TUNNEL && (p->kind == PORT_CONTAINER) == (end & 1) ? HALF : 0;
+}
+
 static __always_inline __u32 generation(void)
 {
 	__u32 zero = 0;
@@ -83,7 +90,11 @@ static __always_inline int same_ends(const struct flow *f, const struct pkt *p, 
 {
 	const struct flow_end *me = &f->end[end & 1], *you = &f->end[!(end & 1)];
 
-	return me->port == p->ifindex && (me->kind == PORT_UPLINK) == (p->kind == PORT_UPLINK) && same_mac(you->mac, p->dmac);
+	if (me->port != p->ifindex || !same_mac(you->mac, p->dmac))
+		return 0;
+	/* With one MAC on the wire, what a port sends to the host for somebody there is answered
+	 * from there. */
+	return (me->kind == PORT_UPLINK) == (p->kind == PORT_UPLINK) || p->lan & LAN_ONE_MAC;
 }
 
 static __always_inline int is_closed(const struct flow *f)

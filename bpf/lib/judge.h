@@ -154,7 +154,7 @@ static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 	me->kind = p->kind;
 	me->flags = end_flags(p, LIMIT_BACK);
 	__builtin_memcpy(me->mac, p->smac, ETH_ALEN);
-	if (p->kind == PORT_RESOLVER || (p->lan && p->kind != PORT_CONTAINER))
+	if (p->kind == PORT_RESOLVER)
 		return;
 	__builtin_memcpy(key.mac, p->port_mac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
@@ -190,6 +190,7 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	room->flow = (struct flow){};
 	f = &room->flow;
 	end = flow_key(key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
+	key->sw |= half(p, end);
 	me = &f->end[end & 1];
 	you = &f->end[!(end & 1)];
 	if (c && c->flows_per_port)
@@ -411,6 +412,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 	if (p->flags & PKT_NO_L4)
 		return from->out || to->in ? judge_rest(p) : DROP_NONE;
 	end = flow_key(key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
+	key->sw |= half(p, end);
 	step = JUDGE_FIRST;
 	if (has_flow(p) && !(p->flags & PKT_TEST))
 		step = judge_again(p, q, key, end, from, to, d, gen);

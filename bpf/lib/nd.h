@@ -27,12 +27,12 @@ struct nd_frame {
 
 /* Built anew, checksum and all: the solicitation may be shorter (no option) or longer
  * (other options) than its answer. */
-static __always_inline int nd_answer(struct __sk_buff *skb, const struct pkt *p, const struct owner *o)
+static __always_inline int nd_answer(struct __sk_buff *skb, const struct pkt *p, const __u8 *mac, __u8 flags)
 {
 	struct nd_frame f = {};
 	__s64 sum;
 
-	__builtin_memcpy(f.eth.source, o->mac, ETH_ALEN);
+	__builtin_memcpy(f.eth.source, mac, ETH_ALEN);
 	f.eth.proto = bpf_htons(ETH_P_IPV6);
 	f.ip.version_class_flow = bpf_htonl(0x60000000);
 	f.ip.payload_len = bpf_htons(ND_PAYLOAD);
@@ -40,7 +40,7 @@ static __always_inline int nd_answer(struct __sk_buff *skb, const struct pkt *p,
 	f.ip.hop_limit = 255;
 	__builtin_memcpy(f.ip.saddr, p->dst.ip, 16);
 	f.nd.type = ND_ADVERT;
-	f.nd.flags = ND_OVERRIDE | (o->flags & OWNER_GATEWAY ? ND_ROUTER : 0);
+	f.nd.flags = ND_OVERRIDE | flags;
 	if (is_unspecified(p->src.ip)) {
 		/* Asker has no address yet: to all nodes (RFC 4861, 7.2.4), yet only on its port. */
 		f.eth.dest[0] = 0x33;
@@ -57,7 +57,7 @@ static __always_inline int nd_answer(struct __sk_buff *skb, const struct pkt *p,
 	__builtin_memcpy(f.nd.target, p->dst.ip, 16);
 	f.option[0] = ND_TARGET_MAC;
 	f.option[1] = 1;
-	__builtin_memcpy(f.option + 2, o->mac, ETH_ALEN);
+	__builtin_memcpy(f.option + 2, mac, ETH_ALEN);
 	sum = bpf_csum_diff(0, 0, (__be32 *)f.ip.saddr, 32, bpf_htonl(ND_PAYLOAD + IPPROTO_ICMPV6));
 	sum = bpf_csum_diff(0, 0, (__be32 *)&f.nd, ND_PAYLOAD, sum);
 	f.nd.check = csum_fold((__u32)sum);
@@ -101,7 +101,7 @@ static __always_inline int nd_solicit(struct __sk_buff *skb, struct pkt *p)
 		return p->lan ? STEP_NEXT : DROP_UNKNOWN_ADDRESS;
 	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY))
 		return p->lan ? STEP_NEXT : DROP_DAD;
-	return nd_answer(skb, p, o);
+	return nd_answer(skb, p, o->mac, o->flags & OWNER_GATEWAY ? ND_ROUTER : 0);
 }
 
 static __always_inline int nd_advert(struct __sk_buff *skb, const struct pkt *p, const struct addr_key *target)

@@ -56,8 +56,15 @@ struct pkt {
 	__u8 tcp; /* TCP_* */
 	__u8 limits; /* LIMIT_* */
 	__u8 stale; /* dmac is not that of who has dst: the sender's neighbour table is behind */
-	__u8 lan; /* on a switch with an uplink; from PORT_HOST: seen at the NIC's egress */
+	__u8 lan; /* LAN_*; from PORT_HOST: seen at the NIC's egress, or from a vNIC of the host's */
 };
+
+/* On a switch with an uplink: the port's flags from PORT_LAN on, and what follows. */
+#define LAN 1
+#define LAN_ONE_MAC 2
+#define LAN_TUNNEL 4
+#define LAN_TURNED 8 /* from the wire, for the NIC's MAC: dmac is that of the port it is for */
+#define LAN_OF(flags) ((flags) >> 5)
 
 /* Three halves: clang 14 turns a compare of six bytes into a call of memcmp, which
  * no program can make. */

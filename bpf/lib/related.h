@@ -86,6 +86,7 @@ __noinline int related(struct __sk_buff *skb, struct pkt *p, __u32 to)
 	if (x[0] != y[0] || x[1] != y[1] || x[2] != y[2] || x[3] != y[3])
 		return 0;
 	end = flow_key(&key, p->src.sw, in.proto, in.src, in.sport, in.dst, in.dport);
+	key.sw |= half(p, !end);
 	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
 	if (!f || f->generation != generation() || f->end[end & 1].port != to)
 		return 0;

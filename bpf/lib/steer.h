@@ -74,6 +74,7 @@ static __always_inline int is_answer(struct scratch *room, const struct pkt *p, 
 		return 0;
 	room->key = (struct flow_key){};
 	end = flow_key(&room->key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
+	room->key.sw |= half(p, end);
 	f = bpf_map_lookup_elem(&bh_flows_v3, &room->key);
 	return f && f->opener != end && !(f->state & FLOW_MIDWAY) && f->end[end & 1].port == p->ifindex &&
 	       f->end[!(end & 1)].port == to;
@@ -84,7 +85,7 @@ static __always_inline int is_answer(struct scratch *room, const struct pkt *p, 
 
 static __always_inline void fragment_key(struct fragment_key *k, const struct pkt *p)
 {
-	k->sw = p->src.sw;
+	k->sw = p->src.sw | half(p, 1);
 	k->id = p->frag;
 	/* In IPv6 each fragment may name another next header, and the first one's counts. */
 	k->proto = p->ethertype == ETH_P_IP ? p->proto : 0;
@@ -111,7 +112,7 @@ __noinline int steer(struct pkt *p, struct dest *to)
 	if (!p || !to || !room)
 		return 0;
 	s = steer_of(p);
-	if (!s || s->to.port == to->port)
+	if (!s || (s->to.port == to->port && s->to.kind == to->kind))
 		return 0;
 	if (p->flags & PKT_NO_L4 ? is_rest(room, p, to->port) : is_answer(room, p, to->port))
 		return 0;

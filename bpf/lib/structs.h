@@ -13,6 +13,7 @@ enum port_kind {
 	PORT_HOST = 2,
 	PORT_RESOLVER = 3,
 	PORT_UPLINK = 4, /* a NIC: both the wire and the host's stack are behind it */
+	PORT_GUEST = 5,	 /* only of a struct dest: a vNIC in the host's stack, on a switch with a NIC */
 };
 
 #define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
@@ -20,6 +21,8 @@ enum port_kind {
 #define PORT_RATE_OUT 4 /* what it sends is bounded: see struct rate */
 #define PORT_RATE_IN 8	/* the same of what it receives */
 #define PORT_LAN 32	/* (16: steer.h) on a switch that has an uplink */
+#define PORT_ONE_MAC 64 /* and whose ports all have the NIC's MAC on the wire */
+#define PORT_TUNNEL 128 /* and send each other nothing but by the wire */
 
 /* Ports of one network that are in different VLANs do not meet: each VLAN is a switch of its
  * own, whose number is that of the network's below the tag. Only the tables of the rules
@@ -29,12 +32,16 @@ enum port_kind {
 #define VLAN_OF(segment) ((segment) >> SWITCH_BITS)
 #define SEGMENT(sw, vlan) ((sw) | (__u32)(vlan) << SWITCH_BITS)
 
+/* No switch has a number with this bit. In the keys of flows and fragments it tells the two
+ * halves of a way by the wire from one port to another apart: each is judged at its own port. */
+#define HALF (1u << (SWITCH_BITS - 1))
+
 /* A port, found by the interface index of its switch side. */
 struct port {
 	__u32 sw; /* with the VLAN of what is behind it, see SEGMENT */
 	__u8 mac[ETH_ALEN]; /* of the vNIC behind it */
 	__u8 kind;	    /* enum port_kind */
-	__u8 flags;	    /* PORT_* */
+	__u8 flags;	    /* PORT_*; of a NIC only those from PORT_LAN on */
 	__u32 out;	    /* policy of what it sends; 0: everything passes */
 	__u32 in;	    /* policy of what it receives */
 };

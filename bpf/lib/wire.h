@@ -5,6 +5,7 @@
 #include "drop.h"
 #include "maps.h"
 #include "send.h"
+#include "turn.h"
 
 /* What our programs say to those at the NIC in skb->tc_index, which a redirect leaves alone:
  * the NIC's hooks see the frames that ports send there, too. It is set on each such frame,
@@ -33,6 +34,10 @@ __noinline int send_lan(struct __sk_buff *skb, struct pkt *p, __u32 device, __u3
 {
 	if (!p)
 		return TC_ACT_SHOT;
+	if (p->lan & LAN_TURNED && turn_in(skb, p))
+		return TC_ACT_SHOT;
+	if (p->lan & LAN_ONE_MAC && kind == PORT_UPLINK && turn_out(skb, p, device))
+		return TC_ACT_SHOT;
 	if (p->flags & PKT_TEST)
 		return TC_ACT_SHOT;
 	if (p->kind != PORT_CONTAINER) {
@@ -43,6 +48,8 @@ __noinline int send_lan(struct __sk_buff *skb, struct pkt *p, __u32 device, __u3
 	}
 	if (kind == PORT_CONTAINER)
 		return send(skb, device, PORT_CONTAINER);
+	if (kind == PORT_GUEST)
+		return send(skb, device, PORT_HOST);
 	if (skb->mark)
 		skb->mark = 0;
 	if (tag(skb, VLAN_OF(p->src.sw)))
@@ -64,6 +71,8 @@ __noinline int flood_beyond(struct __sk_buff *skb, struct pkt *p)
 	count_rx(nic, p->len);
 	skb->tc_index = WIRE_HOST;
 	bpf_clone_redirect(skb, nic, BPF_F_INGRESS);
+	if (p->lan & LAN_ONE_MAC && turn_out(skb, p, nic))
+		return 0;
 	skb->tc_index = WIRE_OUT;
 	bpf_clone_redirect(skb, nic, 0);
 	return 0;

@@ -41,12 +41,15 @@ other; those on a private one each other only. Those on a transparent one are
 members of the LAN of a NIC: each has a MAC there and an address of --subnet, and
 the LAN's router is their --gateway. The NIC keeps its addresses and stays the
 host's. Name in --ip-range or --exclude which addresses nobody else uses: the
-daemon knows only of the host's own.
+daemon knows only of the host's own. On an l2bridge network it is the same, but on
+the wire all containers have the NIC's MAC, so it works where others are dropped:
+in virtual machines and on wireless NICs. On an l2tunnel network, what containers
+send each other goes by the switch outside, which has to send it back.
 
 A network has both families. Without --subnet the daemon picks prefixes that
 collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
-made at random (a unique local /64, RFC 4193) unless --ipv6=false. A transparent
-network has only the prefixes that are named.`,
+made at random (a unique local /64, RFC 4193) unless --ipv6=false. A network on
+a LAN has only the prefixes that are named.`,
 		Example: `  bulkhead network create lan
   bulkhead network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.20 lan
   bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back
@@ -72,19 +75,19 @@ network has only the prefixes that are named.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.kind, "type", "nat", "nat, internal, private or transparent")
+	flags.StringVar(&s.kind, "type", "nat", "nat, internal, private, transparent, l2bridge or l2tunnel")
 	flags.StringArrayVar(&s.subnets, "subnet", nil, "prefix, like 10.7.0.0/24; again for another or for IPv6")
-	flags.StringArrayVar(&s.gateways, "gateway", nil, "the host's address in a subnet, or the router's on a transparent network; the first address is the default")
+	flags.StringArrayVar(&s.gateways, "gateway", nil, "the host's address in a subnet, or the router's on a LAN; the first address is the default")
 	flags.StringArrayVar(&s.ranges, "ip-range", nil, "part of a subnet that addresses are picked from, like 10.7.0.128/25")
 	flags.StringArrayVar(&s.exclude, "exclude", nil, "address, prefix or range FIRST-LAST that is never picked")
 	flags.BoolVar(&s.ipv6, "ipv6", true, "give the network an IPv6 prefix too")
 	flags.StringArrayVar(&s.dns.ServerList, "dns", nil, "resolver that other names are asked of; the host's are the default")
 	flags.StringArrayVar(&s.dns.Search, "dns-search", nil, "domain to search names in")
 	flags.StringVar(&s.dns.Domain, "domain", "", "domain of the network's own names")
-	flags.StringVar(&s.uplink, "uplink", "", "NIC of a transparent network; without it one whose address is in a subnet")
-	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a transparent network on the wire")
+	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN; without it one whose address is in a subnet")
+	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
 	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
-	complete(cmd, "type", "nat", "internal", "private", "transparent")
+	complete(cmd, "type", "nat", "internal", "private", "transparent", "l2bridge", "l2tunnel")
 	return cmd
 }
 
@@ -105,8 +108,12 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 		doc.Type = hcn.Private
 	case "transparent":
 		doc.Type = hcn.Transparent
+	case "l2bridge":
+		doc.Type = hcn.L2Bridge
+	case "l2tunnel":
+		doc.Type = hcn.L2Tunnel
 	default:
-		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal, private or transparent")
+		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal, private, transparent, l2bridge or l2tunnel")
 	}
 	if err := s.placeUplink(doc); err != nil {
 		return nil, err
@@ -141,12 +148,16 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 
 // placeUplink names the NIC. A network on a LAN has the addresses that the LAN gives it.
 func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
-	if doc.Type != hcn.Transparent {
+	if !onLAN(doc.Type) {
 		if s.uplink != "" || s.vlan != 0 {
 			return api.Errorf(api.KindInvalid, "--uplink and --vlan are for networks on a LAN, and this one is of type %s", doc.Type).
-				Hint("add --type transparent, or drop them")
+				Hint("add --type transparent or l2bridge, or drop them")
 		}
 		return nil
+	}
+	if len(s.subnets) == 0 && doc.Type != hcn.Transparent {
+		return api.Errorf(api.KindInvalid, "a network of type %s needs a subnet: its containers have one MAC on the wire, so nobody there gives them addresses", doc.Type).
+			Hint("add --subnet and --gateway, like --subnet 192.168.1.0/24 --gateway 192.168.1.1")
 	}
 	if len(s.subnets) == 0 {
 		return api.Errorf(api.KindInvalid, "a transparent network needs the subnet of its LAN: addresses by DHCP are not supported yet").
@@ -157,6 +168,11 @@ func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: s.uplink}))
 	}
 	return nil
+}
+
+// onLAN tells that a network of the type has a NIC of the host for its uplink.
+func onLAN(t hcn.NetworkType) bool {
+	return t == hcn.Transparent || t == hcn.L2Bridge || t == hcn.L2Tunnel
 }
 
 // prefixes are the subnets, with an IPv6 one added to a network that would have none.

@@ -139,7 +139,7 @@ func switchNotes(n hcn.HostComputeNetwork, ports int) []noteRow {
 	var rows []noteRow
 	gateways := gatewaysOf(n)
 	switch {
-	case n.Type == hcn.Transparent:
+	case onLAN(n.Type):
 		return append(rows, noteRow{{"uplink     ", dim}, {uplinkOf(n), cyan}}, noteRow{{plural(ports, "container port"), dim}})
 	case n.Type == hcn.Private || n.Flags&hcn.DisableHostPort != 0:
 		rows = append(rows, noteRow{{"no host port: closed to the host", dim}})

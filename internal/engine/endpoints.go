@@ -353,7 +353,7 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	if old.Doc.Flags&hcn.RemoteEndpoint != 0 {
 		return nil, hcn.Errorf(hcn.ErrInvalidRemoteEndpointOperation, "endpoint %s is on another host: it has no interface here", id)
 	}
-	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) && ns.Doc.Type == hcn.NamespaceTypeHostDefault {
+	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) && !plan.OneMAC(n.Doc.Type) && ns.Doc.Type == hcn.NamespaceTypeHostDefault {
 		return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %s: the host is on the LAN of network %q by its own NIC, %s, and gets no vNIC there: give that NIC the address", id, n.Doc.Name, n.Uplink)
 	}
 	if ns.Vanished {
@@ -405,7 +405,11 @@ func (t *txn) place(ep *plan.Endpoint, namespace hcn.GUID) (*plan.Attachment, er
 		return at, nil
 	}
 	if host { // among the host's own interfaces, eth0 is not ours to take
-		at.Interface = plan.DeviceName(plan.HostVNICPrefix, plan.EndpointPortID(ep.Doc.ID))
+		prefix := plan.HostVNICPrefix
+		if n := t.st.networks[ep.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) {
+			prefix = plan.LANVNICPrefix
+		}
+		at.Interface = plan.DeviceName(prefix, plan.EndpointPortID(ep.Doc.ID))
 		return at, nil
 	}
 	for i := 0; ; i++ {

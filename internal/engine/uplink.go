@@ -42,7 +42,7 @@ func (t *txn) pickUplink(doc *hcn.HostComputeNetwork) (string, error) {
 			return "", hcn.Errorf(hcn.ErrAdapterNotFound, "network %q: no NIC of this host has an address, is up and has no switch yet: name one with the policy NetAdapterName (`ip -brief address` shows them)", doc.Name)
 		}
 	}
-	if err := t.fitNIC(nic); err != nil {
+	if err := t.fitNIC(nic, doc.Type); err != nil {
 		return "", err
 	}
 	if !slices.ContainsFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.NetAdapterName }) {
@@ -97,15 +97,17 @@ func (t *txn) nicByName(name string) (*plan.NIC, error) {
 	switch {
 	case name == "lo":
 		why = "loopback leads nowhere"
-	case strings.HasPrefix(name, plan.PortPrefix), strings.HasPrefix(name, plan.HostVNICPrefix):
+	case strings.HasPrefix(name, plan.PortPrefix), strings.HasPrefix(name, plan.HostVNICPrefix), strings.HasPrefix(name, plan.LANVNICPrefix):
 		why = "vNICs of Bulkhead's own switches are none"
 	}
 	return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "no NIC of this host is called %q: %s", name, why)
 }
 
-// fitNIC refuses one that cannot carry a switch.
-func (t *txn) fitNIC(nic *plan.NIC) error {
+// fitNIC refuses one that cannot carry a switch of the type.
+func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
 	switch {
+	case nic.OneMAC != "" && !plan.OneMAC(kind):
+		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s cannot be the uplink of a network of type %s: %s. Use type L2Bridge, whose containers have its MAC on the wire, or another NIC", nic.Name, kind, nic.OneMAC)
 	case nic.Unfit != "":
 		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s cannot be the uplink of a network: %s. Choose another NIC", nic.Name, nic.Unfit)
 	case !nic.Up:
@@ -133,7 +135,7 @@ func (t *txn) likelyNIC(doc *hcn.HostComputeNetwork) *plan.NIC {
 	rank := 0
 	for i := range t.facts.NICs {
 		n := &t.facts.NICs[i]
-		if n.Unfit != "" || !n.Up || len(n.Addrs) == 0 || t.networkOn(n.Name) != nil {
+		if n.Unfit != "" || n.OneMAC != "" && !plan.OneMAC(doc.Type) || !n.Up || len(n.Addrs) == 0 || t.networkOn(n.Name) != nil {
 			continue
 		}
 		now := 1
@@ -207,5 +209,5 @@ func sameNIC(a, b *plan.NIC) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.Segments == b.Segments
+	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.Segments == b.Segments && slices.Equal(a.Addrs, b.Addrs)
 }

@@ -98,18 +98,18 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		}
 		update(p.Ports, d.Ports, EndpointPortID(id), port)
 	}
-	if len(dirty.Networks) > 0 || detoursChanged(d) {
+	if len(dirty.Networks) > 0 || needsHostAgain(d) {
 		p.recompileHost(d)
 	}
 	return d
 }
 
-// detoursChanged tells that ports with detours came, went or changed: an Internal network
-// may need the host to forward for them.
-func detoursChanged(d *Delta) bool {
+// needsHostAgain tells that ports came, went or changed for which the host may have to
+// forward: those with detours on an Internal network, and gateways in the host's own stack.
+func needsHostAgain(d *Delta) bool {
 	for _, c := range d.Ports {
 		for _, p := range []*Port{c.Old, c.New} {
-			if p != nil && len(p.Detours) > 0 {
+			if p != nil && (len(p.Detours) > 0 || p.Kind == PortContainer && inHost(p)) {
 				return true
 			}
 		}
@@ -135,18 +135,25 @@ func (p *Plan) recompileHost(d *Delta) {
 		}
 	}
 	if !host.Forward4 || !host.Forward6 {
-		p.forwardDetours(&host)
+		p.forwardPorts(&host)
 	}
 	update(p.Namespaces, d.Namespaces, ResolverNamespace, resolver)
 	d.Host = host != p.Host
 	p.Host = host
 }
 
-// forwardDetours: the proxy of an Internal network may be one of its endpoints, to which
-// the host sends back what comes from another one.
-func (p *Plan) forwardDetours(host *Host) {
+// forwardPorts: the proxy of an Internal network may be one of its endpoints, to which
+// the host sends back what comes from another one. And the host may be the gateway of
+// containers with one MAC on the wire.
+func (p *Plan) forwardPorts(host *Host) {
 	for _, port := range p.Ports {
 		sw := p.Switches[port.Network]
+		if sw != nil && sw.Mode.OneMAC() && port.Kind == PortContainer && inHost(port) {
+			for _, a := range port.Addrs {
+				host.Forward4 = host.Forward4 || a.Is4()
+				host.Forward6 = host.Forward6 || a.Is6()
+			}
+		}
 		if len(port.Detours) == 0 || sw == nil || sw.Mode != ModeInternal {
 			continue
 		}
@@ -196,6 +203,10 @@ func mode(t hcn.NetworkType) Mode {
 		return ModePrivate
 	case hcn.Transparent:
 		return ModeTransparent
+	case hcn.L2Bridge:
+		return ModeL2Bridge
+	case hcn.L2Tunnel:
+		return ModeL2Tunnel
 	default:
 		return 0
 	}
@@ -203,6 +214,10 @@ func mode(t hcn.NetworkType) Mode {
 
 // OnLAN tells that a network of the type has an uplink port.
 func OnLAN(t hcn.NetworkType) bool { return mode(t).OnLAN() }
+
+// OneMAC tells that the endpoints of a network of the type have one MAC on the wire, that of
+// its NIC.
+func OneMAC(t hcn.NetworkType) bool { return mode(t).OneMAC() }
 
 // HasHostPort tells that the host has a vNIC on a network of the type, with the gateway's
 // address, and the network a resolver.
@@ -337,7 +352,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 		p.Addrs = append(p.Addrs, a.Addr())
 	}
 	if onHost {
-		p.VNIC.intoHost() // the host needs no neighbour entry for itself
+		p.VNIC.intoHost(f.NIC(n.Uplink), OneMAC(n.Doc.Type)) // the host needs no neighbour entry for itself
 	} else {
 		p.Redirects, p.Detours = Redirects(e), Detours(e, n)
 		p.acquaint(n)
@@ -372,13 +387,17 @@ func upstreams(e *Endpoint, n *Network) (out []netip.AddrPort) {
 const dnsPort = 53
 
 // intoHost makes a vNIC one of the host's own stack. There it adds an address
-// and leaves the host's ways alone: the network's prefix stays on the host port,
-// and the host keeps its default route.
-func (v *VNIC) intoHost() {
+// and leaves the host's ways alone: the network's prefix stays on the host port, or on
+// the NIC, and the host keeps its default route. Where neither has it, the vNIC is the
+// host's way to the network, and the gateway of its containers.
+func (v *VNIC) intoHost(nic *NIC, gateway bool) {
 	v.Namespace = ""
 	addrs := make([]netip.Prefix, len(v.Addrs))
 	for i, a := range v.Addrs {
 		addrs[i] = netip.PrefixFrom(a.Addr(), a.Addr().BitLen())
+		if gateway && (nic == nil || !slices.ContainsFunc(nic.Addrs, func(on netip.Prefix) bool { return on.Overlaps(a.Masked()) })) {
+			addrs[i] = a
+		}
 	}
 	v.Addrs = addrs
 	var routes []Route

@@ -113,7 +113,7 @@ func TestDetourForwarding(t *testing.T) {
 		}}
 		d := &Delta{Ports: map[PortID]Change[Port]{"a": {New: &Port{Network: "n", Detours: []Detour{{To: netip.AddrPortFrom(netip.MustParseAddr(tc.proxy), 1)}}}}}}
 		p.Ports["a"] = d.Ports["a"].New
-		if !detoursChanged(d) {
+		if !needsHostAgain(d) {
 			t.Error("the change goes unnoticed")
 		}
 		if p.recompileHost(d); p.Host.Forward4 != tc.f4 || p.Host.Forward6 != tc.f6 {

@@ -48,7 +48,9 @@ func (e *explainer) fromContainer() {
 	switch {
 	case got == nil:
 	case got.Verdict == ToHost:
-		e.intoHost(from, sw)
+		e.intoHost(from, sw, hostDevice(sw, owner))
+	case got.Verdict == ToWire:
+		e.backFromWire(from, owner, sw)
 	case got.Verdict == Delivered:
 		to := e.plan.Ports[got.To]
 		e.mtu(from.VNIC.MTU, to.VNIC.MTU)

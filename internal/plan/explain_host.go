@@ -6,8 +6,19 @@ import (
 	"strings"
 )
 
-// intoHost goes on in the host's stack with what a container sent to the gateway's MAC.
-func (e *explainer) intoHost(from *Port, sw *Switch) {
+// hostDevice is the one of the host's on a switch that has the port's MAC.
+func hostDevice(sw *Switch, to *Port) string {
+	switch {
+	case sw.Mode.OnLAN() && to.Kind == PortContainer:
+		return to.VNIC.Device
+	case sw.Mode.OnLAN():
+		return sw.Uplink
+	}
+	return sw.HostDevice
+}
+
+// intoHost goes on in the host's stack with what a container sent to the MAC of a device there.
+func (e *explainer) intoHost(from *Port, sw *Switch, device string) {
 	if d := from.DetourOf(e.q.Protocol, e.Dst); d != nil {
 		e.detour(d, from, sw)
 		return
@@ -21,14 +32,14 @@ func (e *explainer) intoHost(from *Port, sw *Switch) {
 		return
 	}
 	if sw.Mode.OnLAN() {
-		e.routedByHost(from, sw)
+		e.routedByHost(from, sw, device)
 		return
 	}
 	if sw.Mode != ModeNAT {
 		e.fail(layerNAT, "", "", "network %s is not of type NAT: nothing of it is forwarded", sw.Name)
 		return
 	}
-	if !e.forwarding(sw.HostDevice) {
+	if !e.forwarding(device) {
 		return
 	}
 	if other := e.switchOf(e.Dst); other != nil {

@@ -19,20 +19,24 @@ func (e *explainer) beyond(k Packet, sw *Switch, next netip.Addr) {
 	switch got := e.leg(k); {
 	case got == nil:
 	case got.Verdict == ToHost:
-		e.intoHost(from, sw)
+		e.intoHost(from, sw, sw.Uplink)
 	default:
 		e.mtu(from.VNIC.MTU, sw.MTU)
 		by := ""
 		if next != e.Dst {
 			by = ", by way of " + next.String()
 		}
-		e.arrive("leaves this host by %s under its own address %s, for %s on the LAN%s; what becomes of it there is not known here", sw.Uplink, e.Src, e.Dst, by)
+		as := ""
+		if sw.Mode.OneMAC() {
+			as = " and the NIC's MAC"
+		}
+		e.arrive("leaves this host by %s under its own address %s%s, for %s on the LAN%s; what becomes of it there is not known here", sw.Uplink, e.Src, as, e.Dst, by)
 	}
 }
 
 // routedByHost is a packet of a container on a LAN that has the host for its router.
-func (e *explainer) routedByHost(from *Port, sw *Switch) {
-	if !e.forwarding(sw.Uplink) {
+func (e *explainer) routedByHost(from *Port, sw *Switch, device string) {
+	if !e.forwarding(device) {
 		return
 	}
 	if r, ok := e.hostRoute(); ok && e.foreign("forward") {
@@ -50,6 +54,11 @@ func (e *explainer) hostToLAN(to *Port, sw *Switch, dst netip.Addr) {
 		return
 	}
 	e.Src = r.Src
+	if own := e.hostVNIC(sw, r.Device); own != nil {
+		e.step(layerRoute, own.ID, "on the link by %s, from %s", r.Device, e.Src)
+		e.onLAN(Packet{From: own.ID, Src: e.Src, Dst: dst, DstPort: e.q.Port}, to, sw)
+		return
+	}
 	if r.Device != sw.Uplink {
 		e.arrive("leaves this host by %s from %s, and not by %s, where the container is: what becomes of it there is not known here", r.Device, r.Src, sw.Uplink)
 		return
@@ -60,6 +69,22 @@ func (e *explainer) hostToLAN(to *Port, sw *Switch, dst netip.Addr) {
 		return
 	}
 	e.onLAN(k, to, sw)
+}
+
+// hostVNIC is the port of a vNIC of the host's own on a switch with a NIC, or nil.
+func (e *explainer) hostVNIC(sw *Switch, device string) *Port {
+	for _, p := range e.plan.Ports {
+		if p.Network == sw.Network && p.Kind == PortContainer && inHost(p) && p.VNIC.Device == device {
+			return p
+		}
+	}
+	return nil
+}
+
+// backFromWire goes on with what a port of a tunnel has sent to another one, if it comes back.
+func (e *explainer) backFromWire(from, to *Port, sw *Switch) {
+	e.step("switching", sw.UplinkPort, "if the switch outside sends it back, it comes in again by %s; if not, it is lost there", sw.Uplink)
+	e.onLAN(Packet{From: sw.UplinkPort, VLAN: to.VLAN, Src: e.Src, Dst: e.Dst, DstPort: e.q.Port}, to, sw)
 }
 
 // lanToPort begins on the wire, for a container that is a member of the LAN.

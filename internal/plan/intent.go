@@ -115,8 +115,9 @@ type NIC struct {
 	Up       bool
 	// Addrs are the host's addresses on it, without link-local ones of IPv6.
 	Addrs []netip.Prefix
-	// Unfit says why it cannot be an uplink; "" for one that can.
-	Unfit string
+	// Unfit says why it cannot be an uplink; "" for one that can. OneMAC says why it can only be
+	// that of a network whose containers have its own MAC on the wire.
+	Unfit, OneMAC string
 }
 
 // NIC finds a link by its name; nil if there is none.

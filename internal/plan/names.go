@@ -14,6 +14,7 @@ import (
 // rules (`iifname "bhh*"`).
 const (
 	HostVNICPrefix = "bhh" // the host's own vNIC on a switch
+	LANVNICPrefix  = "bhl" // one of the host's own on a switch with a NIC, which our nftables rules leave alone
 	PortPrefix     = "bhp" // the switch side of any port
 	ResolverPrefix = "bhr" // the resolver's vNIC, in the resolver's compartment
 )

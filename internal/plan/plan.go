@@ -68,11 +68,18 @@ const (
 	ModePrivate
 	// ModeTransparent: an uplink port; the containers are members of the LAN.
 	ModeTransparent
+	// ModeL2Bridge: the same, but on the wire all of them have the MAC of the NIC.
+	ModeL2Bridge
+	// ModeL2Tunnel: the same, and what they send each other goes by the wire as well.
+	ModeL2Tunnel
 )
 
 // OnLAN tells that a switch of the mode has an uplink port, and no port of the host's own:
 // the host is behind the uplink as well.
-func (m Mode) OnLAN() bool { return m == ModeTransparent }
+func (m Mode) OnLAN() bool { return m == ModeTransparent || m.OneMAC() }
+
+// OneMAC tells that on the wire the ports of a switch of the mode have the MAC of its NIC.
+func (m Mode) OneMAC() bool { return m == ModeL2Bridge || m == ModeL2Tunnel }
 
 // Switch is the virtual switch of one network.
 type Switch struct {

@@ -52,6 +52,10 @@ func (m Mode) String() string {
 		return "private"
 	case ModeTransparent:
 		return "transparent"
+	case ModeL2Bridge:
+		return "l2bridge"
+	case ModeL2Tunnel:
+		return "l2tunnel"
 	}
 	return fmt.Sprintf("mode %d", m)
 }

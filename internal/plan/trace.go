@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -173,6 +174,8 @@ type tracer struct {
 	pkt  Packet
 	from *Port
 	sw   *Switch
+	// tunnelled says that the packet is for another port, and takes the way by the wire.
+	tunnelled bool
 }
 
 func (t *tracer) step(layer string, port PortID, r *Rule, format string, args ...any) {
@@ -195,13 +198,16 @@ func (t *tracer) complete() {
 	}
 	if k.SrcMAC == (MAC{}) {
 		k.SrcMAC = t.from.MAC
-		if t.from.Kind == PortUplink && !k.Host {
+		if t.from.Kind == PortUplink && !k.Host && (t.sw.Mode != ModeL2Tunnel || t.portAt(k.Src) == nil) {
 			k.SrcMAC = RouterMAC()
 		}
 	}
 	if k.DstMAC == (MAC{}) {
 		if o := t.owner(k.Dst); o != nil {
 			k.DstMAC = o.MAC
+			if t.from.Kind == PortUplink && !k.Host && t.sw.Mode.OneMAC() { // nobody there knows another
+				k.DstMAC = t.from.MAC
+			}
 		} else if t.sw.Mode.OnLAN() {
 			k.DstMAC = RouterMAC()
 		} else if gw := t.plan.Ports[t.sw.HostPort]; gw != nil {
@@ -233,6 +239,10 @@ func (t *tracer) flood() {
 		}
 	}
 	t.Verdict = Flooded
+	if t.sw.Mode == ModeL2Tunnel && t.isContainer(t.from) {
+		t.step("switching", t.pkt.From, nil, "a copy to the host and one to the wire, which sends it back for the other ports of switch %q", t.sw.Name)
+		return
+	}
 	t.step("switching", t.pkt.From, nil, "a copy to each other port of switch %q, where its own rules judge it", t.sw.Name)
 }
 
@@ -244,12 +254,8 @@ func (t *tracer) unicast() {
 	switch {
 	case t.exempt():
 		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP requests are not subject to rules")
-	case t.from.Kind == PortContainer && to.Kind == PortContainer && (t.from.Policy.Isolated || to.Policy.Isolated):
-		isolated := t.from
-		if !isolated.Policy.Isolated {
-			isolated = to
-		}
-		t.drop("isolation", isolated.ID, "isolated", "port %s exchanges nothing with other containers (DisableInterComputeCommunication)", isolated.ID)
+	case t.isContainer(t.from) && t.isContainer(to) && (t.from.Policy.Isolated || to.Policy.Isolated):
+		t.dropIsolated(cmp.Or(isolatedPort(t.from), isolatedPort(to)))
 		return
 	default:
 		if !t.judge("rules out", t.from, t.from.Policy.Out, "policy-out", &t.Out) ||
@@ -259,12 +265,23 @@ func (t *tracer) unicast() {
 	}
 	t.To, t.Verdict = to.ID, Delivered
 	switch {
-	case to.Kind == PortUplink && t.pkt.DstMAC != to.MAC:
+	case to.Kind == PortUplink && (t.pkt.DstMAC != to.MAC || t.tunnelled):
 		t.Verdict = ToWire
 	case inHost(to):
 		t.Verdict = ToHost
+		if t.isHost(to) && t.sw.Mode.OnLAN() {
+			t.To = t.sw.UplinkPort
+		}
 	}
 }
+
+// isHost tells that the host itself sends by a port. On a LAN all its vNICs are behind the NIC.
+func (t *tracer) isHost(p *Port) bool {
+	return p.Kind == PortHost || t.sw.Mode.OnLAN() && p.Kind == PortContainer && inHost(p)
+}
+
+// isContainer tells that a port is a compartment's.
+func (t *tracer) isContainer(p *Port) bool { return p.Kind == PortContainer && !t.isHost(p) }
 
 // inHost tells whether a port's vNIC is the host's own.
 func inHost(p *Port) bool { return p.VNIC.Namespace == "" }
@@ -278,7 +295,11 @@ func (t *tracer) destination() *Port {
 		}
 	}
 	if to == nil && t.sw.Mode.OnLAN() {
-		return t.beyond()
+		to = t.beyond()
+		if to == nil || !t.sw.Mode.OneMAC() || t.pkt.DstMAC != to.MAC || t.portAt(t.pkt.Dst) == nil {
+			return to
+		}
+		to = nil // who has learnt the MAC on the wire means who has the address
 	}
 	// A MAC that nobody has is one that somebody had: the sender's neighbour table is
 	// behind, and the switch knows who has the address.
@@ -294,6 +315,9 @@ func (t *tracer) destination() *Port {
 	case t.from:
 		t.drop("switching", t.from.ID, "to-self", "%s is the sender's own MAC", t.pkt.DstMAC)
 		return nil
+	}
+	if t.sw.Mode == ModeL2Tunnel && t.isContainer(t.from) && t.isContainer(to) {
+		return t.byWire(to)
 	}
 	to = t.steer(to)
 	if inHost(to) && t.asksResolver() {
@@ -325,6 +349,9 @@ func (t *tracer) steer(to *Port) *Port {
 func (t *tracer) beyond() *Port {
 	to := t.plan.Ports[t.sw.UplinkPort]
 	switch {
+	case to != nil && t.isHost(t.from):
+		t.drop("switching", t.from.ID, "unknown-mac", "no port of switch %q has the MAC %s, and the host has the NIC %s for the wire", t.sw.Name, t.pkt.DstMAC, to.Device)
+		return nil
 	case to == nil:
 		t.drop("switching", t.from.ID, "no-uplink", "%s is not on switch %q, and its NIC %s is gone", t.pkt.DstMAC, t.sw.Name, t.sw.Uplink)
 	case to.MAC == t.pkt.DstMAC:
@@ -335,12 +362,77 @@ func (t *tracer) beyond() *Port {
 	return to
 }
 
+// byWire is the uplink for what one port of a tunnel sends to another.
+func (t *tracer) byWire(to *Port) *Port {
+	if isolated := cmp.Or(isolatedPort(t.from), isolatedPort(to)); isolated != nil && !t.exempt() {
+		t.dropIsolated(isolated)
+		return nil
+	}
+	nic := t.plan.Ports[t.sw.UplinkPort]
+	if nic == nil {
+		t.drop("switching", t.from.ID, "no-uplink", "port %s is reached by the wire only, and the NIC %s of switch %q is gone", to.ID, t.sw.Uplink, t.sw.Name)
+		return nil
+	}
+	t.tunnelled = true
+	t.step("switching", t.from.ID, nil, "for port %s by way of the wire: out of the NIC %s, to come back there", to.ID, nic.Device)
+	return nic
+}
+
+func isolatedPort(p *Port) *Port {
+	if p.Policy.Isolated {
+		return p
+	}
+	return nil
+}
+
+func (t *tracer) dropIsolated(p *Port) {
+	t.drop("isolation", p.ID, "isolated", "port %s exchanges nothing with other containers (DisableInterComputeCommunication)", p.ID)
+}
+
+// portAt is the port that has an address, but for those in the host's own stack.
+func (t *tracer) portAt(a netip.Addr) *Port {
+	if o := t.owner(a); o != nil && !inHost(o) {
+		return o
+	}
+	return nil
+}
+
+// turn gives a packet for the NIC's MAC that of the port which it is for, where on the wire all
+// ports have the NIC's.
+func (t *tracer) turn() {
+	k := &t.pkt
+	readable := k.EtherType == etherIPv4 && k.Src.Is4() && k.Dst.Is4() || k.EtherType == etherIPv6 && k.Src.Is6() && k.Dst.Is6()
+	if !t.sw.Mode.OneMAC() || k.DstMAC != t.from.MAC || !readable {
+		return
+	}
+	if o := t.portAt(k.Dst); o != nil {
+		t.step("switching", t.from.ID, nil, "on the wire %s is all ports' MAC, and %s is the address of port %s", k.DstMAC, k.Dst, o.ID)
+		k.DstMAC = o.MAC
+	}
+}
+
+// reflected tells of a packet from the wire that the ports have had, or which pretends to be
+// theirs.
+func (t *tracer) reflected(mine func(MAC) bool) bool {
+	k := &t.pkt
+	switch {
+	case k.Host:
+		return false
+	case k.SrcMAC != t.from.MAC:
+		return mine(k.SrcMAC)
+	case t.sw.Mode != ModeL2Tunnel:
+		return true
+	}
+	return k.DstMAC[0]&1 != 0 && t.portAt(k.Src) == nil
+}
+
 // fromNIC follows what is at the uplink. It has no source guard, for it is not ours.
 func (t *tracer) fromNIC() {
 	k := &t.pkt
 	group := k.DstMAC[0]&1 != 0
+	t.turn()
 	mine := func(m MAC) bool { return slices.ContainsFunc(t.ports(), func(p *Port) bool { return p.MAC == m }) }
-	reflected := !k.Host && (mine(k.SrcMAC) || k.SrcMAC == t.from.MAC)
+	reflected := t.reflected(mine)
 	switch {
 	case !group && !mine(k.DstMAC), group && reflected && k.SrcMAC == t.from.MAC:
 		t.pass("for nobody on switch %q", t.sw.Name)

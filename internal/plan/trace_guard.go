@@ -28,12 +28,12 @@ func (t *tracer) guard() string {
 	switch {
 	case k.SrcMAC[0]&1 != 0:
 		return "martian"
-	case t.from.Kind != PortHost && k.SrcMAC != t.from.MAC:
+	case !t.isHost(t.from) && k.SrcMAC != t.from.MAC:
 		return "source-mac"
 	case martian(k.Dst) || k.Dst.IsUnspecified():
 		return "martian"
 	}
-	if t.from.Kind == PortHost {
+	if t.isHost(t.from) {
 		// The host routes, so it may send from any address but its loopback.
 		if !k.Src.IsUnspecified() && martian(k.Src) {
 			return "martian"

@@ -202,7 +202,7 @@ func proxied(in *plan.Intent, from *plan.Endpoint, k plan.Packet) bool {
 	n := in.Networks[from.Doc.HostComputeNetwork]
 	own, _ := hcn.SettingsOf[hcn.L4ProxyPolicySetting](from.Doc.Policies)
 	all, _ := hcn.NetworkSettingsOf[hcn.L4ProxyPolicySetting](n.Doc.Policies)
-	if n.Doc.Type == hcn.Private || n.Doc.Type == hcn.Transparent { // which have no host port to go by
+	if n.Doc.Type == hcn.Private || plan.OnLAN(n.Doc.Type) { // which have no host port to go by
 		return false
 	}
 	is := func(a netip.Addr) bool {

@@ -68,7 +68,7 @@ func (n *Netdev) nics(links []link, byIndex map[int]link, addrs []address) []pla
 		}
 		nic := plan.NIC{
 			Name: l.name, Index: l.index, MAC: l.mac, MTU: l.mtu, Segments: l.segments,
-			Up: l.up(), Unfit: n.unfit(l, byIndex[l.master]),
+			Up: l.up(), Unfit: unfit(l, byIndex[l.master]), OneMAC: n.oneMAC(l),
 		}
 		for _, a := range addrs {
 			if a.index == l.index && (a.prefix.Addr().Is4() || !a.prefix.Addr().IsLinkLocalUnicast()) {
@@ -81,13 +81,22 @@ func (n *Netdev) nics(links []link, byIndex map[int]link, addrs []address) []pla
 }
 
 // unfit says why a link cannot be the uplink of a switch, or nothing.
-func (n *Netdev) unfit(l, master link) string {
+func unfit(l, master link) string {
 	switch {
 	case l.hwType != unix.ARPHRD_ETHER:
 		return "it is no Ethernet device"
 	case l.master != 0:
 		return "it is a member of " + cmp.Or(master.name, "another device") + ", which takes its frames"
-	case slices.Contains([]string{"bridge", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan", "ifb"}, l.kind):
+	case slices.Contains([]string{"ipvlan", "ipvtap", "vxlan", "ifb"}, l.kind):
+		return "it is a " + l.kind + " device, which gets no frames for containers from the wire"
+	}
+	return ""
+}
+
+// oneMAC says why a link cannot carry frames of other MACs than its own, or nothing.
+func (n *Netdev) oneMAC(l link) string {
+	switch {
+	case slices.Contains([]string{"bridge", "macvlan", "macvtap"}, l.kind):
 		return "it is a " + l.kind + " device, which gets no frames for other MACs from the wire"
 	case n.wireless(l.name):
 		return "it is wireless, and an access point takes no frames from other MACs"

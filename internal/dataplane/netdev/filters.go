@@ -31,7 +31,7 @@ func filtersOf(p *plan.Plan) map[filter]*plan.Port {
 		if port.Kind != plan.PortContainer {
 			continue
 		}
-		if sw := p.Switches[port.Network]; sw != nil && sw.UplinkPort != "" {
+		if sw := p.Switches[port.Network]; sw != nil && sw.UplinkPort != "" && !sw.Mode.OneMAC() {
 			out[filter{sw.Uplink, port.MAC}] = port
 		}
 	}

@@ -76,7 +76,7 @@ func (l link) ours() bool {
 func (l link) up() bool { return l.flags&unix.IFF_UP != 0 }
 
 func ourName(name string) bool {
-	return strings.HasPrefix(name, plan.HostVNICPrefix) || strings.HasPrefix(name, plan.PortPrefix)
+	return strings.HasPrefix(name, plan.HostVNICPrefix) || strings.HasPrefix(name, plan.LANVNICPrefix) || strings.HasPrefix(name, plan.PortPrefix)
 }
 
 func parseLink(m []byte) link {

@@ -254,6 +254,7 @@ const (
 	bpfPortKindPORT_HOST      bpfPortKind = 2
 	bpfPortKindPORT_RESOLVER  bpfPortKind = 3
 	bpfPortKindPORT_UPLINK    bpfPortKind = 4
+	bpfPortKindPORT_GUEST     bpfPortKind = 5
 )
 
 type bpfPrefixKey struct {

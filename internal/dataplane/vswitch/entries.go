@@ -67,7 +67,26 @@ const (
 	portRateIn   = 8
 	portSteered  = 16
 	portLAN      = 32
+	portOneMAC   = 64
+	portTunnel   = 128
 )
+
+// destGuest is PORT_GUEST: how a frame gets to a vNIC of the host's own on a LAN.
+const destGuest = 5
+
+// lanFlags say what a switch with a NIC does at it.
+func lanFlags(m plan.Mode) uint8 {
+	switch m {
+	case plan.ModeTransparent:
+		return portLAN
+	case plan.ModeL2Bridge:
+		return portLAN | portOneMAC
+	case plan.ModeL2Tunnel:
+		return portLAN | portOneMAC | portTunnel
+	default:
+		return 0
+	}
+}
 
 // switchBits is where the VLAN begins in a switch's number (SEGMENT in bpf/lib/structs.h).
 const switchBits = 20
@@ -76,8 +95,8 @@ func segment(sw uint32, vlan uint16) uint32 { return sw | uint32(vlan)<<switchBi
 
 func vlanOf(segment uint32) uint16 { return uint16(segment >> switchBits) }
 
-// switchOf is the number of the network's switch.
-func switchOf(segment uint32) uint32 { return segment & (1<<switchBits - 1) }
+// switchOf is the number of the network's switch. The bit above it is HALF, in the keys of flows.
+func switchOf(segment uint32) uint32 { return segment & (1<<(switchBits-1) - 1) }
 
 // wantPolicy takes the numbers of the port's lists. Their content is written with the port.
 func (a *Applier) wantPolicy(s *portState, port *plan.Port) error {
@@ -120,11 +139,9 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		steers: map[bpfSteerKey]bpfSteer{},
 		member: port.Kind != plan.PortResolver && port.Kind != plan.PortUplink,
 	}
+	s.entry.Flags |= lanFlags(sw.Mode)
 	if port.Kind == plan.PortUplink {
 		return s, nil // who is not on the switch is behind it
-	}
-	if sw.Mode.OnLAN() {
-		s.entry.Flags |= portLAN
 	}
 	if err := a.wantPolicy(s, port); err != nil {
 		return nil, err
@@ -139,6 +156,15 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 			return nil, portError(port.ID, "%w", err)
 		}
 	}
+	owner := index
+	if sw.Mode.OnLAN() && isGuest(port) {
+		// It is a port of the host's, which is behind the NIC with all else that it has; the NIC gets the group frames.
+		s.entry.Kind, s.dest.Kind, s.member = uint8(plan.PortHost), destGuest, false
+		if s.dest.Port, err = a.uplinkIndex(p, sw); err != nil {
+			return nil, err
+		}
+		owner = s.dest.Port
+	}
 	if port.Kind == plan.PortHost && hasGuests(p, port.Network) {
 		s.entry.Flags |= portGuests
 	}
@@ -148,12 +174,25 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 	}
 	s.macs[bpfMacKey{Sw: s.entry.Sw, Mac: port.MAC}] = s.dest
 	for _, addr := range port.Addrs {
-		s.addrs[addrKey(s.entry.Sw, addr)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, addr)}
+		s.addrs[addrKey(s.entry.Sw, addr)] = bpfOwner{Port: owner, Mac: port.MAC, Flags: ownerFlags(sw, port, addr)}
 	}
 	if port.LinkLocal.IsValid() {
-		s.addrs[addrKey(s.entry.Sw, port.LinkLocal)] = bpfOwner{Port: index, Mac: port.MAC, Flags: ownerFlags(sw, port, port.LinkLocal)}
+		s.addrs[addrKey(s.entry.Sw, port.LinkLocal)] = bpfOwner{Port: owner, Mac: port.MAC, Flags: ownerFlags(sw, port, port.LinkLocal)}
 	}
 	return s, nil
+}
+
+// uplinkIndex is that of a switch's NIC, 0 while it is gone.
+func (a *Applier) uplinkIndex(p *plan.Plan, sw *plan.Switch) (uint32, error) {
+	nic := p.Ports[sw.UplinkPort]
+	if nic == nil {
+		return 0, nil
+	}
+	index, err := a.dev.index(nic.Device)
+	if err != nil {
+		return 0, portError(nic.ID, "%w", err)
+	}
+	return index, nil
 }
 
 // isGuest tells that a port is that of an endpoint in the host's own stack.

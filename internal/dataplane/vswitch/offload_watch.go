@@ -110,7 +110,7 @@ func (w *offloadWatch) uplinks() (map[uint32]uint32, error) {
 			continue // gone meanwhile
 		}
 		at := l.Attrs()
-		ours := strings.HasPrefix(at.Name, plan.HostVNICPrefix) || strings.HasPrefix(at.Name, plan.PortPrefix)
+		ours := strings.HasPrefix(at.Name, plan.HostVNICPrefix) || strings.HasPrefix(at.Name, plan.LANVNICPrefix) || strings.HasPrefix(at.Name, plan.PortPrefix)
 		if at.EncapType == "ether" && l.Type() != "vlan" && !ours {
 			out[uint32(index)] = uint32(at.MTU)
 		}

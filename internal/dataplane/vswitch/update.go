@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -116,6 +117,7 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 		}
 	}
 	followsHost(p, d, out)
+	followsNIC(p, d, out)
 	for _, c := range d.Switches {
 		if c.New == nil {
 			continue
@@ -127,6 +129,27 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 		}
 	}
 	return out
+}
+
+// followsNIC adds the vNICs of the host's own whose switch gets a NIC, or loses it: they are behind it.
+func followsNIC(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) {
+	changed := map[hcn.GUID]bool{}
+	for id, c := range d.Switches {
+		changed[id] = c.New != nil && c.New.Mode.OnLAN()
+	}
+	for _, c := range d.Ports {
+		if c.New != nil && c.New.Kind == plan.PortUplink {
+			changed[c.New.Network] = true
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	for id, port := range p.Ports {
+		if changed[port.Network] && isGuest(port) {
+			out[id] = port
+		}
+	}
 }
 
 // release removes from the maps what a port had and next (nil: nothing) does not have.
@@ -205,6 +228,9 @@ func (a *Applier) place(s *portState) error {
 		return a.groups.setUplink(s.entry.Sw, s.index)
 	default:
 	}
+	if !s.member {
+		return nil
+	}
 	return a.groups.add(s.entry.Sw, s.dest)
 }
 
@@ -217,12 +243,19 @@ func (a *Applier) conflict(s *portState) error {
 	if other(s.index) {
 		return errors.New("device " + s.device + " is another port's")
 	}
+	had := a.applied[s.id] // an entry of its own may name the NIC
 	for k := range s.macs {
+		if had != nil && hasKey(had.macs, k) {
+			continue
+		}
 		if d, ok := a.tables.macs.have[k]; ok && other(d.Port) {
 			return errors.New("MAC " + plan.MAC(k.Mac).String() + " is another port's on this switch")
 		}
 	}
 	for k := range s.addrs {
+		if had != nil && hasKey(had.addrs, k) {
+			continue
+		}
 		if o, ok := a.tables.addrs.have[k]; ok && other(o.Port) {
 			return errors.New("address " + netip.AddrFrom16(k.Ip).Unmap().String() + " is another port's on this switch")
 		}

@@ -29,6 +29,11 @@ const lanNumber = 9
 
 func newLAN(t *testing.T, mode AttachMode) *lan {
 	t.Helper()
+	return newLANOf(t, mode, plan.ModeTransparent)
+}
+
+func newLANOf(t *testing.T, mode AttachMode, kind plan.Mode) *lan {
+	t.Helper()
 	l := newLab(t, mode)
 	n := &lan{lab: l, wire: th.New(t), peer: th.New(t)}
 	n.wire.Run(t, "ip", "link", "add", "br0", "type", "bridge")
@@ -42,7 +47,7 @@ func newLAN(t *testing.T, mode AttachMode) *lan {
 	l.host.Sysctl("net.ipv4.conf.all.rp_filter", "1")
 	l.host.Sysctl("net.ipv4.conf.nic0.rp_filter", "1")
 	n.plan.Switches[network(lanNumber)] = &plan.Switch{
-		Number: lanNumber, Network: network(lanNumber), Mode: plan.ModeTransparent, MTU: 1500,
+		Number: lanNumber, Network: network(lanNumber), Mode: kind, MTU: 1500,
 		Uplink: "nic0", UplinkPort: plan.UplinkPortID(network(lanNumber)),
 	}
 	n.nic = &plan.Port{

@@ -82,7 +82,7 @@ const (
 
 func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 	doc := hcn.HostComputeNetwork{
-		ID: id, Name: fmt.Sprintf("net%d", number), Type: rapid.SampledFrom([]hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private, hcn.Transparent}).Draw(t, "type"),
+		ID: id, Name: fmt.Sprintf("net%d", number), Type: rapid.SampledFrom([]hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private, hcn.Transparent, hcn.L2Bridge, hcn.L2Tunnel}).Draw(t, "type"),
 		Ipams: []hcn.Ipam{{Subnets: []hcn.Subnet{
 			{IpAddressPrefix: prefix4, Routes: []hcn.Route{{NextHop: "10.1.0.1", DestinationPrefix: "0.0.0.0/0"}}},
 			{IpAddressPrefix: prefix6, Routes: []hcn.Route{{NextHop: "fd00:1::1", DestinationPrefix: "::/0"}}},
@@ -90,7 +90,7 @@ func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 		Policies: networkPolicies(t),
 	}
 	n := &plan.Network{Doc: doc, Switch: uint32(number), GatewayMAC: plan.MAC{2, 0, 0, 0, byte(number), 1}}
-	if doc.Type == hcn.Transparent {
+	if plan.OnLAN(doc.Type) {
 		n.Uplink = nic(number)
 	}
 	return n
