@@ -22,7 +22,7 @@ func BenchmarkLAN(b *testing.B) {
 		"no switch: the wire ends in the server's namespace. Linux bridge: the NIC is a port of it. macvlan: mode bridge, on the NIC.",
 		"bulkhead: a network of that type; the NIC keeps its addresses.")
 	paths := []path{
-		wirePath(b), bridgedNICPath(b), macvlanPath(b), lanPath(b, s, hcn.Transparent),
+		wirePath(b), bridgedNICPath(b), macvlanPath(b), lanPath(b, s, hcn.Transparent), lanPath(b, s, hcn.L2Bridge),
 	}
 	metrics := []string{metricRR, metricCRR, metricUDP, metricStream}
 	measurePaths(b, s, section, paths, metrics...)
