@@ -39,7 +39,16 @@ type Client struct {
 	http   *http.Client
 	// Warn is told what the daemon warns of, such as members of a document that it ignored. Nil: nobody is.
 	Warn func(text string)
+	// Planned, where it is set, turns every change into the question what it would do. It is told the answer, and the
+	// call fails with ErrPlanned.
+	Planned func(api.Plan)
 }
+
+// planBase is put before the path of a change to ask what it would do.
+const planBase = "/v1/plan"
+
+// ErrPlanned is the end of a change that was only asked about.
+var ErrPlanned = errors.New("the change was not made: only what it would do was asked")
 
 // New makes a client of the daemon at a socket, given as a path or as unix:///path. It does not connect yet.
 func New(socket string) (*Client, error) {
@@ -148,6 +157,9 @@ func (r request) build(ctx context.Context) (*http.Request, error) {
 
 // send makes the call. The answer is a good one; its body is the caller's to close.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
+	if c.Planned != nil && r.method != http.MethodGet && !strings.HasPrefix(r.path, planBase) {
+		return nil, api.Errorf(api.KindUnsupported, "what %s %s would do cannot be told beforehand", r.method, r.path)
+	}
 	req, err := r.build(ctx)
 	if err != nil {
 		return nil, err
@@ -192,6 +204,9 @@ func (c *Client) broken(err error) error {
 
 // call makes a call and decodes its answer; a nil answer is dropped.
 func (c *Client) call(ctx context.Context, r request, answer any) error {
+	if c.Planned != nil && r.method != http.MethodGet {
+		return c.plan(ctx, r)
+	}
 	res, err := c.send(ctx, r)
 	if err != nil {
 		return err
@@ -208,6 +223,26 @@ func (c *Client) call(ctx context.Context, r request, answer any) error {
 		return api.Errorf(api.KindInternal, "read the answer to %s %s: %w", r.method, r.path, err)
 	}
 	return nil
+}
+
+// plan asks what a change would do.
+func (c *Client) plan(ctx context.Context, r request) error {
+	r.path = planBase + r.path
+	res, err := c.send(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	b, err := readAll(res.Body)
+	if err != nil {
+		return c.broken(err)
+	}
+	var p api.Plan
+	if err := json.Unmarshal(b, &p); err != nil {
+		return api.Errorf(api.KindInternal, "read the answer to %s %s: %w", r.method, r.path, err)
+	}
+	c.Planned(p)
+	return ErrPlanned
 }
 
 // answeredError is the error record of an answer.

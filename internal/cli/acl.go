@@ -22,7 +22,7 @@ what no rule allows there is blocked. A change applies at once, to connections t
 too. bulkhead rules shows all rules as they are evaluated, those of tiers and of the
 network among them; bulkhead explain says what becomes of a packet.`,
 		"  bulkhead acl add db --direction in --action allow --proto tcp --ports 5432 --remote 10.246.0.0/24\n  bulkhead acl rm db allow-in-tcp-5432",
-		newACLAddCmd(a), newACLLsCmd(a), newACLRmCmd(a))
+		a.planned(newACLAddCmd(a)), newACLLsCmd(a), a.planned(newACLRmCmd(a)))
 }
 
 // aclFlags are the flags of a rule.

@@ -56,6 +56,8 @@ type app struct {
 	host    string
 	certs   string
 	noColor bool
+	// plans is set while a command only asks what it would change (--dry-run).
+	plans func(api.Plan)
 }
 
 // exitError ends the program with a code of its own. A nil err prints nothing.
@@ -218,6 +220,7 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Planned = a.plans
 	c.Warn = func(text string) { fmt.Fprintln(a.Stderr, "warning:", cleanLines(text)) }
 	return c, nil
 }

@@ -17,7 +17,7 @@ func newEndpointCmd(a *app) *cobra.Command {
 		`An endpoint is the identity of one vNIC. Containers bring theirs along; this is for
 compartments of other runtimes.`,
 		"  bulkhead endpoint create --network nat --name web0\n  bulkhead namespace attach pod web0",
-		newEndpointLsCmd(a), newEndpointCreateCmd(a), newInspectKindCmd(a, "endpoint", kindEndpoint), newEndpointRmCmd(a))
+		newEndpointLsCmd(a), a.planned(newEndpointCreateCmd(a)), newInspectKindCmd(a, "endpoint", kindEndpoint), a.planned(newEndpointRmCmd(a)))
 }
 
 func newEndpointLsCmd(a *app) *cobra.Command {

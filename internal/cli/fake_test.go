@@ -39,6 +39,7 @@ type daemon struct {
 	Flows      []api.FlowLine
 	Rules      []api.EndpointRules
 	Explained  api.Explanation
+	Plan       api.Plan
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -118,6 +119,14 @@ func (d *daemon) routes() http.Handler {
 		}
 		return x, nil
 	})
+	for _, method := range []string{http.MethodPost, http.MethodDelete} {
+		change(method+" /v1/plan/{change...}", func(r *http.Request) (any, error) {
+			if strings.HasSuffix(r.URL.Path, "/modify") {
+				return api.Plan{Objects: []api.PlanObject{}}, nil
+			}
+			return d.Plan, nil
+		})
+	}
 	get("/v1/rules/{ref}", func(*http.Request) (any, error) { return d.Rules, nil })
 	mux.HandleFunc("GET /v1/capture", d.sendCapture)
 	mux.HandleFunc("GET /v1/containers/{ref}/logs", d.readLogs)

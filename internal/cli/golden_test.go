@@ -128,6 +128,10 @@ func TestChanges(t *testing.T) {
 		"acl add web", "acl add web --action deny",
 		"acl add web --action allow --direction up", "acl add db --network nat --action block", "acl add db --action block", "acl add db --network no --action block",
 		"acl add spare --action allow", "acl add web --action block", "acl add db --action block --id ssh", "acl rm db ssh", "acl rm db nonsense", "acl rm web",
+		"network create --dry-run lan", "network rm --dry-run lab no", "network rm --dry-run lab -o json", "network create -o json lan",
+		"network create --dry-run -o yaml lan", "acl add web --network back --action block --dry-run", "publish add web 53:53/udp --dry-run",
+		"network connect back client --dry-run", "network disconnect back web --dry-run", "network prune -f --dry-run",
+		"endpoint rm spare --dry-run", "namespace create --dry-run", "namespace detach web AAAA0003 --dry-run",
 		"image import testdata/host.json base:1 --cmd sh --env A=1",
 		"nonsense", "rnu", "network nonsense", "run", "stop", "run --nonsense x", "logs a b", "run --rm --restart always x", "create --network host x",
 	} {
@@ -195,6 +199,7 @@ func TestNoEscapes(t *testing.T) {
 		x.Probe = &api.ExplainProbe{Text: evil}
 		x.Doubts = []string{evil}
 	}
+	d.Plan.Objects[0] = api.PlanObject{Object: evil, Changes: []api.PlanChange{{Action: evil, Text: evil, For: &api.PlanOwner{Kind: evil, Name: evil}}}}
 	for i := range d.Doctor {
 		d.Doctor[i].Detail, d.Doctor[i].Next = evil, evil
 	}
@@ -203,7 +208,7 @@ func TestNoEscapes(t *testing.T) {
 	}
 	for _, line := range []string{
 		"ps -a", "network ls", "endpoint ls", "namespace ls", "images", "doctor", "address ls", "exposed", "topology", "events",
-		"drops", "drops -f", "drops -o json", "flows", "flows -f", "flows -o json", "rules x", "explain a b", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "stats --no-stream 1c0ffee",
+		"drops", "drops -f", "drops -o json", "flows", "flows -f", "flows -o json", "rules x", "explain a b", "network ls -o json", "network ls -o name", "inspect 1c0ffee", "network rm 1111", "network create --dry-run x", "stats --no-stream 1c0ffee",
 	} {
 		out, errs, _ := call(t, d.socket, strings.Fields(line)...)
 		if i := strings.IndexFunc(out+errs, func(r rune) bool { return r != '\n' && unsafeRune(r) }); i >= 0 || out+errs == "" {

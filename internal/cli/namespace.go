@@ -15,8 +15,8 @@ func newNamespaceCmd(a *app) *cobra.Command {
 		`A namespace holds one compartment, a network stack of its own, bound at
 /run/netns/hns-GUID for other programs.`,
 		"  bulkhead namespace create --name pod\n  bulkhead namespace attach pod web0",
-		newNamespaceLsCmd(a), newNamespaceCreateCmd(a), newInspectKindCmd(a, "namespace", kindNamespace), newNamespaceRmCmd(a),
-		newNamespaceAttachCmd(a, hcn.RequestTypeAdd), newNamespaceAttachCmd(a, hcn.RequestTypeRemove))
+		newNamespaceLsCmd(a), a.planned(newNamespaceCreateCmd(a)), newInspectKindCmd(a, "namespace", kindNamespace), a.planned(newNamespaceRmCmd(a)),
+		a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeAdd)), a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeRemove)))
 }
 
 func newNamespaceLsCmd(a *app) *cobra.Command {

@@ -18,8 +18,8 @@ func newNetworkCmd(a *app) *cobra.Command {
 	return group("network", "Networks and their switches",
 		"A network is an address space with a virtual switch. The network nat is there from the start.",
 		"  bulkhead network create lan --subnet 10.7.0.0/24\n  bulkhead network ls",
-		newNetworkLsCmd(a), newNetworkCreateCmd(a), newInspectKindCmd(a, "network", kindNetwork), newNetworkRmCmd(a),
-		newNetworkConnectCmd(a), newNetworkDisconnectCmd(a), newNetworkPruneCmd(a))
+		newNetworkLsCmd(a), a.planned(newNetworkCreateCmd(a)), newInspectKindCmd(a, "network", kindNetwork), a.planned(newNetworkRmCmd(a)),
+		a.planned(newNetworkConnectCmd(a)), a.planned(newNetworkDisconnectCmd(a)), a.planned(newNetworkPruneCmd(a)))
 }
 
 func newNetworkLsCmd(a *app) *cobra.Command {

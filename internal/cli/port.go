@@ -38,7 +38,7 @@ func newPublishCmd(a *app) *cobra.Command {
 		`Publishes ports or takes them back, also while the container runs: nothing is
 restarted, and connections through other ports go on.`,
 		"  bulkhead publish add web 8443:443 --expose lan\n  bulkhead publish rm web 8443:443",
-		newPublishAddCmd(a), newPublishRmCmd(a))
+		a.planned(newPublishAddCmd(a)), a.planned(newPublishRmCmd(a)))
 }
 
 func newPublishAddCmd(a *app) *cobra.Command {

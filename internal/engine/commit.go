@@ -36,6 +36,8 @@ type txn struct {
 	facts *plan.Facts
 	// stored gets the outcome of the write.
 	stored chan error
+	// dry transactions are taken back, whatever comes of them.
+	dry bool
 }
 
 // saving is one row of a change on its way to its store, and back to what it was.

@@ -22,7 +22,7 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 	}
 	var id hcn.GUID
 	var eps []*plan.Endpoint
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		ns, err := t.newNamespace("", in.Namespace)
 		if err != nil {
 			return err
@@ -87,7 +87,7 @@ func (s *state) attachedTo(id hcn.GUID) []*plan.Endpoint {
 // DeleteCompartment deletes a namespace and the endpoints in it. One with
 // containers in it is refused, unless its compartment vanished with them.
 func (e *Engine) DeleteCompartment(ctx context.Context, id hcn.GUID) error {
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		ns := t.st.namespaces[id]
 		if ns == nil {
 			return noNamespace(id)

@@ -60,7 +60,7 @@ func noEndpoint(id hcn.GUID) error {
 // is attached to it.
 func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc hcn.HostComputeEndpoint) (hcn.HostComputeEndpoint, error) {
 	var row *plan.Endpoint
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		var err error
 		row, err = t.newEndpoint(id, network, doc, "")
 		if err == nil && !doc.HostComputeNamespace.IsZero() {
@@ -201,7 +201,7 @@ func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 // modifyEndpoint does so, and what else belongs to the change.
 func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest, also func(*txn)) error {
 	var old, changed *plan.Endpoint
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		old = t.st.endpoints[id]
 		if old == nil {
 			return noEndpoint(id)
@@ -312,7 +312,7 @@ func checkInterface(row, old *plan.Endpoint) error {
 
 // DeleteEndpoint deletes an endpoint, attached or not.
 func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		if t.st.endpoints[id] == nil {
 			return noEndpoint(id)
 		}

@@ -236,6 +236,39 @@ func (a applier) Update(_ context.Context, p *plan.Plan, d *plan.Delta) error {
 	return errors.Join(errs...)
 }
 
+// Preview says what Update would write.
+func (a applier) Preview(_ context.Context, p *plan.Plan, d *plan.Delta) ([]plan.Write, error) {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	if err := a.begin(); err != nil {
+		return nil, err
+	}
+	var out []plan.Write
+	note := func(layer int, k object, text string) {
+		if have := a.w.kernel[layer][k]; have != text {
+			sign := plan.Adds
+			switch {
+			case text == "":
+				sign = plan.Removes
+			case have != "":
+				sign = plan.Changes
+			}
+			out = append(out, plan.Write{Owner: k.id, Object: layers[layer], Sign: sign, Text: fmt.Sprintf("%s %s: %s", k.kind, k.id, text)})
+		}
+	}
+	want := wanted(p)[a.i]
+	for _, k := range touchedObjects(d) {
+		removed := want[k] == ""
+		if a.i != 0 || !removed {
+			note(a.i, k, want[k])
+		}
+		if a.i == 3 && removed {
+			note(0, k, "")
+		}
+	}
+	return out, nil
+}
+
 // Sync compares everything.
 func (a applier) Sync(_ context.Context, p *plan.Plan) (drift []plan.Drift, err error) {
 	a.w.mu.Lock()

@@ -66,7 +66,7 @@ func noNamespace(id hcn.GUID) error {
 func (e *Engine) CreateNamespace(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNamespace) (hcn.HostComputeNamespace, error) {
 	var row *plan.NamespaceRow
 	made := false
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		if doc.Type == hcn.NamespaceTypeHostDefault {
 			if row = t.hostNamespace(); row != nil {
 				t.keepNamespace(row)
@@ -173,7 +173,7 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 		return err
 	}
 	var touched []*plan.Endpoint
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		ns := t.st.namespaces[id]
 		if ns == nil {
 			return noNamespace(id)
@@ -185,6 +185,9 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 		touched, err = t.modifyEndpoints(ns, r.RequestType, hcn.GUID(res.Data.ID))
 		return err
 	})
+	if err != nil && rehearsing(ctx) != nil {
+		return err
+	}
 	if err != nil {
 		return errors.Join(err, e.leaveHost(id))
 	}
@@ -301,7 +304,7 @@ func (t *txn) sharing(ns *plan.NamespaceRow) error {
 // DeleteNamespace deletes a namespace: its endpoints are detached and kept. One
 // with containers in it is refused, unless its compartment vanished with them.
 func (e *Engine) DeleteNamespace(ctx context.Context, id hcn.GUID) error {
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		ns := t.st.namespaces[id]
 		if ns == nil {
 			return noNamespace(id)

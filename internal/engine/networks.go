@@ -101,7 +101,7 @@ func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 		return hcn.HostComputeNetwork{}, fmt.Errorf("look at the host: %w", err)
 	}
 	var row *plan.Network
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		t.facts = &facts
 		var err error
 		row, err = t.newNetwork(id, doc)
@@ -173,7 +173,9 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 	row.GatewayMAC = mac
 	t.putNetwork(doc.ID, row)
 	on := networkObjects(doc.ID)
-	t.e.hub.emit(hcnEvent("network", "precreate", doc.ID, doc.Name, hcn.NotificationNetworkPreCreate))
+	if !t.dry {
+		t.e.hub.emit(hcnEvent("network", "precreate", doc.ID, doc.Name, hcn.NotificationNetworkPreCreate))
+	}
 	t.tell(queued{ev: hcnEvent("network", "create", doc.ID, doc.Name, hcn.NotificationNetworkCreate), on: on, comes: &on[0]})
 	return row, nil
 }
@@ -369,7 +371,7 @@ func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
 // ModifyNetwork changes a network; all of the request holds or none.
 func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error {
 	var old, row *plan.Network
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		old = t.st.networks[id]
 		if old == nil {
 			return noNetwork(id)
@@ -453,12 +455,14 @@ func (e *Engine) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
 	if old == nil {
 		return e.orForget(ctx, "network", string(id), noNetwork(id))
 	}
-	if len(running) > 0 {
-		slices.Sort(running)
-		e.log.Info("a network is deleted under running containers", "network", old.Doc.Name, "containers", strings.Join(running, ","))
+	if rehearsing(ctx) == nil {
+		if len(running) > 0 {
+			slices.Sort(running)
+			e.log.Info("a network is deleted under running containers", "network", old.Doc.Name, "containers", strings.Join(running, ","))
+		}
+		e.hub.emit(hcnEvent("network", "predelete", id, old.Doc.Name, hcn.NotificationNetworkPreDelete))
 	}
-	e.hub.emit(hcnEvent("network", "predelete", id, old.Doc.Name, hcn.NotificationNetworkPreDelete))
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		if t.st.networks[id] == nil {
 			return noNetwork(id)
 		}

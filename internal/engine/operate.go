@@ -437,7 +437,7 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 		return api.Errorf(api.KindConflict, "container %s uses the compartment of another: connect that one", c.Doc.Name)
 	}
 	var made hcn.GUID
-	_, rev, err := e.ctrs.change(c.Doc.ID, func(t *txn, c *containerRow) error {
+	_, rev, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error {
 		n, err := t.st.findNetwork(a.Network)
 		if err != nil {
 			return err
@@ -487,7 +487,7 @@ func (e *Engine) DisconnectContainer(ctx context.Context, ref, network string) e
 		return err
 	}
 	defer unlock()
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		n, err := t.st.findNetwork(network)
 		if err != nil {
 			return err

@@ -152,8 +152,13 @@ func (s *supervisor) row(id string) *containerRow {
 
 // change replaces a container's row by what fn makes of a copy.
 func (s *supervisor) change(id string, fn func(t *txn, c *containerRow) error) (*containerRow, uint64, error) {
+	return s.changeOr(context.Background(), id, fn)
+}
+
+// changeOr is change, or a rehearsal of it.
+func (s *supervisor) changeOr(ctx context.Context, id string, fn func(t *txn, c *containerRow) error) (*containerRow, uint64, error) {
 	var row containerRow
-	rev, err := s.e.commit(func(t *txn) error {
+	rev, err := s.e.commitOr(ctx, func(t *txn) error {
 		old := t.st.containers[id]
 		if old == nil {
 			return api.Errorf(api.KindNotFound, "container %.12s does not exist", id)

@@ -19,7 +19,13 @@ type Backend interface {
 	images
 	volumes
 	reports
+	plans
 	events
+}
+
+// plans say what a change would do: one of the calls above, made with the context given to change.
+type plans interface {
+	Plan(ctx context.Context, change func(ctx context.Context) error) (api.Plan, error)
 }
 
 type networks interface {

@@ -50,6 +50,16 @@ func (f *fake) note(format string, args ...any) {
 	f.calls = append(f.calls, fmt.Sprintf(format, args...))
 }
 
+// Plan stands for an engine, which would not make the change.
+func (f *fake) Plan(ctx context.Context, change func(ctx context.Context) error) (api.Plan, error) {
+	if err := change(ctx); err != nil {
+		return api.Plan{}, err
+	}
+	return api.Plan{Objects: []api.PlanObject{{
+		Object: "link eth1", Changes: []api.PlanChange{{Action: "add", Text: "program", For: &api.PlanOwner{Kind: "network", ID: "n9"}}},
+	}}}, nil
+}
+
 func (f *fake) took() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

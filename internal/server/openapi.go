@@ -29,6 +29,7 @@ type route struct {
 	summary      string
 	description  string
 	query        []*huma.Param
+	anyQuery     bool // it is read elsewhere
 	body         reflect.Type
 	bodyType     string // typeJSON when empty
 	optionalBody bool
@@ -98,7 +99,7 @@ func (s *Server) handle(rt route) {
 	s.mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) {
 		if rt.tag == "hcn" {
 			warnParams(w, unknownParams(r, known))
-		} else if err := checkParams(r, known); err != nil {
+		} else if err := checkParams(r, known); err != nil && !rt.anyQuery {
 			s.fail(w, r, err)
 			return
 		}

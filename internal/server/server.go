@@ -87,6 +87,7 @@ func New(o Options) *Server {
 	s.volumeRoutes()
 	s.reportRoutes()
 	s.observeRoutes()
+	s.planRoutes()
 	s.metricsRoute()
 	s.eventRoutes()
 	s.mux.HandleFunc("/", s.noRoute)

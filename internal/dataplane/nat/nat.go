@@ -213,9 +213,8 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 			delete(is, k)
 		}
 	}
-	gone, add := was.without(is), is.without(was)
-	del := maps.Clone(gone)
-	maps.DeleteFunc(del, func(k elemKey, _ elem) bool { _, there := a.applied[k]; return !there }) // Cut was here
+	gone := was.without(is)
+	del, add := a.changes(was, is)
 	if len(del) > 0 || len(add) > 0 {
 		if err := a.commit(func() error { return a.k.write(del, add) }); err != nil {
 			// Somebody changed the sets meanwhile: what is there has to be listed.

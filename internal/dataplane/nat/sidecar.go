@@ -79,6 +79,17 @@ func wantedRedirects(p *plan.Plan) map[string]*redirects {
 func (s *SideCars) Update(_ context.Context, p *plan.Plan, d *plan.Delta) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var errs []error
+	for _, path := range slices.Sorted(maps.Keys(redirectsTouched(d))) {
+		want := redirectsIn(p, path)
+		_, err := s.reconcile(want, true)
+		errs = append(errs, want.errors(err)...)
+	}
+	return errors.Join(errs...)
+}
+
+// redirectsTouched are the compartments whose redirects a change touches.
+func redirectsTouched(d *plan.Delta) map[string]bool {
 	paths := map[string]bool{}
 	for _, c := range d.Ports {
 		for _, port := range []*plan.Port{c.Old, c.New} {
@@ -87,13 +98,7 @@ func (s *SideCars) Update(_ context.Context, p *plan.Plan, d *plan.Delta) error 
 			}
 		}
 	}
-	var errs []error
-	for _, path := range slices.Sorted(maps.Keys(paths)) {
-		want := redirectsIn(p, path)
-		_, err := s.reconcile(want, true)
-		errs = append(errs, want.errors(err)...)
-	}
-	return errors.Join(errs...)
+	return paths
 }
 
 // Sync compares the tables with the plan and writes what differs. The first one looks into every compartment: what an earlier

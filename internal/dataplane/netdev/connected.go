@@ -92,5 +92,5 @@ func (k kernelRoute) add(index int) write {
 	if k.metric != 0 {
 		req.AddData(attrUint32(unix.RTA_PRIORITY, uint32(k.metric)))
 	}
-	return write{doing: "add route " + k.dst.String(), req: req, fine: []unix.Errno{unix.EEXIST}}
+	return write{doing: "add route " + k.dst.String(), req: req, what: "route " + k.dst.String(), fine: []unix.Errno{unix.EEXIST}}
 }

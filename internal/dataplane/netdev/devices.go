@@ -118,14 +118,19 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 	return errors.Join(ps.errs...)
 }
 
-// updateSysctls writes the settings that a change of a compartment touches.
-func (ps *pass) updateSysctls(c plan.Change[plan.Namespace]) error {
+func changedSysctls(c plan.Change[plan.Namespace]) map[string]string {
 	changed := map[string]string{}
 	for k, v := range c.New.Sysctls {
 		if c.Old.Sysctls[k] != v {
 			changed[k] = v
 		}
 	}
+	return changed
+}
+
+// updateSysctls writes the settings that a change of a compartment touches.
+func (ps *pass) updateSysctls(c plan.Change[plan.Namespace]) error {
+	changed := changedSysctls(c)
 	if len(changed) == 0 {
 		return nil
 	}

@@ -125,12 +125,12 @@ func (ps *pass) addFilters(p *plan.Plan) error {
 		ours[f] = true
 		missing = append(missing, f)
 	}
-	if len(ours) != before {
+	if len(ours) != before && ps.dry == nil {
 		if err := ps.n.record(ours); err != nil {
 			return err
 		}
 	}
-	return ps.writeFilters(unix.RTM_NEWNEIGH, missing)
+	return ps.writeFilters(unix.RTM_NEWNEIGH, missing, want)
 }
 
 // dropFilters takes away what was written down and is not needed, then the note of it.
@@ -149,17 +149,20 @@ func (ps *pass) dropFilters(p *plan.Plan) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	if err := ps.writeFilters(unix.RTM_DELNEIGH, gone); err != nil {
+	if err := ps.writeFilters(unix.RTM_DELNEIGH, gone, nil); err != nil {
 		return err
 	}
 	for _, f := range gone {
 		delete(ours, f)
 	}
+	if ps.dry != nil {
+		return nil
+	}
 	return ps.n.record(ours)
 }
 
-// writeFilters adds or deletes entries. A NIC that is gone has none.
-func (ps *pass) writeFilters(kind int, all []filter) error {
+// writeFilters adds or deletes entries, which are for the ports of owners. A NIC that is gone has none.
+func (ps *pass) writeFilters(kind int, all []filter, owners map[filter]*plan.Port) error {
 	index := map[string]int{}
 	for _, f := range all {
 		if _, known := index[f.nic]; known {
@@ -176,9 +179,20 @@ func (ps *pass) writeFilters(kind int, all []filter) error {
 	}
 	var ws []write
 	for _, f := range all {
-		if i := index[f.nic]; i != 0 {
-			ws = append(ws, changeFilter(kind, i, f))
+		i := index[f.nic]
+		if i == 0 {
+			continue
 		}
+		w := changeFilter(kind, i, f)
+		if ps.dry == nil {
+			ws = append(ws, w)
+			continue
+		}
+		owner := ""
+		if p := owners[f]; p != nil {
+			owner = string(p.ID)
+		}
+		ps.dry.note(owner, "link "+f.nic, w)
 	}
 	return ps.n.host.write(ws...)
 }
@@ -193,7 +207,7 @@ func changeFilter(kind, index int, f filter) write {
 	req := nl.NewNetlinkRequest(kind, flags)
 	req.AddData(neighbourHead{family: unix.AF_BRIDGE, index: index, state: unix.NUD_PERMANENT, flags: unix.NTF_SELF})
 	req.AddData(nl.NewRtAttr(unix.NDA_LLADDR, f.mac[:]))
-	return write{doing: doing, req: req, fine: fine}
+	return write{doing: doing, req: req, what: "unicast filter " + f.mac.String(), fine: fine}
 }
 
 // listFilters lists the entries of all links.

@@ -120,7 +120,7 @@ func (ps *pass) applyHost(want plan.Host) error {
 			if f.want {
 				errs = append(errs, ps.forwardOn(&r, f.key))
 			} else {
-				errs = append(errs, ps.n.forwardOff(&r, f.key))
+				errs = append(errs, ps.forwardOff(&r, f.key))
 			}
 		}
 		return errors.Join(errs...)
@@ -188,12 +188,12 @@ func (ps *pass) forwardOn(r *record, key string) error {
 				r.Sysctls[k] = v
 			}
 		}
-		if err := ps.n.writeRecord(*r); err != nil {
+		if err := ps.writeRecord(*r); err != nil {
 			return err
 		}
 	}
 	for _, k := range widen {
-		if err := ps.n.writeSysctl(k, "2"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := ps.setSysctl("", k, "2"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -203,7 +203,15 @@ func (ps *pass) forwardOn(r *record, key string) error {
 	if byUs {
 		ps.found("host", "sysctl "+key, "%s", have)
 	}
-	return ps.n.writeSysctl(key, "1")
+	return ps.setSysctl("", key, "1")
+}
+
+// writeRecord keeps the record, except in a preview.
+func (ps *pass) writeRecord(r record) error {
+	if ps.dry != nil {
+		return nil
+	}
+	return ps.n.writeRecord(r)
 }
 
 // collect notes the devices of the host, ours excepted, whose setting has the given value, and returns their keys.
@@ -238,17 +246,17 @@ func familyDir(key string) string {
 }
 
 // forwardOff puts back what forwardOn changed, except what somebody has changed since.
-func (n *Netdev) forwardOff(r *record, key string) error {
+func (ps *pass) forwardOff(r *record, key string) error {
 	former, byUs := r.Sysctls[key]
 	if !byUs {
 		return nil
 	}
-	have, err := n.readSysctl(key)
+	have, err := ps.n.readSysctl(key)
 	if err != nil {
 		return err
 	}
 	if have == "1" && former != "1" {
-		if err := n.writeSysctl(key, former); err != nil {
+		if err := ps.setSysctl("", key, former); err != nil {
 			return err
 		}
 	}
@@ -257,7 +265,7 @@ func (n *Netdev) forwardOff(r *record, key string) error {
 		if !strings.HasPrefix(k, dir) || k == key {
 			continue
 		}
-		have, err := n.readSysctl(k)
+		have, err := ps.n.readSysctl(k)
 		if errors.Is(err, os.ErrNotExist) {
 			delete(r.Sysctls, k)
 			continue
@@ -267,12 +275,12 @@ func (n *Netdev) forwardOff(r *record, key string) error {
 		}
 		// "2" is what we made of accept_ra; any other value is somebody's wish by now.
 		if have != r.Sysctls[k] && (path.Base(k) != "accept_ra" || have == "2") {
-			if err := n.writeSysctl(k, r.Sysctls[k]); err != nil {
+			if err := ps.setSysctl("", k, r.Sysctls[k]); err != nil {
 				return err
 			}
 		}
 		delete(r.Sysctls, k)
 	}
 	delete(r.Sysctls, key)
-	return n.writeRecord(*r)
+	return ps.writeRecord(*r)
 }

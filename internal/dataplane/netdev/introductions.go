@@ -53,6 +53,9 @@ func (ps *pass) introduce(p *plan.Plan, delta *plan.Delta) {
 
 // change writes an introduction. A vNIC that is not there is another's error, or it went together with its ports.
 func (ps *pass) change(i plan.Interface, in *introduction) error {
+	if ps.dry != nil {
+		return ps.previewChange(i, in)
+	}
 	for {
 		c, index, kept := ps.n.lobby.get(i)
 		if !kept {
@@ -63,20 +66,24 @@ func (ps *pass) change(i plan.Interface, in *introduction) error {
 			ps.n.lobby.keep(i, s, l.index)
 			c, index = s.conn, l.index
 		}
-		var ws []write
-		for _, n := range in.gone {
-			if !slices.Contains(in.come, n) {
-				ws = append(ws, changeNeighbour(unix.RTM_DELNEIGH, index, n))
-			}
-		}
-		for _, n := range in.come {
-			ws = append(ws, changeNeighbour(unix.RTM_NEWNEIGH, index, n))
-		}
-		if err := c.write(ws...); !kept || !errors.Is(err, unix.ENODEV) {
+		if err := c.write(in.writes(index)...); !kept || !errors.Is(err, unix.ENODEV) {
 			return err
 		}
 		ps.n.lobby.close() // somebody made the vNIC anew
 	}
+}
+
+// writes are the messages of an introduction, on the vNIC with this index.
+func (in *introduction) writes(index int) (ws []write) {
+	for _, n := range in.gone {
+		if !slices.Contains(in.come, n) {
+			ws = append(ws, changeNeighbour(unix.RTM_DELNEIGH, index, n))
+		}
+	}
+	for _, n := range in.come {
+		ws = append(ws, changeNeighbour(unix.RTM_NEWNEIGH, index, n))
+	}
+	return ws
 }
 
 // find gives a place and a vNIC of ours there; its index is 0 when there is none.

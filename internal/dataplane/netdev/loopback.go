@@ -62,5 +62,5 @@ func loopbackRoute(kind, index, metric int) write {
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, loopback6.Addr().AsSlice()))
 	req.AddData(attrUint32(unix.RTA_OIF, uint32(index)))
 	req.AddData(attrUint32(unix.RTA_PRIORITY, uint32(metric)))
-	return write{doing: verb + " local route " + loopback6.String(), req: req, fine: fine}
+	return write{doing: verb + " local route " + loopback6.String(), req: req, what: "local route " + loopback6.String(), fine: fine}
 }

@@ -43,7 +43,10 @@ func newPair(p *plan.Port, far, index int) write {
 		peer.AddRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(groupOurs))
 	}
 	req.AddData(info)
-	return write{doing: "create veth pair " + p.Device + " and " + p.VNIC.Device, req: req}
+	return write{
+		doing: "create veth pair " + p.Device + " and " + p.VNIC.Device, req: req,
+		what: "veth, its other end is " + p.VNIC.Device + " in " + place(p.VNIC.Namespace),
+	}
 }
 
 func birth(name string, v plan.VNIC) []*nl.RtAttr {
@@ -90,7 +93,7 @@ func altName(index int, name string, kind int) write {
 	props := nl.NewRtAttr(unix.IFLA_PROP_LIST|unix.NLA_F_NESTED, nil)
 	props.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
 	req.AddData(props)
-	return write{doing: verb + " the further name " + name, req: req}
+	return write{doing: verb + " the further name " + name, req: req, what: "further name " + name}
 }
 
 // deleteLink deletes one link and waits for the kernel's grace period.
@@ -99,7 +102,7 @@ func deleteLink(l link) write {
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	head.Index = int32(l.index)
 	req.AddData(head)
-	return write{doing: "delete link " + l.name, req: req, fine: []unix.Errno{unix.ENODEV}}
+	return write{doing: "delete link " + l.name, req: req, what: l.kind, fine: []unix.Errno{unix.ENODEV}}
 }
 
 // deleteGroup deletes all links of a group in one go.
@@ -140,7 +143,7 @@ func changeAddress(kind, index int, p netip.Prefix, ownRoute bool) write {
 		req.AddData(attrUint32(unix.IFA_FLAGS, flags))
 		req.AddData(nl.NewRtAttr(ifaProto, []byte{protoOurs}))
 	}
-	return write{doing: fmt.Sprintf("%s address %s", verb, p), req: req, fine: []unix.Errno{fine}}
+	return write{doing: fmt.Sprintf("%s address %s", verb, p), req: req, what: "address " + p.String(), fine: []unix.Errno{fine}}
 }
 
 // broadcast is the last address of an IPv4 prefix that has one.
@@ -184,7 +187,7 @@ func changeRoute(kind, index int, r plan.Route) write {
 	if r.Metric != 0 {
 		req.AddData(attrUint32(unix.RTA_PRIORITY, uint32(r.Metric)))
 	}
-	return write{doing: verb + " route " + routeText(r), req: req, fine: fine}
+	return write{doing: verb + " route " + routeText(r), req: req, what: "route " + routeText(r), fine: fine}
 }
 
 func routeText(r plan.Route) string {

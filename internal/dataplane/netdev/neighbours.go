@@ -129,7 +129,7 @@ func changeNeighbour(kind, index int, n plan.Neighbour) write {
 		req.AddData(nl.NewRtAttr(unix.NDA_LLADDR, n.MAC[:]))
 		req.AddData(nl.NewRtAttr(ndaProtocol, []byte{protoOurs}))
 	}
-	return write{doing: fmt.Sprintf("%s neighbour %s", verb, n.Addr), req: req, fine: fine}
+	return write{doing: fmt.Sprintf("%s neighbour %s", verb, n.Addr), req: req, what: fmt.Sprintf("neighbour %s at %s", n.Addr, n.MAC), fine: fine}
 }
 
 // neighbours compares the entries of a device. Somebody else's for other addresses are left alone.

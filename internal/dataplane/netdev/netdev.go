@@ -166,6 +166,8 @@ type pass struct {
 	// born are vNICs that this pass has made, or has emptied of neighbours.
 	born map[plan.Interface]bool
 	errs []error
+	// dry is set in a preview (preview.go): what would be written is noted there.
+	dry *preview
 }
 
 func (n *Netdev) newPass(ctx context.Context, report bool) *pass {
@@ -176,6 +178,15 @@ func (ps *pass) close() {
 	for _, s := range ps.spaces {
 		s.close()
 	}
+}
+
+// write changes the kernel for the object that owner has.
+func (ps *pass) write(c *conn, owner, object string, ws ...write) error {
+	if ps.dry != nil {
+		ps.dry.note(owner, object, ws...)
+		return nil
+	}
+	return c.write(ws...)
 }
 
 // found notes a difference that the pass is about to repair.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,9 @@ func (ps *pass) createAnew(p *plan.Port) error {
 }
 
 func (ps *pass) create(p *plan.Port, inTheWay func(*plan.Port) error) error {
+	if ps.dry != nil {
+		return ps.previewPair(p)
+	}
 	err := ps.makePair(p)
 	if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
 		return err
@@ -41,6 +45,11 @@ func (ps *pass) create(p *plan.Port, inTheWay func(*plan.Port) error) error {
 	} else if ok {
 		return foreignLink(l)
 	}
+	return taken(p, err)
+}
+
+// taken says that the name of a vNIC is somebody else's.
+func taken(p *plan.Port, err error) error {
 	return fmt.Errorf("%w: an interface %s that is not ours exists in %s: remove it, or choose another name",
 		err, p.VNIC.Device, place(p.VNIC.Namespace))
 }
@@ -106,6 +115,9 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 	if err != nil {
 		return err
 	}
+	if s.unborn() {
+		return ps.previewPair(p)
+	}
 	near, ok, err := ps.hostLink(p.Device)
 	switch {
 	case err != nil:
@@ -144,7 +156,7 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 
 // replace deletes a pair that cannot be used and makes it anew.
 func (ps *pass) replace(p *plan.Port, s *space, near link) error {
-	if err := ps.n.host.write(deleteLink(near)); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := ps.write(ps.n.host, string(p.ID), "link "+p.Device, deleteLink(near)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
 	ps.forget(p.Device)
@@ -157,7 +169,7 @@ func (ps *pass) dropRenamed(p *plan.Port) error {
 	for name, l := range ps.links {
 		if l.alias == p.Alias && l.ours() && l.group == groupOurs && name != p.Device {
 			delete(ps.links, name)
-			if err := ps.n.host.write(deleteLink(l)); err != nil {
+			if err := ps.write(ps.n.host, string(p.ID), "link "+name, deleteLink(l)); err != nil {
 				return err
 			}
 		}
@@ -176,18 +188,18 @@ func (ps *pass) dropOrphan(p *plan.Port, s *space) error {
 		ps.forget(far.name)
 	}
 	s.listed = false
-	return s.conn.write(deleteLink(far))
+	return ps.write(s.conn, string(p.ID), "link "+far.name+" in "+place(s.path), deleteLink(far))
 }
 
 // configure writes what differs at both ends of a pair.
 func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighbour, fresh bool) error {
-	if !fresh {
+	if !fresh && ps.dry == nil {
 		ps.n.known.note(p, false)
 		ps.n.known.born(p.Device, near.index)
 	}
 	d := differ{ps: ps, id: string(p.ID), quiet: fresh}
 	d.near(p, near, fresh)
-	if err := ps.n.host.write(d.take()...); err != nil {
+	if err := ps.write(ps.n.host, d.id, "link "+p.Device, d.take()...); err != nil {
 		return err
 	}
 	if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
@@ -199,7 +211,7 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighb
 		}
 	}
 	d.far(p, s, far, known, fresh)
-	return s.conn.write(d.take()...)
+	return ps.write(s.conn, d.id, "link "+far.name+" in "+place(s.path), d.take()...)
 }
 
 // differ collects the writes that make a device what the plan says.
@@ -228,16 +240,20 @@ func (d *differ) add(w write) { d.writes = append(d.writes, w) }
 func (d *differ) near(p *plan.Port, l link, fresh bool) {
 	object := "link " + p.Device
 	var attrs []*nl.RtAttr
+	var words []string
 	if l.alias != p.Alias {
 		d.found(object, "alias %q", l.alias)
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(p.Alias)))
+		words = append(words, fmt.Sprintf("alias %q", p.Alias))
 	}
 	if l.mtu != p.VNIC.MTU {
 		d.found(object, "MTU %d", l.mtu)
 		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(p.VNIC.MTU)))
+		words = append(words, fmt.Sprintf("mtu %d", p.VNIC.MTU))
 	}
-	if !fresh {
-		attrs = append(attrs, d.segments(object, p.VNIC.Segments, l)...)
+	if sizes := d.segments(object, p.VNIC.Segments, l); !fresh && len(sizes) > 0 {
+		attrs = append(attrs, sizes...)
+		words = append(words, "largest segment")
 	}
 	if l.group != groupOurs {
 		d.found(object, "group %d", l.group)
@@ -248,7 +264,11 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 		d.found(object, "answering ARP")
 	}
 	if len(attrs) > 0 || arp {
-		d.add(setLink("configure "+p.Device, l.index, unix.IFF_NOARP, attrs...))
+		w := setLink("configure "+p.Device, l.index, unix.IFF_NOARP, attrs...)
+		if !fresh {
+			w.what = strings.Join(append(words, "no ARP"), ", ")
+		}
+		d.add(w)
 	}
 	for _, name := range l.altNames {
 		if name != p.AltName {
@@ -269,21 +289,26 @@ func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bo
 	v := p.VNIC
 	object := "link " + v.Device + " in " + place(v.Namespace)
 	var attrs []*nl.RtAttr
+	var words []string
 	if v.Alias != "" && l.alias != v.Alias {
 		d.found(object, "alias %q", l.alias)
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(v.Alias)))
+		words = append(words, fmt.Sprintf("alias %q", v.Alias))
 	}
 	if l.mac != v.MAC {
 		d.found(object, "MAC %s", l.mac)
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, v.MAC[:]))
+		words = append(words, "address "+v.MAC.String())
 		d.ps.born[plan.Interface{Namespace: v.Namespace, Device: v.Device}] = true // it knows nobody any more
 	}
 	if l.mtu != v.MTU {
 		d.found(object, "MTU %d", l.mtu)
 		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(v.MTU)))
+		words = append(words, fmt.Sprintf("mtu %d", v.MTU))
 	}
-	if !fresh {
-		attrs = append(attrs, d.segments(object, v.Segments, l)...)
+	if sizes := d.segments(object, v.Segments, l); !fresh && len(sizes) > 0 {
+		attrs = append(attrs, sizes...)
+		words = append(words, "largest segment")
 	}
 	if !l.up() {
 		d.found(object, "down")
@@ -292,7 +317,11 @@ func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bo
 		d.add(noLinkLocal(v.Device, l.index))
 	}
 	if len(attrs) > 0 || !l.up() {
-		d.add(setLink("configure "+v.Device, l.index, unix.IFF_UP, attrs...))
+		w := setLink("configure "+v.Device, l.index, unix.IFF_UP, attrs...)
+		if !fresh {
+			w.what = strings.Join(append(words, "up"), ", ")
+		}
+		d.add(w)
 	}
 	var addrs []address
 	var routes []route

@@ -41,6 +41,8 @@ const (
 type write struct {
 	doing string
 	req   *nl.NetlinkRequest
+	// what is the thing itself, without the verb, for a preview; "" for what belongs to a link's birth.
+	what string
 	// fine holds results that are as good as success.
 	fine []unix.Errno
 }

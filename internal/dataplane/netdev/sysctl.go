@@ -109,6 +109,15 @@ func (n *Netdev) writeSysctls(settings map[string]string) error {
 	return nil
 }
 
+// setSysctl sets a setting of the host's for an owner.
+func (ps *pass) setSysctl(owner, key, value string) error {
+	if ps.dry != nil {
+		ps.dry.sysctl(owner, "the host", key, value)
+		return nil
+	}
+	return ps.n.writeSysctl(key, value)
+}
+
 // readSysctl reads a setting in the calling thread's namespace.
 func (n *Netdev) readSysctl(key string) (string, error) {
 	fd, err := n.proc.open(key, unix.O_RDONLY)
@@ -155,7 +164,7 @@ func (ps *pass) ensureSettings(fresh bool, id string, settings [][2]string) erro
 				}
 				ps.found(id, "sysctl "+kv[0], "%s", have)
 			}
-			if err := ps.n.writeSysctl(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := ps.setSysctl(id, kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
 		}

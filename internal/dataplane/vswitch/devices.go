@@ -6,6 +6,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// devices tell the index of a device.
+type devices interface {
+	index(name string) (uint32, error)
+	close() error
+}
+
 // deviceIndex turns interface names into indexes in the namespace it was made in. One
 // ioctl each: a netlink look-up parses everything about the device, and there are a
 // thousand of them.

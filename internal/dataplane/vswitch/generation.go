@@ -44,6 +44,9 @@ func (a *Applier) setConfig(c bpfConfig) error {
 // settle ends a change: flows that were judged before it are judged again, and rules that
 // no port has any more go when no packet can be at them.
 func (a *Applier) settle() error {
+	if a.shadow != nil {
+		return a.settleShadow()
+	}
 	a.policies.retire()
 	var err error
 	if a.policies.changed {

@@ -43,7 +43,7 @@ type offload struct {
 	objs offloadObjects
 	// calls has the slot through which the port program hands flows over.
 	calls *ebpf.Map
-	dev   *deviceIndex
+	dev   devices
 	att   offloadAttacher
 	watch *offloadWatch
 	track *tracker

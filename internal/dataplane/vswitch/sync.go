@@ -198,25 +198,16 @@ func (a *Applier) ensureStats(index uint32) error {
 	if err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
-	m := a.objs.BhStatsV1
-	if err := m.Update(&index, make([]bpfStats, cpus), ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return fmt.Errorf("make counters: %w", fullMap(err, m))
+	if err := a.tables.stats.add(index, make([]bpfStats, cpus)); err != nil {
+		return fmt.Errorf("make counters: %w", err)
 	}
-	a.tables.stats.have[index] = true
-	a.writes++
 	return a.ensureShare(index)
 }
 
 func (a *Applier) ensureShare(index uint32) error {
-	if a.tables.shares.have[index] {
-		return nil
+	if err := a.tables.shares.add(index, &bpfShare{}); err != nil {
+		return fmt.Errorf("make the share of the flow table: %w", err)
 	}
-	m := a.objs.BhSharesV3
-	if err := m.Update(&index, &bpfShare{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return fmt.Errorf("make the share of the flow table: %w", fullMap(err, m))
-	}
-	a.tables.shares.have[index] = true
-	a.writes++
 	return nil
 }
 

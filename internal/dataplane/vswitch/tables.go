@@ -14,6 +14,8 @@ type table[K, V comparable] struct {
 	m      *ebpf.Map
 	have   map[K]V
 	writes *int
+	// shadow is set in a preview: there is no map.
+	shadow *recorder
 	// keys and values are the buffers of a listing.
 	keys   []K
 	values []V
@@ -68,10 +70,17 @@ func (t *table[K, V]) each(fn func(K, V)) error {
 
 // set writes an entry unless it is there.
 func (t *table[K, V]) set(k K, v V) error {
-	if old, ok := t.have[k]; ok && old == v {
+	old, ok := t.have[k]
+	if ok && old == v {
 		return nil
 	}
-	if err := t.m.Put(&k, &v); err != nil {
+	if t.shadow != nil {
+		if ok {
+			t.shadow.put(t.name, k, old, v)
+		} else {
+			t.shadow.put(t.name, k, nil, v)
+		}
+	} else if err := t.m.Put(&k, &v); err != nil {
 		return fmt.Errorf("write map %s: %w", t.name, fullMap(err, t.m))
 	}
 	t.have[k] = v
@@ -81,10 +90,13 @@ func (t *table[K, V]) set(k K, v V) error {
 
 // drop deletes an entry; absent is fine.
 func (t *table[K, V]) drop(k K) error {
-	if _, ok := t.have[k]; !ok {
+	old, ok := t.have[k]
+	if !ok {
 		return nil
 	}
-	if err := t.m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if t.shadow != nil {
+		t.shadow.drop(t.name, k, old)
+	} else if err := t.m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete from map %s: %w", t.name, err)
 	}
 	delete(t.have, k)
@@ -207,8 +219,10 @@ type keySet[K, V comparable] struct {
 	m      *ebpf.Map
 	have   map[K]bool
 	writes *int
-	keys   []K
-	values []V
+	// recorder is set in a preview: there is no map.
+	recorder *recorder
+	keys     []K
+	values   []V
 }
 
 func (s *keySet[K, V]) list() (changed bool, err error) {
@@ -240,7 +254,29 @@ func (s *keySet[K, V]) list() (changed bool, err error) {
 	}
 }
 
+// add makes a key with an empty value, v, unless it is there.
+func (s *keySet[K, V]) add(k K, v any) error {
+	if s.have[k] {
+		return nil
+	}
+	if s.recorder != nil {
+		s.recorder.put(s.name, k, nil, nil)
+	} else if err := s.m.Update(&k, v, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return fmt.Errorf("write map %s: %w", s.name, fullMap(err, s.m))
+	}
+	s.have[k] = true
+	*s.writes++
+	return nil
+}
+
 func (s *keySet[K, V]) delete(k K) error {
+	if s.recorder != nil {
+		if s.have[k] {
+			s.recorder.drop(s.name, k, struct{}{})
+		}
+		delete(s.have, k)
+		return nil
+	}
 	err := s.m.Delete(&k)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = nil

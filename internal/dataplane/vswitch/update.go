@@ -32,12 +32,14 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		if c.New == nil {
 			continue
 		}
+		a.about(string(network))
 		if err := a.policies.setSwitch(c.New); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}
 	}
 	states := map[plan.PortID]*portState{}
 	for id, port := range touched(p, d) {
+		a.about(string(id))
 		var next *portState
 		if port != nil {
 			var err error
@@ -57,6 +59,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
+		a.about(string(id))
 		if err := a.place(s); err != nil {
 			errs = append(errs, portError(id, "%w", err))
 		}
@@ -65,6 +68,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		if c.New != nil {
 			continue
 		}
+		a.about(string(network))
 		if err := a.groups.forget(c.Old.Number); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}

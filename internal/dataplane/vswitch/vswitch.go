@@ -86,7 +86,7 @@ type Applier struct {
 	// ids are the numbers of the attached programs, by name.
 	ids map[string]ebpf.ProgramID
 	att attacher
-	dev *deviceIndex
+	dev devices
 	// offload is nil when it is off or the kernel cannot, for the reason beside it.
 	offload       *offload
 	offloadReason string
@@ -116,6 +116,8 @@ type Applier struct {
 	sweepsAlone bool
 	// writes counts changes to the kernel, for those who ask whether there were any.
 	writes int
+	// shadow is set in a preview (preview.go).
+	shadow *recorder
 }
 
 // New opens or creates the pinned maps and the program. It attaches nothing.
