@@ -71,10 +71,15 @@ type ExplainProbe struct {
 
 // FirewallVerdict is what a rule, or a chain's policy, did to a probe, as the kernel tells it.
 type FirewallVerdict struct {
-	Table  string `json:"table"` // with its family
-	Chain  string `json:"chain"`
-	Handle uint64 `json:"handle,omitempty"` // absent: the chain's policy
-	Rule   string `json:"rule,omitempty"`   // its text
+	Table string `json:"table"` // with its family
+	Chain string `json:"chain"`
+	// Tool is "iptables-legacy" or "ip6tables-legacy" for a table of those, which has no family and whose handle is the number of
+	// the rule in its chain.
+	Tool string `json:"tool,omitempty"`
+	// Counted, for such a table, is how many packets the rule has counted while the probe was on its way: no other sign is there.
+	Counted uint64 `json:"counted,omitempty"`
+	Handle  uint64 `json:"handle,omitempty"` // absent: the chain's policy
+	Rule    string `json:"rule,omitempty"`   // its text
 	// Verdict is "accept", "drop", "queue" or "stolen".
 	Verdict string `json:"verdict"`
 	// Answer: it is about the answer to the probe.

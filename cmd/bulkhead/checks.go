@@ -78,6 +78,9 @@ func offloadCheck(sw *vswitch.Applier) api.Check {
 // foreignNext is what to do about something of others.
 func foreignNext(what string) string {
 	switch {
+	case strings.HasPrefix(what, "iptables-legacy") || strings.HasPrefix(what, "ip6tables-legacy"):
+		tool, _, _ := strings.Cut(what, ":")
+		return tool + "-save shows them; a rule there that drops goes before whatever nftables accepts"
 	case strings.HasPrefix(what, "br_netfilter"):
 		return "nothing for containers here, whose frames meet no bridge; if those bridges lose frames, set it to 0"
 	case strings.HasPrefix(what, "net.ipv4.conf.all.route_localnet"):

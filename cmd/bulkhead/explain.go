@@ -16,7 +16,7 @@ func explain(dev *netdev.Netdev, sw *vswitch.Applier, filter *nat.Applier) engin
 	return engine.Explain{
 		Host: func(ctx context.Context) (plan.HostView, error) {
 			f, err := filter.ForeignFilters(ctx)
-			return plan.HostView{Route: dev.HostRoute, Forwards: dev.HostForwards, Chains: f.Chains, Legacy: f.Legacy, BridgeFilter: f.BridgeFilter}, err
+			return plan.HostView{Route: dev.HostRoute, Forwards: dev.HostForwards, Chains: f.Chains, Unread: f.Unread, BridgeFilter: f.BridgeFilter}, err
 		},
 		Run:  func(k plan.Packet) (engine.RunResult, error) { return runFrame(sw, k) },
 		Dial: dev.Dial, Trace: filter.Trace,

@@ -178,6 +178,9 @@ func (a *app) showPath(x *api.Explanation, p *api.ExplainPath) error {
 			text += paint(" (the explanation says otherwise)", red, colour)
 		}
 		writeFact(w, "probe", text)
+		if p.Probe.Untraced != "" {
+			writeFact(w, "untraced", clean(p.Probe.Untraced))
+		}
 	}
 	if p.Next != "" {
 		writeFact(w, "next", clean(p.Next))

@@ -26,7 +26,7 @@ func addVerdicts(doc *api.ExplainPath, way *plan.Explanation, verdicts []plan.Ho
 	for i := range verdicts {
 		v := &verdicts[i]
 		doc.Probe.Firewalls = append(doc.Probe.Firewalls, api.FirewallVerdict{
-			Table: v.Table, Chain: v.Chain, Handle: v.Handle, Rule: v.Rule, Verdict: v.Verdict, Answer: v.Answer,
+			Table: v.Table, Chain: v.Chain, Tool: v.Tool, Counted: v.Counted, Handle: v.Handle, Rule: v.Rule, Verdict: v.Verdict, Answer: v.Answer,
 		})
 		if !way.Reachable { // the explanation has an end already, and the probe's text says the rest
 			continue
@@ -44,7 +44,10 @@ func addVerdicts(doc *api.ExplainPath, way *plan.Explanation, verdicts []plan.Ho
 		}
 		doc.Steps = insertFirewall(doc.Steps, steps, !v.Answer)
 		doc.Reachable, doc.Reason, doc.Rule = false, "", nil
-		doc.Summary, doc.Next = "stopped by the host's firewall: "+verdictText(v), firewallCommand(v, protocol)
+		doc.Summary, doc.Next = "stopped by the host's firewall: "+verdictText(v), firewallCommand(v, protocol, len(way.Legs) > 0 && v.Src == way.Legs[0].Packet.Src)
+		if v.Counted > 0 {
+			doc.Summary = "by all signs stopped by the host's firewall: " + verdictText(v)
+		}
 		if v.Answer {
 			doc.Summary = "it arrives, but the host's firewall stops the answer: " + verdictText(v)
 		}
@@ -77,6 +80,12 @@ func insertFirewall(all, steps []api.ExplainStep, stop bool) []api.ExplainStep {
 func verdictText(v *plan.HostVerdict) string {
 	does := map[string]string{"drop": "drops it", "accept": "accepts it", "queue": "gives it to a program", "stolen": "takes it away"}[v.Verdict]
 	switch {
+	case v.Tool != "":
+		rule := "the policy DROP"
+		if v.Handle != 0 {
+			rule = fmt.Sprintf("rule %d (%s)", v.Handle, v.Rule)
+		}
+		return fmt.Sprintf("%s: %s has counted %d while the probe had no answer", v.Where(), rule, v.Counted)
 	case v.Handle == 0:
 		return v.Where() + ": the policy " + does
 	case v.Rule == "":
@@ -86,8 +95,8 @@ func verdictText(v *plan.HostVerdict) string {
 }
 
 // firewallCommand is what changes a drop by a table that is not ours, in the words of the tool whose table it is. A rule of a
-// tool that keeps rules of its own is not taken away behind its back.
-func firewallCommand(v *plan.HostVerdict, protocol uint8) string {
+// tool that keeps rules of its own is not taken away behind its back. inside says that the packet is a container's.
+func firewallCommand(v *plan.HostVerdict, protocol uint8, inside bool) string {
 	family, name, _ := strings.Cut(v.Table, " ")
 	match := ""
 	if v.Src.IsValid() && v.Dst.Addr().IsValid() {
@@ -97,14 +106,16 @@ func firewallCommand(v *plan.HostVerdict, protocol uint8) string {
 		}
 	}
 	switch {
+	case v.Tool != "":
+		return v.Tool + " -t " + v.Table + " -L " + v.Chain + " -n -v --line-numbers"
 	case v.Own():
 		return "nft -a list chain " + v.Table + " " + v.Chain
+	case name == "firewalld" && v.Src.IsValid() && inside:
+		return "firewall-cmd --zone=trusted --add-source=" + v.Src.String()
 	case name == "firewalld":
 		return "firewall-cmd --list-all-policies && firewall-cmd --list-all-zones"
-	case isUFW(family, v.Chain) && match != "" && strings.Contains(v.Chain, "forward"):
-		return "ufw route prepend allow " + match
-	case isUFW(family, v.Chain) && match != "":
-		return "ufw prepend allow " + match
+	case v.Keeper == "ufw" && match != "":
+		return ufwCommand(v.Chain) + match
 	case family == "ip" && isIPTables(name):
 		return "iptables -t " + name + " -L " + v.Chain + " -n -v --line-numbers"
 	case family == "ip6" && isIPTables(name):
@@ -121,8 +132,15 @@ func firewallCommand(v *plan.HostVerdict, protocol uint8) string {
 	return "nft -a list chain " + v.Table + " " + v.Chain
 }
 
-func isUFW(family, chain string) bool {
-	return family == "ip" && strings.HasPrefix(chain, "ufw-") || family == "ip6" && strings.HasPrefix(chain, "ufw6-")
+// ufwCommand puts a rule before all others of the same direction.
+func ufwCommand(chain string) string {
+	switch chain = strings.ToLower(chain); {
+	case strings.Contains(chain, "forward"):
+		return "ufw route prepend allow "
+	case strings.Contains(chain, "output"):
+		return "ufw prepend allow out "
+	}
+	return "ufw prepend allow "
 }
 
 func isIPTables(table string) bool {

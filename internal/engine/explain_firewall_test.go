@@ -21,14 +21,18 @@ func TestFirewallCommand(t *testing.T) {
 		{"a policy", plan.HostVerdict{Table: "inet corp", Chain: "fw", Src: src, Dst: dst}, 6, "nft insert rule inet corp fw ip saddr 10.246.0.2 ip daddr 198.51.100.7 accept"},
 		{"a policy, IPv6", plan.HostVerdict{Table: "inet corp", Chain: "fw", Src: src6, Dst: dst6}, 17, "nft insert rule inet corp fw ip6 saddr fd00::2 ip6 daddr 2001:db8::7 accept"},
 		{"a policy, nothing known", plan.HostVerdict{Table: "inet corp", Chain: "fw"}, 6, "nft -a list chain inet corp fw"},
-		{"ufw, forwarded", plan.HostVerdict{Table: "ip filter", Chain: "ufw-user-forward", Handle: 9, Src: src, Dst: dst}, 6, "ufw route prepend allow proto tcp from 10.246.0.2 to 198.51.100.7 port 443"},
-		{"ufw, to the host", plan.HostVerdict{Table: "ip6 filter", Chain: "ufw6-user-input", Handle: 9, Src: src6, Dst: dst6}, 17, "ufw prepend allow proto udp from fd00::2 to 2001:db8::7 port 53"},
-		{"firewalld", plan.HostVerdict{Table: "inet firewalld", Chain: "filter_FWD_public_deny", Handle: 9, Src: src, Dst: dst}, 6, "firewall-cmd --list-all-policies && firewall-cmd --list-all-zones"},
+		{"ufw, forwarded", plan.HostVerdict{Table: "ip filter", Chain: "ufw-user-forward", Keeper: "ufw", Handle: 9, Src: src, Dst: dst}, 6, "ufw route prepend allow proto tcp from 10.246.0.2 to 198.51.100.7 port 443"},
+		{"ufw, to the host", plan.HostVerdict{Table: "ip6 filter", Chain: "ufw6-user-input", Keeper: "ufw", Handle: 9, Src: src6, Dst: dst6}, 17, "ufw prepend allow proto udp from fd00::2 to 2001:db8::7 port 53"},
+		{"ufw's policy", plan.HostVerdict{Table: "ip filter", Chain: "FORWARD", Keeper: "ufw", Src: src, Dst: dst}, 6, "ufw route prepend allow proto tcp from 10.246.0.2 to 198.51.100.7 port 443"},
+		{"ufw's policy for the host", plan.HostVerdict{Table: "ip filter", Chain: "OUTPUT", Keeper: "ufw", Src: src, Dst: dst}, 6, "ufw prepend allow out proto tcp from 10.246.0.2 to 198.51.100.7 port 443"},
+		{"iptables-legacy", plan.HostVerdict{Tool: "ip6tables-legacy", Table: "filter", Chain: "FORWARD", Handle: 2, Src: src6, Dst: dst6}, 6, "ip6tables-legacy -t filter -L FORWARD -n -v --line-numbers"},
+		{"firewalld, from a container", plan.HostVerdict{Table: "inet firewalld", Chain: "filter_FWD_public", Handle: 9, Src: src, Dst: dst}, 6, "firewall-cmd --zone=trusted --add-source=10.246.0.2"},
+		{"firewalld", plan.HostVerdict{Table: "inet firewalld", Chain: "filter_FWD_public_deny", Handle: 9, Src: src6, Dst: dst6}, 6, "firewall-cmd --list-all-policies && firewall-cmd --list-all-zones"},
 		{"iptables", plan.HostVerdict{Table: "ip filter", Chain: "FORWARD", Src: src, Dst: dst}, 6, "iptables -t filter -L FORWARD -n -v --line-numbers"},
 		{"ip6tables", plan.HostVerdict{Table: "ip6 raw", Chain: "OUTPUT", Handle: 3}, 6, "ip6tables -t raw -L OUTPUT -n -v --line-numbers"},
 		{"our own", plan.HostVerdict{Table: "inet bulkhead", Chain: "forward", Handle: 3}, 6, "nft -a list chain inet bulkhead forward"},
 	} {
-		if got := firewallCommand(&c.v, c.protocol); got != c.want {
+		if got := firewallCommand(&c.v, c.protocol, c.v.Src == src); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}

@@ -21,6 +21,8 @@ import (
 const (
 	// probeTime is how long an answer is waited for.
 	probeTime = 2 * time.Second
+	// traceTime is how long a trace may take to begin: a turn may have to be waited for.
+	traceTime = 10 * time.Second
 	// probePorts is how many ports are tried that others may have.
 	probePorts = 4
 )
@@ -49,8 +51,6 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	case q.From.Kind == plan.PartyPorts:
 		s.path = q.From.Ports[0].VNIC.Namespace
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
 	var p api.ExplainProbe
 	known := true
 	switch q.Protocol {
@@ -63,7 +63,7 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	default:
 		return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: only TCP, UDP and echoes are"}, nil
 	}
-	verdicts := s.finish()
+	verdicts := signs(s.finish(), &p)
 	if i := slices.IndexFunc(verdicts, func(v plan.HostVerdict) bool { return v.Drops() }); i >= 0 {
 		// A refusal may be the firewall's own.
 		p.Arrived, known = verdicts[i].Answer, known && verdicts[i].Own()
@@ -82,6 +82,8 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 // trace begins to trace a packet that is sent next.
 func (s *prober) trace(ctx context.Context, f plan.HostFlow) {
 	if s.e.opt.Explain.Trace != nil {
+		ctx, cancel := context.WithTimeout(ctx, traceTime)
+		defer cancel()
 		s.stop, s.untraced = s.e.opt.Explain.Trace(ctx, f)
 	}
 }
@@ -95,11 +97,32 @@ func (s *prober) finish() []plan.HostVerdict {
 	return list
 }
 
+// dial waits for no longer than a probe may take.
+func (s *prober) dial(ctx context.Context, network, to string, port uint16) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	return s.e.opt.Explain.Dial(ctx, s.path, network, to, port)
+}
+
+// refused is the text of a refusal, which may be that of a firewall.
+const refused = "it arrived: refused, for nothing listens there"
+
+// signs leaves out what has only counted packets where another rule stopped the probe, or where it was answered: then they were
+// other packets.
+func signs(all []plan.HostVerdict, p *api.ExplainProbe) []plan.HostVerdict {
+	answered := p.Arrived && p.Text != refused
+	traced := slices.ContainsFunc(all, func(v plan.HostVerdict) bool { return v.Drops() && v.Counted == 0 })
+	if !answered && !traced {
+		return all
+	}
+	return slices.DeleteFunc(all, func(v plan.HostVerdict) bool { return v.Counted > 0 })
+}
+
 // meaning of an error of the kernel, after something was sent or because it could not be.
 func meaning(err error) api.ExplainProbe {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return api.ExplainProbe{Sent: true, Arrived: true, Text: "it arrived: refused, for nothing listens there"}
+		return api.ExplainProbe{Sent: true, Arrived: true, Text: refused}
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		return api.ExplainProbe{Sent: true, Text: fmt.Sprintf("no answer within %s", probeTime)}
 	}
@@ -109,7 +132,7 @@ func meaning(err error) api.ExplainProbe {
 // tcp connects from a port that is known before, for the trace has to begin before the first packet. The address is that of
 // a socket which sends nothing.
 func (s *prober) tcp(ctx context.Context, to netip.AddrPort) api.ExplainProbe {
-	c, err := s.e.opt.Explain.Dial(ctx, s.path, "udp", to.String(), 0)
+	c, err := s.dial(ctx, "udp", to.String(), 0)
 	if err != nil {
 		return meaning(err)
 	}
@@ -120,7 +143,7 @@ func (s *prober) tcp(ctx context.Context, to netip.AddrPort) api.ExplainProbe {
 		if from.IsValid() && s.stop == nil && s.untraced == nil {
 			s.trace(ctx, plan.HostFlow{Src: from.Addr().Unmap().WithZone(""), Dst: to.Addr(), Protocol: 6, SrcPort: port, DstPort: to.Port()})
 		}
-		if c, err = s.e.opt.Explain.Dial(ctx, s.path, "tcp", to.String(), port); !errors.Is(err, syscall.EADDRINUSE) {
+		if c, err = s.dial(ctx, "tcp", to.String(), port); !errors.Is(err, syscall.EADDRINUSE) {
 			break
 		}
 		s.finish()
@@ -136,7 +159,7 @@ func (s *prober) tcp(ctx context.Context, to netip.AddrPort) api.ExplainProbe {
 // udp waits for an answer of any kind. Without one, the flow table knows whether the
 // datagram went to the last port; beyond the host nobody knows.
 func (s *prober) udp(ctx context.Context, to netip.AddrPort) (p api.ExplainProbe, known bool) {
-	c, err := s.e.opt.Explain.Dial(ctx, s.path, "udp", to.String(), 0)
+	c, err := s.dial(ctx, "udp", to.String(), 0)
 	if err != nil {
 		return meaning(err), true
 	}
@@ -180,16 +203,16 @@ func (s *prober) echo(ctx context.Context, to netip.Addr) api.ExplainProbe {
 	if to.Is6() {
 		network, request, reply = "ip6:ipv6-icmp", 128, 129
 	}
-	c, err := s.e.opt.Explain.Dial(ctx, s.path, network, to.String(), 0)
+	c, err := s.dial(ctx, network, to.String(), 0)
 	if err != nil {
 		return meaning(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(probeTime)) // cannot fail on an open socket
 	id := uint16(rand.Uint32())
 	if from, err := netip.ParseAddr(c.LocalAddr().String()); err == nil {
 		s.trace(ctx, plan.HostFlow{Src: from.Unmap().WithZone(""), Dst: to, Protocol: 1, SrcPort: id})
 	}
+	_ = c.SetDeadline(time.Now().Add(probeTime)) // cannot fail on an open socket
 	if _, err := c.Write(echoRequest(request, id)); err != nil {
 		return meaning(err)
 	}

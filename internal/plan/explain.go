@@ -51,9 +51,8 @@ type HostView struct {
 	Forwards func(device string, v6 bool) bool
 	// Chains of others that may stop a packet.
 	Chains []ForeignChain
-	// Legacy tells that iptables-legacy has tables, in IPv4 and in IPv6. They cannot be
-	// read here.
-	Legacy [2]bool
+	// Unread says why tables of iptables-legacy could not be read, in IPv4 and in IPv6.
+	Unread [2]string
 	// BridgeFilter tells that br_netfilter passes bridged frames to these chains.
 	BridgeFilter bool
 }
@@ -68,10 +67,12 @@ type HostRoute struct {
 // ForeignChain is a base chain of somebody else's firewall.
 type ForeignChain struct {
 	Table, Chain string // the table with its family
-	Hook         string // "forward", "input", "output", "prerouting" or "postrouting"
-	V4, V6       bool   // the families that it sees
-	DropPolicy   bool
-	Rules        int
+	// Tool is what shows the chain where nft does not: "iptables-legacy" or "ip6tables-legacy". The table has no family then.
+	Tool       string
+	Hook       string // "forward", "input", "output", "prerouting" or "postrouting"
+	V4, V6     bool   // the families that it sees
+	DropPolicy bool
+	Rules      int
 	// Drops: one of its rules, or of a chain of its table, drops or rejects.
 	Drops bool
 }
@@ -222,16 +223,21 @@ func (e *explainer) foreign(hook string) bool {
 		if !slices.Contains(hooks, c.Hook) || e.q.V6 && !c.V6 || !e.q.V6 && !c.V4 {
 			continue
 		}
-		name := fmt.Sprintf("%s (hook %s)", chainTitle(c.Table, c.Chain), c.Hook)
+		name := fmt.Sprintf("%s (hook %s)", chainTitle(c.Tool, c.Table, c.Chain), c.Hook)
 		list := "nft list chain " + c.Table + " " + c.Chain
+		evaluated := "which are not evaluated without --probe"
+		if c.Tool != "" {
+			list = c.Tool + " -t " + c.Table + " -S " + c.Chain
+			evaluated = "which are not evaluated, and of which --probe knows the counters only"
+		}
 		switch {
 		case c.DropPolicy && c.Rules == 0:
 			e.fail(layerFirewall, "", list, "%s drops everything: it has no rules, and its policy is drop", name)
 			return false
 		case c.DropPolicy:
-			e.doubt("%s drops what none of its %d rules accepts, which are not evaluated without --probe: %s", name, c.Rules, list)
+			e.doubt("%s drops what none of its %d rules accepts, %s: %s", name, c.Rules, evaluated, list)
 		case c.Drops:
-			e.doubt("%s has rules that drop, which are not evaluated without --probe: %s", name, list)
+			e.doubt("%s has rules that drop, %s: %s", name, evaluated, list)
 		default:
 			e.step(layerFirewall, "", "%s drops nothing", name)
 		}
@@ -245,15 +251,25 @@ func (e *explainer) foreign(hook string) bool {
 	return true
 }
 
-func chainTitle(table, chain string) string { return "table " + table + ", chain " + chain }
-
-func (e *explainer) legacy() {
-	i, tool := 0, "iptables"
-	if e.q.V6 {
-		i, tool = 1, "ip6tables"
+// chainTitle names a chain; tool is empty for those of nftables.
+func chainTitle(tool, table, chain string) string {
+	if tool != "" {
+		tool += " "
 	}
-	text := tool + "-legacy has tables, which may drop: " + tool + "-legacy -S"
-	if e.host.Legacy[i] && !slices.Contains(e.Doubts, text) {
+	return tool + "table " + table + ", chain " + chain
+}
+
+// legacy names tables of iptables-legacy that could not be read: they may stop anything.
+func (e *explainer) legacy() {
+	i, tool := 0, "iptables-legacy"
+	if e.q.V6 {
+		i, tool = 1, "ip6tables-legacy"
+	}
+	if e.host.Unread[i] == "" {
+		return
+	}
+	text := fmt.Sprintf("%s has tables, which may drop and cannot be read (%s): %s -S", tool, e.host.Unread[i], tool)
+	if !slices.Contains(e.Doubts, text) {
 		e.doubt("%s", text)
 	}
 }

@@ -55,7 +55,8 @@ What you may rely on:
 - Whatever is changed in the table is noticed and put back; %[1]snft flush ruleset%[1]s too.
 
 Published ports are translated before a forward chain sees them, so match there on the container's address, or on
-the original destination: %[1]sct original ip daddr 192.0.2.1 ct original proto-dst 8080%[1]s.
+the original destination: %[1]smeta l4proto tcp ct original ip daddr 192.0.2.1 ct original proto-dst 8080%[1]s.
+[Beside a firewall](firewalls.md) says what to type with ufw, firewalld and nft.
 
 `, "`", TableName)
 	b.WriteString("## Chains\n\n")

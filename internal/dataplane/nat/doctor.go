@@ -76,10 +76,13 @@ func familyName(f nftables.TableFamily) string {
 // foreignSettings looks at what is not nftables: the old iptables tables, br_netfilter, route_localnet for all.
 func foreignSettings() []string {
 	var out []string
-	for _, family := range []string{"ip", "ip6"} {
-		b, err := os.ReadFile("/proc/thread-self/net/" + family + "_tables_names")
-		if err == nil && len(strings.Fields(string(b))) > 0 {
-			out = append(out, family+"tables-legacy: tables "+strings.Join(strings.Fields(string(b)), ", ")+" are in use beside nftables")
+	for _, f := range legacyFamilies() {
+		tables, err := legacyTables(&f)
+		if err != nil {
+			out = append(out, f.tool+": there are tables that cannot be read, and may decide: "+err.Error())
+		}
+		if text := legacyText(&f, tables); text != "" {
+			out = append(out, text)
 		}
 	}
 	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {

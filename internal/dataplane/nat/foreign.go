@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,8 +16,8 @@ import (
 // the host's stack. Nothing is changed, and what their rules match is not looked into.
 type ForeignFilters struct {
 	Chains []plan.ForeignChain
-	// Legacy: iptables-legacy has tables, in IPv4 and in IPv6.
-	Legacy [2]bool
+	// Unread says why tables of iptables-legacy could not be read, in IPv4 and in IPv6.
+	Unread [2]string
 	// BridgeFilter: br_netfilter shows bridged frames to the chains.
 	BridgeFilter bool
 }
@@ -63,9 +61,14 @@ func (a *Applier) ForeignFilters(context.Context) (ForeignFilters, error) {
 		return cmp.Or(cmp.Compare(x.Table, y.Table), cmp.Compare(x.Chain, y.Chain))
 	})
 	return out, a.inNetns(func() error {
-		for i, family := range []string{"ip", "ip6"} {
-			b, err := os.ReadFile("/proc/thread-self/net/" + family + "_tables_names")
-			out.Legacy[i] = err == nil && len(strings.Fields(string(b))) > 0
+		for i, f := range legacyFamilies() {
+			tables, err := legacyTables(&f)
+			if err != nil {
+				out.Unread[i] = err.Error()
+			}
+			for _, t := range tables {
+				out.Chains = append(out.Chains, t.chains(&f)...)
+			}
 		}
 		out.BridgeFilter = settingIs("net/bridge/bridge-nf-call-iptables", "1") || settingIs("net/bridge/bridge-nf-call-ip6tables", "1")
 		return nil
@@ -97,6 +100,8 @@ func ruleDrops(r *nftables.Rule) bool {
 			return e.Kind == expr.VerdictDrop
 		case *expr.Reject:
 			return true
+		case *expr.Target: // by iptables-nft
+			return e.Name == "REJECT"
 		}
 		return false
 	})

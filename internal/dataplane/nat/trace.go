@@ -43,7 +43,8 @@ func (a *Applier) Trace(ctx context.Context, f plan.HostFlow) (func() ([]plan.Ho
 	case <-ctx.Done():
 		return nil, fmt.Errorf("trace the host's tables: another trace goes on: %w", ctx.Err())
 	}
-	t := &trace{a: a, done: make(chan struct{}), seen: map[bool]bool{}, now: map[uint32]bool{}}
+	t := &trace{a: a, flow: f, done: make(chan struct{}), seen: map[bool]bool{}, now: map[uint32]bool{}}
+	_, t.legacy = a.readLegacyOf(f)
 	err := t.begin(ctx, f)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("trace the host's tables: %w", err), t.end())
@@ -54,8 +55,11 @@ func (a *Applier) Trace(ctx context.Context, f plan.HostFlow) (func() ([]plan.Ho
 // trace is one that goes on.
 type trace struct {
 	a    *Applier
+	flow plan.HostFlow
 	c    *netlink.Conn
 	done chan struct{} // closed when the reader has ended
+	// legacy are the tables of iptables-legacy as they were before.
+	legacy []legacyTable
 
 	// What follows belongs to the reader until it has ended.
 	events []traceEvent
@@ -177,6 +181,15 @@ func (t *trace) finish() ([]plan.HostVerdict, error) {
 	out := t.verdicts()
 	// The texts are read while the table is still there: the turn is ours until then.
 	t.a.ruleTexts(out)
+	if len(t.legacy) > 0 {
+		family, now := t.a.readLegacyOf(t.flow)
+		counted := legacyCounted(&family, t.legacy, now)
+		for i := range counted {
+			counted[i].Src, counted[i].Dst = t.flow.Src, netip.AddrPortFrom(t.flow.Dst, t.flow.DstPort)
+		}
+		t.a.legacyTexts(counted)
+		out = append(out, counted...)
+	}
 	return out, errors.Join(t.err, t.end())
 }
 
@@ -207,7 +220,7 @@ func (t *trace) verdicts() []plan.HostVerdict {
 		}
 		h := headers[ev.answer]
 		v := plan.HostVerdict{
-			Table: familyName(ev.family) + " " + ev.table, Chain: ev.chain, Handle: ev.handle, Verdict: word, Answer: ev.answer,
+			Table: familyName(ev.family) + " " + ev.table, Chain: ev.chain, Keeper: t.keeper(ev), Handle: ev.handle, Verdict: word, Answer: ev.answer,
 			Src: h.src, Dst: netip.AddrPortFrom(h.dst, h.dstPort),
 		}
 		if ev.kind == unix.NFT_TRACETYPE_POLICY {
@@ -216,6 +229,16 @@ func (t *trace) verdicts() []plan.HostVerdict {
 		out = append(out, v)
 	}
 	return out
+}
+
+// keeper names who keeps the rules of an event's table: the packet has passed that one's chains, if it did not end in one.
+func (t *trace) keeper(of traceEvent) string {
+	for _, ev := range t.events {
+		if ev.family == of.family && ev.table == of.table && (strings.HasPrefix(ev.chain, "ufw-") || strings.HasPrefix(ev.chain, "ufw6-")) {
+			return "ufw"
+		}
+	}
+	return ""
 }
 
 // ruleTexts asks nft for the texts of the rules. What cannot be had stays empty.
