@@ -136,6 +136,7 @@ fuzz: go-ready ## run every fuzz target for FUZZTIME (15s)
 
 BINDIR  := $(DESTDIR)$(PREFIX)/bin
 UNITDIR := $(DESTDIR)$(PREFIX)/lib/systemd/system
+UNITS   := bulkhead.service bulkhead-containers.service
 MANDIR  := $(DESTDIR)$(PREFIX)/share/man/man1
 BASHDIR := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions
@@ -146,7 +147,7 @@ install: build ## install binary, service, completion and man pages below PREFIX
 	@[ -x $(BINARY) ] || { echo "install: there is no $(BINARY)" >&2; exit 1; }
 	install -D -m 755 $(BINARY) $(BINDIR)/bulkhead
 	mkdir -p $(UNITDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
-	sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/bulkhead.service >$(UNITDIR)/bulkhead.service
+	for unit in $(UNITS); do sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/$$unit >$(UNITDIR)/$$unit; done
 	$(BINARY) completion bash >$(BASHDIR)/bulkhead
 	$(BINARY) completion zsh >$(ZSHDIR)/_bulkhead
 	$(BINARY) completion fish >$(FISHDIR)/bulkhead.fish
@@ -158,7 +159,7 @@ endif
 
 .PHONY: uninstall
 uninstall: ## remove what install put below PREFIX (state and containers stay: bulkhead reset removes those)
-	rm -f $(BINDIR)/bulkhead $(UNITDIR)/bulkhead.service $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
+	rm -f $(BINDIR)/bulkhead $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
 		$(FISHDIR)/bulkhead.fish $(MANDIR)/bulkhead.1 $(MANDIR)/bulkhead-*.1
 
 .PHONY: clean

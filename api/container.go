@@ -183,9 +183,12 @@ type ContainerCreated struct {
 
 // StopRequest ends a container: Signal (the spec's, or SIGTERM), and SIGKILL
 // after Timeout seconds (the spec's when nil).
+// Halt has it end as the host's shutdown ends it: its restart policy holds, and
+// starts it again when the daemon starts next.
 type StopRequest struct {
 	Signal  string `json:"signal,omitempty"`
 	Timeout *int   `json:"timeout,omitempty"`
+	Halt    bool   `json:"halt,omitempty"`
 }
 
 // WaitResult is how a container ended.

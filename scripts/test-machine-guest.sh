@@ -38,19 +38,49 @@ eventually() {
 }
 stage() { echo "$1" >stage.new && sync && mv stage.new stage && sync; }
 
+# Published ports, in both families; connections that are opened once and have to last.
 answers() { for a in 127.0.0.1 '[::1]'; do [[ $(curl -sS -m 5 "http://$a:8080/") == 'hello from box' ]] || return 1; done; }
+call() {
+	exec 3<>/dev/tcp/127.0.0.1/9000 4<>/dev/tcp/::1/9000
+	talk hello
+}
+talk() {
+	local fd line
+	for fd in 3 4; do
+		echo "$1 $fd" >&"$fd" && read -r -t 10 -u "$fd" line
+		[[ ${line-} == "$1 $fd" ]] || { echo "connection $fd: got \"${line-}\""; return 1; }
+	done
+}
+heard() { bulkhead exec caller sh -c 'wc -l </heard'; }
+calls_on() { # the connection between two containers is alive
+	local before
+	before=$(heard) && sleep 1 && (($(heard) > before))
+}
 state() { bulkhead inspect "$1" | jq -r ".[0].state.$2"; }
 is() { [[ $(state "$1" "$2") == "$3" ]] || { state "$1" "$2"; return 1; }; }
 addresses() { bulkhead inspect "$1" | jq -cS '.[0].endpoints[] | [.addresses, .mac]'; }
 healthy() {
 	local bad
-	bad=$(bulkhead doctor -o json | jq -r '.[] | select(.status == "fail") | .name + ": " + .detail')
+	bad=$(bulkhead doctor -o json | jq -r '.[] | select(.status == "fail" or .name == "leftovers" and .status != "ok") | .name + ": " + .detail')
 	[[ -z $bad ]] || { echo "$bad"; return 1; }
 }
 # Everything that lasts, as text.
 inventory() {
 	bulkhead network ls -o json | jq -cS '.[] | [.ID, .Name, .Ipams]'
 	bulkhead endpoint ls -o json | jq -cS '.[] | [.ID, .Name, .IpConfigurations, .MacAddress]'
+	bulkhead exposed -o json | jq -cS '.[]'
+	for c in web once unless polite stopped; do addresses "$c"; done
+}
+# What of it is in the kernel and on the disk, as far as it is the same after each start.
+traces() {
+	ip -o link | grep -oE 'bh[hpr][0-9a-z]+' | sort -u
+	nft -s list table inet bulkhead | tr ',' '\n' | sed 's/^[[:space:]]*//' | sort
+	find /sys/fs/bpf/bulkhead | sort
+	find /run/netns -name 'hns-*' | wc -l
+	grep -c ' /run/bulkhead/' /proc/mounts
+	find /var/lib/bulkhead/containers /var/lib/bulkhead/volumes /var/lib/bulkhead/images -maxdepth 2 | sort
+	find /sys/fs/cgroup/bulkhead -type d | wc -l
+	pgrep -c conmon
 }
 
 # Limits are the kernel's doing, so they are tried, with each runtime.
@@ -75,8 +105,18 @@ limits() {
 	eventually "$runtime: and reached" eval '(( $(stat_of many pids) >= 11 ))'
 	bulkhead rm -f many
 
-	id=$(bulkhead run -d --name busy --cpus 0.2 --memory 48m box sh -c 'while :; do :; done')
+	id=$(bulkhead run -d --name full --memory 64m box sh -c 'dd if=/dev/zero of=/dev/shm/held bs=1M count=20
+		dd if=/dev/zero of=/written bs=1M count=6 conv=fsync; rm /written; sleep 600')
+	eventually "$runtime: what is written is told" eval '(( $(stat_of full blockWrite) >= 6 << 20 ))'
+	check "$runtime: memory is told" eval '(( $(stat_of full memoryUsage) > 20 << 20 && $(stat_of full memoryUsage) < 32 << 20 ))'
+	check "$runtime: the kernel's memory limit" [ "$(<"/sys/fs/cgroup/bulkhead/$id/memory.max")" = $((64 << 20)) ]
+	check "$runtime: and that of swap" [ "$(<"/sys/fs/cgroup/bulkhead/$id/memory.swap.max")" = $((64 << 20)) ]
+	bulkhead rm -f full
+
+	id=$(bulkhead run -d --name busy --cpus 0.2 --cpu-shares 512 --memory 48m box sh -c 'while :; do :; done')
 	check "$runtime: the memory limit is told" [ "$(stat_of busy memoryLimit)" = $((48 << 20)) ]
+	check "$runtime: the kernel's processor limit" [ "$(<"/sys/fs/cgroup/bulkhead/$id/cpu.max")" = '20000 100000' ]
+	check "$runtime: and weight" eval '(( $(<"/sys/fs/cgroup/bulkhead/$id/cpu.weight") < 100 ))'
 	from=$(stat_of busy cpuNanos) && time=${EPOCHREALTIME/./}
 	sleep 5
 	to=$(stat_of busy cpuNanos) && time=$((${EPOCHREALTIME/./} - time))
@@ -104,75 +144,99 @@ first_boot() {
 	check "the system is up on cgroup v2" eval '[[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]]'
 	check "enable the service" systemctl enable --now bulkhead
 	check "the daemon answers at once" bulkhead ps
+	check "systemd knows" eval '[[ $(systemctl show -P SubState bulkhead) == running && $(systemctl is-active bulkhead-containers) == active ]]'
 	bulkhead version
 	check "import an image" bulkhead image import --cmd sh box.tar box
 	limits crun
 	limits runc
 	rm -r /etc/systemd/system/bulkhead.service.d && systemctl daemon-reload
 	check "back to the default" systemctl restart bulkhead
-	eventually "the daemon answers" bulkhead ps
 
 	check "a network" bulkhead network create --subnet 10.77.0.0/24 --subnet fd77::/64 back
 	check "an endpoint without a container" bulkhead endpoint create --network back --name spare --ip 10.77.0.99
 	check "a container that comes back" bulkhead run -d --name web --restart always -p 8080:80 --memory 64m --cpus 1 \
 		--pids-limit 50 box httpd -f -h /www
 	check "one that does not" bulkhead run -d --name once --network back:ip=10.77.0.7 box httpd -f -h /www
-	check "one that comes back unless stopped" bulkhead run -d --name unless --restart unless-stopped --network back box httpd -f -h /www
+	check "one that comes back unless stopped" bulkhead run -d --name unless --restart unless-stopped -p 8081:80 --expose lan \
+		--network back box httpd -f -h /www
+	check "one that ends when it is asked to" bulkhead run -d --name polite --restart unless-stopped -v said:/said box \
+		sh -c 'trap "echo bye >>/said/bye; exit 7" TERM; while :; do sleep 1; done'
 	check "one that was stopped" bulkhead run -d --name stopped --restart unless-stopped box sleep 1000
 	check "stopped" bulkhead stop -t 1 stopped
 	eventually "the port answers" answers
 	check "logs" bulkhead logs web
 	bulkhead doctor
 	check "doctor finds nothing wrong" healthy
-	check "containers are apart from the service" apart
-
-	local pid
-	pid=$(state web pid)
-	check "restart the service" systemctl restart bulkhead
-	eventually "the daemon answers" bulkhead ps
-	check "the container has not noticed" is web pid "$pid"
-	check "kill the daemon" systemctl kill -s KILL bulkhead
-	check "its port goes on" answers
-	eventually "it is back by itself" bulkhead version
-	check "the container has not noticed" is web pid "$pid"
-	check "stop the service" systemctl stop bulkhead
-	check "the port goes on" answers
-	check "start the service" systemctl start bulkhead
-	eventually "the daemon answers" bulkhead ps
-	check "the container has not noticed" is web pid "$pid"
-	check "containers are apart from the service" apart
-
+	eventually "containers are apart from the service" apart
+	without_daemon
 	inventory >inventory.before
-	for c in web once unless stopped; do addresses "$c"; done >addresses.before
+	traces >traces.before
 	stage rebooted
 	say "rebooting after $(cut -d' ' -f1 /proc/uptime) s"
 	date +%s >reboot.began
 	systemctl reboot
 }
 
+# Containers and their connections do not depend on the daemon.
+without_daemon() {
+	local pid
+	check "an echo" bulkhead run -d --name echo -p 9000:9000 box nc -ll -p 9000 -e cat
+	check "somebody who calls it" bulkhead run -d --name caller box sh -c 'while :; do echo on; sleep 0.2; done | nc echo 9000 >/heard'
+	eventually "connections are open" call
+	eventually "between containers too" calls_on
+	pid=$(state web pid)
+	check "restart the service" systemctl restart bulkhead
+	check "the daemon answers at once" bulkhead ps
+	check "connections go on" talk restarted
+	check "kill the daemon" systemctl kill -s KILL bulkhead
+	check "connections go on" talk killed
+	check "the port goes on" answers
+	eventually "it is back by itself" bulkhead version
+	check "systemd has counted it" [ "$(systemctl show -P NRestarts bulkhead)" = 1 ]
+	check "stop the service" systemctl stop bulkhead
+	check "systemd finds nothing wrong with that" [ "$(systemctl show -P Result bulkhead)" = success ]
+	check "connections go on" talk stopped
+	check "the port goes on" answers
+	check "start the service" systemctl start bulkhead
+	check "the daemon answers at once" bulkhead ps
+	check "connections go on" talk started
+	check "between containers too" calls_on
+	check "the container has not noticed" is web pid "$pid"
+	eventually "containers are apart from the service" apart
+	exec 3>&- 4>&-
+	check "remove them" bulkhead rm -f echo caller
+}
+
 # back: what is to be back after a start of the machine is, and no more.
 back() {
 	check "the service is up by itself" systemctl is-enabled bulkhead
 	eventually "the daemon answers" bulkhead ps
-	eventually "web runs" is web status running
-	eventually "unless runs" is unless status running
-	check "once has exited" is once status exited
-	check "stopped has exited" is stopped status exited
+	for c in web unless polite; do eventually "$c runs" is "$c" status running; done
+	for c in once stopped; do check "$c has exited" is "$c" status exited; done
 	bulkhead ps -a
 	eventually "the port answers" answers
 	check "limits are kept" [ "$(stat_of web memoryLimit)" = $((64 << 20)) ]
-	check "networks and endpoints are those of before" diff inventory.before <(inventory)
-	check "addresses too" diff addresses.before <(for c in web once unless stopped; do addresses "$c"; done)
-	check "containers are apart from the service" apart
+	check "networks, endpoints, addresses and ports are those of before" diff inventory.before <(inventory)
+	eventually "containers are apart from the service" apart
 	eventually "doctor finds nothing wrong" healthy
-	check "no cgroup but of those that run" eval '(( $(ls -d /sys/fs/cgroup/bulkhead/*/ | grep -cE "/[0-9a-f]{64}/") == 2 ))'
+	eventually "kernel and disk hold what they held" diff traces.before <(traces)
 	check "once starts" bulkhead start once
-	check "it is where it was" bulkhead exec unless wget -qO- http://10.77.0.7/
+	for host in 10.77.0.7 '[fd77::7]' once; do
+		check "it answers as $host" bulkhead exec unless wget -qO- "http://$host/"
+	done
 	check "once stops" bulkhead stop -t 1 once
 }
 
 rebooted() {
-	say "down and up took $(($(date +%s) - $(<reboot.began))) s"
+	local down up
+	up=$(cut -d. -f1 /proc/uptime)
+	down=$(($(date +%s) - up - $(<reboot.began)))
+	say "down took $down s, up $up s"
+	eventually "the daemon answers" bulkhead ps
+	check "containers that heed no signal did not hold the shutdown up" eval "((down < 45))"
+	check "how they ended is known" is once exitCode 137
+	eventually "polite runs" is polite status running
+	check "it was asked to end" [ "$(bulkhead exec polite cat /said/bye)" = bye ]
 	back
 	stage cut
 	say "storm begins"
@@ -181,18 +245,21 @@ rebooted() {
 			box httpd -f -h /www >/dev/null &
 		bulkhead network create "n$i" >/dev/null &
 		bulkhead endpoint create --network back --name "e$i" >/dev/null &
-		((i < 3)) || bulkhead rm -f "s$((i - 3))" >/dev/null &
+		((i < 2)) || bulkhead rm -f "s$((i - 2))" >/dev/null &
+		((i < 2)) || bulkhead network rm "n$((i - 2))" >/dev/null &
 		wait
+		say "storm: $((i + 1))"
 	done
 }
 
 # After the power cut: what of the storm was stored is there and whole, what was there before is as it was, and all of it
 # can be removed.
-cut() {
+power_cut() {
 	eventually "the daemon answers" bulkhead ps
 	check "every row can be read" eval '! journalctl -b -u bulkhead --no-pager | grep -iE "corrupt|panic|set aside|damaged|cannot be read"'
-	eventually "nothing is about to start" eval '[[ $(bulkhead ps -a -o json | jq "[.[] | select(.state.status == \"restarting\" or .state.status == \"created\")] | length") == 0 ]]'
+	eventually "nothing is about to start" eval '[[ $(bulkhead ps -a -o json | jq "[.[] | select(.state.status == \"restarting\" or .state.status == \"starting\")] | length") == 0 ]]'
 	bulkhead ps -a
+	bulkhead network ls
 	check "no address is given twice" eval '[[ -z $(bulkhead endpoint ls -o json | jq -r ".[].IpConfigurations[].IpAddress" | sort | uniq -d) ]]'
 	local name
 	for name in $(bulkhead ps -a -o json | jq -r '.[].name | select(test("^s[0-9]"))'); do
@@ -206,7 +273,6 @@ cut() {
 	done
 	back
 
-	check "remove what is left" bulkhead rm -f web once unless stopped
 	check "stop the service" systemctl stop bulkhead
 	check "reset" bulkhead reset --yes
 	check "no link of ours" eval '! ip -o link | grep -E " bh[hpr]"'
@@ -214,6 +280,9 @@ cut() {
 	check "no compartment" eval '! ls /run/netns 2>/dev/null | grep .'
 	check "no cgroup" [ ! -e /sys/fs/cgroup/bulkhead ]
 	check "no pin" [ ! -e /sys/fs/bpf/bulkhead ]
+	check "no process" eval '! pgrep -a "conmon|httpd"'
+	check "no mount" eval '! grep /run/bulkhead /proc/mounts'
+	check "no file" eval '[[ ! -e /run/bulkhead && $(ls /var/lib/bulkhead) == lost+found ]]'
 	say "PASSED after $(cut -d' ' -f1 /proc/uptime) s"
 	systemctl poweroff
 }
@@ -221,5 +290,5 @@ cut() {
 case $(cat stage 2>/dev/null || echo first) in
 first) first_boot ;;
 rebooted) rebooted ;;
-cut) cut ;;
+cut) power_cut ;;
 esac

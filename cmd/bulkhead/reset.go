@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -91,6 +93,12 @@ func resetNetwork(ctx context.Context, c *daemonConfig) error {
 	return errors.Join(append(errs, err, vswitch.Reset(ctx, c.bpfDir))...)
 }
 
+// ours names what the daemon puts into its state directory, which may be a disk of its own with a lost+found.
+func ours(name string) bool {
+	return slices.Contains([]string{"state.db", "containers", "volumes", "images", "netdev", "auth.json"}, name) ||
+		strings.HasPrefix(name, ".auth-") // half written
+}
+
 func removeState(c *daemonConfig, keepImages bool) error {
 	entries, err := os.ReadDir(c.stateDir)
 	if err != nil {
@@ -101,10 +109,11 @@ func removeState(c *daemonConfig, keepImages bool) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if keepImages && e.Name() == "images" {
+		if !ours(e.Name()) || keepImages && e.Name() == "images" {
 			continue
 		}
 		errs = append(errs, os.RemoveAll(filepath.Join(c.stateDir, e.Name())))
 	}
+	_ = os.Remove(c.stateDir) // unless it is a disk, or holds what is not ours
 	return errors.Join(append(errs, os.RemoveAll(c.runDir))...)
 }

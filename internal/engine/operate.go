@@ -86,16 +86,20 @@ type stopping struct {
 	Signal string
 	// Until is when the process is killed; nil: never.
 	Until *time.Time
+	// Halt is set when the host goes down, and not a user has had enough of it.
+	Halt bool
 }
 
-func newStopping(signal string, timeout time.Duration) *stopping {
-	s := &stopping{Signal: signal}
+func newStopping(signal string, timeout time.Duration, halt bool) *stopping {
+	s := &stopping{Signal: signal, Halt: halt}
 	if timeout >= 0 {
 		until := time.Now().UTC().Add(timeout)
 		s.Until = &until
 	}
 	return s
 }
+
+func (s *stopping) halts() bool { return s != nil && s.Halt }
 
 // rest is the request that goes on with it.
 func (s *stopping) rest(now time.Time) api.StopRequest {
@@ -106,7 +110,7 @@ func (s *stopping) rest(now time.Time) api.StopRequest {
 	if s.Until != nil {
 		seconds = int(max(0, (s.Until.Sub(now)+time.Second-1)/time.Second))
 	}
-	return api.StopRequest{Signal: s.Signal, Timeout: &seconds}
+	return api.StopRequest{Signal: s.Signal, Timeout: &seconds, Halt: s.Halt}
 }
 
 // beginStop sends the stop signal. It returns nil when there is nothing to wait
@@ -119,14 +123,17 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 	defer unlock()
 	before := c
 	row, _, err := e.ctrs.change(c.Doc.ID, func(t *txn, c *containerRow) error {
-		c.Want, c.Stopped = false, true
+		if !r.Halt {
+			c.Want, c.Stopped = false, true
+		}
 		switch c.Doc.State.Status {
 		case api.StatusRestarting:
 			t.leaveCompartment(c)
 			c.Doc.State.Status = api.StatusExited
 		case api.StatusRunning, api.StatusStopping:
 			c.Doc.State.Status = api.StatusStopping
-			c.Stopping = newStopping(e.stopWith(c, r))
+			signal, timeout := e.stopWith(c, r)
+			c.Stopping = newStopping(signal, timeout, r.Halt)
 		}
 		return nil
 	})
@@ -134,7 +141,7 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		return nil, err
 	}
 	if row.Doc.State.Status != api.StatusStopping {
-		if before.Doc.State.Status == api.StatusRestarting && row.Doc.Spec.AutoRemove {
+		if before.Doc.State.Status == api.StatusRestarting && row.Doc.Spec.AutoRemove && !r.Halt {
 			return nil, e.ctrs.remove(ctx, row)
 		}
 		return nil, nil

@@ -104,6 +104,91 @@ func TestHostRestart(t *testing.T) {
 	})
 }
 
+// TestHalt: what the host's shutdown ends stays down until the daemon starts again, and has its exit code.
+func TestHalt(t *testing.T) {
+	halt := api.StopRequest{Halt: true}
+	policies := func(e *env) map[string]string {
+		ids := map[string]string{}
+		for _, policy := range []string{"no", "on-failure", "always", "unless-stopped"} {
+			ids[policy] = e.started(policy, []string{"stubborn"}, restart(policy, 0))
+		}
+		ids["stopped"] = e.started("stopped", []string{"run"}, restart("unless-stopped", 0))
+		e.ok(e.e.StopContainer(bg, "stopped", api.StopRequest{}))
+		ids["rm"] = e.started("rm", []string{"run"}, autoRemove)
+		ids["crashing"] = e.started("crashing", []string{"exit", "3"}, restart("always", 0))
+		return ids
+	}
+	want := map[string]string{
+		"no": api.StatusExited, "on-failure": api.StatusRunning, "always": api.StatusRunning,
+		"unless-stopped": api.StatusRunning, "stopped": api.StatusExited,
+	}
+	check := func(e *env, ids map[string]string) {
+		e.t.Helper()
+		for name, status := range want {
+			if got := e.state(ids[name]); got.Status != status {
+				e.t.Errorf("%s: %s, want %s", name, got.Status, status)
+			}
+		}
+		if c := must(e.e.Container("crashing"))(e); c.State.RestartCount < 2 {
+			e.t.Errorf("crashing: %s", toJSON(c.State))
+		}
+		e.ok(e.e.RemoveContainer(bg, "crashing", true))
+	}
+	for name, how := range map[string]func(e *env){"the host restarts": (*env).reboot, "the daemon restarts": (*env).restart} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(e *env) {
+				ids := policies(e)
+				for ref := range ids {
+					e.ok(e.e.StopContainer(bg, ref, halt))
+				}
+				e.settle()
+				for name, id := range ids {
+					if name == "rm" {
+						if _, err := e.e.Container(id); !api.IsKind(err, api.KindNotFound) {
+							e.t.Errorf("a container with --rm after its end: %v", err)
+						}
+					} else if got := e.state(id); got.Status != api.StatusExited {
+						e.t.Errorf("%s: %s", name, got.Status)
+					}
+				}
+				e.wantStatus(ids["always"], api.StatusExited, 137)
+				how(e)
+				e.settle()
+				check(e, ids)
+			})
+		})
+	}
+	t.Run("the host is faster", func(t *testing.T) {
+		run(t, func(e *env) {
+			ids := policies(e)
+			for ref := range ids {
+				go func() { _ = e.e.StopContainer(bg, ref, halt) }()
+			}
+			synctest.Wait()
+			time.Sleep(time.Second)
+			e.wantStatus(ids["always"], api.StatusStopping, 0)
+			e.reboot()
+			e.settle()
+			check(e, ids)
+		})
+	})
+	t.Run("a user has the last word", func(t *testing.T) {
+		run(t, func(e *env) {
+			ids := policies(e)
+			for ref := range ids {
+				e.ok(e.e.StopContainer(bg, ref, halt))
+			}
+			e.ok(e.e.StopContainer(bg, "unless-stopped", api.StopRequest{}))
+			e.ok(e.e.StartContainer(bg, "no"))
+			e.restart()
+			e.settle()
+			e.wantStatus(ids["no"], api.StatusRunning, 0)
+			e.wantStatus(ids["unless-stopped"], api.StatusExited, 137)
+			e.ok(e.e.RemoveContainer(bg, "crashing", true))
+		})
+	})
+}
+
 // TestExitsWhileTheDaemonIsAway: what ended meanwhile is noted, with its code.
 func TestExitsWhileTheDaemonIsAway(t *testing.T) {
 	run(t, func(e *env) {

@@ -262,6 +262,9 @@ func (s *supervisor) adoptRunning(ctx context.Context, c *containerRow, st api.S
 	switch {
 	case st.Status != api.StatusRunning:
 		s.ended(ctx, c, st)
+		if c := s.row(c.Doc.ID); c != nil && c.Want && c.Doc.State.Status == api.StatusExited {
+			s.restartLater(c.Doc.ID, 0, false) // the host went down with it, and is back
+		}
 	case c.Doc.State.Status == api.StatusStopping:
 		s.spawn(func() {
 			if err := s.e.StopContainer(ctx, c.Doc.ID, c.Stopping.rest(time.Now())); err != nil {
@@ -332,8 +335,10 @@ func (s *supervisor) ended(ctx context.Context, c *containerRow, st api.SandboxS
 	restart := false
 	row, rev, err := s.change(id, func(t *txn, c *containerRow) error {
 		ran = noteEnd(c, st)
-		restart = c.Doc.State.Status != api.StatusStopping && !c.Stopped && restartWanted(c)
-		c.Want, c.Stopping = restart, nil
+		// What the end of the host takes along is wanted still, by the daemon's next run.
+		c.Want = (c.Doc.State.Status != api.StatusStopping || c.Stopping.halts()) && !c.Stopped && restartWanted(c)
+		restart = c.Want && !c.Stopping.halts()
+		c.Stopping = nil
 		c.Doc.State.Status = api.StatusExited
 		t.leaveCompartment(c)
 		return nil
