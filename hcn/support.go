@@ -48,7 +48,8 @@ const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCom
 // historical and has nothing to enforce.
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortMapping:         {NAT},
-	OutBoundNAT:         {NAT}, // but for what unsupportedSettings names
+	OutBoundNAT:         {NAT, L2Bridge, L2Tunnel}, // but for what unsupportedSettings names
+	SDNRoute:            {L2Bridge, L2Tunnel},
 	ACL:                 everywhere,
 	TierAcl:             everywhere,
 	QOS:                 everywhere,

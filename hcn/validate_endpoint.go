@@ -248,6 +248,13 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 				return invalid(ErrRequestUnsupported, policyPath(i), "policy %s needs a network of type L2Bridge, L2Tunnel or Overlay, this one is %s",
 					p.Type, n.Type)
 			}
+			v, err := p.Decode()
+			if err != nil {
+				return err
+			}
+			if s, ok := v.(SDNRoutePolicySetting); ok && !s.NeedEncap && s.NextHop == "" {
+				return invalid(ErrInvalidPolicy, policyPath(i)+".Settings.NextHop", "there is none: give one, or NeedEncap for a route to the host")
+			}
 		default:
 		}
 	}

@@ -159,10 +159,13 @@ __noinline int find(struct pkt *p, struct dest *to)
 	if (!d && p->lan) {
 		int step = find_beyond(p, to);
 
-		if (!step && p->flags & PKT_STEERED)
-			steer(p, to);
-		if (step || !(p->lan & LAN_ONE_MAC) || to->kind != PORT_HOST || !port_at(&p->dst))
+		if (step)
 			return step;
+		if (!(p->lan & LAN_ONE_MAC) || to->kind != PORT_HOST || !port_at(&p->dst)) {
+			if (p->flags & PKT_STEERED)
+				steer(p, to);
+			return DROP_NONE;
+		}
 	}
 	if (!d) {
 		/* And with one MAC on the wire, who has learnt it there means who has the address. */
@@ -183,7 +186,7 @@ __noinline int find(struct pkt *p, struct dest *to)
 	*to = *d;
 	if (p->lan & LAN_TUNNEL && p->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)
 		return find_tunnel(p, to);
-	if (p->flags & PKT_STEERED)
+	if (p->flags & PKT_STEERED && !p->lan)
 		steer(p, to);
 	if (to->kind == PORT_HOST && for_resolver(p)) {
 		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v2, &key.sw);

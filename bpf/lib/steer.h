@@ -1,5 +1,6 @@
 /* Detours: what a port sends to a proxy goes by the host, which translates it, wherever in
- * the switch it is for. What goes to the host anyway needs nothing of this. */
+ * the switch it is for. What goes to the host anyway needs nothing of this. On a LAN it is what
+ * a port sends to others there that the host translates or routes, whatever its protocol. */
 #ifndef BULKHEAD_STEER_H
 #define BULKHEAD_STEER_H
 
@@ -19,7 +20,7 @@ struct steer_key {
 	__u8 ip[16] __attribute__((aligned(4)));
 };
 
-/* The host's vNIC. One that is no port is where no detour begins. */
+/* The host's vNIC, or on a LAN the way up by the NIC. One that is no port is where no detour begins. */
 struct steer {
 	struct dest to;
 	__u8 mac[ETH_ALEN];
@@ -37,7 +38,7 @@ struct {
 
 static __always_inline const struct steer *steer_of(const struct pkt *p)
 {
-	struct steer_key key = {.bits = 64 + 128, .port = p->ifindex, .proto = p->proto};
+	struct steer_key key = {.bits = 64 + 128, .port = p->ifindex, .proto = p->lan ? 0 : p->proto};
 	const struct steer *s;
 
 	if (!(p->flags & PKT_STEERED))

@@ -109,7 +109,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 func needsHostAgain(d *Delta) bool {
 	for _, c := range d.Ports {
 		for _, p := range []*Port{c.Old, c.New} {
-			if p != nil && (len(p.Detours) > 0 || p.Kind == PortContainer && inHost(p)) {
+			if p != nil && (len(p.Detours)+len(p.Outbound) > 0 || p.Kind == PortContainer && inHost(p)) {
 				return true
 			}
 		}
@@ -148,6 +148,10 @@ func (p *Plan) recompileHost(d *Delta) {
 func (p *Plan) forwardPorts(host *Host) {
 	for _, port := range p.Ports {
 		sw := p.Switches[port.Network]
+		for i := range port.Outbound { // the host hides them
+			host.Forward4 = host.Forward4 || port.Outbound[i].Source.Is4()
+			host.Forward6 = host.Forward6 || port.Outbound[i].Source.Is6()
+		}
 		if sw != nil && sw.Mode.OneMAC() && port.Kind == PortContainer && inHost(port) {
 			for _, a := range port.Addrs {
 				host.Forward4 = host.Forward4 || a.Is4()
@@ -364,6 +368,11 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	p.Forwards = Forwards(e)
 	if n.Doc.Type == hcn.NAT && !onHost { // the host's own packets bear the host's addresses
 		p.Outbound = Outbounds(e)
+	}
+	if OneMAC(n.Doc.Type) && !onHost {
+		p.Outbound = bridgeOutbounds(e)
+		p.Turns = turns(e, p.Outbound)
+		p.VNIC.Routes = withSDN(p.VNIC.Routes, sdnNextHops(e))
 	}
 	return p
 }

@@ -50,7 +50,7 @@ func (e *explainer) fromContainer() {
 	case got.Verdict == ToHost:
 		e.intoHost(from, sw, hostDevice(sw, owner))
 	case got.Verdict == ToWire:
-		e.backFromWire(from, owner, sw)
+		e.backFromWire(owner, sw)
 	case got.Verdict == Delivered:
 		to := e.plan.Ports[got.To]
 		e.mtu(from.VNIC.MTU, to.VNIC.MTU)

@@ -41,6 +41,10 @@ func (e *explainer) routedByHost(from *Port, sw *Switch, device string) {
 	}
 	if r, ok := e.hostRoute(); ok && e.foreign("forward") {
 		e.mtu(from.VNIC.MTU, sw.MTU)
+		if from.OutboundOf(e.Src) != nil {
+			e.masquerade(from, r)
+			return
+		}
 		e.arrive("the host routes it on by %s, as it does for any machine on that LAN", r.Device)
 	}
 }
@@ -82,7 +86,7 @@ func (e *explainer) hostVNIC(sw *Switch, device string) *Port {
 }
 
 // backFromWire goes on with what a port of a tunnel has sent to another one, if it comes back.
-func (e *explainer) backFromWire(from, to *Port, sw *Switch) {
+func (e *explainer) backFromWire(to *Port, sw *Switch) {
 	e.step("switching", sw.UplinkPort, "if the switch outside sends it back, it comes in again by %s; if not, it is lost there", sw.Uplink)
 	e.onLAN(Packet{From: sw.UplinkPort, VLAN: to.VLAN, Src: e.Src, Dst: e.Dst, DstPort: e.q.Port}, to, sw)
 }

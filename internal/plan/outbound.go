@@ -22,6 +22,9 @@ type Outbound struct {
 	// Others tells what all other destinations see: Source itself with OthersKept, or As.
 	OthersKept bool
 	As         netip.Addr
+	// OnLAN says that the source is on a LAN: the host sees of its packets only what the switch
+	// turns to it (see Turn), and nobody else there is hidden.
+	OnLAN bool
 }
 
 // Hidden are destinations that see As instead of the source.

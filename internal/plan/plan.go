@@ -186,6 +186,8 @@ type Port struct {
 	// Outbound says how the outside sees what the endpoint sends, where that is not simply
 	// by the address of the host.
 	Outbound []Outbound
+	// Turns say what goes to the host instead of the LAN.
+	Turns []Turn
 	// Detours send flows that leave the compartment to a proxy.
 	Detours []Detour
 	// Redirects lead flows to a side-car inside the compartment.

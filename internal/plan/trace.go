@@ -176,6 +176,8 @@ type tracer struct {
 	sw   *Switch
 	// tunnelled says that the packet is for another port, and takes the way by the wire.
 	tunnelled bool
+	// turned says that the host takes what is for others on the LAN.
+	turned bool
 }
 
 func (t *tracer) step(layer string, port PortID, r *Rule, format string, args ...any) {
@@ -265,7 +267,7 @@ func (t *tracer) unicast() {
 	}
 	t.To, t.Verdict = to.ID, Delivered
 	switch {
-	case to.Kind == PortUplink && (t.pkt.DstMAC != to.MAC || t.tunnelled):
+	case to.Kind == PortUplink && !t.turned && (t.pkt.DstMAC != to.MAC || t.tunnelled):
 		t.Verdict = ToWire
 	case inHost(to):
 		t.Verdict = ToHost
@@ -297,7 +299,7 @@ func (t *tracer) destination() *Port {
 	if to == nil && t.sw.Mode.OnLAN() {
 		to = t.beyond()
 		if to == nil || !t.sw.Mode.OneMAC() || t.pkt.DstMAC != to.MAC || t.portAt(t.pkt.Dst) == nil {
-			return to
+			return t.turnToHost(to)
 		}
 		to = nil // who has learnt the MAC on the wire means who has the address
 	}
@@ -342,6 +344,17 @@ func (t *tracer) steer(to *Port) *Port {
 	}
 	t.step("switching", t.from.ID, nil, "L4Proxy: to the host, which sends it to the proxy %s, and not to port %s", d.proxyText(), to.ID)
 	return host
+}
+
+// turnToHost has what goes to others on the LAN taken by the host, where the port's policies ask
+// for that.
+func (t *tracer) turnToHost(nic *Port) *Port {
+	if nic == nil || t.pkt.DstMAC == nic.MAC || !t.from.TurnOf(t.pkt.Dst) {
+		return nic
+	}
+	t.turned = true
+	t.step("switching", t.from.ID, nil, "OutBoundNAT or SDNRoute: to the host, by its NIC %s, and not to %s", nic.Device, t.pkt.DstMAC)
+	return nic
 }
 
 // beyond is the uplink: on a LAN, whoever is not on the switch is on the wire, but for the

@@ -261,6 +261,9 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 			if slices.ContainsFunc(tr.Steps, func(s plan.Step) bool { return strings.HasPrefix(s.Text, "L4Proxy") }) {
 				found["detour"]++
 			}
+			if slices.ContainsFunc(tr.Steps, func(s plan.Step) bool { return strings.HasPrefix(s.Text, "OutBoundNAT or SDNRoute") }) {
+				found["turned"]++
+			}
 			for name, r := range map[string]*plan.Rule{"out": tr.Out, "in": tr.In} {
 				if r == nil {
 					continue
@@ -290,7 +293,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 	for _, want := range []string{
 		"delivered", "to host", "flooded", "dropped", "policy-out", "policy-in", "isolated", "source-address", "source-mac", "martian", "unknown-mac",
 		"to-self", "resolver", "membership", "router-solicit", "router-advert", "redirect", "dhcp-server", "group-unicast",
-		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour",
+		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned",
 	} {
 		if seen[want] == 0 {
 			t.Errorf("%q never came up", want)

@@ -29,6 +29,9 @@ func (es elements) addOutbound(o *plan.Outbound, owner plan.PortID) {
 		es[k] = e
 	}
 	names := outboundSetsOf(o.Source.Is4())
+	if o.OnLAN {
+		add(names.onLAN, netip.Prefix{}, netip.Addr{})
+	}
 	for _, dst := range o.Kept {
 		add(names.kept, dst, netip.Addr{})
 	}
@@ -49,20 +52,20 @@ func (es elements) addOutbound(o *plan.Outbound, owner plan.PortID) {
 	}
 }
 
-type outboundSets struct{ kept, chosen, chosenAs, open, as string }
+type outboundSets struct{ kept, chosen, chosenAs, open, as, onLAN string }
 
 func outboundSetsOf(v4 bool) outboundSets {
 	if v4 {
-		return outboundSets{setKept4, setChosen4, mapChosen4, setOpen4, mapAs4}
+		return outboundSets{setKept4, setChosen4, mapChosen4, setOpen4, mapAs4, setOnLAN4}
 	}
-	return outboundSets{setKept6, setChosen6, mapChosen6, setOpen6, mapAs6}
+	return outboundSets{setKept6, setChosen6, mapChosen6, setOpen6, mapAs6, setOnLAN6}
 }
 
 // sourceOf reads the container's address out of an element of these sets.
 func (k elemKey) sourceOf() (netip.Addr, bool) {
 	for _, v4 := range []bool{true, false} {
 		n, d := outboundSetsOf(v4), detourSetsOf(v4)
-		if !slices.Contains([]string{n.kept, n.chosen, n.chosenAs, n.open, n.as, d.to, d.samePort, d.open}, k.set) {
+		if !slices.Contains([]string{n.kept, n.chosen, n.chosenAs, n.open, n.as, n.onLAN, d.to, d.samePort, d.open}, k.set) {
 			continue
 		}
 		size := 16

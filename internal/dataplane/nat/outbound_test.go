@@ -132,7 +132,7 @@ func TestOutbound(t *testing.T) {
 		for _, f := range families {
 			vip := second[f.lan.Is4()]
 			p.Outbound = append(p.Outbound, plan.Outbound{
-				Source: f.web, Kept: prefixes(f.inet), As: vip,
+				Source: f.web, Kept: prefixes(f.inet), As: vip, OnLAN: true,
 				Chosen: []plan.Hidden{{Destinations: prefixes(f.lan), As: vip}, {Destinations: prefixes(f.far)}},
 			})
 		}

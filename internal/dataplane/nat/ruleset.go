@@ -33,6 +33,8 @@ const (
 	setOpen6       = "outbound_open6"
 	mapAs4         = "outbound_as4"
 	mapAs6         = "outbound_as6"
+	setOnLAN4      = "outbound_lan4"
+	setOnLAN6      = "outbound_lan6"
 	mapProxy4      = "proxy4"
 	mapProxy6      = "proxy6"
 	mapProxyPort4  = "proxy_same_port4"
@@ -75,6 +77,8 @@ func sets() []setSpec {
 		{setOpen6, "ipv6_addr", "", false, "The same in IPv6."},
 		{mapAs4, "ipv4_addr", "ipv4_addr", false, "Containers that hide behind a certain address of the host (OutBoundNAT VirtualIP)."},
 		{mapAs6, "ipv6_addr", "ipv6_addr", false, "The same in IPv6."},
+		{setOnLAN4, "ipv4_addr", "", false, "Containers on an L2Bridge or L2Tunnel network with an OutBoundNAT policy. The switch hands the host what is to be translated."},
+		{setOnLAN6, "ipv6_addr", "", false, "The same in IPv6."},
 		{mapProxy4, "ipv4_addr . inet_proto . ipv4_addr", "ipv4_addr . inet_service", true, "Container, protocol and destinations whose flows go to a proxy (L4Proxy)."},
 		{mapProxy6, "ipv6_addr . inet_proto . ipv6_addr", "ipv6_addr . inet_service", true, "The same in IPv6."},
 		{mapProxyPort4, "ipv4_addr . inet_proto . ipv4_addr", "ipv4_addr", true, "The same where the flow keeps its port (L4Proxy without Port)."},
@@ -160,9 +164,11 @@ func translationChains() []chainSpec {
 			"ip6 saddr ::1 masquerade fully-random",
 			"iifname . oifname @" + setSameNetwork + " ct status dnat masquerade fully-random",
 		}},
-		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours.", rules: []string{
+		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours, and what the switch hands over of containers on a LAN.", rules: []string{
 			`oifname "bhh*" goto to_network_source`,
 			"iifname @" + setNATVNICs + " goto outbound",
+			"ip saddr @" + setOnLAN4 + " goto outbound",
+			"ip6 saddr @" + setOnLAN6 + " goto outbound",
 		}},
 		{name: "outbound", doc: "It gets the address of that device, at a random port, unless the container's OutBoundNAT policies say something else. A proxy may see the container's.", rules: []string{
 			"ct status dnat ip saddr . ip daddr @" + setProxyOpen4 + " return",
@@ -241,6 +247,8 @@ func filterChains() []chainSpec {
 		{name: "redirects", kind: "filter", hook: "output", priority: "0", doc: "Hairpin traffic goes back where it came from, which makes the host advise a shorter path; following that would go around the translation.", rules: []string{
 			`oifname "bhh*" icmp type redirect` + drop(DropRedirect),
 			`oifname "bhh*" icmpv6 type nd-redirect` + drop(DropRedirect),
+			"ip daddr @" + setOnLAN4 + " icmp type redirect" + drop(DropRedirect),
+			"ip6 daddr @" + setOnLAN6 + " icmpv6 type nd-redirect" + drop(DropRedirect),
 		}},
 	}
 }

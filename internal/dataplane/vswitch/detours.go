@@ -9,6 +9,9 @@ import (
 // wantDetours works out which flows of a port go by the host, wherever on the switch they are for: those that the host sends to
 // a proxy. What is for nobody on the switch goes there anyway.
 func (a *Applier) wantDetours(s *portState, p *plan.Plan, port *plan.Port) error {
+	if len(port.Turns) > 0 {
+		return a.wantTurns(s, p, port)
+	}
 	if len(port.Detours) == 0 {
 		return nil
 	}
@@ -27,14 +30,37 @@ func (a *Applier) wantDetours(s *portState, p *plan.Plan, port *plan.Port) error
 	by := bpfSteer{To: bpfDest{Port: index, Device: device, Kind: uint8(plan.PortHost)}, Mac: host.MAC}
 	s.entry.Flags |= portSteered
 	for _, t := range port.Steers() {
-		// IPv4 lies within IPv6 there: ::/0 shall not mean it.
-		if k := steerKey(s.index, t.Protocol, netip.PrefixFrom(netip.IPv4Unspecified(), 0)); s.steers[k] == (bpfSteer{}) {
-			s.steers[k] = bpfSteer{}
-		}
-		k := steerKey(s.index, t.Protocol, t.Prefix)
-		if s.steers[k] = (bpfSteer{}); t.ByHost {
-			s.steers[k] = by
-		}
+		s.steer(t.Protocol, t.Prefix, t.ByHost, by)
+	}
+	return nil
+}
+
+// steer sends what is for a prefix by the host, or where it is for.
+func (s *portState) steer(protocol uint8, prefix netip.Prefix, byHost bool, by bpfSteer) {
+	// IPv4 lies within IPv6 there: ::/0 shall not mean it.
+	if k := steerKey(s.index, protocol, netip.PrefixFrom(netip.IPv4Unspecified(), 0)); s.steers[k] == (bpfSteer{}) {
+		s.steers[k] = bpfSteer{}
+	}
+	k := steerKey(s.index, protocol, prefix)
+	if s.steers[k] = (bpfSteer{}); byHost {
+		s.steers[k] = by
+	}
+}
+
+// wantTurns works out what a port on a LAN sends to the host instead of others there: by the NIC, and whatever the protocol.
+func (a *Applier) wantTurns(s *portState, p *plan.Plan, port *plan.Port) error {
+	nic := p.Ports[p.Switches[port.Network].UplinkPort]
+	if nic == nil {
+		return nil // there are no others while it is gone
+	}
+	index, err := a.dev.index(nic.Device)
+	if err != nil {
+		return portError(port.ID, "send to the host by its NIC: %w", err)
+	}
+	by := bpfSteer{To: bpfDest{Port: index, Device: index, Kind: uint8(plan.PortHost)}, Mac: nic.MAC}
+	s.entry.Flags |= portSteered
+	for _, t := range port.Turns {
+		s.steer(0, t.Prefix, t.ByHost, by)
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func TestOneMACBroadcast(t *testing.T) {
 					count := 0
 					for _, f := range c.Stop() {
 						// The NIC itself hears what the outer switch sends back, before the program does.
-						if !f.Outgoing && strings.Contains(th.Describe(f.Data), "2222") && !(h == n.host && bytes.Equal(f.Data[6:12], macs[n.host])) {
+						if !f.Outgoing && strings.Contains(th.Describe(f.Data), "2222") && (h != n.host || !bytes.Equal(f.Data[6:12], macs[n.host])) {
 							count++
 						}
 					}
@@ -233,24 +233,22 @@ func TestOneMACQuestions(t *testing.T) {
 		want  Outcome
 		text  string
 	}{
-		"ARP":                      {th.Frame(eth(peer, th.Broadcast()), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: a4}), Answered, isAt},
-		"ARP, to the NIC":          {th.Frame(eth(peer, nic), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: a4}), Answered, isAt},
-		"ARP probe":                {th.Frame(eth(peer, th.Broadcast()), th.ARP{SenderMAC: peer, SenderIP: addr("0.0.0.0"), TargetIP: a4}), Answered, isAt},
-		"ARP for the host":         {th.Frame(eth(peer, nic), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: addr("10.9.0.1")}), Passed, ""},
-		"ARP for the host, to all": {th.Frame(eth(peer, th.Broadcast()), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: addr("10.9.0.1")}), Replicated, ""},
-		"ND":                       {solicit(addr("fd00:9::2"), a6, nil), Answered, fmt.Sprintf("%s > %s ip6 %s > fd00:9::2 hlim 255 icmp6 na %s is-at %s", nic, peer, a6, a6, nic)},
-		"ND, to the NIC":           {solicit(addr("fd00:9::2"), a6, nic), Answered, "na " + a6.String()},
-		"ND, link-local":           {solicit(addr("fd00:9::2"), n.a.LinkLocal, nil), Answered, "na " + n.a.LinkLocal.String()},
-		"DAD":                      {solicit(addr("::"), a6, nil), Answered, fmt.Sprintf("%s > 33:33:00:00:00:01 ip6 %s > ff02::1", nic, a6)},
-		"ND for the host":          {solicit(addr("fd00:9::2"), addr("fd00:9::1"), nic), Passed, ""},
-		"an answer to a's question": {th.Frame(eth(peer, nic), th.ARP{Reply: true, SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetMAC: nic, TargetIP: a4}), Delivered,
-			fmt.Sprintf("%s > %s arp reply 10.9.0.2 is-at %s", peer, hw(n.a.MAC), peer)},
-		"an answer to a's probe": {th.Frame(eth(peer, nic), th.ARP{Reply: true, SenderMAC: peer, SenderIP: a4, TargetMAC: nic, TargetIP: addr("0.0.0.0")}), Delivered,
-			fmt.Sprintf("%s > %s arp reply 10.9.0.10 is-at %s", peer, hw(n.a.MAC), peer)},
-		"a packet for a":        {th.Frame(eth(peer, nic), v4(addr("10.9.0.2"), a4), udp(1, 2)), Delivered, fmt.Sprintf("%s > %s ip", peer, hw(n.a.MAC))},
-		"a packet for the host": {th.Frame(eth(peer, nic), v4(addr("10.9.0.2"), addr("10.9.0.1")), udp(1, 2)), Passed, ""},
-		"with the NIC's MAC":    {th.Frame(eth(nic, nic), v4(addr("10.9.0.2"), a4), udp(1, 2)), Dropped, ""},
-		"with b's MAC":          {th.Frame(eth(hw(n.b.MAC), nic), v4(addr("10.9.0.2"), a4), udp(1, 2)), Dropped, ""},
+		"ARP":                       {th.Frame(eth(peer, th.Broadcast()), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: a4}), Answered, isAt},
+		"ARP, to the NIC":           {th.Frame(eth(peer, nic), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: a4}), Answered, isAt},
+		"ARP probe":                 {th.Frame(eth(peer, th.Broadcast()), th.ARP{SenderMAC: peer, SenderIP: addr("0.0.0.0"), TargetIP: a4}), Answered, isAt},
+		"ARP for the host":          {th.Frame(eth(peer, nic), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: addr("10.9.0.1")}), Passed, ""},
+		"ARP for the host, to all":  {th.Frame(eth(peer, th.Broadcast()), th.ARP{SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetIP: addr("10.9.0.1")}), Replicated, ""},
+		"ND":                        {solicit(addr("fd00:9::2"), a6, nil), Answered, fmt.Sprintf("%s > %s ip6 %s > fd00:9::2 hlim 255 icmp6 na %s is-at %s", nic, peer, a6, a6, nic)},
+		"ND, to the NIC":            {solicit(addr("fd00:9::2"), a6, nic), Answered, "na " + a6.String()},
+		"ND, link-local":            {solicit(addr("fd00:9::2"), n.a.LinkLocal, nil), Answered, "na " + n.a.LinkLocal.String()},
+		"DAD":                       {solicit(addr("::"), a6, nil), Answered, fmt.Sprintf("%s > 33:33:00:00:00:01 ip6 %s > ff02::1", nic, a6)},
+		"ND for the host":           {solicit(addr("fd00:9::2"), addr("fd00:9::1"), nic), Passed, ""},
+		"an answer to a's question": {th.Frame(eth(peer, nic), th.ARP{Reply: true, SenderMAC: peer, SenderIP: addr("10.9.0.2"), TargetMAC: nic, TargetIP: a4}), Delivered, fmt.Sprintf("%s > %s arp reply 10.9.0.2 is-at %s", peer, hw(n.a.MAC), peer)},
+		"an answer to a's probe":    {th.Frame(eth(peer, nic), th.ARP{Reply: true, SenderMAC: peer, SenderIP: a4, TargetMAC: nic, TargetIP: addr("0.0.0.0")}), Delivered, fmt.Sprintf("%s > %s arp reply 10.9.0.10 is-at %s", peer, hw(n.a.MAC), peer)},
+		"a packet for a":            {th.Frame(eth(peer, nic), v4(addr("10.9.0.2"), a4), udp(1, 2)), Delivered, fmt.Sprintf("%s > %s ip", peer, hw(n.a.MAC))},
+		"a packet for the host":     {th.Frame(eth(peer, nic), v4(addr("10.9.0.2"), addr("10.9.0.1")), udp(1, 2)), Passed, ""},
+		"with the NIC's MAC":        {th.Frame(eth(nic, nic), v4(addr("10.9.0.2"), a4), udp(1, 2)), Dropped, ""},
+		"with b's MAC":              {th.Frame(eth(hw(n.b.MAC), nic), v4(addr("10.9.0.2"), a4), udp(1, 2)), Dropped, ""},
 	} {
 		got := n.runAt(at, c.frame)
 		if got.Outcome != c.want || !strings.Contains(th.Describe(got.Frame), c.text) {
@@ -443,5 +441,66 @@ func oneMACGateway(t *testing.T, attach AttachMode, mode plan.Mode) {
 	before := n.lab.a.Writes()
 	if n.sync(); n.lab.a.Writes() != before {
 		t.Error("another sync writes")
+	}
+}
+
+// TestOneMACTurns: what a port's policies have the host translate or route goes to it and comes back by it, and is one
+// connection; the rest goes to the LAN, and so do answers.
+func TestOneMACTurns(t *testing.T) {
+	for _, mode := range []plan.Mode{plan.ModeL2Bridge, plan.ModeL2Tunnel} {
+		t.Run(mode.String(), func(t *testing.T) {
+			n := newOneMAC(t, AttachAuto, mode, false)
+			for _, s := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+				n.host.Sysctl(s, "1")
+			}
+			n.host.Run(t, "nft", "add table inet hide; add chain inet hide post { type nat hook postrouting priority 100; }; "+
+				"add rule inet hide post ip saddr 10.9.0.10 masquerade; add rule inet hide post ip6 saddr fd00:9::1:a masquerade")
+			peer, wire := n.everybody()[n.peer], n.everybody()[n.wire]
+			next := *n.a
+			for i := range 2 {
+				n.peer.UDPEcho(netip.AddrPortFrom(peer[i], 7))
+				n.wire.UDPEcho(netip.AddrPortFrom(wire[i], 7))
+				n.hostA.UDPEcho(netip.AddrPortFrom(n.a.Addrs[i], 7))
+				n.peer.TCPEcho(netip.AddrPortFrom(peer[i], 7))
+				root := netip.PrefixFrom(peer[i], 0).Masked()
+				next.Turns = append(next.Turns, plan.Turn{Prefix: root, ByHost: true}, plan.Turn{Prefix: netip.PrefixFrom(wire[i], wire[i].BitLen())})
+			}
+			next.Policy.In = list(plan.Block, own(plan.Allow, unix.IPPROTO_UDP, 7))
+			n.plan.Ports[n.a.ID] = &next
+			n.update(change(n.a, &next))
+			sees := func(at *th.Host, addrs [2]netip.Addr, i int, want netip.Addr) {
+				t.Helper()
+				seen := at.Capture(map[*th.Host]string{n.peer: "eth0", n.wire: "br0"}[at], "udp")
+				defer seen.Stop()
+				if _, err := n.hostA.UDPAsk(netip.AddrPortFrom(addrs[i], 7), "who"); err != nil {
+					t.Errorf("a to %s: %v", addrs[i], err)
+					return
+				}
+				for _, line := range seen.Lines() {
+					if !strings.Contains(line, want.String()) {
+						t.Errorf("%s sees %s, want it from %s", at.Name(), line, want)
+					}
+				}
+			}
+			for i := range 2 {
+				sees(n.peer, peer, i, n.everybody()[n.host][i])
+				sees(n.wire, wire, i, n.a.Addrs[i])
+				if err := echo(n.hostA, netip.AddrPortFrom(peer[i], 7), 200_000); err != nil {
+					t.Errorf("a to %s by TCP: %v", peer[i], err)
+				}
+				// Answers to others bear its own address.
+				if _, err := n.peer.UDPAsk(netip.AddrPortFrom(n.a.Addrs[i], 7), "who"); err != nil {
+					t.Errorf("the peer to a: %v", err)
+				}
+				n.ping(n.host, peer[i])
+			}
+			r := n.run(n.a.ID, th.Frame(eth(hw(n.a.MAC), n.peer.MAC("eth0")), v4(n.a.Addrs[0], peer[0]), th.Echo{}))
+			if r.Outcome != Delivered || r.To != n.nic.ID {
+				t.Errorf("a's echo request to the peer: %s to %q, want it at the host", r.Outcome, r.To)
+			}
+			if drift := n.sync(); len(drift) > 0 {
+				t.Errorf("a sync finds %v", drift)
+			}
+		})
 	}
 }

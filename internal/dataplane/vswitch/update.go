@@ -135,7 +135,8 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 	return out
 }
 
-// followsNIC adds the vNICs of the host's own whose switch gets a NIC, or loses it: they are behind it.
+// followsNIC adds the ports that know the NIC of their switch when that changes: the host's own vNICs, which are behind
+// it, and those that send others' packets to the host by it.
 func followsNIC(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) {
 	changed := map[hcn.GUID]bool{}
 	for id, c := range d.Switches {
@@ -150,7 +151,7 @@ func followsNIC(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) {
 		return
 	}
 	for id, port := range p.Ports {
-		if changed[port.Network] && isGuest(port) {
+		if changed[port.Network] && (isGuest(port) || len(port.Turns) > 0) {
 			out[id] = port
 		}
 	}

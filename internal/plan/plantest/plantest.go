@@ -115,6 +115,6 @@ func endpoint(t *rapid.T, id hcn.GUID, number int) *plan.Endpoint {
 	if rapid.IntRange(0, 7).Draw(t, "isolated") == 0 {
 		e.Doc.Flags |= hcn.DisableInterComputeCommunication
 	}
-	e.Doc.Policies = endpointPolicies(t)
+	e.Doc.Policies = append(endpointPolicies(t), outboundPolicies(t)...)
 	return e
 }

@@ -82,6 +82,30 @@ func endpointPolicies(t *rapid.T) []hcn.EndpointPolicy {
 	return out
 }
 
+// outboundPolicies draws what sends packets by the host: it matters on L2Bridge and L2Tunnel.
+func outboundPolicies(t *rapid.T) []hcn.EndpointPolicy {
+	some := func(label string, sizes ...int) (out []string) {
+		for range rapid.SampledFrom(sizes).Draw(t, label) {
+			out = append(out, rapid.SampledFrom(pools.prefixes).Draw(t, label))
+		}
+		return out
+	}
+	var out []hcn.EndpointPolicy
+	if rapid.IntRange(0, 3).Draw(t, "hidden") == 0 {
+		out = append(out, hcn.OutboundNatPolicySetting{Exceptions: some("kept", 0, 1, 3)}.Policy())
+	}
+	if rapid.IntRange(0, 3).Draw(t, "hidden from some") == 0 {
+		out = append(out, hcn.OutboundNatPolicySetting{Destinations: some("chosen", 1, 3), Exceptions: some("not chosen", 0, 0, 1)}.Policy())
+	}
+	for _, prefix := range some("routes", 0, 0, 1, 2) {
+		if !strings.Contains(prefix, "/") {
+			prefix += map[bool]string{true: "/128", false: "/32"}[strings.Contains(prefix, ":")]
+		}
+		out = append(out, hcn.NewEndpointPolicy(hcn.SDNRoute, hcn.SDNRoutePolicySetting{DestinationPrefix: prefix, NeedEncap: true}))
+	}
+	return out
+}
+
 type match struct{ protocols, local, remote, localPorts, remotePorts string }
 
 func rule(t *rapid.T) match {
