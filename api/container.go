@@ -172,6 +172,23 @@ type ContainerEndpoint struct {
 	Addresses []string `json:"addresses"` // with prefix length
 	Gateways  []string `json:"gateways,omitempty"`
 	Ports     []string `json:"ports,omitempty"` // "127.0.0.1:8080->80/tcp"
+	// Leases are shown of a single container whose LAN gives it its addresses.
+	Leases []Lease `json:"leases,omitempty"`
+}
+
+// Lease is what a LAN gave an endpoint, or is asked for.
+type Lease struct {
+	Source string `json:"source"` // "dhcpv4", "dhcpv6" or "router"
+	// State is "asking", "probing", "rebooting", "bound", "renewing", "rebinding" or "waiting"; "kept" for that of a stopped
+	// container.
+	State     string     `json:"state"`
+	Addresses []string   `json:"addresses,omitempty"` // with prefix length
+	Server    string     `json:"server,omitempty"`    // or router
+	Renews    *time.Time `json:"renews,omitempty"`
+	Expires   *time.Time `json:"expires,omitempty"`
+	Problem   string     `json:"problem,omitempty"`
+	// OtherServers answered as well, and were not taken.
+	OtherServers []string `json:"otherServers,omitempty"`
 }
 
 // ContainerCreated answers a create.

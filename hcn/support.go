@@ -42,7 +42,7 @@ var supportedSubnetFlags = map[NetworkType]SubnetFlags{
 const supportedIpSubnetFlags IpSubnetFlags = 0
 
 // supportedEndpointFlags are the endpoint flags that are enforced.
-const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCommunication
+const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCommunication | EnableDhcp // the last one as checkDhcpOn says
 
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
 // historical and has nothing to enforce.
@@ -132,13 +132,11 @@ func (n *HostComputeNetwork) checkSupport() error {
 			return unsupported(policyPath(i), "policy AutomaticDNS with Enable false, beside naming servers in Dns.ServerList,")
 		}
 	}
-	for i, ipam := range n.Ipams {
-		if ipam.Type == IpamDhcp {
-			return invalid(ErrRequestUnsupported, indexed("Ipams", i)+".Type", "addresses by DHCP are not supported by this version: use Static, with the addresses of the LAN that the containers may have")
-		}
+	if err := n.checkDhcp(); err != nil {
+		return err
 	}
-	if n.Type == Transparent && len(n.AllSubnets()) == 0 {
-		return invalid(ErrInvalidNetwork, "Ipams", "a Transparent network needs a subnet of its LAN, for addresses by DHCP are not supported by this version: give an ipam with one")
+	if n.Type == Transparent && len(n.AllSubnets()) == 0 && !n.Dhcp() {
+		return invalid(ErrInvalidNetwork, "Ipams", "a Transparent network needs a subnet of its LAN, or addresses by DHCP: give an ipam with one, or one of type Dhcp")
 	}
 	for path, s := range n.subnets() {
 		if extra := s.Flags &^ supportedSubnetFlags[n.Type]; extra != 0 {
@@ -187,6 +185,9 @@ func (e *HostComputeEndpoint) checkSupport() error {
 }
 
 func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
+	if err := e.checkDhcpOn(t); err != nil {
+		return err
+	}
 	for i, p := range e.Policies {
 		if slices.Contains(supportedEndpointPolicies[p.Type], t) {
 			continue

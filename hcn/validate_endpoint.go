@@ -287,13 +287,14 @@ func (e *HostComputeEndpoint) validateProxy(n *HostComputeNetwork, p EndpointPol
 // validateMTU keeps IPv6 alive: below 1280 the kernel takes IPv6 off the interface (RFC 8200).
 func (e *HostComputeEndpoint) validateMTU(n *HostComputeNetwork) error {
 	v6 := slices.ContainsFunc(n.AllSubnets(), func(s *Subnet) bool { p, err := s.Prefix(); return err == nil && p.Addr().Is6() })
+	v6 = v6 || e.Leased(n) && len(n.AllSubnets()) == 0 // of both families
 	parameters, err := SettingsOf[InterfaceParametersPolicySetting](e.Policies)
 	if err != nil {
 		return err
 	}
 	for _, s := range parameters {
 		if v6 && s.Mtu != 0 && s.Mtu < 1280 {
-			return invalid(ErrInvalidPolicy, "InterfaceParameters.Mtu", "%d is too small for the network's IPv6 prefix: use 1280 or more", s.Mtu)
+			return invalid(ErrInvalidPolicy, "InterfaceParameters.Mtu", "%d is too small for the network's IPv6: use 1280 or more", s.Mtu)
 		}
 	}
 	return nil

@@ -196,10 +196,10 @@ func (n *HostComputeNetwork) validateIpams() error {
 	seen := map[netip.Prefix]string{}
 	ids := map[GUID]string{}
 	for path, s := range n.subnets() {
-		if err := s.validate(path, n.Type); err != nil {
+		if err := s.validate(path, n.Type, n.Dhcp()); err != nil {
 			return err
 		}
-		p, _ := s.Prefix()
+		p, _ := s.Prefix() // none of one that only says in which VLAN the LAN's server is
 		for o, at := range seen {
 			if o.Overlaps(p) {
 				return invalid(ErrInvalidSubnet, path+".IpAddressPrefix", "%s overlaps %s of %s", p, o, at)
@@ -235,9 +235,16 @@ func (s *Subnet) uniqueIDs(path string, seen map[GUID]string) error {
 	return nil
 }
 
-func (s *Subnet) validate(path string, t NetworkType) error {
+// validate checks a subnet. One of a Dhcp ipam needs neither prefix nor gateway: they are what the LAN says.
+func (s *Subnet) validate(path string, t NetworkType, dhcp bool) error {
 	if err := checkFlags(ErrInvalidSubnet, path+".Flags", uint32(s.Flags), subnetFlagNames); err != nil {
 		return err
+	}
+	if dhcp && s.IpAddressPrefix == "" {
+		if len(s.Routes) > 0 {
+			return invalid(ErrInvalidSubnet, path+".Routes", "a subnet without IpAddressPrefix has none: leave them out, the LAN says how it is left")
+		}
+		return s.validatePolicies(path, t)
 	}
 	at := path + ".IpAddressPrefix"
 	p, err := parsePrefix(s.IpAddressPrefix)
@@ -247,7 +254,7 @@ func (s *Subnet) validate(path string, t NetworkType) error {
 	if err := checkSubnetPrefix(at, p); err != nil {
 		return err
 	}
-	if err := s.validateRoutes(path, p, t); err != nil {
+	if err := s.validateRoutes(path, p, t, dhcp); err != nil {
 		return err
 	}
 	if err := s.validateBlocks(path, p); err != nil {
@@ -275,8 +282,8 @@ func checkSubnetPrefix(at string, p netip.Prefix) error {
 }
 
 // validateRoutes also finds the gateway. Clients rely on a prefix without one being refused (Windows HNS behaviour); only a
-// Private network has no gateway by nature.
-func (s *Subnet) validateRoutes(path string, p netip.Prefix, t NetworkType) error {
+// Private network has no gateway by nature, and where there is DHCP the LAN names it.
+func (s *Subnet) validateRoutes(path string, p netip.Prefix, t NetworkType, dhcp bool) error {
 	if err := checkCount(ErrInvalidSubnet, path+".Routes", len(s.Routes), maxRoutes); err != nil {
 		return err
 	}
@@ -303,7 +310,7 @@ func (s *Subnet) validateRoutes(path string, p netip.Prefix, t NetworkType) erro
 			return err
 		}
 	}
-	if gateways == 0 && t != Private {
+	if gateways == 0 && t != Private && !dhcp {
 		return invalid(ErrInvalidSubnet, path+".Routes", "there is no default route: add one to %s whose NextHop is the gateway, such as %s",
 			defaultDestination(p), p.Addr().Next())
 	}

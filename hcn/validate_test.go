@@ -191,7 +191,16 @@ func TestTransparent(t *testing.T) {
 		{"tagged", withSubnet(tagged), 0, ""},
 		{"by NIC", policies(`{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"eth1"}}`), ErrInvalidNetwork, "needs a subnet"},
 		{"nothing", `{}`, ErrInvalidNetwork, "needs a subnet"},
-		{"DHCP", `{"Ipams":[{"Type":"Dhcp"}]}`, ErrRequestUnsupported, "DHCP"},
+		{"DHCP", `{"Ipams":[{"Type":"Dhcp"}]}`, 0, ""},
+		{"DHCP by number", `{"Ipams":[{"Type":1}]}`, 0, ""},
+		{"DHCP, held to a subnet", `{"Ipams":[{"Type":"Dhcp","Subnets":[{"IpAddressPrefix":"10.1.0.0/24"}]}]}`, 0, ""},
+		{"DHCP in a VLAN", `{"Ipams":[{"Type":"Dhcp","Subnets":[{"Policies":[{"Type":"VLAN","Settings":{"IsolationId":100}}]}]}]}`, 0, ""},
+		{"DHCP in two VLANs", `{"Ipams":[{"Type":"Dhcp","Subnets":[{"IpAddressPrefix":"10.1.0.0/24"},{"Policies":[{"Type":"VLAN","Settings":{"IsolationId":100}}]}]}]}`, ErrRequestUnsupported, "one VLAN"},
+		{"DHCP, no prefix and a gateway", `{"Ipams":[{"Type":"Dhcp","Subnets":[{"Routes":[{"NextHop":"10.1.0.1","DestinationPrefix":"0.0.0.0/0"}]}]}]}`, ErrInvalidSubnet, "Routes"},
+		{"DHCP with blocks", `{"Ipams":[{"Type":"Dhcp","Subnets":[{"IpAddressPrefix":"10.1.0.0/24","IpSubnets":[{"IpAddressPrefix":"10.1.0.128/25"}]}]}]}`, ErrRequestUnsupported, "IpSubnets"},
+		{"DHCP with exclusions", `{"Ipams":[{"Type":"Dhcp"}],"Policies":[{"Type":"Bulkhead.Exclusions","Settings":{"Prefixes":["10.1.0.0/28"]}}]}`, ErrRequestUnsupported, "Exclusions"},
+		{"DHCP and static", `{"Ipams":[{"Type":"Dhcp"},` + strings.TrimSuffix(strings.TrimPrefix(withSubnet(subnet4), `{"Ipams":[`), `]}`) + `]}`, ErrRequestUnsupported, "both kinds"},
+		{"static without prefix", `{"Ipams":[{"Subnets":[{}]}]}`, ErrInvalidPrefix, "IpAddressPrefix"},
 		{"no host port", `{"Flags":1024,` + withSubnet(subnet4)[1:], ErrRequestUnsupported, "DisableHostPort"},
 		{"DNS proxy", `{"Flags":1,` + withSubnet(subnet4)[1:], ErrRequestUnsupported, "EnableDnsProxy"},
 		{"gateway given away", withSubnet(strings.Replace(subnet4, `{`, `{"Flags":1,`, 1)), 0, ""},
@@ -203,6 +212,43 @@ func TestTransparent(t *testing.T) {
 			}
 			n.Type = Transparent
 			checkErr(t, n.Validate(), tc.code, tc.where)
+		})
+	}
+}
+
+// TestLeased: which endpoints ask the LAN for addresses.
+func TestLeased(t *testing.T) {
+	static, dhcp := withSubnet(subnet4), `{"Ipams":[{"Type":"Dhcp"}]}`
+	for _, tc := range []struct {
+		name, network string
+		typ           NetworkType
+		doc           string
+		want          bool
+		code          ErrorCode
+	}{
+		{"static network", static, Transparent, `{}`, false, 0},
+		{"static network, by flag", static, Transparent, `{"Flags":32}`, true, 0},
+		{"by name of the flag", static, Transparent, `{"Flags":"EnableDhcp"}`, true, 0},
+		{"DHCP network", dhcp, Transparent, `{}`, true, 0},
+		{"DHCP network, fixed", dhcp, Transparent, `{"IpConfigurations":[{"IpAddress":"192.0.2.9","PrefixLength":24}]}`, false, 0},
+		{"both", static, Transparent, `{"Flags":32,"IpConfigurations":[{"IpAddress":"10.1.0.9"}]}`, true, ErrInvalidEndpoint},
+		{"nobody to ask", static, NAT, `{"Flags":32}`, true, ErrRequestUnsupported},
+		{"MTU too small for IPv6", dhcp, Transparent, `{"Policies":[{"Type":"InterfaceParameters","Settings":{"Mtu":1000}}]}`, true, ErrInvalidPolicy},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n, err := Decode[HostComputeNetwork]([]byte(tc.network))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.Type = tc.typ
+			e, err := Decode[HostComputeEndpoint]([]byte(tc.doc))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkErr(t, e.ValidateFor(n), tc.code, "")
+			if got := e.Leased(n); got != tc.want {
+				t.Errorf("leased %t", got)
+			}
 		})
 	}
 }

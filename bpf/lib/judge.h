@@ -9,15 +9,40 @@
 #include "related.h"
 #include "steer.h"
 
-/* ARP, neighbour discovery and a DHCP client's questions are no business of IP rules
- * (HCN: "ACL semantics"): they keep the link working. */
+/* DHCP on a LAN: what clients ask of all servers, and what a server answers, which is on
+ * the wire or the host. A container is none (guard_role). */
+static __always_inline int is_dhcp_lan(const struct pkt *p)
+{
+	const __u32 *to = words(p->dst.ip);
+	int outside = p->kind != PORT_CONTAINER;
+
+	if (!p->lan || p->proto != IPPROTO_UDP || p->flags & PKT_FRAGMENT)
+		return 0;
+	if (p->ethertype == ETH_P_IP)
+		return outside && p->sport == 67 && p->dport == 68;
+	if (p->ethertype != ETH_P_IPV6)
+		return 0;
+	if (p->sport == 546 && p->dport == 547)
+		return to[0] == bpf_htonl(0xff020000) && !to[1] && !to[2] && to[3] == bpf_htonl(0x00010002);
+	return outside && p->sport == 547 && p->dport == 546;
+}
+
+/* A client on a LAN asks the one server that it has its lease from. */
+static __always_inline int is_renewal(const struct pkt *p, const struct port *to)
+{
+	return p->lan && p->kind == PORT_CONTAINER && to->kind != PORT_CONTAINER && p->ethertype == ETH_P_IP &&
+	       p->proto == IPPROTO_UDP && !(p->flags & PKT_FRAGMENT) && p->sport == 68 && p->dport == 67;
+}
+
+/* ARP, neighbour discovery and a DHCP client's questions and answers are no business of IP
+ * rules (HCN: "ACL semantics"): they keep the link working. */
 static __always_inline int is_exempt(const struct pkt *p)
 {
 	if (p->ethertype == ETH_P_ARP)
 		return 1;
 	if (p->flags & PKT_NO_L4)
 		return 0;
-	return is_dhcp_client(p) || (p->ethertype == ETH_P_IPV6 && p->proto == IPPROTO_ICMPV6 &&
+	return is_dhcp_client(p) || is_dhcp_lan(p) || (p->ethertype == ETH_P_IPV6 && p->proto == IPPROTO_ICMPV6 &&
 				     p->type >= ND_ROUTER_SOLICIT && p->type <= ND_REDIRECT);
 }
 
@@ -405,7 +430,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		return DROP_UNKNOWN_PORT;
 	if (to->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_IN;
-	if (is_exempt(p))
+	if (is_exempt(p) || is_renewal(p, to))
 		return DROP_NONE;
 	if ((from->flags | to->flags) & PORT_ISOLATED && from->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)
 		return DROP_ISOLATED;

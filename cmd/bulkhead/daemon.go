@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -49,6 +50,7 @@ type daemonConfig struct {
 	listen, certs            string
 	dnsForwardSingle         bool
 	offload                  bool
+	leaseWait                time.Duration
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -86,6 +88,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.metricsListen, "metrics-listen", "", "ADDRESS:PORT: answer scrapes of /metrics there, without authentication (default nowhere)")
 	f.StringVar(&c.listen, "listen", "", "ADDRESS:PORT: answer the API there too, for clients with a certificate; who has one may do what root may (default nowhere)")
 	f.StringVar(&c.certs, "certs", "/etc/bulkhead/certs", "directory with ca.pem, cert.pem and key.pem, for --listen")
+	f.DurationVar(&c.leaseWait, "lease-wait", engine.DefaultLeaseWait, "how long a container's start waits for addresses by DHCP or from routers")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	return cmd
@@ -237,6 +240,8 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Sandbox:   sandbox{p.runtime},
 		Images:    imageStore{p.images},
 		Leftovers: leftovers(p.dev, c.bpfDir),
+		Leases:    newLeases(p.dev, func() *engine.Engine { return p.engine }, log),
+		LeaseWait: c.leaseWait,
 		Checks:    checks(p.filter, p.sw, p.runtime),
 		Info:      c.info(ctx, p),
 		Pools4:    pools,

@@ -72,7 +72,12 @@ func prefixesOf(n hcn.HostComputeNetwork) []string {
 	var out []string
 	for _, ipam := range n.Ipams {
 		for _, s := range ipam.Subnets {
-			out = append(out, s.IpAddressPrefix)
+			if s.IpAddressPrefix != "" {
+				out = append(out, s.IpAddressPrefix)
+			}
+		}
+		if ipam.Type == hcn.IpamDhcp {
+			out = append(out, "DHCP")
 		}
 	}
 	return out

@@ -27,6 +27,7 @@ type networkSpec struct {
 	persistent bool
 	uplink     string
 	vlan       uint16
+	dhcp       bool
 	dns        hcn.Dns
 }
 
@@ -41,10 +42,12 @@ other; those on a private one each other only. Those on a transparent one are
 members of the LAN of a NIC: each has a MAC there and an address of --subnet, and
 the LAN's router is their --gateway. The NIC keeps its addresses and stays the
 host's. Name in --ip-range or --exclude which addresses nobody else uses: the
-daemon knows only of the host's own. On an l2bridge network it is the same, but on
-the wire all containers have the NIC's MAC, so it works where others are dropped:
-in virtual machines and on wireless NICs. On an l2tunnel network, what containers
-send each other goes by the switch outside, which has to send it back.
+daemon knows only of the host's own. With --dhcp the LAN's own servers and routers
+give each container its addresses, routes and resolvers. On an l2bridge network it
+is as on a transparent one with a --subnet, but on the wire all containers have the
+NIC's MAC, so it works where others are dropped: in virtual machines and on
+wireless NICs. On an l2tunnel network, what containers send each other goes by the
+switch outside, which has to send it back.
 
 A network has both families. Without --subnet the daemon picks prefixes that
 collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
@@ -54,7 +57,8 @@ a LAN has only the prefixes that are named.`,
   bulkhead network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.20 lan
   bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back
   bulkhead network create --type transparent --uplink eth1 --subnet 192.168.1.0/24 \
-    --gateway 192.168.1.1 --ip-range 192.168.1.192/26 office`,
+    --gateway 192.168.1.1 --ip-range 192.168.1.192/26 office
+  bulkhead network create --type transparent --uplink eth1 --dhcp office`,
 		Args: needArgs(1, 1, "name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.name = args[0]
@@ -85,6 +89,7 @@ a LAN has only the prefixes that are named.`,
 	flags.StringArrayVar(&s.dns.Search, "dns-search", nil, "domain to search names in")
 	flags.StringVar(&s.dns.Domain, "domain", "", "domain of the network's own names")
 	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN; without it one whose address is in a subnet")
+	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
 	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
 	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
 	complete(cmd, "type", "nat", "internal", "private", "transparent", "l2bridge", "l2tunnel")
@@ -122,19 +127,25 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 	if err != nil {
 		return nil, err
 	}
-	if len(prefixes) > 0 {
-		subnets, err := s.documentSubnets(prefixes, doc.Type != hcn.Private)
+	switch {
+	case len(prefixes) > 0:
+		subnets, err := s.documentSubnets(prefixes, doc.Type != hcn.Private && !s.dhcp)
 		if err != nil {
 			return nil, err
 		}
 		for i := range subnets {
 			if s.vlan != 0 {
-				subnets[i].Policies = []hcn.SubnetPolicy{hcn.NewSubnetPolicy(hcn.VLAN, hcn.VlanPolicySetting{IsolationId: uint32(s.vlan)})}
+				subnets[i].Policies = s.vlanSubnet()[0].Policies
 			}
 		}
 		doc.Ipams = []hcn.Ipam{{Subnets: subnets}}
-	} else if len(s.gateways)+len(s.ranges) > 0 {
+	case s.dhcp:
+		doc.Ipams = []hcn.Ipam{{Subnets: s.vlanSubnet()}}
+	case len(s.gateways)+len(s.ranges) > 0:
 		return nil, api.Errorf(api.KindInvalid, "--gateway and --ip-range need the subnet that they are in").Hint("add --subnet")
+	}
+	if s.dhcp {
+		doc.Ipams[0].Type = hcn.IpamDhcp
 	}
 	if len(s.exclude) > 0 {
 		setting, err := exclusions(s.exclude)
@@ -149,19 +160,27 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 // placeUplink names the NIC. A network on a LAN has the addresses that the LAN gives it.
 func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 	if !onLAN(doc.Type) {
-		if s.uplink != "" || s.vlan != 0 {
-			return api.Errorf(api.KindInvalid, "--uplink and --vlan are for networks on a LAN, and this one is of type %s", doc.Type).
+		if s.uplink != "" || s.vlan != 0 || s.dhcp {
+			return api.Errorf(api.KindInvalid, "--uplink, --vlan and --dhcp are for networks on a LAN, and this one is of type %s", doc.Type).
 				Hint("add --type transparent or l2bridge, or drop them")
 		}
 		return nil
+	}
+	if s.dhcp && doc.Type != hcn.Transparent {
+		return api.Errorf(api.KindInvalid, "--dhcp is for a network of type transparent: the containers of one of type %s have one MAC on the wire, so nobody there tells them apart", doc.Type).
+			Hint("drop --dhcp, and add --subnet and --gateway, like --subnet 192.168.1.0/24 --gateway 192.168.1.1")
 	}
 	if len(s.subnets) == 0 && doc.Type != hcn.Transparent {
 		return api.Errorf(api.KindInvalid, "a network of type %s needs a subnet: its containers have one MAC on the wire, so nobody there gives them addresses", doc.Type).
 			Hint("add --subnet and --gateway, like --subnet 192.168.1.0/24 --gateway 192.168.1.1")
 	}
-	if len(s.subnets) == 0 {
-		return api.Errorf(api.KindInvalid, "a transparent network needs the subnet of its LAN: addresses by DHCP are not supported yet").
-			Hint("add --subnet and --gateway, like --subnet 192.168.1.0/24 --gateway 192.168.1.1")
+	if len(s.subnets) == 0 && !s.dhcp {
+		return api.Errorf(api.KindInvalid, "a transparent network needs the subnet of its LAN, or addresses by DHCP").
+			Hint("add --subnet and --gateway, like --subnet 192.168.1.0/24 --gateway 192.168.1.1, or --dhcp")
+	}
+	if s.dhcp && len(s.gateways)+len(s.ranges)+len(s.exclude) > 0 {
+		return api.Errorf(api.KindInvalid, "--gateway, --ip-range and --exclude are for addresses that Bulkhead gives out, and with --dhcp the LAN does").
+			Hint("drop them, and say in the LAN's DHCP server who gets what")
 	}
 	s.ipv6 = slices.ContainsFunc(s.subnets, func(p string) bool { return strings.Contains(p, ":") })
 	if s.uplink != "" {
@@ -175,10 +194,18 @@ func onLAN(t hcn.NetworkType) bool {
 	return t == hcn.Transparent || t == hcn.L2Bridge || t == hcn.L2Tunnel
 }
 
+// vlanSubnet is a subnet that says nothing but the VLAN; none without one.
+func (s *networkSpec) vlanSubnet() []hcn.Subnet {
+	if s.vlan == 0 {
+		return nil
+	}
+	return []hcn.Subnet{{Policies: []hcn.SubnetPolicy{hcn.NewSubnetPolicy(hcn.VLAN, hcn.VlanPolicySetting{IsolationId: uint32(s.vlan)})}}}
+}
+
 // prefixes are the subnets, with an IPv6 one added to a network that would have none.
 func (s networkSpec) prefixes(ula func() netip.Prefix) ([]netip.Prefix, error) {
 	if len(s.subnets) == 0 {
-		if !s.ipv6 {
+		if !s.ipv6 && !s.dhcp {
 			return nil, api.Errorf(api.KindInvalid, "--ipv6=false needs a subnet: the daemon picks one of each family").
 				Hint("add --subnet, like --subnet 10.7.0.0/24")
 		}

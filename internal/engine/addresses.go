@@ -39,6 +39,9 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 	for i := range doc.IpConfigurations {
 		c := &doc.IpConfigurations[i]
 		at := fmt.Sprintf("IpConfigurations[%d].IpAddress", i)
+		if c.IpAddress == "" && n.Doc.Dhcp() {
+			return hcn.Errorf(hcn.ErrInvalidIP, "%s: it is missing: the LAN of network %q gives out its addresses, so name the one that is to be fixed, or none at all", at, n.Doc.Name)
+		}
 		if c.IpAddress == "" {
 			s, block := findSubnet(&n.Doc, c.IpSubnetId)
 			if s == nil {

@@ -59,6 +59,9 @@ func fits(ep *plan.Endpoint, n *plan.Network) bool {
 	if n == nil {
 		return false
 	}
+	if ep.Leased {
+		return true
+	}
 	return !slices.ContainsFunc(ep.Addrs, func(a netip.Prefix) bool {
 		return !slices.ContainsFunc(n.Doc.AllSubnets(), func(s *hcn.Subnet) bool {
 			p, err := s.Prefix()

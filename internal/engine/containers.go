@@ -93,7 +93,11 @@ func (e *Engine) Container(ref string) (api.Container, error) {
 	if err != nil {
 		return api.Container{}, err
 	}
-	return e.st.containerDoc(c), nil
+	doc := e.st.containerDoc(c)
+	for i := range doc.Endpoints {
+		doc.Endpoints[i].Leases = e.leaseDocs(e.st.endpoints[doc.Endpoints[i].ID])
+	}
+	return doc, nil
 }
 
 func (s *state) containerDoc(c *containerRow) api.Container {
@@ -105,7 +109,8 @@ func (s *state) containerDoc(c *containerRow) api.Container {
 			continue
 		}
 		sum := api.ContainerEndpoint{ID: id, MAC: ep.MAC.String()}
-		if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil {
+		n := s.networks[ep.Doc.HostComputeNetwork]
+		if n != nil {
 			sum.Network = n.Doc.Name
 		}
 		if ep.Attach != nil {
@@ -114,10 +119,8 @@ func (s *state) containerDoc(c *containerRow) api.Container {
 		for _, a := range ep.Addrs {
 			sum.Addresses = append(sum.Addresses, a.String())
 		}
-		for _, r := range ep.Doc.Routes {
-			if dst, via, err := r.Parse(); err == nil && dst.Bits() == 0 {
-				sum.Gateways = append(sum.Gateways, via.String())
-			}
+		for _, via := range plan.Gateways(ep, n) {
+			sum.Gateways = append(sum.Gateways, via.String())
 		}
 		sum.Ports = portTexts(ep)
 		doc.Endpoints = append(doc.Endpoints, sum)
@@ -390,6 +393,9 @@ func containerAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network, given []s
 		doc.IpConfigurations = append(doc.IpConfigurations, hcn.IpConfig{IpAddress: a.String()})
 	}
 	for _, v4 := range []bool{true, false} {
+		if n.Doc.Dhcp() {
+			break // the LAN's server gives an endpoint all of its addresses, or none
+		}
 		if s := subnetOf(&n.Doc, v4); s != nil && !have[v4] {
 			doc.IpConfigurations = append(doc.IpConfigurations, hcn.IpConfig{IpSubnetId: s.ID})
 		}

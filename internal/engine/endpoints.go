@@ -43,6 +43,7 @@ func (e *Engine) Endpoint(id hcn.GUID) (hcn.HostComputeEndpoint, error) {
 
 func (s *state) endpointDoc(ep *plan.Endpoint) *hcn.HostComputeEndpoint {
 	doc := ep.Doc.Clone()
+	s.showLeases(doc, ep)
 	if ep.Attach != nil {
 		if ns := s.namespaces[ep.Attach.Namespace]; ns != nil && len(ns.Containers) > 1 {
 			doc.State = hcn.EndpointAttachedSharing
@@ -101,8 +102,11 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot
 	if err := doc.ValidateFor(&n.Doc); err != nil {
 		return nil, err
 	}
-	if err := t.pickAddresses(doc, n); err != nil {
-		return nil, err
+	leased := doc.Leased(&n.Doc)
+	if !leased {
+		if err := t.pickAddresses(doc, n); err != nil {
+			return nil, err
+		}
 	}
 	mac, err := t.pickMAC(doc, n)
 	if err != nil {
@@ -117,7 +121,7 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot
 	if err != nil {
 		return nil, err
 	}
-	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, Boot: boot, NameServers: nameServers(in.Dns.ServerList)}
+	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, Leased: leased, Boot: boot, NameServers: nameServers(in.Dns.ServerList)}
 	if err := t.checkMTU(row, nil); err != nil {
 		return nil, err
 	}
@@ -127,6 +131,7 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot
 	if err := t.claimPorts(row, nil); err != nil {
 		return nil, err
 	}
+	t.putFarewell(doc.ID, nil) // to its server it is the one that it was
 	t.putEndpoint(doc.ID, row)
 	k := object{"endpoint", string(doc.ID)}
 	t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "create", ID: string(doc.ID), Name: doc.Name}, comes: &k})
@@ -334,6 +339,7 @@ func (e *Engine) DeleteEndpoint(ctx context.Context, id hcn.GUID) error {
 func (t *txn) dropEndpoint(id hcn.GUID) {
 	if old := t.st.endpoints[id]; old != nil {
 		t.releasePorts(old, nil)
+		t.bidFarewell(old)
 		t.putEndpoint(id, nil)
 		k := object{"endpoint", string(id)}
 		t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "delete", ID: string(id), Name: old.Doc.Name}, goes: &k})

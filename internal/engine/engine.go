@@ -134,6 +134,9 @@ type Options struct {
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images
+	// Leases is nil where nobody asks LANs for addresses; a container's start waits LeaseWait for them, or DefaultLeaseWait.
+	Leases    Leases
+	LeaseWait time.Duration
 	// Leftovers lists what is ours in the kernel and serves nothing of the plan;
 	// nil where there is no kernel.
 	Leftovers func(ctx context.Context, p *plan.Plan) ([]string, error)
@@ -164,6 +167,7 @@ type Engine struct {
 	status  *status
 	hub     *hub
 	view    *view
+	leases  *leaser
 	drops   *dropLog
 	flows   *flowLog
 	// capturing has a place for each capture that may run.
@@ -200,6 +204,9 @@ func New(opt Options) (*Engine, error) {
 	if len(opt.Pools4) == 0 {
 		opt.Pools4 = DefaultPools4()
 	}
+	if opt.LeaseWait <= 0 {
+		opt.LeaseWait = DefaultLeaseWait
+	}
 	if opt.Meter == nil {
 		opt.Meter = noMeter{}
 	}
@@ -216,7 +223,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), view: newView(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), leases: newLeaser(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.logAside()
@@ -256,6 +263,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	wg.Go(func() { e.ctrs.run(ctx, exits) })
 	wg.Go(func() { e.watchDrops(ctx) })
 	wg.Go(func() { e.watchFlows(ctx) })
+	wg.Go(func() { e.sayFarewells(ctx) })
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
@@ -263,7 +271,12 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			e.keepMade()
+			e.takeLeases(true)
+			if e.opt.Leases != nil {
+				e.opt.Leases.Close()
+			}
 			e.status.close(errStopping) // before the wait for what waits for it
+			e.leases.close(errStopping)
 			return nil
 		case <-e.wake:
 		case <-check.C:

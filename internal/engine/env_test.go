@@ -41,6 +41,7 @@ type env struct {
 	// passing is the store that a restart of the host empties.
 	passing *store.DB
 	sb      sandbox
+	leases  *fakeLeases
 	cancel  context.CancelFunc
 	done    chan struct{}
 	runErr  error
@@ -147,6 +148,8 @@ func (e *env) prepare() {
 		},
 		Counters: func(plan.PortID) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
+	e.leases = &fakeLeases{w: e.w, gen: gen, engine: func() *Engine { return e.e }}
+	opt.Leases = e.leases
 	opt.Stages = []Stage{
 		{applier{e.w, gen, 0}, cutter{applier{e.w, gen, 2}}}, {cutter{applier{e.w, gen, 1}}}, {applier{e.w, gen, 3}}, {applier{e.w, gen, 4}},
 	}
@@ -220,6 +223,13 @@ func (e *env) restart() {
 	e.t.Helper()
 	e.stop()
 	e.start()
+}
+
+// revision of the store.
+func (e *env) revision() uint64 {
+	e.e.mu.RLock()
+	defer e.e.mu.RUnlock()
+	return e.e.st.rev
 }
 
 // settle waits until the daemon has nothing to do. Restarts of containers and

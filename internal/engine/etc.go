@@ -107,7 +107,11 @@ func (s *state) outerResolvers(c *containerRow, host []netip.Addr) (out []netip.
 		}
 		if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) {
 			onLAN = true
-			out = append(out, nameServers(ep.Doc.Dns.ServerList)...)
+			servers := nameServers(ep.Doc.Dns.ServerList)
+			if len(servers) == 0 {
+				servers, _ = ep.LeasedDNS()
+			}
+			out = append(out, servers...)
 		}
 	}
 	if onLAN && len(out) == 0 {
@@ -124,7 +128,11 @@ func (s *state) resolvConf(c *containerRow, spec *api.ContainerSpec, host []neti
 		if ep == nil {
 			continue
 		}
-		search = append(search, ep.Doc.Dns.Search...)
+		own := ep.Doc.Dns.Search
+		if _, leased := ep.LeasedDNS(); len(own) == 0 {
+			own = leased
+		}
+		search = append(search, own...)
 		if d := ep.Doc.Dns.Domain; d != "" {
 			search = append(search, d)
 		}

@@ -42,12 +42,13 @@ type world struct {
 	// onCreate is called outside the lock and may take its time.
 	onCreate func()
 	clock    int
+	lan      *lan
 }
 
 var errKilled = errors.New("this daemon is dead")
 
 func newWorld() *world {
-	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}}
+	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}, lan: newLANServer()}
 	w.reboot()
 	return w
 }

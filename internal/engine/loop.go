@@ -55,6 +55,7 @@ func (e *Engine) pass(ctx context.Context) {
 	if cause != "" {
 		e.refreshFacts(ctx)
 	}
+	e.takeLeases(false)
 	e.mu.RLock()
 	w := e.pending.take()
 	delta := e.plan.Recompile(e.st.intent(), &e.facts, w.dirty)
@@ -66,8 +67,8 @@ func (e *Engine) pass(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), applyTimeout)
 	defer cancel()
 	errs := map[object]error{}
+	touched := touchedObjects(delta)
 	if cause != causeStart {
-		touched := touchedObjects(delta)
 		if !delta.Empty() {
 			e.opt.Step("apply")
 			begin := time.Now()
@@ -87,6 +88,10 @@ func (e *Engine) pass(ctx context.Context) {
 		}
 		e.status.replace(w.rev, errs)
 	}
+	if cause != "" || len(touched) > 0 {
+		e.syncLeases(ctx)
+	}
+	e.leases.broadcast()
 }
 
 // update runs the appliers over the delta. What one of them failed for is left

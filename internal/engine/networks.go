@@ -341,6 +341,9 @@ func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
 		}
 	}
 	for _, s := range doc.AllSubnets() {
+		if s.IpAddressPrefix == "" {
+			continue // which it is the LAN says
+		}
 		p, err := s.Prefix()
 		if err != nil {
 			return err
@@ -429,6 +432,9 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 // checkEndpointsStay refuses to take a subnet away from under its endpoints.
 func (t *txn) checkEndpointsStay(id hcn.GUID, doc *hcn.HostComputeNetwork) error {
 	for _, ep := range t.st.byNetwork[id] {
+		if ep.Leased {
+			continue // it asks for another
+		}
 		for _, a := range ep.Addrs {
 			if doc.SubnetOf(a.Addr()) == nil {
 				return hcn.Errorf(hcn.ErrEntityHasReferences, "endpoint %q (%s) has the address %s of the subnet: delete the endpoint first", ep.Doc.Name, ep.Doc.ID, a.Addr())

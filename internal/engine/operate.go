@@ -470,7 +470,11 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 	if err != nil {
 		return asAPI(err)
 	}
-	if err := e.applied(ctx, rev, portObject(made)); err != nil {
+	err = e.applied(ctx, rev, portObject(made))
+	if now := e.ctrs.row(c.Doc.ID); err == nil && now != nil && now.Doc.Namespace != "" {
+		err = e.awaitLeases(context.WithoutCancel(ctx), made)
+	}
+	if err != nil {
 		e.undo(ctx, "container", c.Doc.ID, func(t *txn) { t.disconnect(c.Doc.ID, made) })
 		return api.Errorf(api.KindInternal, "connect container %s to network %s: %w", c.Doc.Name, a.Network, err)
 	}

@@ -209,6 +209,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	out = append(out, e.asideChecks()...)
+	out = append(out, e.leaseChecks()...)
 	used := usedByHost(&e.facts)
 	for _, n := range e.st.networks {
 		if n.Doc.Type == hcn.Private || plan.OnLAN(n.Doc.Type) {

@@ -58,6 +58,9 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 	if err := s.e.applied(ctx, rev, wait...); err != nil {
 		return s.failStart(ctx, row, by, fmt.Errorf("attach its endpoints: %w", err))
 	}
+	if err := s.e.awaitLeases(ctx, row.Endpoints...); err != nil {
+		return s.failStart(ctx, row, by, err)
+	}
 	if err := s.launch(ctx, row); err != nil {
 		return s.failStart(ctx, row, by, err)
 	}

@@ -29,6 +29,7 @@ type state struct {
 	namespaces map[hcn.GUID]*plan.NamespaceRow
 	containers map[string]*containerRow
 	settings   map[string]string
+	farewells  map[hcn.GUID]*farewell
 
 	seq uint64 // of the newest object
 	rev uint64 // of the store's last change that concerns the plan
@@ -37,6 +38,7 @@ type state struct {
 	byNamespace map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // attached ones by namespace
 	addrs       map[hcn.GUID]map[netip.Addr]hcn.GUID     // by network: address → endpoint
 	macs        map[hcn.GUID]map[plan.MAC]hcn.GUID
+	leased      map[hcn.GUID]struct{}       // endpoints that have their addresses from a LAN
 	lastAddr    map[netip.Prefix]netip.Addr // the newest pick in a subnet
 	netNames    map[string]hcn.GUID
 	ctrNames    map[string]string
@@ -55,7 +57,7 @@ func newState() *state {
 	return &state{
 		networks: map[hcn.GUID]*plan.Network{}, endpoints: map[hcn.GUID]*plan.Endpoint{},
 		namespaces: map[hcn.GUID]*plan.NamespaceRow{}, containers: map[string]*containerRow{},
-		settings:  map[string]string{},
+		settings: map[string]string{}, farewells: map[hcn.GUID]*farewell{}, leased: map[hcn.GUID]struct{}{},
 		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
@@ -133,6 +135,13 @@ func (s *state) read(db *store.DB) error {
 			s.setContainer(r.Doc.ID, &r)
 			return nil
 		}),
+		readTable(s, db, farewellTable, func(k string, r farewell) error {
+			if err := itself(k, r.Want.Endpoint); err != nil {
+				return err
+			}
+			s.farewells[r.Want.Endpoint] = &r
+			return nil
+		}),
 		readTable(s, db, settingTable, func(k, v string) error { s.settings[k] = v; return nil }),
 	)
 }
@@ -205,6 +214,7 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	if old := s.endpoints[id]; old != nil {
 		net := old.Doc.HostComputeNetwork
 		delete(s.endpoints, id)
+		delete(s.leased, id)
 		drop(s.byNetwork, net, id)
 		if old.Attach != nil {
 			drop(s.byNamespace, old.Attach.Namespace, id)
@@ -226,6 +236,9 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	net := row.Doc.HostComputeNetwork
 	s.endpoints[id] = row
 	insert(s.byNetwork, net, id, row)
+	if row.Leased {
+		s.leased[id] = struct{}{}
+	}
 	if row.Attach != nil {
 		insert(s.byNamespace, row.Attach.Namespace, id, row)
 	}

@@ -345,7 +345,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	p := &Port{
 		ID: EndpointPortID(id), Kind: PortContainer, Network: n.Doc.ID, Switch: n.Switch,
 		Endpoint: id, Name: e.Doc.Name, Names: dnsNames(e), Upstreams: upstreams(e, n),
-		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(), VLAN: vlan(e, n),
+		MAC: e.MAC, LinkLocal: e.MAC.LinkLocal(), VLAN: VLANOf(e, n),
 		VNIC: VNIC{
 			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
 			MAC: e.MAC, MTU: endpointMTU(e, n, f), Segments: segments(n, f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
@@ -439,7 +439,7 @@ func (p *Port) acquaint(n *Network) {
 	}
 }
 
-// endpointMTU is what the endpoint asks for, or the uplink's. It is never above
+// endpointMTU is what the endpoint asks for, or its leases say, or the uplink's. It is never above
 // the switch's: the gateway would not take the packets, and nobody would tell.
 func endpointMTU(e *Endpoint, n *Network, f *Facts) int {
 	mtu := SwitchMTU(n, f)
@@ -451,7 +451,10 @@ func endpointMTU(e *Endpoint, n *Network, f *Facts) int {
 			mtu -= int(o.Overhead)
 		}
 	}
-	if hasFamily(e.Addrs, false) {
+	if leased := leasedMTU(e); leased > 0 {
+		mtu = min(mtu, leased)
+	}
+	if hasFamily(e.Addrs, false) || e.Leased { // which may get one
 		return max(mtu, minMTU6)
 	}
 	return max(mtu, minMTU4)
@@ -475,19 +478,6 @@ func segments(n *Network, f *Facts) Segments {
 	return Segments{IP4: above(f.Segments.IP4, out.IP4), IP6: above(f.Segments.IP6, out.IP6)}
 }
 
-// vlan is the endpoint's own, or that of the subnet of its first address.
-func vlan(e *Endpoint, n *Network) uint16 {
-	if s, err := hcn.SettingsOf[hcn.VlanPolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
-		return uint16(s[0].IsolationId)
-	}
-	for _, a := range e.Addrs {
-		if s := n.Doc.SubnetOf(a.Addr()); s != nil {
-			return s.VLAN()
-		}
-	}
-	return 0
-}
-
 // above is the smaller one, or 0 when that is not more than the kernel's default.
 func above(kernel, uplink int) int {
 	if size := min(kernel, uplink); size > DefaultSegment {
@@ -496,33 +486,22 @@ func above(kernel, uplink int) int {
 	return 0
 }
 
-// endpointRoutes are the routes of the endpoint's document. The default routes
+// endpointRoutes are the routes of the endpoint's document and leases. The default routes
 // carry the metric that the endpoint's priority among its compartment's gives;
 // a network that leads nowhere outside gets none.
 func endpointRoutes(e *Endpoint, n *Network) []Route {
 	var out []Route
-	docs := e.Doc.Routes
-	for _, r := range docs {
-		dst, via, err := r.Parse()
-		if err != nil {
-			continue // refused when the endpoint was made
-		}
-		if dst.Bits() == 0 && n.Doc.Type != hcn.NAT && !mode(n.Doc.Type).OnLAN() {
+	for _, r := range routesOf(e, n) {
+		if r.Dst.Bits() == 0 && n.Doc.Type != hcn.NAT && !mode(n.Doc.Type).OnLAN() {
 			continue
 		}
-		if !hasFamily(e.Addrs, dst.Addr().Is4()) {
+		if !hasFamily(e.Addrs, r.Dst.Addr().Is4()) {
 			continue
 		}
-		route := Route{Dst: dst.Masked(), Via: via, Metric: int(r.Metric)}
-		if via.IsUnspecified() {
-			route.Via = netip.Addr{}
-		} else if !covered(e.Addrs, via) {
-			route.OnLink = true
+		if r.Dst.Bits() == 0 && r.Metric == 0 {
+			r.Metric = gatewayMetric(e)
 		}
-		if dst.Bits() == 0 && route.Metric == 0 {
-			route.Metric = gatewayMetric(e)
-		}
-		out = append(out, route)
+		out = append(out, r)
 	}
 	return out
 }

@@ -36,6 +36,9 @@ type Endpoint struct {
 	// MAC and Addrs as chosen; Doc shows the same as text.
 	MAC   MAC
 	Addrs []netip.Prefix
+	// Leased says that the LAN gives the addresses: Addrs are those of Leases, in which it is kept what was given.
+	Leased bool                  `json:",omitempty"`
+	Leases map[LeaseSource]Lease `json:",omitempty"`
 	// NameServers are those that its creator named. The document shows the
 	// network's when there are none, and then they follow the network.
 	NameServers []netip.Addr `json:",omitempty"`

@@ -254,8 +254,8 @@ func (t *tracer) unicast() {
 		return
 	}
 	switch {
-	case t.exempt():
-		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP requests are not subject to rules")
+	case t.exempt(), t.renewal(to):
+		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
 	case t.isContainer(t.from) && t.isContainer(to) && (t.from.Policy.Isolated || to.Policy.Isolated):
 		t.dropIsolated(cmp.Or(isolatedPort(t.from), isolatedPort(to)))
 		return

@@ -17,6 +17,9 @@ const (
 	mld2Report     = 143
 )
 
+// allDHCPServers of a link (RFC 8415, section 7.1).
+var allDHCPServers = netip.AddrFrom16([16]byte{0xff, 2, 13: 1, 15: 2})
+
 func (t *tracer) icmp6(kind uint8) bool {
 	return t.pkt.EtherType == etherIPv6 && t.pkt.Protocol == protoICMPv6 && t.pkt.ICMPType == kind
 }
@@ -156,9 +159,32 @@ func (t *tracer) dhcpClient() bool {
 		k.Dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
+// dhcpOnLAN is what clients on a LAN ask of all servers, and what a server answers, who is
+// on the wire or the host.
+func (t *tracer) dhcpOnLAN() bool {
+	k := &t.pkt
+	outside := t.from.Kind == PortUplink
+	switch {
+	case k.Protocol != protoUDP || !t.sw.Mode.OnLAN():
+		return false
+	case k.EtherType == etherIPv4:
+		return outside && k.SrcPort == 67 && k.DstPort == 68
+	case k.SrcPort == 546 && k.DstPort == 547:
+		return k.Dst == allDHCPServers
+	}
+	return k.EtherType == etherIPv6 && outside && k.SrcPort == 547 && k.DstPort == 546
+}
+
+// renewal asks the one server that a lease is from.
+func (t *tracer) renewal(to *Port) bool {
+	k := &t.pkt
+	return t.sw.Mode.OnLAN() && t.from.Kind == PortContainer && to.Kind != PortContainer &&
+		k.EtherType == etherIPv4 && k.Protocol == protoUDP && k.SrcPort == 68 && k.DstPort == 67
+}
+
 // exempt packets keep the link working and are no business of rules (HCN, "ACL
 // semantics").
 func (t *tracer) exempt() bool {
-	return t.dhcpClient() || t.pkt.EtherType == etherIPv6 && t.pkt.Protocol == protoICMPv6 &&
+	return t.dhcpClient() || t.dhcpOnLAN() || t.pkt.EtherType == etherIPv6 && t.pkt.Protocol == protoICMPv6 &&
 		t.pkt.ICMPType >= ndRouterAsk && t.pkt.ICMPType <= ndRedirect
 }

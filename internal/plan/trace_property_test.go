@@ -151,6 +151,27 @@ func (j *judge) allows() bool {
 	return !some
 }
 
+// dhcpExempt: the questions of clients to all, and on a LAN the answers that come from outside, and a question to one who is
+// outside.
+func dhcpExempt(p *plan.Plan, k plan.Packet) bool {
+	from := p.Ports[k.From]
+	lan, outside, here := p.Switches[from.Network].Mode.OnLAN(), from.Kind == plan.PortUplink, false
+	for _, port := range p.Ports {
+		here = here || port.Network == from.Network && port.Kind == plan.PortContainer && port.MAC == k.DstMAC && port.VLAN == from.VLAN
+	}
+	switch [2]uint16{k.SrcPort, k.DstPort} {
+	case [2]uint16{68, 67}:
+		return k.Src.Is4() && (k.Dst == netip.MustParseAddr("255.255.255.255") || lan && !outside && !here)
+	case [2]uint16{546, 547}:
+		return k.Src.Is6() && lan && k.Dst == netip.MustParseAddr("ff02::1:2")
+	case [2]uint16{67, 68}:
+		return k.Src.Is4() && lan && outside
+	case [2]uint16{547, 546}:
+		return k.Src.Is6() && lan && outside
+	}
+	return false
+}
+
 // TestListsMeanTheDocuments holds the compiled lists, and the model that walks them, to
 // what the documents say.
 func TestListsMeanTheDocuments(t *testing.T) {
@@ -164,8 +185,7 @@ func TestListsMeanTheDocuments(t *testing.T) {
 			if k.Protocol == 6 || k.Protocol == 17 {
 				ports = [2]uint16{k.SrcPort, k.DstPort}
 			}
-			exempt := k.Protocol == 58 && k.Src.Is6() && k.ICMPType >= 133 && k.ICMPType <= 137 ||
-				k.Protocol == 17 && k.Dst == netip.MustParseAddr("255.255.255.255") && k.SrcPort == 68 && k.DstPort == 67
+			exempt := k.Protocol == 58 && k.Src.Is6() && k.ICMPType >= 133 && k.ICMPType <= 137 || k.Protocol == 17 && dhcpExempt(p, k)
 			reached := tr.Verdict == plan.Delivered || tr.Verdict == plan.ToHost || tr.Reason == "policy-out" || tr.Reason == "policy-in"
 			if !reached {
 				continue

@@ -2,6 +2,8 @@ package lease
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -48,8 +50,9 @@ func New(cfg Config) *Client {
 	return &Client{cfg: cfg, sessions: map[hcn.GUID]*session{}, states: map[Key]*State{}}
 }
 
-// Sync makes the wanted leases the ones that are kept: it begins, ends and gives back. It does not wait for leases; those
-// that end are given back before it returns. One caller at a time.
+// Sync makes the wanted leases the ones that are kept: it begins and ends. It does not wait for leases. Those of a family that
+// an endpoint does not want any more are given back before it returns; those of an endpoint that is gone are for GiveBack. One
+// caller at a time.
 func (c *Client) Sync(ctx context.Context, wants []Want) {
 	wanted := map[hcn.GUID]*Want{}
 	for i := range wants {
@@ -65,7 +68,7 @@ func (c *Client) Sync(ctx context.Context, wants []Want) {
 			continue
 		}
 		wg.Go(func() {
-			if w != nil && w.Parked {
+			if w == nil || w.Parked {
 				s.stop()
 			} else {
 				s.end(ctx, w)
@@ -132,6 +135,35 @@ func (c *Client) States() []State {
 		out = append(out, c.states[k].clone())
 	}
 	return out
+}
+
+// GiveBack tells the servers of a want's Stored leases that they are free: its endpoint is gone, and what is sent leaves by the
+// NIC under its MAC. nil: they were told, as far as that can be known.
+func (c *Client) GiveBack(ctx context.Context, w Want) error {
+	ctx, cancel := context.WithTimeout(ctx, farewell)
+	defer cancel()
+	w.NIC = true
+	s := newSession(c, w)
+	link, err := c.cfg.Open(ctx, &w)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", w.Device, err)
+	}
+	s.setLink(link, nil)
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		_ = s.read(ctx, link) // ends with the link
+	}()
+	var errs []error
+	for _, m := range s.machines() {
+		if l, ok := w.Stored[m.source()]; ok && !l.over(time.Now()) {
+			errs = append(errs, m.release(ctx, &l))
+		}
+	}
+	cancel()
+	errs = append(errs, link.Close())
+	<-reading
+	return errors.Join(errs...)
 }
 
 // Close ends all sessions and gives nothing back: the leases outlive the daemon. States stays as it was.

@@ -193,6 +193,21 @@ func (s *stage) after(d time.Duration) {
 	synctest.Wait()
 }
 
+// gone ends an endpoint and gives its leases back.
+func (s *stage) gone(w Want) {
+	s.t.Helper()
+	w.Stored = stored(s.c)
+	s.c.Sync(s.t.Context(), nil)
+	before := len(s.story())
+	s.after(time.Minute)
+	if now := s.story(); len(now) != before {
+		s.t.Errorf("sent when it has ended: %s", now[before:])
+	}
+	if err := s.c.GiveBack(s.t.Context(), w); err != nil {
+		s.t.Errorf("give back: %v", err)
+	}
+}
+
 // server is a DHCPv4 server of the test.
 type fakeServer struct {
 	s      *stage

@@ -29,9 +29,11 @@
 //     A port without addresses is compiled, too: the guard lets pass what DHCP needs.
 //   - Woken, the loop compares States with the rows and commits what differs in more than times; times are committed when
 //     they have moved by a quarter of the lease, and at shutdown. Phase, Problem and Others are shown as they are now.
-//   - Before a pass that deletes endpoints it calls Sync without them, so that their leases are given back while their ports
-//     still work; that takes a second at most. After a pass that has made vNICs it calls Sync with all wants. A stopped
-//     container's endpoint is Parked, and takes its lease up again when it starts.
+//   - After a pass that has made or taken away vNICs it calls Sync with all wants. A stopped container's endpoint is Parked, and
+//     takes its lease up again when it starts.
+//   - The leases of an endpoint that is deleted go into a row of their own, in the same transaction, until GiveBack has told
+//     their servers: by the NIC, for neither port nor compartment need be there any more. So a crash loses none, and an
+//     endpoint that is deleted long after its container has stopped is told of like any other.
 //   - At its start it calls Sync with the leases of the rows as Stored: the addresses were in the plan all the time, and stay
 //     while they are asked for again.
 //   - Admit looks the address up among the endpoints, gateways and host addresses of the network's LAN.
@@ -50,13 +52,13 @@ import (
 )
 
 // Source is where a lease is from.
-type Source string
+type Source = plan.LeaseSource
 
 // The sources.
 const (
-	DHCPv4 Source = "dhcpv4"
-	DHCPv6 Source = "dhcpv6"
-	Router Source = "router"
+	DHCPv4 = plan.LeaseDHCPv4
+	DHCPv6 = plan.LeaseDHCPv6
+	Router = plan.LeaseRouter
 )
 
 // Key names a lease.
@@ -70,8 +72,10 @@ type Want struct {
 	Endpoint hcn.GUID
 	// Network and Name are for people.
 	Network, Name string
-	// Namespace is the path of the compartment, Device the vNIC in it.
+	// Namespace is the path of the compartment, Device the vNIC in it; for GiveBack "" and the NIC, with the tag of its frames.
 	Namespace, Device string
+	NIC               bool
+	VLAN              uint16
 	MAC               plan.MAC
 	// LinkLocal is the vNIC's link-local address, from which IPv6 asks.
 	LinkLocal netip.Addr
@@ -96,32 +100,11 @@ func (w *Want) same(o *Want) bool {
 		w.IPv4 == o.IPv4 && w.IPv6 == o.IPv6 && w.Parked == o.Parked && slices.Equal(w.Within, o.Within)
 }
 
-// Lease is what a server or the routers gave. It is stored as JSON; a zero time is never.
-type Lease struct {
-	Addrs []Address `json:",omitempty"`
-	// Routes as the vNIC should have them, default routes too.
-	Routes []plan.Route `json:",omitempty"`
-	DNS    []netip.Addr `json:",omitempty"`
-	Search []string     `json:",omitempty"`
-	MTU    int          `json:",omitempty"` // 0: not said
-	// Server is who gave it: a DHCP server, or the preferred router.
-	Server netip.Addr
-	// ServerID is the DHCPv6 server's DUID, in hex.
-	ServerID string `json:",omitempty"`
-	// ServerMAC is where the server's answer came from: itself, or the relay or gateway before it.
-	ServerMAC plan.MAC
-	// Got is when it was last confirmed; T1 is when the server is asked again, T2 when any server is.
-	Got, T1, T2 time.Time
-	// Expires is when the last of its addresses is gone.
-	Expires time.Time
-}
+// Lease is what a server or the routers gave, as the plan keeps it.
+type Lease plan.Lease
 
 // Address of a lease, with the prefix length that the vNIC gets.
-type Address struct {
-	Prefix netip.Prefix
-	// Preferred is until when new connections may use it, Valid until when it is ours.
-	Preferred, Valid time.Time
-}
+type Address = plan.LeasedAddress
 
 // Gateways are the next hops of default routes, the best first.
 func (l *Lease) Gateways() (vias []netip.Addr) {
@@ -134,13 +117,10 @@ func (l *Lease) Gateways() (vias []netip.Addr) {
 }
 
 // over says whether a lease has ended.
-func (l *Lease) over(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
+func (l *Lease) over(now time.Time) bool { return (*plan.Lease)(l).Over(now) }
 
 // alike says whether two leases configure the same, whenever they end.
-func (l *Lease) alike(o *Lease) bool {
-	return l != nil && o != nil && slices.EqualFunc(l.Addrs, o.Addrs, func(a, b Address) bool { return a.Prefix == b.Prefix }) &&
-		slices.Equal(l.Routes, o.Routes) && slices.Equal(l.DNS, o.DNS) && slices.Equal(l.Search, o.Search) && l.MTU == o.MTU
-}
+func (l *Lease) alike(o *Lease) bool { return (*plan.Lease)(l).Alike((*plan.Lease)(o)) }
 
 // Phase is what a machine does.
 type Phase string

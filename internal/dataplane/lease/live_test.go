@@ -159,6 +159,16 @@ func stored(c *Client) map[Source]Lease {
 	return m
 }
 
+// giveBack ends the endpoint, and tells servers.
+func (l *lan) giveBack(c *Client, w Want) {
+	l.t.Helper()
+	w.Stored = stored(c)
+	c.Sync(l.t.Context(), nil)
+	if err := c.GiveBack(l.t.Context(), w); err != nil {
+		l.t.Error(err)
+	}
+}
+
 // TestLiveIPv4: a lease is got with all that comes with it, named, kept over a restart, and given back.
 func TestLiveIPv4(t *testing.T) {
 	l := newLAN(t)
@@ -201,7 +211,7 @@ func TestLiveIPv4(t *testing.T) {
 	l.bound(c, DHCPv4, func(n *Lease) bool { return n.Got.After(got.Got) })
 
 	l.client.Addr("eth0", "10.9.0.100/24")
-	c.Sync(t.Context(), nil)
+	l.giveBack(c, w)
 	l.wait(func() error {
 		if f := l.leaseFile(); strings.Contains(f, "10.9.0.100") {
 			return fmt.Errorf("not released: %s", f)
@@ -339,7 +349,7 @@ func TestLiveIPv6(t *testing.T) {
 		}
 		return nil
 	})
-	c.Sync(t.Context(), nil)
+	l.giveBack(c, w)
 	l.wait(func() error {
 		if file := l.leaseFile(); strings.Contains(file, "fd09::100") {
 			return fmt.Errorf("not released: %s", file)

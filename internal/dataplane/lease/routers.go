@@ -62,7 +62,7 @@ type routeValue struct {
 	until      time.Time
 }
 
-func (m *routers) release(context.Context, *Lease) {}
+func (m *routers) release(context.Context, *Lease) error { return nil }
 
 // run listens, and asks while there is no router.
 func (m *routers) run(ctx context.Context) {

@@ -32,7 +32,7 @@ var errNoLink = errors.New("the vNIC is not there yet")
 type runner interface {
 	source() Source
 	run(ctx context.Context)
-	release(ctx context.Context, l *Lease)
+	release(ctx context.Context, l *Lease) error
 }
 
 // session is an endpoint with its link, and what its machines share.
@@ -126,7 +126,11 @@ func (s *session) goodbye() {
 	for _, m := range s.runners {
 		l := s.c.lease(Key{s.want.Endpoint, m.source()})
 		if l != nil && !l.over(time.Now()) && !kept(p.next, m.source()) {
-			wg.Go(func() { m.release(ctx, l) })
+			wg.Go(func() {
+				if err := m.release(ctx, l); err != nil {
+					s.log.Warn("lease not given back: it ends by itself", "addresses", fmt.Sprint(prefixes(l)), "error", err)
+				}
+			})
 		}
 	}
 	wg.Wait()

@@ -24,7 +24,7 @@ const receiveBuffer = 128 << 10
 // Sockets opens links to vNICs. enter runs a function in a compartment: the sockets that it opens stay there.
 func Sockets(enter func(path string, fn func() error) error) func(context.Context, *Want) (Link, error) {
 	return func(_ context.Context, w *Want) (Link, error) {
-		l := &socket{mac: w.MAC}
+		l := &socket{mac: w.MAC, vlan: w.VLAN}
 		open := func() error { return l.open(w) }
 		if err := enter(w.Namespace, open); err != nil {
 			return nil, err
@@ -41,6 +41,7 @@ type socket struct {
 	once  sync.Once
 	plugs []int
 	mac   plan.MAC
+	vlan  uint16 // of what is sent; what is received the kernel has rid of its tag
 	oob   [256]byte
 }
 
@@ -58,6 +59,9 @@ func (l *socket) open(w *Want) error {
 	if l.raw, err = l.f.SyscallConn(); err != nil {
 		l.f.Close()
 		return err
+	}
+	if w.NIC {
+		return nil // the host's own clients are at those ports
 	}
 	if w.IPv4 {
 		l.plug(unix.AF_INET, w.Device, &unix.SockaddrInet4{Port: client4})
@@ -225,6 +229,10 @@ func (l *socket) Listen(claims []netip.Addr) error {
 
 // Send puts a frame on the wire.
 func (l *socket) Send(frame []byte) error {
+	if l.vlan != 0 {
+		tag := binary.BigEndian.AppendUint16([]byte{0x81, 0}, l.vlan)
+		frame = slices.Concat(frame[:12], tag, frame[12:])
+	}
 	var err error
 	if rawErr := l.raw.Write(func(fd uintptr) bool {
 		_, err = unix.Write(int(fd), frame)

@@ -239,12 +239,9 @@ func least(l *Lease) time.Duration {
 }
 
 // release gives the lease back. There is no answer to it.
-func (m *v4) release(_ context.Context, l *Lease) {
+func (m *v4) release(_ context.Context, l *Lease) error {
 	m.begin()
-	err := m.send(dhcpv4.MessageTypeRelease, request{client: l.Addrs[0].Prefix.Addr(), server: l.Server, via: l})
-	if err != nil {
-		m.s.log.Warn("lease not given back: it ends by itself", "address", l.Addrs[0].Prefix.Addr().String(), "error", err)
-	}
+	return m.send(dhcpv4.MessageTypeRelease, request{client: l.Addrs[0].Prefix.Addr(), server: l.Server, via: l})
 }
 
 // begin starts another transaction.

@@ -80,7 +80,7 @@ func TestLife(t *testing.T) {
 		s.set(func() { f.silent = false })
 		s.after(time.Minute)
 		s.hold(DHCPv4, Bound, "10.1.0.9")
-		s.c.Sync(t.Context(), nil)
+		s.gone(want4())
 		get := "DISCOVER 0.0.0.0 > 255.255.255.255\nREQUEST 0.0.0.0 > 255.255.255.255 ask 10.1.0.9 of 10.1.0.1\nprobe 10.1.0.9\nannounce 10.1.0.9\n"
 		s.told(get + "REQUEST 10.1.0.9 > 10.1.0.1 have 10.1.0.9\nREQUEST 10.1.0.9 > 255.255.255.255 have 10.1.0.9\n" +
 			get + "RELEASE 10.1.0.9 > 10.1.0.1 have 10.1.0.9 of 10.1.0.1")

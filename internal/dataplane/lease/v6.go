@@ -252,7 +252,9 @@ func (m *v6) unused(ctx context.Context, l *Lease) error {
 	if !used {
 		return nil
 	}
-	m.part(ctx, dhcpv6.MessageTypeDecline, l)
+	if err := m.part(ctx, dhcpv6.MessageTypeDecline, l); err != nil {
+		m.s.log.Warn("address not declined: its lease ends by itself", "address", a.String(), "error", err)
+	}
 	return troubled(declinePause, "address %s, which DHCPv6 server %s gives, is used by %s: find out who that is, or take it out of the server's range",
 		a, l.Server, macString(user))
 }
@@ -322,28 +324,29 @@ func (m *v6) hold(ctx context.Context, l *Lease, used <-chan plan.MAC) error {
 	}
 }
 
-// release gives the lease back.
-func (m *v6) release(ctx context.Context, l *Lease) {
-	if len(l.Addrs) > 0 {
-		m.part(ctx, dhcpv6.MessageTypeRelease, l)
+// release gives the lease back, if there is an address in it.
+func (m *v6) release(ctx context.Context, l *Lease) error {
+	if len(l.Addrs) == 0 {
+		return nil
 	}
+	return m.part(ctx, dhcpv6.MessageTypeRelease, l)
 }
 
-// part gives an address away, and waits a moment for the server to say that it knows.
-func (m *v6) part(ctx context.Context, kind dhcpv6.MessageType, l *Lease) {
+// part gives an address away, and waits a moment for the server to say that it knows. One that says nothing may have heard it
+// all the same.
+func (m *v6) part(ctx context.Context, kind dhcpv6.MessageType, l *Lease) error {
 	m.begin()
-	failed := func(err error) {
-		m.s.log.Warn("address not given back: it ends by itself", "address", l.Addrs[0].Prefix.Addr().String(), "error", err)
-	}
+	var unsent error
 	x := &exchange{
 		pace: growing(400*time.Millisecond, time.Second, declineTries), in: m.s.in6,
-		send:   func(int) error { return m.send(kind, l, l) },
+		send:   func(int) error { unsent = m.send(kind, l, l); return unsent },
 		take:   func(p packet) (bool, error) { return m.answer(p, dhcpv6.MessageTypeReply) != nil, nil },
-		failed: failed,
+		failed: func(error) {},
 	}
-	if err := x.run(ctx, m.s); err != nil {
-		failed(err)
+	if err := x.run(ctx, m.s); err != nil && unsent != nil {
+		return unsent
 	}
+	return nil
 }
 
 func (m *v6) begin() {

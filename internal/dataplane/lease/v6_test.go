@@ -37,7 +37,7 @@ func TestLife6(t *testing.T) {
 		s.set(func() { f.silent = false })
 		s.after(5 * time.Minute)
 		s.hold(DHCPv6, Bound, "fd01::9")
-		s.c.Sync(t.Context(), nil)
+		s.gone(want6())
 		s.told("solicit routers\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nannounce fd01::9\nRENEW fd01::9\nREBIND fd01::9\nSOLICIT\nREQUEST fd01::9\nprobe fd01::9\nannounce fd01::9\nRELEASE fd01::9")
 	})
 }

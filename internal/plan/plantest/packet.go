@@ -33,16 +33,32 @@ func Packet(t *rapid.T, p *plan.Plan) plan.Packet {
 			k.SrcPort = 53
 		}
 		if seldom(t, "DHCP") {
-			k.Protocol, k.SrcPort, k.DstPort = 17, 68, 67
-			if !v6 {
-				k.Dst = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-			}
+			dhcp(t, &k, v6)
 		}
 	case 1, 58:
 		// Without 135 and 136, which are about more than a packet has here.
 		k.ICMPType = rapid.SampledFrom([]uint8{8, 128, 0, 129, 3, 1, 11, 2, 5, 9, 130, 131, 132, 133, 134, 137, 138, 143}).Draw(t, "type")
 	}
 	return p.Complete(k)
+}
+
+// dhcp makes a packet one of a client or server: to all of them, or to one.
+func dhcp(t *rapid.T, k *plan.Packet, v6 bool) {
+	ask, answer, all := uint16(68), uint16(67), "255.255.255.255"
+	if v6 {
+		ask, answer, all = 546, 547, "ff02::1:2"
+	}
+	k.Protocol, k.SrcPort, k.DstPort = 17, ask, answer
+	switch rapid.IntRange(0, 4).Draw(t, "DHCP kind") {
+	case 0:
+		k.SrcPort, k.DstPort = answer, ask
+	case 1:
+	default:
+		k.Dst = netip.MustParseAddr(all)
+		if k.DstMAC == (plan.MAC{}) && rapid.Bool().Draw(t, "to all") {
+			k.DstMAC = plan.MAC{0x33, 0x33, 0, 1, 0, 2}
+		}
+	}
 }
 
 // seldom is true for about one packet in fifteen. Small numbers are drawn more often than
