@@ -54,7 +54,8 @@ func (l leases) States() []engine.LeaseState {
 	out := make([]engine.LeaseState, len(states))
 	for i, st := range states {
 		out[i] = engine.LeaseState{
-			Endpoint: st.Key.Endpoint, Source: st.Key.Source, Phase: string(st.Phase), Lease: (*plan.Lease)(st.Lease), Problem: st.Problem, Others: st.Others,
+			Endpoint: st.Key.Endpoint, Source: st.Key.Source, Phase: string(st.Phase), Lease: (*plan.Lease)(st.Lease),
+			Pending: (*plan.Lease)(st.Pending), Problem: st.Problem, Others: st.Others,
 		}
 	}
 	return out

@@ -32,6 +32,14 @@ func (t *txn) bidFarewell(ep *plan.Endpoint) {
 		return
 	}
 	w := leaseWant(ep, n)
+	for _, st := range t.e.leases.of(ep.Doc.ID) {
+		if _, has := w.Stored[st.Source]; !has && st.Pending != nil {
+			if w.Stored == nil {
+				w.Stored = map[plan.LeaseSource]plan.Lease{}
+			}
+			w.Stored[st.Source] = *st.Pending
+		}
+	}
 	maps.DeleteFunc(w.Stored, func(src plan.LeaseSource, l plan.Lease) bool {
 		return src == plan.LeaseRouter || len(l.Addrs) == 0 || l.Over(time.Now())
 	})

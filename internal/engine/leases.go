@@ -52,6 +52,7 @@ type LeaseState struct {
 	Source   plan.LeaseSource
 	Phase    string
 	Lease    *plan.Lease // nil: none; not to be changed
+	Pending  *plan.Lease // what a server was asked for, and may hold for the endpoint already
 	Problem  string      // for people; "" for none
 	Others   []netip.Addr
 }

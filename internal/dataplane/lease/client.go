@@ -192,7 +192,7 @@ func (c *Client) update(key Key, change func(*State)) {
 	if st.Phase != before.Phase {
 		st.Since = time.Now()
 	}
-	changed := st.Lease != before.Lease || st.Phase != before.Phase || st.Problem != before.Problem || len(st.Others) != len(before.Others)
+	changed := st.Lease != before.Lease || st.Pending != before.Pending || st.Phase != before.Phase || st.Problem != before.Problem || len(st.Others) != len(before.Others)
 	c.mu.Unlock()
 	if changed && c.cfg.Wake != nil {
 		c.cfg.Wake()

@@ -142,6 +142,8 @@ type State struct {
 	Phase Phase
 	Since time.Time // of the phase
 	Lease *Lease    // nil: none; not to be changed
+	// Pending is what a server was asked for and may hold for us, until it is the Lease or is declined.
+	Pending *Lease
 	// Problem is what is wrong, for people; "" for nothing.
 	Problem string
 	// Others are servers that answered as well, and were not taken.

@@ -31,7 +31,7 @@ func (m *machine) take(l *Lease) {
 	if !m.held().alike(l) {
 		m.s.log.Info("lease taken", "source", string(m.src), "addresses", fmt.Sprint(prefixes(l)), "server", l.Server.String())
 	}
-	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem, st.Lease = Bound, "", l })
+	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem, st.Lease, st.Pending = Bound, "", l, nil })
 }
 
 // lose takes the lease back from the caller, and waits.
@@ -39,7 +39,22 @@ func (m *machine) lose(problem string) {
 	if l := m.held(); l != nil {
 		m.s.log.Warn("lease lost", "source", string(m.src), "addresses", fmt.Sprint(prefixes(l)), "problem", problem)
 	}
-	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem, st.Lease = Waiting, problem, nil })
+	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem, st.Lease, st.Pending = Waiting, problem, nil, nil })
+}
+
+// pend notes what a server is asked for.
+func (m *machine) pend(l *Lease) {
+	m.s.c.update(m.key(), func(st *State) { st.Pending = l })
+}
+
+// renounce gives back what was asked for, if that has come to its end because ctx has: the server may have it down as ours.
+func renounce(ctx context.Context, m runner, l *Lease) {
+	if ctx.Err() == nil {
+		return
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+	defer cancel()
+	_ = m.release(last, l) // it ends by itself
 }
 
 // sawOther notes a server that answers as well.

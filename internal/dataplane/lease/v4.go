@@ -86,11 +86,13 @@ func (m *v4) acquire(ctx context.Context) (*Lease, error) {
 	if err := x.run(ctx, m.s); err != nil {
 		return nil, err
 	}
+	m.pend(offered)
 	l, err := m.request(ctx, offered)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = m.unused(ctx, l)
 	}
-	if err := m.unused(ctx, l); err != nil {
+	if err != nil {
+		renounce(ctx, m, offered)
 		return nil, err
 	}
 	m.take(l)

@@ -173,14 +173,16 @@ func (m *v6) acquire(ctx context.Context) (*Lease, error) {
 	if err := x.run(ctx, m.s); err != nil && (!errors.Is(err, errSilent) || best == nil) {
 		return nil, err
 	}
-	l := best
+	m.pend(best)
+	l, err := best, error(nil)
 	if !committed {
-		var err error
-		if l, err = m.request(ctx, best, Asking); err != nil {
-			return nil, err
-		}
+		l, err = m.request(ctx, best, Asking)
 	}
-	if err := m.unused(ctx, l); err != nil {
+	if err == nil {
+		err = m.unused(ctx, l)
+	}
+	if err != nil {
+		renounce(ctx, m, best)
 		return nil, err
 	}
 	m.take(l)
