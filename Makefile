@@ -78,7 +78,7 @@ test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machi
 	./scripts/kernel-floor.sh
 
 .PHONY: test-machine
-test-machine: go-ready ## boot, reboot and cut the power of a machine with systemd and cgroup v2 (root; unfinished)
+test-machine: go-ready ## boot, reboot and cut the power of a machine with systemd and cgroup v2 (root)
 	@[ -n "$(IS_ROOT)" ] || { echo "test-machine: needs root: sudo make test-machine" >&2; exit 1; }
 	./scripts/test-machine.sh
 

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 silence=300 # seconds without a line after which the machine is given up
 packages=(systemd systemd-sysv kmod iproute2 nftables runc crun conmon conntrack curl procps jq util-linux mount bash dash
-	coreutils grep sed mawk findutils gzip tar hostname login libc-bin base-files base-passwd)
+	coreutils diffutils grep sed mawk findutils gzip tar hostname login libc-bin base-files base-passwd)
 
 ./scripts/deps.sh build runtime test floor machine
 if [[ -n ${KEEP-} ]]; then
@@ -104,7 +104,7 @@ chmod +x "$early/init"
 
 report=$work/report.log
 : >"$report"
-options="console=ttyS0 panic=1 mitigations=off random.trust_cpu=on systemd.show_status=0"
+options="console=ttyS0 panic=1 mitigations=off tsc=reliable nowatchdog random.trust_cpu=on systemd.show_status=0"
 power_on() {
 	qemu-system-x86_64 -machine "q35,accel=$(vm_accel)" -cpu max -m 1536 -smp 1 -display none -nodefaults \
 		-chardev file,id=console,path="$work/console.log",append=on -serial chardev:console \
