@@ -58,6 +58,17 @@ type DropLine struct {
 	Drop *Drop `json:"drop,omitempty"`
 	// NotShown counts frames since the line of this kind before: those of which no sample was taken, and those too long ago.
 	NotShown uint64 `json:"notShown,omitempty"`
+	// NotShownAt says where and why they were dropped, the most first.
+	NotShownAt []DropRest `json:"notShownAt,omitempty"`
+}
+
+// DropRest counts frames that were dropped at one port for one reason.
+type DropRest struct {
+	Endpoint hcn.GUID `json:"endpoint,omitempty"`
+	Name     string   `json:"name"` // as in [Drop]
+	Network  string   `json:"network,omitempty"`
+	Reason   string   `json:"reason"`
+	Packets  uint64   `json:"packets"`
 }
 
 // DropOptions choose drops.

@@ -55,6 +55,8 @@ type Flow struct {
 type FlowLine struct {
 	Flow     *Flow  `json:"flow,omitempty"`
 	NotShown uint64 `json:"notShown,omitempty"`
+	// Lost counts flows that ended and of which nothing more is known, whoever they were of: the kernel's buffer was full.
+	Lost uint64 `json:"lost,omitempty"`
 }
 
 // The orders of flows.

@@ -146,12 +146,25 @@ static __always_inline void flow_settle(const struct flow *f)
 	rule_add(f->end[!(f->opener & 1)].port, f->rule_in, 0, packets, bytes);
 }
 
+/* A verification border: a flow for which the log had no room. */
+__noinline int log_lost(void)
+{
+	__u32 zero = 0;
+	__u64 *n = bpf_map_lookup_elem(&bh_lost_v1, &zero);
+
+	if (n)
+		(*n)++;
+	return 0;
+}
+
 static __always_inline void flow_log(const struct flow_key *k, const struct flow *f)
 {
 	struct flow_record *r = bpf_ringbuf_reserve(&bh_flowlog_v1, sizeof(*r), 0);
 
-	if (!r)
+	if (!r) {
+		log_lost();
 		return;
+	}
 	__builtin_memcpy(&r->key, k, sizeof(*k));
 	r->rule_out = f->rule_out;
 	r->rule_in = f->rule_in;

@@ -398,8 +398,13 @@ static __always_inline int judge_first(struct __sk_buff *skb, struct pkt *p, str
 	/* No place in the table, or the middle of a connection. Without rules that make the
 	 * answers depend on the flow it is only slower; with such it may not begin, for its
 	 * answers would be dropped. */
-	if (!answers_pass(p, q, to->out, from->in))
-		return is_midway(p) ? DROP_NONE : DROP_FLOW_TABLE;
+	if (!answers_pass(p, q, to->out, from->in)) {
+		if (is_midway(p))
+			return DROP_NONE;
+		if (p->kind != PORT_CONTAINER) /* the share that is used up is the receiver's */
+			p->at = d->port;
+		return DROP_FLOW_TABLE;
+	}
 	if (is_midway(p) && !(p->tcp & (TCP_FIN | TCP_RST)))
 		take_up(p, d, gen);
 	return DROP_NONE;
@@ -432,10 +437,19 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		p->limits |= LIMIT_IN;
 	if (is_exempt(p) || is_renewal(p, to))
 		return DROP_NONE;
-	if ((from->flags | to->flags) & PORT_ISOLATED && from->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)
+	if ((from->flags | to->flags) & PORT_ISOLATED && from->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER) {
+		if (!(from->flags & PORT_ISOLATED))
+			p->at = d->port;
 		return DROP_ISOLATED;
-	if (p->flags & PKT_NO_L4)
-		return from->out || to->in ? judge_rest(p) : DROP_NONE;
+	}
+	if (p->flags & PKT_NO_L4) {
+		if (!from->out && !to->in)
+			return DROP_NONE;
+		step = judge_rest(p);
+		if (step && !from->out) /* only the receiver's rules want to see the ports */
+			p->at = d->port;
+		return step;
+	}
 	end = flow_key(key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	key->sw |= half(p, end);
 	step = JUDGE_FIRST;

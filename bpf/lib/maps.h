@@ -240,6 +240,15 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 } bh_flowlog_v1 SEC(".maps");
 
+/* Ended flows for which that had no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} bh_lost_v1 SEC(".maps");
+
 /* A question about one packet and one list of rules, and the answer. */
 struct question {
 	__u32 policy;

@@ -17,6 +17,7 @@ func flows(sw *vswitch.Applier) engine.Flows {
 		Ended: func(ctx context.Context, each func(engine.FlowRecord)) error {
 			return sw.EndedFlows(ctx, func(f vswitch.Flow) { each(flowRecord(f)) })
 		},
+		Lost: sw.LostFlows,
 		Rules: func(port plan.PortID) (map[uint32]engine.RuleCount, error) {
 			counted, err := sw.RuleCounters(port)
 			return ruleCounts(counted), err

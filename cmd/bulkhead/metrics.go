@@ -20,10 +20,11 @@ import (
 // meters makes the metrics of the parts, which are wired after it.
 func meters(p *parts) *metrics.Metrics {
 	return metrics.New(metrics.Options{Version: version, Commit: commit, Sources: metrics.Sources{
-		Endpoints: func() ([]metrics.Endpoint, error) { return meteredEndpoints(p.engine, p.sw) },
-		Drops:     func() ([]metrics.Drop, error) { return meteredDrops(p.engine, p.sw) },
-		Rules:     func() ([]metrics.Rule, error) { return meteredRules(p.engine, p.sw) },
-		DNS:       func() []metrics.DNS { return meteredDNS(p.engine, p.names) },
+		Endpoints:    func() ([]metrics.Endpoint, error) { return meteredEndpoints(p.engine, p.sw) },
+		Drops:        func() ([]metrics.Drop, error) { return meteredDrops(p.engine, p.sw) },
+		Rules:        func() ([]metrics.Rule, error) { return meteredRules(p.engine, p.sw) },
+		MissingFlows: func() (uint64, uint64, error) { return p.engine.MissingFlows() },
+		DNS:          func() []metrics.DNS { return meteredDNS(p.engine, p.names) },
 		Objects: func() map[string]int {
 			i := p.engine.Info()
 			return map[string]int{"network": i.Networks, "endpoint": i.Endpoints, "container": i.Containers, "running": i.Running, "image": i.Images}

@@ -187,9 +187,12 @@ func newACLLsCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls [flags] NAME",
 		Aliases: []string{"list"},
-		Short:   "List an endpoint's own rules as they were written",
-		Long:    "Lists the ACL rules that an endpoint has of its own. bulkhead rules shows all that apply to it, in their order.",
-		Example: "  bulkhead acl ls web",
+		Short:   "List an endpoint's own rules as they were written, and what each has decided",
+		Long: `Lists the ACL rules that an endpoint has of its own. MATCHES counts how often a rule
+decided: once for each connection, and for each packet that belongs to none; PACKETS and
+BYTES are of those, both ways. An endpoint that is not attached counts nothing. bulkhead
+rules shows all rules that apply to it, in their order.`,
+		Example: "  bulkhead acl ls web\n  bulkhead acl ls web -o json",
 		Args:    needArgs(1, 1, "container or endpoint"),
 	}
 	cmd.ValidArgsFunction = a.completeFirst(a.completeEndpoints)
@@ -208,28 +211,75 @@ func newACLLsCmd(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list []hcn.AclPolicySetting
-		for _, one := range aclsOf(e) {
-			list = append(list, one.setting)
+		rules, err := c.Rules(cmd.Context(), string(e.ID))
+		if err != nil && !isNotFound(err) && !api.IsKind(err, api.KindConflict) { // it is not attached
+			return err
 		}
-		return show(a, *form, listing[hcn.AclPolicySetting]{
-			items: list,
-			name:  func(s hcn.AclPolicySetting) string { return s.Id },
-			head:  []string{"ID", "DIRECTION", "ACTION", "PRIORITY", "PROTOCOLS", "LOCAL", "LOCAL PORTS", "REMOTE", "REMOTE PORTS", "TYPE"},
-			row: func(s hcn.AclPolicySetting) []any {
-				priority := "-"
-				if s.Priority != 0 {
-					priority = fmt.Sprint(s.Priority)
-				}
-				return []any{
-					orDash(s.Id), string(s.Direction), actionCell(strings.ToLower(string(s.Action))), priority, orDash(s.Protocols),
-					orDash(s.LocalAddresses), orDash(s.LocalPorts), orDash(s.RemoteAddresses), orDash(s.RemotePorts),
-					cmp.Or(string(s.RuleType), string(hcn.RuleTypeSwitch)),
-				}
-			},
-		})
+		return show(a, *form, aclListing(countACLs(e, rules)))
 	}
 	return cmd
+}
+
+// countedACL is a rule and what it has counted; nil where it is on no switch.
+type countedACL struct {
+	hcn.AclPolicySetting
+	Counters *ruleCounters `json:",omitempty"`
+}
+
+type ruleCounters struct{ Matches, Packets, Bytes uint64 }
+
+// countACLs finds each rule of an endpoint among those of its port. Two that are written alike are found in their order.
+func countACLs(e *hcn.HostComputeEndpoint, ports []api.EndpointRules) []countedACL {
+	var rules []api.Rule
+	for _, p := range ports {
+		if strings.EqualFold(string(p.Endpoint), string(e.ID)) {
+			rules = append(rules, p.Rules...)
+		}
+	}
+	var out []countedACL
+	for _, one := range aclsOf(e) {
+		s := one.setting
+		layer := "endpoint"
+		if s.RuleType == hcn.RuleTypeHost {
+			layer = "host"
+		}
+		row := countedACL{AclPolicySetting: s}
+		i := slices.IndexFunc(rules, func(r api.Rule) bool {
+			return r.Layer == layer && r.ID == s.Id && r.Priority == s.Priority &&
+				strings.EqualFold(r.Direction, string(s.Direction)) && strings.EqualFold(r.Action, string(s.Action))
+		})
+		if i >= 0 {
+			row.Counters = &ruleCounters{rules[i].Matches, rules[i].Packets, rules[i].Bytes}
+			rules = slices.Delete(rules, i, i+1)
+		}
+		out = append(out, row)
+	}
+	return out
+}
+
+func aclListing(list []countedACL) listing[countedACL] {
+	return listing[countedACL]{
+		items: list,
+		name:  func(s countedACL) string { return s.Id },
+		head: []string{
+			"ID", "DIRECTION", "ACTION", "PRIORITY", "PROTOCOLS", "LOCAL", "LOCAL PORTS", "REMOTE", "REMOTE PORTS", "TYPE", "MATCHES", "PACKETS", "BYTES",
+		},
+		row: func(s countedACL) []any {
+			priority := "-"
+			if s.Priority != 0 {
+				priority = fmt.Sprint(s.Priority)
+			}
+			row := []any{
+				orDash(s.Id), string(s.Direction), actionCell(strings.ToLower(string(s.Action))), priority, orDash(s.Protocols),
+				orDash(s.LocalAddresses), orDash(s.LocalPorts), orDash(s.RemoteAddresses), orDash(s.RemotePorts),
+				cmp.Or(string(s.RuleType), string(hcn.RuleTypeSwitch)),
+			}
+			if s.Counters == nil {
+				return append(row, "-", "-", "-")
+			}
+			return append(row, s.Counters.Matches, s.Counters.Packets, size(int64(s.Counters.Bytes)))
+		},
+	}
 }
 
 func newACLRmCmd(a *app) *cobra.Command {

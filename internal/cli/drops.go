@@ -54,6 +54,7 @@ type dropPrinter struct {
 	follow bool
 	drops  []api.Drop
 	rest   uint64
+	at     []api.DropRest
 }
 
 func (p *dropPrinter) line(l api.DropLine) error {
@@ -62,6 +63,7 @@ func (p *dropPrinter) line(l api.DropLine) error {
 			p.drops = append(p.drops, *l.Drop)
 		}
 		p.rest += l.NotShown
+		p.at = append(p.at, l.NotShownAt...)
 		return nil
 	}
 	w := p.a.Stdout
@@ -74,7 +76,7 @@ func (p *dropPrinter) line(l api.DropLine) error {
 		_, err = fmt.Fprintln(w, string(b))
 		return err
 	case l.Drop == nil && p.form == outputTable:
-		_, err := fmt.Fprintln(w, notShown(l.NotShown))
+		_, err := fmt.Fprintln(w, notShown(l.NotShown)+restText(l.NotShownAt))
 		return err
 	case l.Drop == nil:
 		return nil
@@ -92,9 +94,10 @@ func (p *dropPrinter) end() error {
 	}
 	if p.form == outputJSON {
 		return writeJSON(p.a.Stdout, struct {
-			Drops    []api.Drop `json:"drops"`
-			NotShown uint64     `json:"notShown"`
-		}{append([]api.Drop{}, p.drops...), p.rest})
+			Drops      []api.Drop     `json:"drops"`
+			NotShown   uint64         `json:"notShown"`
+			NotShownAt []api.DropRest `json:"notShownAt"`
+		}{append([]api.Drop{}, p.drops...), p.rest, append([]api.DropRest{}, p.at...)})
 	}
 	err := show(p.a, p.form, listing[api.Drop]{
 		items: p.drops,
@@ -110,7 +113,7 @@ func (p *dropPrinter) end() error {
 		},
 	})
 	if err == nil && p.rest > 0 && p.form == outputTable {
-		_, err = fmt.Fprintln(p.a.Stdout, notShown(p.rest))
+		_, err = fmt.Fprintln(p.a.Stdout, notShown(p.rest)+restText(p.at))
 	}
 	return err
 }
@@ -118,6 +121,22 @@ func (p *dropPrinter) end() error {
 const dropTime = "2006-01-02T15:04:05.000Z"
 
 func notShown(n uint64) string { return fmt.Sprintf("%d more not shown", n) }
+
+// restText says of the most numerous where and why.
+func restText(at []api.DropRest) string {
+	const most = 4
+	var parts []string
+	for _, r := range at[:min(len(at), most)] {
+		parts = append(parts, fmt.Sprintf("%s %s %d", cmp.Or(r.Name, "-"), r.Reason, r.Packets))
+	}
+	if len(at) > most {
+		parts = append(parts, "…")
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return clean(": " + strings.Join(parts, ", "))
+}
 
 func dropLine(d *api.Drop, colour bool) string {
 	parts := []string{

@@ -60,6 +60,7 @@ type flowPrinter struct {
 	follow bool
 	flows  []api.Flow
 	rest   uint64
+	lost   uint64
 }
 
 func (p *flowPrinter) line(l api.FlowLine) error {
@@ -68,6 +69,7 @@ func (p *flowPrinter) line(l api.FlowLine) error {
 			p.flows = append(p.flows, *l.Flow)
 		}
 		p.rest += l.NotShown
+		p.lost += l.Lost
 		return nil
 	}
 	w := p.a.Stdout
@@ -80,8 +82,7 @@ func (p *flowPrinter) line(l api.FlowLine) error {
 		_, err = fmt.Fprintln(w, string(b))
 		return err
 	case l.Flow == nil && p.form == outputTable:
-		_, err := fmt.Fprintln(w, notShown(l.NotShown))
-		return err
+		return p.missing(l.NotShown, l.Lost)
 	case l.Flow == nil:
 		return nil
 	case p.form == outputName:
@@ -100,7 +101,8 @@ func (p *flowPrinter) end() error {
 		return writeJSON(p.a.Stdout, struct {
 			Flows    []api.Flow `json:"flows"`
 			NotShown uint64     `json:"notShown"`
-		}{append([]api.Flow{}, p.flows...), p.rest})
+			Lost     uint64     `json:"lost"`
+		}{append([]api.Flow{}, p.flows...), p.rest, p.lost})
 	}
 	now := p.a.Now()
 	err := show(p.a, p.form, listing[api.Flow]{
@@ -115,9 +117,23 @@ func (p *flowPrinter) end() error {
 			}
 		},
 	})
-	if err == nil && p.rest > 0 && p.form == outputTable {
-		_, err = fmt.Fprintln(p.a.Stdout, notShown(p.rest))
+	if err == nil && p.form == outputTable {
+		err = p.missing(p.rest, p.lost)
 	}
+	return err
+}
+
+// missing tells how many flows have no line.
+func (p *flowPrinter) missing(rest, lost uint64) error {
+	if rest > 0 {
+		if _, err := fmt.Fprintln(p.a.Stdout, notShown(rest)); err != nil {
+			return err
+		}
+	}
+	if lost == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(p.a.Stdout, "%d that ended were lost: the kernel's buffer was full, so nobody knows whose they were\n", lost)
 	return err
 }
 

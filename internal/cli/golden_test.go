@@ -75,7 +75,7 @@ func TestListings(t *testing.T) {
 		"drops", "drops -f", "drops -o name", "drops -o json -n 3 web", "drops -f -o json",
 		"flows", "flows -f", "flows -o name", "flows -o json -n 3 web", "flows -f -o json", "rules web", "rules web -o name", "rules web -o json",
 		"explain web db", "explain web client", "explain web faulty", "explain web db -o json", "explain web db -o name",
-		"acl ls web", "acl ls web --network back", "acl ls db", "acl ls db -o name", "acl ls nobody",
+		"acl ls web", "acl ls web --network back", "acl ls db", "acl ls db -o json", "acl ls db -o name", "acl ls nobody",
 		"doctor", "info", "inspect web -o table", "inspect nat -o table", "inspect CCCC0002 -o name", "inspect tools -o table",
 		"inspect AAAA0005-0000-4000-8000-000000000005", "network inspect back", "endpoint inspect web", "inspect nothing",
 		"inspect --type volume web", "image inspect nothing", "ps -o yaml", "ps --filter age=3", "ps web",

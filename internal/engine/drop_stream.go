@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -129,21 +130,37 @@ func (s *dropStream) show(kept []keptDrop) error {
 // rest tells how many frames were dropped without a line.
 func (s *dropStream) rest(counts []DropCount) error {
 	counted, _ := s.e.drops.since(counts)
-	var n uint64
+	l := api.DropLine{}
 	for _, c := range counts {
 		k := dropKey{c.Port, c.Reason}
 		if !s.filter.reason(c.Reason, c.Quiet) || !s.filter.all && !s.filter.ports[c.Port] {
 			continue
 		}
 		if known := s.shown[k] + s.told[k]; counted[k] > known {
-			n += counted[k] - known
-			s.told[k] += counted[k] - known
+			n := counted[k] - known
+			s.told[k] += n
+			l.NotShown += n
+			l.NotShownAt = append(l.NotShownAt, s.e.dropRest(k, n))
 		}
 	}
-	if n == 0 {
+	if l.NotShown == 0 {
 		return nil
 	}
-	return s.each(api.DropLine{NotShown: n})
+	slices.SortStableFunc(l.NotShownAt, func(a, b api.DropRest) int { return cmp.Compare(b.Packets, a.Packets) })
+	return s.each(l)
+}
+
+func (e *Engine) dropRest(k dropKey, n uint64) api.DropRest {
+	r := api.DropRest{Reason: k.reason, Packets: n}
+	p := e.view.port(k.port)
+	if p == nil {
+		return r
+	}
+	r.Endpoint, r.Name = p.Endpoint, portName(p)
+	if sw := e.view.network(p.Network); sw != nil {
+		r.Network = sw.Name
+	}
+	return r
 }
 
 // follow tells of the counters with a delay of one tick: by then their samples, if

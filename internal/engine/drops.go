@@ -184,12 +184,12 @@ func (e *Engine) describeDrop(s DropSample) api.Drop {
 	var rule *plan.Rule
 	var layer *plan.Port
 	if at != nil {
-		if s.DstMAC == at.MAC && s.SrcMAC != at.MAC {
+		if isReceiver(at, &s) {
 			d.Direction = api.DirectionIn
 		}
 		rule, layer = findRule(at.Policy, d.Direction, s.Rule), at
 	}
-	// The switch judges a frame at the sender's port, on behalf of the receiver too.
+	// What is dropped before anybody is asked is the sender's, who may have it addressed to anyone.
 	if to := e.view.byMAC(s.Switch, s.DstMAC); rule == nil && to != nil && to != at {
 		if rule = findRule(to.Policy, api.DirectionIn, s.Rule); rule != nil {
 			layer, d.Direction = to, api.DirectionIn
@@ -206,6 +206,18 @@ func (e *Engine) describeDrop(s DropSample) api.Drop {
 	}
 	d.Next = nextAfterDrop(&d, s.Dst)
 	return d
+}
+
+// isReceiver tells whether a frame was on its way to the port at which it was dropped. A copy of a broadcast bears no MAC that
+// would tell, and a sender that lies about its own is dropped for that alone.
+func isReceiver(at *plan.Port, s *DropSample) bool {
+	switch s.Drop.Reason {
+	case "policy-in", "rate-in":
+		return true
+	case "isolated", "fragment", "flow-table":
+		return s.SrcMAC != at.MAC
+	}
+	return s.DstMAC == at.MAC && s.SrcMAC != at.MAC
 }
 
 func portName(p *plan.Port) string {

@@ -236,3 +236,54 @@ func TestDropsFollow(t *testing.T) {
 		}
 	})
 }
+
+// TestDropsSaySide: a drop at the receiver's port is told as one on the way in, whatever MACs the frame has; what its sender is
+// dropped for is on the way out.
+func TestDropsSaySide(t *testing.T) {
+	at := &plan.Port{ID: "b", Kind: plan.PortContainer, MAC: plan.MAC{2, 0, 0, 0, 0, 2}}
+	other, group := plan.MAC{2, 0, 0, 0, 0, 1}, plan.MAC{1, 0, 0x5e, 1, 2, 3}
+	for _, c := range []struct {
+		reason   string
+		src, dst plan.MAC
+		want     bool
+	}{
+		{"policy-in", other, at.MAC, true},
+		{"policy-in", other, group, true},
+		{"rate-in", other, group, true},
+		{"isolated", other, group, true},
+		{"isolated", at.MAC, other, false},
+		{"fragment", other, at.MAC, true},
+		{"fragment", at.MAC, other, false},
+		{"flow-table", other, at.MAC, true},
+		{"policy-out", at.MAC, group, false},
+		{"source-mac", other, group, false},
+		{"martian", at.MAC, other, false},
+	} {
+		if got := isReceiver(at, &DropSample{SrcMAC: c.src, DstMAC: c.dst, Drop: api.Drop{Reason: c.reason}}); got != c.want {
+			t.Errorf("%s from %v to %v: on its way in is %t, want %t", c.reason, c.src, c.dst, got, c.want)
+		}
+	}
+}
+
+// TestDropsSayWhere: what no line tells of is told by port and reason.
+func TestDropsSayWhere(t *testing.T) {
+	runDrops(t, func(e *env, f *fakeDrops) {
+		netw := must(e.network(`{"Name": "n"}`))(e)
+		ns := must(e.namespace(`{}`))(e)
+		a := must(e.endpoint(fmt.Sprintf(`{"Name": "a", "HostComputeNetwork": %q}`, netw.ID)))(e)
+		e.ok(e.attach(ns.ID, a.ID))
+		for range 3 {
+			f.drop(false, DropSample{Port: plan.PortID(a.ID), Drop: api.Drop{Reason: "policy"}})
+		}
+		f.drop(false, DropSample{Drop: api.Drop{Reason: "martian"}})
+		var got []api.DropRest
+		e.ok(e.e.DropLines(context.Background(), api.DropOptions{Tail: -1}, func(l api.DropLine) error {
+			got = append(got, l.NotShownAt...)
+			return nil
+		}))
+		want := []api.DropRest{{Endpoint: a.ID, Name: "a", Network: "n", Reason: "policy", Packets: 3}, {Reason: "martian", Packets: 1}}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+	})
+}

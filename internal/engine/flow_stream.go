@@ -150,6 +150,7 @@ type flowStream struct {
 	since          time.Time
 	ended, blocked uint64
 	skipped        uint64
+	lost           uint64
 }
 
 func (s *flowStream) past() error {
@@ -172,10 +173,24 @@ func (s *flowStream) past() error {
 	if s.filter.o.Recent {
 		rest += s.skipped
 	}
-	if rest == 0 {
+	return s.missing(rest, s.filter.o.Recent)
+}
+
+// missing tells of what is not shown, and of what has no line because it was lost since it was told last.
+func (s *flowStream) missing(rest uint64, tell bool) error {
+	lost, err := s.e.lostFlows()
+	if err != nil {
+		return err
+	}
+	l := api.FlowLine{NotShown: rest}
+	if tell && lost > s.lost {
+		l.Lost = lost - s.lost
+	}
+	s.lost = lost
+	if l == (api.FlowLine{}) {
 		return nil
 	}
-	return s.each(api.FlowLine{NotShown: rest})
+	return s.each(l)
 }
 
 // live reads the table for flows that began after a moment.
@@ -240,10 +255,8 @@ func (s *flowStream) follow(ctx context.Context) error {
 				return err
 			}
 		}
-		if rest > 0 {
-			if err := s.each(api.FlowLine{NotShown: rest}); err != nil {
-				return err
-			}
+		if err := s.missing(rest, true); err != nil {
+			return err
 		}
 	}
 }

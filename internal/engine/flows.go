@@ -50,6 +50,8 @@ type Flows struct {
 	Each func(port plan.PortID, each func(FlowRecord) bool) error
 	// Ended hands flows that have ended to a function until ctx ends.
 	Ended func(ctx context.Context, each func(FlowRecord)) error
+	// Lost counts those that have ended and that Ended could not tell of.
+	Lost func() (uint64, error)
 	// Rules counts for the rules of a port.
 	Rules func(port plan.PortID) (map[uint32]RuleCount, error)
 }
@@ -68,6 +70,8 @@ type flowLog struct {
 	skipped uint64
 	window  int64
 	used    map[plan.PortID]int
+	// lost is what Flows.Lost was when we began.
+	lost uint64
 }
 
 func newFlowLog() *flowLog { return &flowLog{used: map[plan.PortID]int{}} }
@@ -114,6 +118,9 @@ func (e *Engine) watchFlows(ctx context.Context) {
 	if e.opt.Flows.Ended == nil {
 		return
 	}
+	if err := e.beginLost(); err != nil {
+		e.log.Warn("read the switch's lost flows", "error", err)
+	}
 	for ctx.Err() == nil {
 		err := e.opt.Flows.Ended(ctx, func(r FlowRecord) {
 			if e.flows.budget(cmp.Or(r.Opener.Port, r.Peer.Port), time.Now()) {
@@ -128,6 +135,42 @@ func (e *Engine) watchFlows(ctx context.Context) {
 		case <-time.After(flowRetry):
 		}
 	}
+}
+
+func (e *Engine) beginLost() error {
+	if e.opt.Flows.Lost == nil {
+		return nil
+	}
+	n, err := e.opt.Flows.Lost()
+	e.flows.mu.Lock()
+	defer e.flows.mu.Unlock()
+	e.flows.lost = n
+	return err
+}
+
+// lostFlows counts the ended flows that nobody was told of since the daemon began.
+func (e *Engine) lostFlows() (uint64, error) {
+	if e.opt.Flows.Lost == nil {
+		return 0, nil
+	}
+	n, err := e.opt.Flows.Lost()
+	if err != nil {
+		return 0, err
+	}
+	e.flows.mu.Lock()
+	defer e.flows.mu.Unlock()
+	if n < e.flows.lost {
+		e.flows.lost = 0 // the switch was made anew
+	}
+	return n - e.flows.lost, nil
+}
+
+// MissingFlows are ended flows that bulkhead flows does not have: those for which the kernel's buffer had no room, and those
+// that were more than one port may add in a second.
+func (e *Engine) MissingFlows() (lost, skipped uint64, err error) {
+	_, _, skipped = e.flows.after(^uint64(0))
+	lost, err = e.lostFlows()
+	return lost, skipped, err
 }
 
 // describeFlow adds the names, as they are now.

@@ -102,3 +102,34 @@ func TestFlowLogIsBounded(t *testing.T) {
 		t.Errorf("%d are kept, the last is %d", len(kept), kept[len(kept)-1].flow.BytesSent)
 	}
 }
+
+// TestLostFlows: what the switch had no room for is told with those that have ended, from when the daemon began.
+func TestLostFlows(t *testing.T) {
+	run(t, func(e *env) {
+		lost := uint64(5)
+		e.e.opt.Flows.Each = func(plan.PortID, func(FlowRecord) bool) error { return nil }
+		e.e.opt.Flows.Lost = func() (uint64, error) { return lost, nil }
+		e.ok(e.e.beginLost())
+		ask := func(o api.FlowOptions) (out []api.FlowLine) {
+			e.ok(e.e.FlowLines(context.Background(), o, func(l api.FlowLine) error {
+				out = append(out, l)
+				return nil
+			}))
+			return out
+		}
+		if got := ask(api.FlowOptions{Recent: true}); len(got) != 0 {
+			t.Errorf("nothing was lost: %+v", got)
+		}
+		lost += 7
+		if got := ask(api.FlowOptions{Recent: true}); len(got) != 1 || got[0] != (api.FlowLine{Lost: 7}) {
+			t.Errorf("7 were lost: %+v", got)
+		}
+		if got := ask(api.FlowOptions{}); len(got) != 0 {
+			t.Errorf("those that have ended were not asked for: %+v", got)
+		}
+		lost = 2 // the switch was made anew
+		if n, _, err := e.e.MissingFlows(); n != 2 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+}

@@ -30,6 +30,7 @@ var (
 	ruleMatches   = metric{"bulkhead_rule_matches_total", "counter", "Decisions of a rule (bulkhead rules): one for each flow, and for each packet that is blocked", ruleLabels()}
 	rulePackets   = metric{"bulkhead_rule_packets_total", "counter", "Packets of what the rule decided about, both ways", ruleLabels()}
 	ruleBytes     = metric{"bulkhead_rule_bytes_total", "counter", "Bytes of what the rule decided about, both ways", ruleLabels()}
+	flowsMissing  = metric{"bulkhead_flow_log_missing_total", "counter", "Ended flows that bulkhead flows does not have: lost (the kernel's buffer was full) or skipped (more of one port than the log takes in a second)", []string{"why"}}
 	dnsQueries    = metric{"bulkhead_dns_queries_total", "counter", "Questions to the resolvers, by how they ended", []string{"network", "outcome"}}
 	dnsCache      = metric{"bulkhead_dns_cache_entries", "gauge", "Answers that a resolver keeps", []string{"network"}}
 	passSeconds   = metric{"bulkhead_engine_pass_seconds", "histogram", "Time of a pass of the loop: of a change, or a comparison of everything with the kernel", []string{"kind"}}
@@ -49,7 +50,7 @@ func ruleLabels() []string {
 func all() []metric {
 	return []metric{
 		buildInfo, objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, ruleMatches, rulePackets, ruleBytes,
-		dnsQueries, dnsCache,
+		flowsMissing, dnsQueries, dnsCache,
 		passSeconds, repairsTotal, commitSeconds, pullsTotal, requestsTotal,
 	}
 }

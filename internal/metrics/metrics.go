@@ -53,7 +53,9 @@ type Sources struct {
 	Drops     func() ([]Drop, error)
 	Rules     func() ([]Rule, error)
 	DNS       func() []DNS
-	Objects   func() map[string]int
+	// MissingFlows are ended flows that the log does not have.
+	MissingFlows func() (lost, skipped uint64, err error)
+	Objects      func() map[string]int
 }
 
 // Options are what Metrics needs.

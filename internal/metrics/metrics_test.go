@@ -47,10 +47,11 @@ func having(lines []string, prefix string) []string {
 
 func sources(endpoints *[]Endpoint, drops *[]Drop) Sources {
 	return Sources{
-		Endpoints: func() ([]Endpoint, error) { return *endpoints, nil },
-		Drops:     func() ([]Drop, error) { return *drops, nil },
-		DNS:       func() []DNS { return []DNS{{"nat", map[string]uint64{"local": 3}, 7}} },
-		Objects:   func() map[string]int { return map[string]int{"network": 1} },
+		Endpoints:    func() ([]Endpoint, error) { return *endpoints, nil },
+		Drops:        func() ([]Drop, error) { return *drops, nil },
+		MissingFlows: func() (uint64, uint64, error) { return 4, 9, nil },
+		DNS:          func() []DNS { return []DNS{{"nat", map[string]uint64{"local": 3}, 7}} },
+		Objects:      func() map[string]int { return map[string]int{"network": 1} },
 	}
 }
 
@@ -100,6 +101,8 @@ func TestValues(t *testing.T) {
 		`bulkhead_drops_packets_total{network="nat",reason="martian"} 7`,
 		`bulkhead_dns_queries_total{network="nat",outcome="local"} 3`,
 		`bulkhead_dns_cache_entries{network="nat"} 7`,
+		`bulkhead_flow_log_missing_total{why="lost"} 4`,
+		`bulkhead_flow_log_missing_total{why="skipped"} 9`,
 		`bulkhead_objects{kind="network"} 1`,
 		`bulkhead_repairs_total{object="link"} 1`,
 		`bulkhead_repairs_total{object="other"} 1`,

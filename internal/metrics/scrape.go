@@ -64,7 +64,7 @@ func (s *slots) name(key string) string {
 
 // Describe lists the metrics.
 func (s *scraper) Describe(ch chan<- *prometheus.Desc) {
-	for _, m := range []metric{objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, ruleMatches, rulePackets, ruleBytes, dnsQueries, dnsCache} {
+	for _, m := range []metric{objects, rxPackets, rxBytes, rxDropped, txPackets, txBytes, txDropped, dropsTotal, ruleMatches, rulePackets, ruleBytes, flowsMissing, dnsQueries, dnsCache} {
 		ch <- m.desc()
 	}
 }
@@ -81,6 +81,7 @@ func (s *scraper) Collect(ch chan<- prometheus.Metric) {
 			send(objects, prometheus.GaugeValue, float64(n), kind)
 		}
 	}
+	s.sendMissing(ch)
 	var dns []DNS
 	if s.src.DNS != nil {
 		dns = s.src.DNS()
@@ -102,6 +103,19 @@ func (s *scraper) Collect(ch chan<- prometheus.Metric) {
 	s.sendDrops(drops, send)
 	s.rules.send(rules, s.networks, send)
 	s.sendDNS(dns, send)
+}
+
+func (s *scraper) sendMissing(ch chan<- prometheus.Metric) {
+	if s.src.MissingFlows == nil {
+		return
+	}
+	lost, skipped, err := s.src.MissingFlows()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(flowsMissing.desc(), err)
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(flowsMissing.desc(), prometheus.CounterValue, float64(lost), "lost")
+	ch <- prometheus.MustNewConstMetric(flowsMissing.desc(), prometheus.CounterValue, float64(skipped), "skipped")
 }
 
 func read[T any](from func() ([]T, error)) ([]T, error) {

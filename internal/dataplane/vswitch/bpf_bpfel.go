@@ -502,6 +502,7 @@ const (
 	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
 	bpfMapBhFlowsV3        = "bh_flows_v3"
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
+	bpfMapBhLostV1         = "bh_lost_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
 	bpfMapBhOffloadCallsV1 = "bh_offload_calls_v1"
@@ -594,6 +595,7 @@ type bpfMapSpecs struct {
 	BhFlowlogV1      *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3        *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhLostV1         *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
 	BhOffloadCallsV1 *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
@@ -656,6 +658,7 @@ type bpfMaps struct {
 	BhFlowlogV1      *ebpf.Map `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3        *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhLostV1         *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
 	BhOffloadCallsV1 *ebpf.Map `ebpf:"bh_offload_calls_v1"`
@@ -688,6 +691,7 @@ func (m *bpfMaps) Close() error {
 		m.BhFlowlogV1,
 		m.BhFlowsV3,
 		m.BhFragmentsV1,
+		m.BhLostV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
 		m.BhOffloadCallsV1,

@@ -20,8 +20,8 @@ var ErrFlowLogTaken = errors.New("the log of ended flows is being read already")
 
 // EndedFlows hands flows that have ended to a function, in its own time, until ctx ends;
 // Seen is when the last packet passed. The kernel's buffer holds some seven thousand
-// between two readings; what does not fit is not told of, nowhere. There is one buffer,
-// so one reader at a time.
+// between two readings; what does not fit is counted by LostFlows. There is one buffer, so
+// one reader at a time.
 func (a *Applier) EndedFlows(ctx context.Context, each func(Flow)) error {
 	select {
 	case a.flowLogOpen <- struct{}{}:
@@ -43,6 +43,20 @@ func (a *Applier) EndedFlows(ctx context.Context, each func(Flow)) error {
 		}
 	}
 	return nil
+}
+
+// LostFlows counts the flows that ended when the kernel's buffer was full, for as long as the
+// switch is there.
+func (a *Applier) LostFlows() (uint64, error) {
+	var perCPU []uint64
+	if err := a.objs.BhLostV1.Lookup(new(uint32), &perCPU); err != nil {
+		return 0, fmt.Errorf("read how many ended flows were lost: %w", err)
+	}
+	var n uint64
+	for _, v := range perCPU {
+		n += v
+	}
+	return n, nil
 }
 
 // readFlowLog waits for a tick and reads what is there.

@@ -414,6 +414,7 @@ const (
 	uplinkMapBhFlowlogV1       = "bh_flowlog_v1"
 	uplinkMapBhFlowsV3         = "bh_flows_v3"
 	uplinkMapBhFragmentsV1     = "bh_fragments_v1"
+	uplinkMapBhLostV1          = "bh_lost_v1"
 	uplinkMapBhMacsV1          = "bh_macs_v1"
 	uplinkMapBhMembersV1       = "bh_members_v1"
 	uplinkMapBhOffloadAsksV1   = "bh_offload_asks_v1"
@@ -507,6 +508,7 @@ type uplinkMapSpecs struct {
 	BhFlowlogV1       *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3         *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhLostV1          *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.MapSpec `ebpf:"bh_members_v1"`
 	BhOffloadAsksV1   *ebpf.MapSpec `ebpf:"bh_offload_asks_v1"`
@@ -570,6 +572,7 @@ type uplinkMaps struct {
 	BhFlowlogV1       *ebpf.Map `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3         *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhLostV1          *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.Map `ebpf:"bh_members_v1"`
 	BhOffloadAsksV1   *ebpf.Map `ebpf:"bh_offload_asks_v1"`
@@ -606,6 +609,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhFlowlogV1,
 		m.BhFlowsV3,
 		m.BhFragmentsV1,
+		m.BhLostV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
 		m.BhOffloadAsksV1,
