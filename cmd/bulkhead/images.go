@@ -134,7 +134,9 @@ func imageError(err error) error {
 	case errors.Is(err, image.ErrNotFound):
 		return api.Errorf(api.KindNotFound, "%w", err).Hint("bulkhead image ls, or bulkhead pull IMAGE")
 	case errors.Is(err, image.ErrInUse):
-		return api.Errorf(api.KindConflict, "%w", err).Hint("bulkhead ps -a shows the containers; bulkhead image rm -f drops the name")
+		return api.Errorf(api.KindConflict, "%w", err).Hint("bulkhead ps -a shows the containers; bulkhead rm removes one")
+	case errors.Is(err, image.ErrNames):
+		return api.Errorf(api.KindConflict, "%w", err).Hint("bulkhead image rm -f takes all of them")
 	case errors.Is(err, image.ErrInvalid), errors.Is(err, image.ErrRefused):
 		return api.Errorf(api.KindInvalid, "%w", err)
 	case errors.Is(err, image.ErrUnauthorized):

@@ -13,7 +13,7 @@ import (
 func newNamespaceCmd(a *app) *cobra.Command {
 	return group("namespace", "Namespaces: compartments and what is attached to them",
 		`A namespace holds one compartment, a network stack of its own, bound at
-/run/netns/hns-GUID for other programs.`,
+/run/netns/hns-GUID, in lower case, for other programs.`,
 		"  bulkhead namespace create --name pod\n  bulkhead namespace attach pod web0",
 		newNamespaceLsCmd(a), a.planned(newNamespaceCreateCmd(a)), newInspectKindCmd(a, "namespace", kindNamespace), a.planned(newNamespaceRmCmd(a)),
 		a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeAdd)), a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeRemove)))

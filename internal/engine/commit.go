@@ -2,10 +2,10 @@ package engine
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/store"
 )
@@ -56,7 +56,8 @@ func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
 		return rev, err
 	}
 	if err := <-t.stored; err != nil {
-		return 0, fmt.Errorf("store the change: %w", err)
+		return 0, api.Errorf(api.KindInternal, "store the change: %w", err).
+			Hint("nothing was changed; see that the state directory can be written and its disk has space, then try again")
 	}
 	return rev, nil
 }

@@ -265,6 +265,22 @@ func TestRestartsAreBounded(t *testing.T) {
 	})
 }
 
+// TestStopWithoutASignal: what an image names as its stop signal may be no signal here, and the container is stopped nevertheless.
+func TestStopWithoutASignal(t *testing.T) {
+	run(t, func(e *env) {
+		id := e.started("c", []string{"run"}, func(s *api.ContainerSpec) { s.StopSignal = "SIGFOO" })
+		e.ok(e.e.StopContainer(bg, id, api.StopRequest{}))
+		e.wantStatus(id, api.StatusExited, 143)
+	})
+	run(t, func(e *env) {
+		id := e.started("c", []string{"run"})
+		if err := e.e.StopContainer(bg, id, api.StopRequest{Signal: "SIGFOO"}); err == nil {
+			t.Error("a signal that somebody asks for by name is sent, or refused")
+		}
+		e.wantStatus(id, api.StatusRunning, 0)
+	})
+}
+
 func TestStop(t *testing.T) {
 	seconds := func(n int) api.StopRequest { return api.StopRequest{Timeout: &n} }
 	for name, tc := range map[string]struct {

@@ -147,7 +147,12 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		return nil, nil
 	}
 	signal, _ := e.stopWith(row, r)
-	if err := e.opt.Sandbox.Kill(ctx, row.Doc.ID, signal); err != nil && !e.gone(ctx, row.Doc.ID) {
+	err = e.opt.Sandbox.Kill(ctx, row.Doc.ID, signal)
+	if err != nil && r.Signal == "" && signal != defaultStopSignal {
+		// What an image names is not ours to refuse, and must not keep a container from being stopped.
+		err = e.opt.Sandbox.Kill(ctx, row.Doc.ID, defaultStopSignal)
+	}
+	if err != nil && !e.gone(ctx, row.Doc.ID) {
 		_, _, cerr := e.ctrs.change(row.Doc.ID, func(_ *txn, c *containerRow) error {
 			c.Want, c.Stopped, c.Stopping, c.Doc.State.Status = before.Want, before.Stopped, nil, api.StatusRunning
 			return nil
@@ -172,6 +177,9 @@ func (e *Engine) gone(ctx context.Context, id string) bool {
 	return true
 }
 
+// defaultStopSignal is what asks a container to end when nobody names another signal.
+const defaultStopSignal = "SIGTERM"
+
 func (e *Engine) stopWith(c *containerRow, r api.StopRequest) (signal string, timeout time.Duration) {
 	signal = r.Signal
 	if signal == "" {
@@ -183,7 +191,7 @@ func (e *Engine) stopWith(c *containerRow, r api.StopRequest) (signal string, ti
 		}
 	}
 	if signal == "" {
-		signal = "SIGTERM"
+		signal = defaultStopSignal
 	}
 	seconds := 10
 	if c.Doc.Spec.StopTimeout != nil {

@@ -27,6 +27,7 @@ import (
 var (
 	ErrNotFound  = errors.New("no such image")
 	ErrInUse     = errors.New("image is in use")
+	ErrNames     = errors.New("image has several names")
 	ErrAmbiguous = errors.New("more than one image matches")
 	ErrInvalid   = errors.New("invalid argument")
 	// ErrRefused marks content that is malformed or hostile: a wrong digest, a path out of the root, too much data.

@@ -407,7 +407,7 @@ func TestSharedLayersRemoveAndPrune(t *testing.T) {
 	if _, err := store.Tag(one, "mine:v1"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Remove(one[:19], RemoveOptions{}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "mine:v1") {
+	if _, err := store.Remove(one[:19], RemoveOptions{}); !errors.Is(err, ErrNames) || !strings.Contains(err.Error(), "mine:v1") {
 		t.Errorf("ID with two names: %v", err)
 	}
 	if r, err := store.Remove("mine:v1", RemoveOptions{InUse: []string{one}}); err != nil || len(r.Images) != 0 {

@@ -55,10 +55,10 @@ func (s *Store) remove(nameOrID string, opts RemoveOptions) (Removed, error) {
 		return Removed{Names: []string{byName}}, s.writeTable(rows)
 	}
 	if slices.Contains(opts.InUse, id) {
-		return Removed{}, fmt.Errorf("%w by a container: remove the container first", ErrInUse)
+		return Removed{}, fmt.Errorf("%w by a container (force takes names away, not what a container is made of): remove the container first", ErrInUse)
 	}
 	if len(names) > 1 && !opts.Force {
-		return Removed{}, fmt.Errorf("%w: the image has the names %s: remove them one by one, or force it", ErrInUse, strings.Join(names, ", "))
+		return Removed{}, fmt.Errorf("%w, %s: remove them one by one, or force it", ErrNames, strings.Join(names, ", "))
 	}
 	rows = slices.DeleteFunc(rows, func(r row) bool { return r.desc.Digest == desc.Digest })
 	return Removed{Names: names, Images: []string{id}}, s.writeTable(rows)

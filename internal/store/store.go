@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -68,6 +69,9 @@ func openError(path string, err error) error {
 		return fmt.Errorf("open state %s: another daemon is using it", path)
 	case errors.Is(err, ErrDamaged):
 		return fmt.Errorf("open state %s: %w: put a copy of it back, or move it away to begin anew", path, err)
+	}
+	if pathError, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("open state %s: %w: see that its directory can be written", path, pathError.Err)
 	}
 	return fmt.Errorf("open state %s: %w", path, err)
 }

@@ -51,6 +51,11 @@ func checkConfig(cfg api.SandboxConfig) error {
 	if h := strings.TrimSpace(cfg.Hostname); len(h) > 64 || strings.ContainsAny(h, "\x00\n ") {
 		return fmt.Errorf("%w: hostname %q is not one word of at most 64 bytes", ErrInvalid, h)
 	}
+	if s := cfg.Spec.StopSignal; s != "" {
+		if _, err := parseSignal(s); err != nil {
+			return fmt.Errorf("stopSignal: %w: use a name like SIGINT, or a number", err)
+		}
+	}
 	if cfg.NetnsPath != "" && !filepath.IsAbs(cfg.NetnsPath) {
 		return fmt.Errorf("%w: the namespace path %q is not absolute", ErrInvalid, cfg.NetnsPath)
 	}
