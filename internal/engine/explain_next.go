@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -29,7 +31,11 @@ func (e *Engine) nextAfter(way *plan.Explanation) string {
 	case r.Source.ID != "" && e.ownACL(at.Endpoint, r.Source.ID):
 		return fmt.Sprintf("bulkhead acl rm%s %s %s", e.whichNetwork(at, n), portName(at), r.Source.ID)
 	}
-	return e.removeByHCN(at, way.Rule)
+	direction := hcn.DirectionTypeIn
+	if way.Reason == "policy-out" {
+		direction = hcn.DirectionTypeOut
+	}
+	return e.removeByHCN(at, way.Rule, direction)
 }
 
 // allowCommand adds the rule that would let the packet pass a default.
@@ -67,9 +73,9 @@ func (e *Engine) ownACL(endpoint hcn.GUID, id string) bool {
 	})
 }
 
-// removeByHCN is the request that takes away a policy which no verb of ours does: a tier,
-// or a rule of the network.
-func (e *Engine) removeByHCN(at *plan.Port, r *plan.Rule) string {
+// removeByHCN is the request that takes away a policy which no verb of ours does: a tier, a
+// rule of the network, or one without an Id.
+func (e *Engine) removeByHCN(at *plan.Port, r *plan.Rule, direction hcn.DirectionType) string {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	ep, n := e.st.endpoints[at.Endpoint], e.st.networks[at.Network]
@@ -82,18 +88,30 @@ func (e *Engine) removeByHCN(at *plan.Port, r *plan.Rule) string {
 		if err == nil && isTier && tier.Name == r.Source.Tier && r.Source.Layer == plan.LayerTier {
 			return removePolicy("endpoints", ep.Doc.ID, string(p.Type), string(p.Settings))
 		}
+		if err == nil && wroteACL(s, r, direction) {
+			return removePolicy("endpoints", ep.Doc.ID, string(p.Type), string(p.Settings))
+		}
 	}
 	for _, p := range n.Doc.Policies {
 		s, err := p.Decode()
-		acl, ok := s.(hcn.AclPolicySetting)
-		if err == nil && ok && acl.Id == r.Source.ID && acl.Priority == r.Source.Priority {
+		if err == nil && wroteACL(s, r, direction) {
 			return removePolicy("networks", n.Doc.ID, string(p.Type), string(p.Settings))
 		}
 	}
 	return "bulkhead rules " + portName(at)
 }
 
+// wroteACL tells whether a policy is the rule that blocked. Of several that are written alike each is.
+func wroteACL(s any, r *plan.Rule, direction hcn.DirectionType) bool {
+	acl, ok := s.(hcn.AclPolicySetting)
+	return ok && acl.Id == r.Source.ID && acl.Priority == r.Source.Priority && acl.Direction == direction && acl.Action == hcn.ActionTypeBlock
+}
+
 func removePolicy(kind string, id hcn.GUID, policy, settings string) string {
+	var line bytes.Buffer
+	if json.Compact(&line, []byte(settings)) == nil {
+		settings = line.String()
+	}
 	body := fmt.Sprintf(`{"ResourceType":"Policy","RequestType":"Remove","Settings":{"Policies":[{"Type":%q,"Settings":%s}]}}`, policy, settings)
 	return fmt.Sprintf("curl -sS --unix-socket /run/bulkhead/bulkhead.sock -d %s http://bulkhead/hcn/v2/%s/%s/modify",
 		"'"+strings.ReplaceAll(body, "'", `'\''`)+"'", kind, id)
