@@ -17,8 +17,19 @@ import (
 // watch returns what tells the events since.
 func (e *env) watch() func() []string {
 	e.t.Helper()
+	return e.watchAfter(e.e.LastEvent())
+}
+
+// told is what the events of this run of the daemon have told.
+func (e *env) told() []string {
+	e.t.Helper()
+	return e.watchAfter(0)()
+}
+
+func (e *env) watchAfter(event uint64) func() []string {
+	e.t.Helper()
 	ctx, cancel := context.WithCancel(bg)
-	ch := must(e.e.Subscribe(ctx, e.e.LastEvent()))(e)
+	ch := must(e.e.Subscribe(ctx, event))(e)
 	return func() []string {
 		synctest.Wait()
 		cancel()

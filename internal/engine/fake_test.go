@@ -286,10 +286,12 @@ func (a applier) Sync(_ context.Context, p *plan.Plan) (drift []plan.Drift, err 
 			continue
 		}
 		d := plan.Drift{Object: k.kind + " " + k.id, ID: k.id, Found: "missing"}
-		if k.kind == "namespace" && k.id != string(plan.ResolverNamespace) {
+		if k.kind == "namespace" {
 			d.Found = "vanished"
-			drift = append(drift, d)
-			continue
+			if k.id != string(plan.ResolverNamespace) {
+				drift = append(drift, d)
+				continue
+			}
 		}
 		if a.i == 0 && k.kind == "port" && !a.compartmentThere(p.Ports[plan.PortID(k.id)]) {
 			continue

@@ -275,8 +275,10 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 	e.log.Debug("compared with the kernel", "cause", cause, "took", took)
 	e.pending.synced(time.Now(), took, failed)
 	if cause == causeStart {
-		// What the last run left half done is no drift: nobody else did it.
-		drift = slices.DeleteFunc(drift, func(d plan.Drift) bool { return d.Found != foundVanished })
+		// What the last run left half done is no drift: nobody else did it. Nor is what a restart of the host took.
+		drift = slices.DeleteFunc(drift, func(d plan.Drift) bool {
+			return d.Found != foundVanished || hcn.GUID(d.ID) == plan.ResolverNamespace
+		})
 	}
 	e.report(drift)
 	return errs

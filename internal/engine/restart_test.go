@@ -77,6 +77,9 @@ func TestHostRestart(t *testing.T) {
 		address := must(e.e.Container("always"))(e).Endpoints[0].Addresses
 
 		e.reboot()
+		if got := slices.DeleteFunc(e.told(), func(s string) bool { return !strings.HasPrefix(s, "drift") }); len(got) > 0 {
+			e.t.Errorf("taken for somebody else's doing: %v", got)
+		}
 		e.settle()
 		if got := e.e.Networks(filter(e, `{"Name":"lose"}`)); len(got) != 0 {
 			e.t.Errorf("a network that does not persist: %v", got)
