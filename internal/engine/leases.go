@@ -86,6 +86,7 @@ type leaser struct {
 	farewell chan struct{}
 
 	wants []LeaseWant // the loop's alone: what Sync got last
+	again time.Time   // the loop's alone: a write was refused, and is not tried before
 }
 
 func newLeaser() *leaser {
@@ -190,7 +191,7 @@ func (e *Engine) takeLeases(ending bool) {
 		}
 	}
 	e.mu.RUnlock()
-	if len(ids) == 0 {
+	if len(ids) == 0 || now.Before(e.leases.again) {
 		return
 	}
 	slices.Sort(ids)
@@ -205,6 +206,7 @@ func (e *Engine) takeLeases(ending bool) {
 	})
 	if err != nil {
 		e.log.Warn("note leases", "error", err)
+		e.leases.again = now.Add(undoAgain) // a refused write wakes the loop
 	}
 }
 
