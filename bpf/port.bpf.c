@@ -13,6 +13,7 @@
 #include "lib/nd.h"
 #include "lib/nic.h"
 #include "lib/parse.h"
+#include "lib/pending.h"
 #include "lib/step.h"
 #include "lib/sweep.h"
 
@@ -72,6 +73,8 @@ int bh_from_port(struct __sk_buff *skb)
 	p->dst.sw = port->sw;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);
 
+	if (p->lan && is_overdue(port->sw))
+		return drop(skb, p, DROP_UNCONFIRMED);
 	step = parse(skb, p);
 	if (step)
 		return drop(skb, p, step);

@@ -175,6 +175,14 @@ struct {
 	__type(value, struct config);
 } bh_config_v1 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct pending);
+} bh_pending_v1 SEC(".maps");
+
 /* Connections. Not an LRU: a flood of new flows may not push out one that others rely
  * on, so each port has a share, and the silent ones are swept out. */
 struct {

@@ -4,6 +4,7 @@
 #define BULKHEAD_NIC_H
 
 #include "deliver.h"
+#include "pending.h"
 #include "turn.h"
 #include "wire.h"
 
@@ -77,6 +78,8 @@ static __always_inline int from_nic(struct __sk_buff *skb, __u8 kind, int test)
 			return TC_ACT_UNSPEC;
 		segment = SEGMENT(port->sw, skb->vlan_tci & 0xfff);
 	}
+	if (is_overdue(segment))
+		return TC_ACT_UNSPEC;
 	if (!test && !(eth.dest[0] & 1) && !is_ours(segment, eth.dest) &&
 	    !(lan & LAN_ONE_MAC && same_mac(eth.dest, port->mac)))
 		return TC_ACT_UNSPEC;

@@ -35,6 +35,7 @@ enum drop_reason {
 	DROP_RATE_IN = 27,	   /* the receiver's rate is used up */
 	DROP_REFLECTED = 28,	   /* from the wire, with the MAC of a port of this switch */
 	DROP_NO_UPLINK = 29,	   /* for the wire, and the NIC is gone */
+	DROP_UNCONFIRMED = 30,	   /* nobody confirmed the network in time */
 	/* From here on: traffic every stack sends and this switch has no use for. It is
 	 * counted, but as no loss and without an event. */
 	DROP_QUIET = 64,

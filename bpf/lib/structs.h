@@ -94,6 +94,13 @@ struct member_key {
 	__u32 slot;
 };
 
+/* The network that waits to be confirmed: see pending.h. */
+struct pending {
+	__u64 until; /* time since boot, ns; 0: none waits */
+	__u32 sw;
+	__u32 pad;
+};
+
 /* Counters of a port, seen from the vNIC: rx is what it received. */
 struct stats {
 	__u64 rx_packets;

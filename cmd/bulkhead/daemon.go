@@ -236,6 +236,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Flows:     flows(p.sw),
 		Explain:   explain(p.dev, p.sw, p.filter),
 		Capture:   capturer(p.dev),
+		Reach:     p.dev,
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},
 		Images:    imageStore{p.images},

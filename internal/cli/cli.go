@@ -149,6 +149,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupContainers, newInspectCmd(a)),
 		grouped(groupContainers, newVolumeCmd(a)),
 		grouped(groupNetworks, newNetworkCmd(a)),
+		grouped(groupNetworks, newConfirmCmd(a)),
 		grouped(groupNetworks, newEndpointCmd(a)),
 		grouped(groupNetworks, newNamespaceCmd(a)),
 		grouped(groupNetworks, newPublishCmd(a)),

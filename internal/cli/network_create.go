@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +30,7 @@ type networkSpec struct {
 	vlan       uint16
 	dhcp       bool
 	dns        hcn.Dns
+	confirm    time.Duration
 }
 
 func newNetworkCreateCmd(a *app) *cobra.Command {
@@ -70,6 +72,9 @@ a LAN has only the prefixes that are named.`,
 			if err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("confirm-within") {
+				return a.createTentative(cmd.Context(), c, doc, s.confirm)
+			}
 			made, err := c.CreateNetwork(cmd.Context(), doc)
 			if err != nil {
 				return err
@@ -91,6 +96,7 @@ a LAN has only the prefixes that are named.`,
 	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN; without it one whose address is in a subnet")
 	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
 	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
+	flags.DurationVar(&s.confirm, "confirm-within", 0, "undo a network on a NIC unless bulkhead confirm is called within this time, like 2m")
 	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
 	complete(cmd, "type", "nat", "internal", "private", "transparent", "l2bridge", "l2tunnel")
 	return cmd

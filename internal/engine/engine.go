@@ -131,6 +131,8 @@ type Options struct {
 	Explain Explain
 	// Capture runs a capture; nil where there is no data plane.
 	Capture func(ctx context.Context, r CaptureRequest, out CaptureOutput) error
+	// Reach asks who can be reached; nil where nobody can be asked.
+	Reach   Reach
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images
@@ -302,6 +304,9 @@ func (e *Engine) start(ctx context.Context) error {
 	}
 	if err := e.afterCrash(); err != nil {
 		return fmt.Errorf("end what the last run of the daemon left half done: %w", err)
+	}
+	if err := e.unconfirmed(); err != nil {
+		return fmt.Errorf("undo what was not confirmed: %w", err)
 	}
 	if err := e.reserveAll(); err != nil {
 		e.log.Warn("published ports are held by others", "error", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -95,18 +96,32 @@ func noNetwork(id hcn.GUID) error {
 
 // CreateNetwork makes a network and waits until its switch works.
 func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error) {
+	return e.createNetwork(ctx, id, doc, 0)
+}
+
+// createNetwork makes a network that has to be confirmed within a time; 0: it stays.
+func (e *Engine) createNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork, within time.Duration) (hcn.HostComputeNetwork, error) {
 	// The route that a VPN added a moment ago counts as well.
 	facts, err := e.opt.Facts(ctx)
 	if err != nil {
 		return hcn.HostComputeNetwork{}, fmt.Errorf("look at the host: %w", err)
 	}
 	var row *plan.Network
-	rev, err := e.commitOr(ctx, func(t *txn) error {
+	create := func(t *txn) error {
 		t.facts = &facts
 		var err error
-		row, err = t.newNetwork(id, doc)
+		row, err = t.newNetwork(id, doc, within)
 		return err
-	})
+	}
+	around := &reach{e: e}
+	if plan.OnLAN(doc.Type) && rehearsing(ctx) == nil && e.opt.Reach != nil {
+		// Which NIC it is, nobody knows before; what is refused is refused here.
+		if err := e.rehearse(&rehearsal{}, create); !errors.Is(err, errRehearsed) {
+			return hcn.HostComputeNetwork{}, err
+		}
+		around = e.lookAround(ctx, row.Uplink)
+	}
+	rev, err := e.commitOr(ctx, create)
 	if err != nil {
 		return hcn.HostComputeNetwork{}, err
 	}
@@ -114,6 +129,16 @@ func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 	if err := e.applied(ctx, rev, networkObjects(id)...); err != nil {
 		e.undo(ctx, "network", string(id), func(t *txn) { t.dropNetwork(id) })
 		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "make the switch of network %q: %w", row.Doc.Name, err)
+	}
+	e.opt.Step("reach")
+	if gone := around.lost(context.WithoutCancel(ctx), askAfter); gone != "" {
+		why := unreachable(around.nic, gone)
+		e.undoNetwork(ctx, id, row.Doc.Name, why, func(*plan.Network) bool { return true })
+		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "network %q is undone: %s. See what the switch outside does with several MACs on a port "+
+			"(port security), or use the type L2Bridge", row.Doc.Name, why)
+	}
+	if row.Confirm != nil {
+		e.keepWatch(id, row.Doc.Name, row.Confirm.By, around)
 	}
 	e.warnTurned("network", id, row.Doc.Name, hcn.TurnedNetworkDefaults(nil, row.Doc.Policies))
 	return *row.Doc.Clone(), nil
@@ -136,7 +161,7 @@ func (e *Engine) undo(ctx context.Context, kind, id string, fn func(*txn)) {
 // undoAgain is the wait before an undo that could not be stored is tried again.
 const undoAgain = 2 * time.Second
 
-func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network, error) {
+func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork, within time.Duration) (*plan.Network, error) {
 	doc := in.Clone()
 	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
 	doc.Version, doc.Health = 0, nil
@@ -166,6 +191,9 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork) (*plan.Network,
 		doc.MacPool.Ranges = []hcn.MacRange{{StartMacAddress: hcn.MACFrom(r.From), EndMacAddress: hcn.MACFrom(r.To)}}
 	}
 	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number, Uplink: uplink}
+	if row.Confirm, err = t.confirmation(within); err != nil {
+		return nil, err
+	}
 	mac, err := gatewayMAC(doc)
 	if err != nil {
 		return nil, err
@@ -497,7 +525,7 @@ func (e *Engine) defaultNetwork() error {
 		}
 		_, err := t.newNetwork("", hcn.HostComputeNetwork{
 			Name: DefaultNetworkName, Type: hcn.NAT, Owner: "bulkhead", Flags: hcn.EnablePersistent, SchemaVersion: hcn.V2(),
-		})
+		}, 0)
 		return err
 	})
 	return err

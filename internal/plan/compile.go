@@ -259,6 +259,9 @@ func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 		MTU: SwitchMTU(n, f),
 		DNS: DNS{Domain: dnsName(n.Doc.Dns.Domain)},
 	}
+	if n.Confirm != nil {
+		sw.ConfirmBy = n.Confirm.By
+	}
 	for _, s := range n.Doc.Dns.Search {
 		sw.DNS.Search = append(sw.DNS.Search, dnsName(s))
 	}

@@ -3,6 +3,7 @@ package plan
 import (
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -27,6 +28,14 @@ type Network struct {
 	GatewayMAC MAC
 	// Uplink is the NIC of a network on a LAN.
 	Uplink string `json:",omitempty"`
+	// Confirm is set while the network waits for somebody to say that the host can be reached.
+	Confirm *Confirmation `json:",omitempty"`
+}
+
+// Confirmation is what a network waits for.
+type Confirmation struct {
+	// By is when the network is undone without it.
+	By time.Time
 }
 
 // Endpoint is the stored form of an endpoint.

@@ -14,6 +14,7 @@ package plan
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -98,6 +99,8 @@ type Switch struct {
 	// UplinkPort is the NIC, "" without one or while it is gone. Uplink is its name.
 	UplinkPort PortID
 	Uplink     string
+	// ConfirmBy is when the network is undone unless somebody confirms it; zero: it stays.
+	ConfirmBy time.Time
 	// HostDevice is the host's own vNIC on the switch (bhh…), "" without one.
 	HostDevice string
 	DNS        DNS

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -34,6 +35,10 @@ type networks interface {
 	CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error)
 	ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error
 	DeleteNetwork(ctx context.Context, id hcn.GUID) error
+	// CreateNetworkFor makes a network that is undone unless ConfirmNetwork is called for it within a time.
+	CreateNetworkFor(ctx context.Context, doc hcn.HostComputeNetwork, within time.Duration) (api.Tentative, error)
+	ConfirmNetwork(ctx context.Context, ref string) error
+	Unconfirmed() []api.Unconfirmed
 }
 
 type endpoints interface {

@@ -50,6 +50,22 @@ func (f *fake) note(format string, args ...any) {
 	f.calls = append(f.calls, fmt.Sprintf(format, args...))
 }
 
+func (f *fake) CreateNetworkFor(ctx context.Context, doc hcn.HostComputeNetwork, within time.Duration) (api.Tentative, error) {
+	made, err := f.CreateNetwork(ctx, "", doc)
+	f.note("confirm within %s", within)
+	return api.Tentative{Network: made, ConfirmBy: time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)}, err
+}
+
+func (f *fake) ConfirmNetwork(_ context.Context, ref string) error {
+	if ref == "no" {
+		return api.Errorf(api.KindConflict, "network no does not wait to be confirmed")
+	}
+	f.note("confirm %s", ref)
+	return nil
+}
+
+func (f *fake) Unconfirmed() []api.Unconfirmed { return nil }
+
 // Plan stands for an engine, which would not make the change.
 func (f *fake) Plan(ctx context.Context, change func(ctx context.Context) error) (api.Plan, error) {
 	if err := change(ctx); err != nil {

@@ -25,7 +25,7 @@ func planned() []string {
 		base := "/hcn/v2/" + kind
 		out = append(out, "POST "+base, "POST "+base+"/{id}/modify", "DELETE "+base+"/{id}")
 	}
-	return append(out,
+	return append(out, "POST /v1/networks",
 		"POST /v1/compartments", "DELETE /v1/compartments/{id}",
 		"POST /v1/containers/{ref}/publish", "DELETE /v1/containers/{ref}/publish",
 		"POST /v1/containers/{ref}/networks", "DELETE /v1/containers/{ref}/networks/{network}")

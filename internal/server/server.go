@@ -87,6 +87,7 @@ func New(o Options) *Server {
 	s.volumeRoutes()
 	s.reportRoutes()
 	s.observeRoutes()
+	s.confirmRoutes()
 	s.planRoutes()
 	s.metricsRoute()
 	s.eventRoutes()

@@ -118,6 +118,7 @@ const (
 	bpfDropReasonDROP_RATE_IN           bpfDropReason = 27
 	bpfDropReasonDROP_REFLECTED         bpfDropReason = 28
 	bpfDropReasonDROP_NO_UPLINK         bpfDropReason = 29
+	bpfDropReasonDROP_UNCONFIRMED       bpfDropReason = 30
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
@@ -227,6 +228,13 @@ type bpfOwner struct {
 	Mac   [6]uint8
 	Flags uint8
 	Pad   uint8
+}
+
+type bpfPending struct {
+	_     structs.HostLayout
+	Until uint64
+	Sw    uint32
+	Pad   uint32
 }
 
 type bpfPolicy struct {
@@ -506,6 +514,7 @@ const (
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
 	bpfMapBhOffloadCallsV1 = "bh_offload_calls_v1"
+	bpfMapBhPendingV1      = "bh_pending_v1"
 	bpfMapBhPoliciesV1     = "bh_policies_v1"
 	bpfMapBhPortsV2        = "bh_ports_v2"
 	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
@@ -599,6 +608,7 @@ type bpfMapSpecs struct {
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
 	BhOffloadCallsV1 *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
+	BhPendingV1      *ebpf.MapSpec `ebpf:"bh_pending_v1"`
 	BhPoliciesV1     *ebpf.MapSpec `ebpf:"bh_policies_v1"`
 	BhPortsV2        *ebpf.MapSpec `ebpf:"bh_ports_v2"`
 	BhPrefixesV1     *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
@@ -662,6 +672,7 @@ type bpfMaps struct {
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
 	BhOffloadCallsV1 *ebpf.Map `ebpf:"bh_offload_calls_v1"`
+	BhPendingV1      *ebpf.Map `ebpf:"bh_pending_v1"`
 	BhPoliciesV1     *ebpf.Map `ebpf:"bh_policies_v1"`
 	BhPortsV2        *ebpf.Map `ebpf:"bh_ports_v2"`
 	BhPrefixesV1     *ebpf.Map `ebpf:"bh_prefixes_v1"`
@@ -695,6 +706,7 @@ func (m *bpfMaps) Close() error {
 		m.BhMacsV1,
 		m.BhMembersV1,
 		m.BhOffloadCallsV1,
+		m.BhPendingV1,
 		m.BhPoliciesV1,
 		m.BhPortsV2,
 		m.BhPrefixesV1,

@@ -102,6 +102,10 @@ func (a *Applier) newShadow() *Applier {
 		log: a.log, pins: a.pins, objs: a.objs, ids: a.ids, listed: true,
 		applied: maps.Clone(a.applied), byIndex: maps.Clone(a.byIndex), shadow: r,
 	}
+	if a.pending != nil {
+		waits := *a.pending
+		s.pending = &waits
+	}
 	s.tables = a.tables.twin(r, &s.writes)
 	s.groups = readGroups(s.tables)
 	s.policies = a.policies.twin(r, &s.writes)

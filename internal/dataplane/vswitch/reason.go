@@ -36,6 +36,7 @@ const (
 	ReasonRateIn           = Reason(bpfDropReasonDROP_RATE_IN)
 	ReasonReflected        = Reason(bpfDropReasonDROP_REFLECTED)
 	ReasonNoUplink         = Reason(bpfDropReasonDROP_NO_UPLINK)
+	ReasonUnconfirmed      = Reason(bpfDropReasonDROP_UNCONFIRMED)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
@@ -72,6 +73,7 @@ var words = map[Reason][2]string{
 	ReasonRateIn:           {"rate-in", "the receiver's bandwidth is used up (Bulkhead.IncomingQOS)"},
 	ReasonReflected:        {"reflected", "it came in from the wire with the MAC of a port of this switch"},
 	ReasonNoUplink:         {"no-uplink", "it is for the LAN, and the NIC of the network is gone"},
+	ReasonUnconfirmed:      {"unconfirmed", "nobody confirmed the network in time, and the daemon is not there to take it away"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

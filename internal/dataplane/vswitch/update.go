@@ -27,7 +27,8 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		}
 		a.listed = true
 	}
-	var errs []error
+	// Before the programs are at the NIC: whatever comes in between, their time is known.
+	errs := []error{a.servePending(p)}
 	for network, c := range d.Switches {
 		if c.New == nil {
 			continue

@@ -214,6 +214,13 @@ type uplinkOwner struct {
 	Pad   uint8
 }
 
+type uplinkPending struct {
+	_     structs.HostLayout
+	Until uint64
+	Sw    uint32
+	Pad   uint32
+}
+
 type uplinkPolicy struct {
 	_        structs.HostLayout
 	Rules    uint32
@@ -423,6 +430,7 @@ const (
 	uplinkMapBhOffloadLinksV1  = "bh_offload_links_v1"
 	uplinkMapBhOffloadStatsV1  = "bh_offload_stats_v1"
 	uplinkMapBhOffloadV1       = "bh_offload_v1"
+	uplinkMapBhPendingV1       = "bh_pending_v1"
 	uplinkMapBhPoliciesV1      = "bh_policies_v1"
 	uplinkMapBhPortsV2         = "bh_ports_v2"
 	uplinkMapBhPrefixesV1      = "bh_prefixes_v1"
@@ -517,6 +525,7 @@ type uplinkMapSpecs struct {
 	BhOffloadLinksV1  *ebpf.MapSpec `ebpf:"bh_offload_links_v1"`
 	BhOffloadStatsV1  *ebpf.MapSpec `ebpf:"bh_offload_stats_v1"`
 	BhOffloadV1       *ebpf.MapSpec `ebpf:"bh_offload_v1"`
+	BhPendingV1       *ebpf.MapSpec `ebpf:"bh_pending_v1"`
 	BhPoliciesV1      *ebpf.MapSpec `ebpf:"bh_policies_v1"`
 	BhPortsV2         *ebpf.MapSpec `ebpf:"bh_ports_v2"`
 	BhPrefixesV1      *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
@@ -581,6 +590,7 @@ type uplinkMaps struct {
 	BhOffloadLinksV1  *ebpf.Map `ebpf:"bh_offload_links_v1"`
 	BhOffloadStatsV1  *ebpf.Map `ebpf:"bh_offload_stats_v1"`
 	BhOffloadV1       *ebpf.Map `ebpf:"bh_offload_v1"`
+	BhPendingV1       *ebpf.Map `ebpf:"bh_pending_v1"`
 	BhPoliciesV1      *ebpf.Map `ebpf:"bh_policies_v1"`
 	BhPortsV2         *ebpf.Map `ebpf:"bh_ports_v2"`
 	BhPrefixesV1      *ebpf.Map `ebpf:"bh_prefixes_v1"`
@@ -618,6 +628,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhOffloadLinksV1,
 		m.BhOffloadStatsV1,
 		m.BhOffloadV1,
+		m.BhPendingV1,
 		m.BhPoliciesV1,
 		m.BhPortsV2,
 		m.BhPrefixesV1,

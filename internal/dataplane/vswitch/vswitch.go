@@ -116,6 +116,8 @@ type Applier struct {
 	sweepsAlone bool
 	// writes counts changes to the kernel, for those who ask whether there were any.
 	writes int
+	// pending is which network waits to be confirmed, as the programs know it; nil before they were asked.
+	pending *waiting
 	// shadow is set in a preview (preview.go).
 	shadow *recorder
 }
@@ -239,7 +241,7 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhSwitchesV2: o.BhSwitchesV2, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
-		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1,
+		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1,
 		bpfMapBhFlowsV3: o.BhFlowsV3, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV3: o.BhSharesV3, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhSteerV1: o.BhSteerV1, bpfMapBhBucketsV1: o.BhBucketsV1,
 		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV2: o.BhScratchV2,

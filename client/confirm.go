@@ -1,0 +1,32 @@
+package client
+
+import (
+	"context"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// CreateNetworkFor makes a network on a NIC that is undone unless it is confirmed within a time.
+func (c *Client) CreateNetworkFor(ctx context.Context, doc *hcn.HostComputeNetwork, within time.Duration) (*api.Tentative, error) {
+	d := *doc
+	version2(&d.SchemaVersion)
+	made := new(api.Tentative)
+	if err := c.call(ctx, post("/v1/networks", nil, api.TentativeNetwork{Network: d, ConfirmWithin: within.String()}), made); err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+// Unconfirmed lists the networks that wait to be confirmed.
+func (c *Client) Unconfirmed(ctx context.Context) ([]api.Unconfirmed, error) {
+	var list []api.Unconfirmed
+	err := c.call(ctx, get("/v1/confirmations", nil), &list)
+	return list, err
+}
+
+// ConfirmNetwork keeps a network that waits for it, by its name or GUID.
+func (c *Client) ConfirmNetwork(ctx context.Context, ref string) error {
+	return c.call(ctx, post("/v1/confirmations/"+segment(ref), nil, nil), nil)
+}

@@ -1,0 +1,227 @@
+package engine
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// link is a LAN with a router and others, some of whom do not answer.
+type link struct {
+	mu              sync.Mutex
+	routers, others []netip.Addr
+	silent          []netip.Addr
+	asked           int
+}
+
+func (l *link) Neighbours(context.Context, string) (routers, others []netip.Addr, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.routers, l.others, nil
+}
+
+func (l *link) Ask(ctx context.Context, _ string, who []netip.Addr, within time.Duration) ([]netip.Addr, error) {
+	l.mu.Lock()
+	l.asked++
+	out := slices.DeleteFunc(slices.Clone(who), func(a netip.Addr) bool { return slices.Contains(l.silent, a) })
+	l.mu.Unlock()
+	if len(out) < len(who) {
+		select {
+		case <-time.After(within):
+		case <-ctx.Done():
+		}
+	}
+	return out, nil
+}
+
+func (l *link) silence(who ...netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.silent = who
+}
+
+var (
+	router  = netip.MustParseAddr("10.9.0.2")
+	router6 = netip.MustParseAddr("fd00:9::2")
+	printer = netip.MustParseAddr("10.9.0.9")
+	laptop  = netip.MustParseAddr("10.9.0.10")
+)
+
+// onLAN gives the daemon a NIC, and somebody behind it.
+func (e *env) onLAN() *link {
+	e.w.mu.Lock()
+	e.w.facts.NICs = []plan.NIC{
+		{Name: "eth1", Index: 3, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 1}, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.1/24")}},
+		{Name: "eth2", Index: 4, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 2}, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.1/24")}},
+	}
+	e.w.mu.Unlock()
+	l := &link{routers: []netip.Addr{router, router6}, others: []netip.Addr{printer, laptop}}
+	e.e.opt.Reach = l
+	return l
+}
+
+func (e *env) tentative(name string, within time.Duration) (api.Tentative, error) {
+	return e.e.CreateNetworkFor(context.Background(), decode[hcn.HostComputeNetwork](e, netDoc(name, "Transparent", 9)), within)
+}
+
+func (e *env) named(name string) int {
+	return len(e.e.Networks(filter(e, `{"Name":"`+name+`"}`)))
+}
+
+// TestConfirm: a network that is confirmed stays, over a restart too, and one that is not goes
+// when its time is over, and no sooner.
+func TestConfirm(t *testing.T) {
+	run(t, func(e *env) {
+		e.onLAN()
+		made := must(e.tentative("lan", time.Minute))(e)
+		if until := time.Until(made.ConfirmBy); until < 59*time.Second || until > time.Minute {
+			e.t.Errorf("confirm within %s, want a minute", until)
+		}
+		if list := e.e.Unconfirmed(); len(list) != 1 || list[0].Name != "lan" || list[0].NIC != "eth1" {
+			e.t.Errorf("waiting: %+v", list)
+		}
+		_, err := e.e.CreateNetworkFor(context.Background(), decode[hcn.HostComputeNetwork](e, netDoc("second", "Transparent", 8)), time.Minute)
+		e.wantKind(err, api.KindConflict)
+		time.Sleep(50 * time.Second)
+		e.ok(e.e.ConfirmNetwork(context.Background(), "lan"))
+		e.wantKind(e.e.ConfirmNetwork(context.Background(), "lan"), api.KindConflict)
+		e.settle()
+		e.restart()
+		if e.named("lan") != 1 {
+			e.t.Fatal("a network that was confirmed is gone")
+		}
+		e.ok(e.e.DeleteNetwork(context.Background(), made.Network.ID))
+		e.onLAN()
+		must(e.tentative("lan", time.Minute))(e)
+		time.Sleep(58 * time.Second)
+		if e.named("lan") != 1 {
+			e.t.Error("the network was undone before its time")
+		}
+		time.Sleep(4 * time.Second)
+		if e.named("lan") != 0 || len(e.e.Unconfirmed()) != 0 {
+			e.t.Error("a network that nobody confirmed is still there")
+		}
+		e.wantKind(e.e.ConfirmNetwork(context.Background(), "lan"), api.KindNotFound)
+	})
+}
+
+// TestConfirmRefuses what has no effect.
+func TestConfirmRefuses(t *testing.T) {
+	run(t, func(e *env) {
+		e.onLAN()
+		for _, d := range []time.Duration{0, -time.Second, time.Millisecond, 25 * time.Hour} {
+			_, err := e.tentative("lan", d)
+			e.wantKind(err, api.KindInvalid)
+		}
+		_, err := e.e.CreateNetworkFor(context.Background(), decode[hcn.HostComputeNetwork](e, netDoc("x", "NAT", 8)), time.Minute)
+		e.wantKind(err, api.KindInvalid)
+		e.wantKind(e.e.ConfirmNetwork(context.Background(), "nat"), api.KindConflict)
+	})
+}
+
+// TestUnconfirmedAfterACrash: a daemon that is killed, at whatever step, or stopped, undoes the
+// network when it starts, long before its time is over.
+func TestUnconfirmedAfterACrash(t *testing.T) {
+	for _, step := range []string{"", "apply", "apply-devices", "apply-switch", "apply-up", "reach"} {
+		t.Run(step, func(t *testing.T) {
+			run(t, func(e *env) {
+				e.onLAN()
+				if step != "" {
+					e.cutAt(step, 1)
+				}
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					_, _ = e.tentative("lan", time.Hour) // a killed daemon answers nobody
+				}()
+				time.Sleep(2 * time.Minute)
+				e.cutAt("", 0)
+				e.kill()
+				<-done
+				e.start()
+				if e.named("lan") != 0 {
+					e.t.Error("the network is there after the restart")
+				}
+			})
+		})
+	}
+}
+
+// TestReachIsLost: a network that takes those away who answered before is undone, at once or
+// while it waits to be confirmed; one after which others fall asleep is not.
+func TestReachIsLost(t *testing.T) {
+	for name, tc := range map[string]struct {
+		routers, others, silent []netip.Addr
+		lost                    bool
+	}{
+		"all answer":              {[]netip.Addr{router, router6}, []netip.Addr{printer}, nil, false},
+		"the router is gone":      {[]netip.Addr{router, router6}, []netip.Addr{printer}, []netip.Addr{router}, true},
+		"in one family":           {[]netip.Addr{router, router6}, nil, []netip.Addr{router6}, true},
+		"a laptop sleeps":         {[]netip.Addr{router}, []netip.Addr{laptop}, []netip.Addr{laptop}, false},
+		"one of two sleeps":       {nil, []netip.Addr{printer, laptop}, []netip.Addr{laptop}, false},
+		"nobody is left":          {nil, []netip.Addr{printer, laptop}, []netip.Addr{printer, laptop}, true},
+		"there never was anybody": {nil, nil, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(e *env) {
+				l := e.onLAN()
+				l.routers, l.others = tc.routers, tc.others
+				e.w.mu.Lock()
+				e.onStep = map[string]func(){"reach": func() { l.silence(tc.silent...) }}
+				e.w.mu.Unlock()
+				_, err := e.network(netDoc("lan", "Transparent", 9))
+				if (err != nil) != tc.lost {
+					e.t.Errorf("creating it: %v, want lost: %t", err, tc.lost)
+				}
+				if err != nil && !strings.Contains(err.Error(), tc.silent[0].String()) {
+					e.t.Errorf("%v does not say who is gone", err)
+				}
+				if tc.lost == (e.named("lan") == 1) {
+					e.t.Errorf("lost: %t, networks: %d", tc.lost, e.named("lan"))
+				}
+				// And while it waits.
+				l.silence()
+				for _, id := range e.e.Networks(filter(e, `{"Name":"lan"}`)) {
+					e.ok(e.e.DeleteNetwork(context.Background(), id))
+				}
+				must(e.tentative("lan", time.Hour))(e)
+				time.Sleep(time.Minute)
+				l.silence(tc.silent...)
+				time.Sleep(time.Minute)
+				if tc.lost == (e.named("lan") == 1) {
+					e.t.Errorf("while it waits, lost: %t, networks: %d", tc.lost, e.named("lan"))
+				}
+				if !tc.lost {
+					e.ok(e.e.ConfirmNetwork(context.Background(), "lan"))
+				}
+			})
+		})
+	}
+}
+
+// TestReachIsNotAskedForNothing: a network that is refused, or only asked about, asks nobody.
+func TestReachIsNotAskedForNothing(t *testing.T) {
+	run(t, func(e *env) {
+		l := e.onLAN()
+		doc := decode[hcn.HostComputeNetwork](e, netDoc("lan", "Transparent", 9))
+		_, err := e.e.Plan(context.Background(), func(ctx context.Context) error {
+			_, err := e.e.CreateNetworkFor(ctx, doc, time.Minute)
+			return err
+		})
+		e.ok(err)
+		doc.Name = DefaultNetworkName
+		_, err = e.e.CreateNetwork(context.Background(), "", doc)
+		e.wantCode(err, hcn.ErrNetworkAlreadyExists)
+		if l.asked != 0 {
+			e.t.Errorf("asked %d times", l.asked)
+		}
+	})
+}
