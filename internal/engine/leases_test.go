@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -173,11 +174,7 @@ func onNetwork(name string) func(*api.ContainerSpec) {
 func (e *env) givenTo() map[hcn.GUID]netip.Addr {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
-	out := map[hcn.GUID]netip.Addr{}
-	for k, v := range e.w.lan.gives {
-		out[k] = v
-	}
-	return out
+	return maps.Clone(e.w.lan.gives)
 }
 
 func (e *env) lanServer(change func(*lan)) {
@@ -273,6 +270,26 @@ func TestLeaseSilence(t *testing.T) {
 		e.wantAddress(c.ID, "10.9.0.100/24")
 		e.ok(e.e.ConnectContainer(bg, other, api.NetworkAttachment{Network: "lan"}))
 	})
+}
+
+// TestLeaseCut: a daemon that dies while it notes a lease finishes or undoes the start.
+func TestLeaseCut(t *testing.T) {
+	for _, cut := range []string{"lease", "apply", "launch"} {
+		onLAN(t, func(e *env, _ hcn.HostComputeNetwork) {
+			c := must(e.create("web", []string{"run"}, onNetwork("lan")))(e)
+			e.cutAt(cut, 1)
+			_ = e.e.StartContainer(bg, c.ID)
+			e.settle()
+			e.cutAt("", 0)
+			e.revive()
+			e.settle()
+			if got := e.state(c.ID).Status; got != api.StatusRunning && got != api.StatusCreated {
+				t.Errorf("cut at %s: %s", cut, got)
+			}
+			e.ok(e.e.StartContainer(bg, c.ID))
+			e.wantAddress(c.ID, "10.9.0.100/24")
+		})
+	}
 }
 
 // TestLeaseChanges: what the server changes or ends reaches the container.
