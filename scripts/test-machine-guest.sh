@@ -223,6 +223,7 @@ back() {
 	check "networks, endpoints, addresses and ports are those of before" same inventory
 	eventually "containers are apart from the service" apart
 	eventually "doctor finds nothing wrong" healthy
+	check "nothing is taken for somebody else's doing" eval '! journalctl -b -u bulkhead --no-pager -o cat | grep "drift repaired"'
 	eventually "kernel and disk hold what they held" same traces
 	check "once starts" bulkhead start once
 	for host in 10.77.0.7 '[fd77::7]' once; do
