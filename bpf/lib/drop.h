@@ -123,7 +123,7 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 
 	if (!p || p->flags & PKT_TEST)
 		return 0;
-	port = p->at ? p->at : p->flags & PKT_GUESTS ? sender(p) : p->ifindex;
+	port = p->at ? p->at : p->ifindex;
 	key.port = p->kind ? port : 0;
 	key.reason = reason;
 	c = bpf_map_lookup_elem(&bh_drops_v1, &key);
