@@ -146,7 +146,7 @@ __noinline int find_tunnel(struct pkt *p, struct dest *to)
 }
 
 /* A verification border. Where a frame goes: 0, or why nowhere. */
-__noinline int find(struct pkt *p, struct dest *to)
+static __always_inline int find(struct pkt *p, struct dest *to)
 {
 	struct mac_key key = {};
 	const struct dest *d;
