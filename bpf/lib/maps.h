@@ -50,6 +50,15 @@ struct {
 	__type(value, struct vswitch);
 } bh_switches_v2 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PORTS);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct lan_key);
+	__type(value, struct lan);
+} bh_lans_v1 SEC(".maps");
+
 /* The ports of each switch that get broadcast, in slots 0..members-1. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

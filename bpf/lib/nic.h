@@ -14,6 +14,9 @@
 
 static __always_inline int pass(struct __sk_buff *skb, const struct pkt *p)
 {
+	/* Another switch on the NIC has had copies. */
+	if (p->flags & PKT_TEST && skb->cb[0] == OUTCOME_REPLICATE)
+		return TC_ACT_UNSPEC;
 	report(skb, p, OUTCOME_PASS, 0, 0, 0);
 	return TC_ACT_UNSPEC;
 }
@@ -38,11 +41,11 @@ __noinline int share(struct __sk_buff *skb, struct pkt *p, __u32 back)
 
 /* Frames that come back from the wire, or claim to: from a port's MAC, or from the NIC's own.
  * The ports have had them, but for those of a tunnel. */
-static __always_inline int is_reflected(const struct pkt *p)
+static __always_inline int is_reflected(struct pkt *p)
 {
 	if (same_mac(p->smac, p->port_mac))
-		return !(p->lan & LAN_TUNNEL) || (p->flags & PKT_GROUP && !port_at(&p->src));
-	return is_ours(p->src.sw, p->smac);
+		return !(p->lan & LAN_TUNNEL) || (p->flags & PKT_GROUP && !of_port(p));
+	return is_ours(p, 1);
 }
 
 /* A question of the wire for one of our ports. */
@@ -57,47 +60,53 @@ static __always_inline int ask_nic(struct __sk_buff *skb, struct pkt *p)
 	return STEP_ANSWERED;
 }
 
-/* A frame at the NIC, from the wire or from the host's stack. */
-static __always_inline int from_nic(struct __sk_buff *skb, __u8 kind, int test)
+/* A verification border, for its variables: guard_group() of what is no ARP. */
+__noinline int hides_unicast(struct pkt *p)
+{
+	return p && p->ethertype != ETH_P_ARP && guard_group(p);
+}
+
+/* How a frame came to the NIC: by which kind of port, whether it is a test's, and what the switch is. */
+#define HOW_KIND 0xff
+#define HOW_TEST 0x100
+#define HOW_LAN 16 /* from this bit on, LAN_* */
+#define HOW_ONE_MAC (LAN_ONE_MAC << HOW_LAN)
+
+/* A verification border. What a frame at the NIC is to one of the switches there; TC_ACT_UNSPEC
+ * when it is for others as well, or only for them. */
+__noinline int on_switch(struct __sk_buff *skb, const struct port *port, __u32 segment, __u32 how)
 {
 	struct scratch *room = scratch();
-	const struct port *port;
-	struct ethhdr eth;
 	struct pkt *p;
-	__u32 index, segment, lan;
 	int step, back = 0;
 
-	index = skb->ifindex;
-	port = bpf_map_lookup_elem(&bh_ports_v2, &index);
-	if (!room || !port || port->kind != PORT_UPLINK || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+	if (!room || !port)
 		return TC_ACT_UNSPEC;
-	segment = port->sw;
-	lan = LAN | LAN_OF(port->flags);
-	if (skb->vlan_present) {
-		if (skb->vlan_proto != bpf_htons(ETH_P_8021Q))
-			return TC_ACT_UNSPEC;
-		segment = SEGMENT(port->sw, skb->vlan_tci & 0xfff);
-	}
+	p = &room->pkt;
+	if (bpf_skb_load_bytes(skb, 0, p->dmac, ETH_ALEN))
+		return TC_ACT_UNSPEC;
+	if (skb->vlan_present)
+		segment = SEGMENT(segment, skb->vlan_tci & 0xfff);
 	if (is_overdue(segment))
 		return TC_ACT_UNSPEC;
-	if (!test && !(eth.dest[0] & 1) && !is_ours(segment, eth.dest) &&
-	    !(lan & LAN_ONE_MAC && same_mac(eth.dest, port->mac)))
+	p->src.sw = segment;
+	if (!(how & HOW_TEST) && !(p->dmac[0] & 1) && !is_ours(p, 0) &&
+	    !(how & HOW_ONE_MAC && same_mac(p->dmac, port->mac)))
 		return TC_ACT_UNSPEC;
 
-	p = &room->pkt;
 	*p = (struct pkt){};
-	p->ifindex = index;
+	p->ifindex = skb->ifindex;
 	p->len = skb->len;
-	p->lan = lan;
-	p->flags = test ? PKT_TEST : 0;
-	p->kind = kind;
+	p->lan = how >> HOW_LAN;
+	p->flags = how & HOW_TEST ? PKT_TEST : 0;
+	p->kind = how & HOW_KIND;
 	p->src.sw = segment;
 	p->dst.sw = segment;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);
 	step = parse(skb, p);
 	if (!step && p->lan & LAN_ONE_MAC && same_mac(p->dmac, p->port_mac))
 		turned(p);
-	if (!(p->flags & PKT_GROUP) && !(p->lan & LAN_TURNED) && !is_ours(segment, p->dmac))
+	if (!(p->flags & PKT_GROUP) && !(p->lan & LAN_TURNED) && !is_ours(p, 0))
 		return pass(skb, p);
 	if (p->kind == PORT_UPLINK && is_reflected(p)) {
 		/* The host's own frames are its business. */
@@ -113,16 +122,42 @@ static __always_inline int from_nic(struct __sk_buff *skb, __u8 kind, int test)
 		back = same_mac(p->smac, p->port_mac);
 		step = back ? STEP_NEXT : ask_nic(skb, p);
 		if (step == STEP_ANSWERED)
-			return bpf_redirect(index, 0);
+			return bpf_redirect(skb->ifindex, 0);
 		if (step)
 			return drop(skb, p, step);
 	}
 	if (p->flags & PKT_GROUP)
-		return p->ethertype != ETH_P_ARP && guard_group(p) ? pass(skb, p) : share(skb, p, back);
+		return hides_unicast(p) ? pass(skb, p) : share(skb, p, back);
 	step = carry(skb, p);
 	if (step)
 		return step;
 	return deliver(skb, p);
+}
+
+/* A frame at the NIC, from the wire or from the host's stack. */
+static __always_inline int from_nic(struct __sk_buff *skb, __u32 kind, __u32 test)
+{
+	__u32 how = kind | (test ? HOW_TEST : 0);
+	struct lan_key key = {.nic = skb->ifindex};
+	const struct port *port = bpf_map_lookup_elem(&bh_ports_v2, &key.nic);
+	const struct lan *l;
+	int step;
+
+	if (!port || port->kind != PORT_UPLINK || (skb->vlan_present && skb->vlan_proto != bpf_htons(ETH_P_8021Q)))
+		return TC_ACT_UNSPEC;
+	step = on_switch(skb, port, port->sw, how | (LAN | LAN_OF(port->flags)) << HOW_LAN);
+	if (step != TC_ACT_UNSPEC || !(port->flags & PORT_SHARED))
+		return step;
+	for (int slot = 1; slot < MAX_SHARED; slot++) {
+		key.slot = slot;
+		l = bpf_map_lookup_elem(&bh_lans_v1, &key);
+		if (!l)
+			break;
+		step = on_switch(skb, port, l->sw, how | (LAN | LAN_OF(l->flags)) << HOW_LAN);
+		if (step != TC_ACT_UNSPEC)
+			return step;
+	}
+	return TC_ACT_UNSPEC;
 }
 
 #endif

@@ -41,9 +41,24 @@ struct port {
 	__u32 sw; /* with the VLAN of what is behind it, see SEGMENT */
 	__u8 mac[ETH_ALEN]; /* of the vNIC behind it */
 	__u8 kind;	    /* enum port_kind */
-	__u8 flags;	    /* PORT_*; of a NIC only those from PORT_LAN on */
+	__u8 flags;	    /* PORT_*; of a NIC those from PORT_LAN on, and PORT_SHARED */
 	__u32 out;	    /* policy of what it sends; 0: everything passes */
 	__u32 in;	    /* policy of what it receives */
+};
+
+/* Networks on one NIC: each has a switch. That of the first is in the NIC's struct port, which
+ * has this flag when there are others, in slots from 1 on. */
+#define PORT_SHARED 1
+#define MAX_SHARED 8
+
+struct lan_key {
+	__u32 nic; /* interface index */
+	__u32 slot;
+};
+
+struct lan {
+	__u32 sw;
+	__u32 flags; /* PORT_*, from PORT_LAN on */
 };
 
 /* A vNIC's address on a switch. */

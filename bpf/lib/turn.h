@@ -12,11 +12,15 @@
 #define ARP_SENDER_MAC (ETH_HLEN + __builtin_offsetof(struct arp_ipv4, sha))
 #define ARP_TARGET_MAC (ETH_HLEN + __builtin_offsetof(struct arp_ipv4, tha))
 
-static __always_inline int is_ours(__u32 segment, const __u8 *mac)
+/* A verification border: is a frame's destination MAC a port's, or its source? */
+__noinline int is_ours(struct pkt *p, __u32 source)
 {
-	struct mac_key key = {.sw = segment};
+	struct mac_key key = {};
 
-	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	if (!p)
+		return 0;
+	key.sw = p->src.sw;
+	__builtin_memcpy(key.mac, source ? p->smac : p->dmac, ETH_ALEN);
 	return bpf_map_lookup_elem(&bh_macs_v1, &key) != 0;
 }
 
@@ -27,6 +31,12 @@ static __always_inline const struct owner *port_at(const struct addr_key *addr)
 	const struct owner *o = owner_of(addr);
 
 	return o && !(o->flags & OWNER_GUEST) ? o : 0;
+}
+
+/* A verification border: has a port the frame's source address? */
+__noinline int of_port(struct pkt *p)
+{
+	return p && port_at(&p->src);
 }
 
 /* The option in which a message says its sender's MAC; 0: none. */
@@ -69,7 +79,7 @@ __noinline int turn_out(struct __sk_buff *skb, struct pkt *p, __u32 device)
 	if (!p || !nic || bpf_skb_store_bytes(skb, ETH_ALEN, nic->mac, ETH_ALEN, 0))
 		return 1;
 	/* It is to come back. */
-	if (p->lan & LAN_TUNNEL && is_ours(p->src.sw, p->dmac) && bpf_skb_store_bytes(skb, 0, nic->mac, ETH_ALEN, 0))
+	if (p->lan & LAN_TUNNEL && is_ours(p, 0) && bpf_skb_store_bytes(skb, 0, nic->mac, ETH_ALEN, 0))
 		return 1;
 	if (p->ethertype == ETH_P_ARP)
 		return bpf_skb_store_bytes(skb, ARP_SENDER_MAC, nic->mac, ETH_ALEN, 0) != 0;

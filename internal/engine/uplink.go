@@ -113,19 +113,19 @@ func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
 	case !nic.Up:
 		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s is down: `ip link set %s up`, then try again", nic.Name, nic.Name)
 	}
-	if n := t.networkOn(nic.Name); n != nil {
-		return hcn.Errorf(hcn.ErrSharedSwitchModification, "%s is the uplink of network %q already, and carries one network in this version: use that one, or another NIC", nic.Name, n.Doc.Name)
+	if t.networksOn(nic.Name) >= plan.MaxOnNIC {
+		return hcn.Errorf(hcn.ErrSharedSwitchModification, "%s is the uplink of %d networks already, and carries no more: use one of them, or another NIC", nic.Name, plan.MaxOnNIC)
 	}
 	return nil
 }
 
-func (t *txn) networkOn(nic string) *plan.Network {
+func (t *txn) networksOn(nic string) (count int) {
 	for _, n := range t.st.networks {
 		if n.Uplink == nic {
-			return n
+			count++
 		}
 	}
-	return nil
+	return count
 }
 
 // likelyNIC is one whose address is in a subnet of the network; else that of the default
@@ -135,7 +135,7 @@ func (t *txn) likelyNIC(doc *hcn.HostComputeNetwork) *plan.NIC {
 	rank := 0
 	for i := range t.facts.NICs {
 		n := &t.facts.NICs[i]
-		if n.Unfit != "" || n.OneMAC != "" && !plan.OneMAC(doc.Type) || !n.Up || len(n.Addrs) == 0 || t.networkOn(n.Name) != nil {
+		if n.Unfit != "" || n.OneMAC != "" && !plan.OneMAC(doc.Type) || !n.Up || len(n.Addrs) == 0 || t.networksOn(n.Name) >= plan.MaxOnNIC {
 			continue
 		}
 		now := 1

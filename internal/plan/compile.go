@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -62,6 +63,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		Ports:      map[PortID]Change[Port]{},
 	}
 	endpoints := dirty.Endpoints
+	dirty.Networks = p.withNeighbours(in, dirty.Networks)
 	if len(dirty.Networks) > 0 {
 		endpoints = map[hcn.GUID]struct{}{}
 		for id := range dirty.Endpoints {
@@ -78,6 +80,9 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	for id := range dirty.Networks {
 		sw, own := compileNetwork(in.Networks[id], f)
+		if first := in.firstOn(in.Networks[id]); sw != nil && first != nil && first.Doc.ID != id && own.uplink != nil {
+			sw.UplinkPort, own.uplink = UplinkPortID(first.Doc.ID), nil
+		}
 		if sw == nil {
 			delete(p.rules, id)
 		} else {
@@ -103,6 +108,47 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	return d
 }
+
+// firstOn is the network that has the port of a network's NIC: the oldest of those on it.
+func (in *Intent) firstOn(n *Network) *Network {
+	if n == nil || n.Uplink == "" {
+		return nil
+	}
+	first := n
+	for _, o := range in.Networks {
+		if o.Uplink == n.Uplink && (o.Seq < first.Seq || o.Seq == first.Seq && o.Switch < first.Switch) {
+			first = o
+		}
+	}
+	return first
+}
+
+// withNeighbours adds the networks that share a NIC with a dirty one: which of them has its port
+// may change.
+func (p *Plan) withNeighbours(in *Intent, dirty map[hcn.GUID]struct{}) map[hcn.GUID]struct{} {
+	nics := map[string]bool{}
+	for id := range dirty {
+		if sw := p.Switches[id]; sw != nil && sw.Uplink != "" {
+			nics[sw.Uplink] = true
+		}
+		if n := in.Networks[id]; n != nil && n.Uplink != "" {
+			nics[n.Uplink] = true
+		}
+	}
+	if len(nics) == 0 {
+		return dirty
+	}
+	out := maps.Clone(dirty)
+	for id, n := range in.Networks {
+		if nics[n.Uplink] {
+			out[id] = struct{}{}
+		}
+	}
+	return out
+}
+
+// MaxOnNIC is how many networks a NIC can carry (MAX_SHARED in bpf/lib/structs.h).
+const MaxOnNIC = 8
 
 // needsHostAgain tells that ports came, went or changed for which the host may have to
 // forward: those with detours on an Internal network, and gateways in the host's own stack.

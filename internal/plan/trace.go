@@ -127,6 +127,13 @@ func (p *Plan) Complete(pkt Packet) Packet {
 	t := &tracer{plan: p, pkt: pkt, from: p.Ports[pkt.From]}
 	if t.from != nil {
 		t.sw = p.Switches[t.from.Network]
+		if t.from.Kind == PortUplink {
+			for _, sw := range p.onNIC(t.from) {
+				if t.sw = sw; t.owner(pkt.Dst) != nil {
+					break
+				}
+			}
+		}
 	}
 	if t.sw != nil {
 		t.complete()
@@ -144,11 +151,10 @@ func (p *Plan) Trace(pkt Packet) Trace {
 		t.drop("switching", pkt.From, "unknown-port", "port %s is on no switch", pkt.From)
 		return t.Trace
 	}
-	t.complete()
 	if t.from.Kind == PortUplink {
-		t.fromNIC()
-		return t.Trace
+		return p.traceNIC(t)
 	}
+	t.complete()
 	if !t.isIP() {
 		return t.Trace
 	}
@@ -166,6 +172,46 @@ func (p *Plan) Trace(pkt Packet) Trace {
 	}
 	t.unicast()
 	return t.Trace
+}
+
+// onNIC are the switches whose uplink a port is, in the order in which they are asked.
+func (p *Plan) onNIC(nic *Port) []*Switch {
+	var out []*Switch
+	for _, sw := range p.Switches {
+		if sw.UplinkPort == nic.ID {
+			out = append(out, sw)
+		}
+	}
+	slices.SortFunc(out, func(a, b *Switch) int {
+		if own := nic.Switch; (a.Number == own) != (b.Number == own) {
+			if a.Number == own {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.Number, b.Number)
+	})
+	return out
+}
+
+// traceNIC follows what is at a NIC: it is the first switch's that it means something to.
+func (p *Plan) traceNIC(t *tracer) Trace {
+	var first *Trace
+	for _, sw := range p.onNIC(t.from) {
+		next := &tracer{plan: p, pkt: t.pkt, from: t.from, sw: sw}
+		next.complete()
+		next.fromNIC()
+		switch {
+		case next.Verdict != Passed && next.Verdict != Flooded:
+			return next.Trace
+		case first == nil || first.Verdict == Passed && next.Verdict == Flooded:
+			first = &next.Trace
+		}
+	}
+	if first == nil {
+		return t.Trace
+	}
+	return *first
 }
 
 type tracer struct {

@@ -198,6 +198,18 @@ type bpfFragmentKey struct {
 	Pad   [3]uint8
 }
 
+type bpfLan struct {
+	_     structs.HostLayout
+	Sw    uint32
+	Flags uint32
+}
+
+type bpfLanKey struct {
+	_    structs.HostLayout
+	Nic  uint32
+	Slot uint32
+}
+
 type bpfMacKey struct {
 	_   structs.HostLayout
 	Sw  uint32
@@ -510,6 +522,7 @@ const (
 	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
 	bpfMapBhFlowsV3        = "bh_flows_v3"
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
+	bpfMapBhLansV1         = "bh_lans_v1"
 	bpfMapBhLostV1         = "bh_lost_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
@@ -604,6 +617,7 @@ type bpfMapSpecs struct {
 	BhFlowlogV1      *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3        *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhLansV1         *ebpf.MapSpec `ebpf:"bh_lans_v1"`
 	BhLostV1         *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
@@ -668,6 +682,7 @@ type bpfMaps struct {
 	BhFlowlogV1      *ebpf.Map `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3        *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhLansV1         *ebpf.Map `ebpf:"bh_lans_v1"`
 	BhLostV1         *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
@@ -702,6 +717,7 @@ func (m *bpfMaps) Close() error {
 		m.BhFlowlogV1,
 		m.BhFlowsV3,
 		m.BhFragmentsV1,
+		m.BhLansV1,
 		m.BhLostV1,
 		m.BhMacsV1,
 		m.BhMembersV1,

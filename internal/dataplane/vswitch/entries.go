@@ -36,6 +36,7 @@ type portState struct {
 	addrs   map[bpfAddrKey]bpfOwner
 	rates   map[bpfRateKey]bpfRate
 	steers  map[bpfSteerKey]bpfSteer
+	lans    map[bpfLanKey]bpfLan // of a NIC: its other switches
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
 	member bool
@@ -44,7 +45,7 @@ type portState struct {
 func (s *portState) equal(o *portState) bool {
 	return s.index == o.index && s.device == o.device && s.entry == o.entry && s.dest == o.dest &&
 		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs) && mapsEqual(s.rates, o.rates) &&
-		mapsEqual(s.steers, o.steers)
+		mapsEqual(s.steers, o.steers) && mapsEqual(s.lans, o.lans)
 }
 
 func mapsEqual[K, V comparable](a, b map[K]V) bool {
@@ -69,6 +70,7 @@ const (
 	portLAN      = 32
 	portOneMAC   = 64
 	portTunnel   = 128
+	portShared   = 1 // of a NIC
 )
 
 // destGuest is PORT_GUEST: how a frame gets to a vNIC of the host's own on a LAN.
@@ -141,7 +143,7 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 	}
 	s.entry.Flags |= lanFlags(sw.Mode)
 	if port.Kind == plan.PortUplink {
-		return s, nil // who is not on the switch is behind it
+		return s, s.wantLANs(p, port) // who is not on the switch is behind it
 	}
 	if err := a.wantPolicy(s, port); err != nil {
 		return nil, err
@@ -195,6 +197,26 @@ func (a *Applier) uplinkIndex(p *plan.Plan, sw *plan.Switch) (uint32, error) {
 	return index, nil
 }
 
+// wantLANs notes the further switches whose uplink the NIC is, in the order of their numbers.
+func (s *portState) wantLANs(p *plan.Plan, nic *plan.Port) error {
+	var others []*plan.Switch
+	for _, sw := range p.Switches {
+		if sw.UplinkPort == nic.ID && sw.Number != nic.Switch {
+			others = append(others, sw)
+		}
+	}
+	if len(others) >= plan.MaxOnNIC {
+		return portError(nic.ID, "%s carries %d networks, and can carry %d", nic.Device, len(others)+1, plan.MaxOnNIC)
+	}
+	slices.SortFunc(others, func(a, b *plan.Switch) int { return cmp.Compare(a.Number, b.Number) })
+	s.lans = map[bpfLanKey]bpfLan{}
+	for i, sw := range others {
+		s.entry.Flags |= portShared
+		s.lans[bpfLanKey{Nic: s.index, Slot: uint32(i + 1)}] = bpfLan{Sw: sw.Number, Flags: uint32(lanFlags(sw.Mode))}
+	}
+	return nil
+}
+
 // isGuest tells that a port is that of an endpoint in the host's own stack.
 func isGuest(port *plan.Port) bool {
 	return port != nil && port.Kind == plan.PortContainer && port.VNIC.Namespace == ""
@@ -245,6 +267,7 @@ type wanted struct {
 	addrs  map[bpfAddrKey]bpfOwner
 	rates  map[bpfRateKey]bpfRate
 	steers map[bpfSteerKey]bpfSteer
+	lans   map[bpfLanKey]bpfLan
 	groups map[uint32][]bpfDest // switch → members
 	hooks  map[string]bool      // by their pins
 }
@@ -254,7 +277,7 @@ func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
 	w := &wanted{
 		states: make(map[plan.PortID]*portState, n), ports: make(map[uint32]bpfPort, n),
 		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n), rates: map[bpfRateKey]bpfRate{},
-		steers: map[bpfSteerKey]bpfSteer{},
+		steers: map[bpfSteerKey]bpfSteer{}, lans: map[bpfLanKey]bpfLan{},
 		groups: map[uint32][]bpfDest{}, hooks: make(map[string]bool, n),
 	}
 	var errs []error
@@ -299,6 +322,7 @@ func (w *wanted) add(s *portState) error {
 	maps.Copy(w.addrs, s.addrs)
 	maps.Copy(w.rates, s.rates)
 	maps.Copy(w.steers, s.steers)
+	maps.Copy(w.lans, s.lans)
 	if s.member {
 		w.groups[s.entry.Sw] = append(w.groups[s.entry.Sw], s.dest)
 	} else if _, ok := w.groups[s.entry.Sw]; !ok {

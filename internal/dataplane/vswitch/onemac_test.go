@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	th "github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -503,4 +504,77 @@ func TestOneMACTurns(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSharedNIC: networks of several types on one NIC, each with its ports; they come and go without the others noticing.
+func TestSharedNIC(t *testing.T) {
+	bothWays(t, func(t *testing.T, attach AttachMode) {
+		n := newLANOf(t, attach, plan.ModeTransparent)
+		second := &plan.Switch{Number: 12, Network: network(12), Mode: plan.ModeL2Bridge, MTU: 1500, Uplink: "nic0", UplinkPort: n.nic.ID}
+		n.plan.Switches[network(12)] = second
+		c := n.container(12, 10)
+		n.devices(c)
+		n.update(&plan.Delta{
+			Switches: map[hcn.GUID]plan.Change[plan.Switch]{network(12): {New: second}},
+			Ports:    map[plan.PortID]plan.Change[plan.Port]{c.ID: {New: c}},
+		})
+		n.up(c)
+		inside := n.ns[c.ID]
+		n.peer.Addr("eth0", "10.12.0.2/16", "fd00:12::2/64")
+		n.host.Addr("nic0", "10.12.0.1/16", "fd00:12::1/64")
+		reach := func() {
+			t.Helper()
+			for i := range 2 {
+				n.ping(n.peer, c.Addrs[i])
+				n.ping(n.host, c.Addrs[i])
+				n.ping(inside, []netip.Addr{addr("10.12.0.2"), addr("fd00:12::2")}[i])
+				n.ping(n.peer, n.a.Addrs[i])
+				n.ping(n.hostA, n.everybody()[n.peer][i])
+			}
+		}
+		wire := n.wire.Capture("p0", "")
+		reach()
+		for _, f := range wire.Stop() {
+			if bytes.Contains(f.Data, c.MAC[:]) {
+				t.Errorf("the MAC of the L2Bridge's container is on the wire: %s", th.Describe(f.Data))
+			}
+		}
+		if drift := n.sync(); len(drift) > 0 {
+			t.Errorf("a sync finds %v", drift)
+		}
+		before := n.lab.a.Writes()
+		if n.sync(); n.lab.a.Writes() != before {
+			t.Error("another sync writes")
+		}
+		// The network that has the NIC's port goes, and the other one gets it.
+		gone, nic := n.plan.Switches[network(lanNumber)], n.nic
+		next := *second
+		next.UplinkPort = plan.UplinkPortID(network(12))
+		moved := *nic
+		moved.ID, moved.Network, moved.Switch = next.UplinkPort, network(12), 12
+		d := &plan.Delta{
+			Switches: map[hcn.GUID]plan.Change[plan.Switch]{network(lanNumber): {Old: gone}, network(12): {Old: second, New: &next}},
+			Ports: map[plan.PortID]plan.Change[plan.Port]{
+				nic.ID: {Old: nic}, moved.ID: {New: &moved}, n.a.ID: {Old: n.a}, n.b.ID: {Old: n.b},
+			},
+		}
+		delete(n.plan.Switches, network(lanNumber))
+		n.plan.Switches[network(12)] = &next
+		for id, ch := range d.Ports {
+			if delete(n.plan.Ports, id); ch.New != nil {
+				n.plan.Ports[id] = ch.New
+			}
+		}
+		n.update(d)
+		for i := range 2 {
+			n.ping(n.peer, c.Addrs[i])
+			n.ping(inside, []netip.Addr{addr("10.12.0.2"), addr("fd00:12::2")}[i])
+			if err := n.peer.Silent(n.a.Addrs[i]); err != nil {
+				t.Error(err)
+			}
+		}
+		if drift := n.sync(); len(drift) > 0 {
+			t.Errorf("a sync finds %v", drift)
+		}
+	})
 }

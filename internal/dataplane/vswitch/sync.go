@@ -36,7 +36,8 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 
 	// What is not wanted goes first: a removed port is cut off before anything else.
 	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs), a.tables.rates.prune(w.rates),
-		a.tables.steers.prune(w.steers))
+		a.tables.steers.prune(w.steers),
+		a.tables.lans.prune(w.lans))
 	a.carryFlows()
 	errs = append(errs, a.sweep())
 	attached, werrs := a.writeAll(ctx, p, w)
@@ -172,6 +173,11 @@ func (a *Applier) write(s *portState) error {
 			return err
 		}
 	}
+	for k, v := range s.lans {
+		if err := a.tables.lans.set(k, v); err != nil {
+			return err
+		}
+	}
 	if had, ok := a.tables.ports.have[s.index]; ok && had != s.entry {
 		a.policies.changed = true
 	}
@@ -274,6 +280,9 @@ func (a *Applier) differs(s *portState) []string {
 	}
 	if !holds(a.tables.steers.have, s.steers) {
 		out = append(out, bpfMapBhSteerV1)
+	}
+	if !holds(a.tables.lans.have, s.lans) {
+		out = append(out, bpfMapBhLansV1)
 	}
 	if !a.tables.stats.have[s.index] {
 		out = append(out, bpfMapBhStatsV1)

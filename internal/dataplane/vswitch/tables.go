@@ -179,6 +179,7 @@ type tables struct {
 	members  *table[bpfMemberKey, bpfDest]
 	rates    *table[bpfRateKey, bpfRate]
 	steers   *table[bpfSteerKey, bpfSteer]
+	lans     *table[bpfLanKey, bpfLan]
 	// stats keys have to exist for the program to count; their values are its own.
 	stats  *keySet[uint32, bpfStats]
 	shares *keySet[uint32, bpfShare]
@@ -194,6 +195,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
 		rates:    newTable[bpfRateKey, bpfRate](bpfMapBhRatesV1, o.BhRatesV1, writes),
 		steers:   newTable[bpfSteerKey, bpfSteer](bpfMapBhSteerV1, o.BhSteerV1, writes),
+		lans:     newTable[bpfLanKey, bpfLan](bpfMapBhLansV1, o.BhLansV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
 		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV3, m: o.BhSharesV3, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
@@ -204,7 +206,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 func (t *tables) list() (changed bool, err error) {
 	var errs []error
 	for _, list := range []func() (bool, error){
-		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.rates.list, t.steers.list, t.stats.list, t.shares.list,
+		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.rates.list, t.steers.list, t.lans.list, t.stats.list, t.shares.list,
 	} {
 		c, err := list()
 		changed = changed || c

@@ -67,9 +67,15 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	}
 	for network, c := range d.Switches {
 		if c.New != nil {
+			if err := a.shareUplink(p, c.New); err != nil {
+				errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
+			}
 			continue
 		}
 		a.about(string(network))
+		if own := p.Ports[c.Old.UplinkPort]; own != nil || c.Old.UplinkPort != plan.UplinkPortID(network) {
+			errs = append(errs, a.groups.setUplink(c.Old.Number, 0))
+		}
 		if err := a.groups.forget(c.Old.Number); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}
@@ -124,6 +130,9 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 	followsHost(p, d, out)
 	followsNIC(p, d, out)
 	for _, c := range d.Switches {
+		if c.Old != nil && p.Ports[c.Old.UplinkPort] != nil { // other networks may go on with it
+			out[c.Old.UplinkPort] = p.Ports[c.Old.UplinkPort]
+		}
 		if c.New == nil {
 			continue
 		}
@@ -134,6 +143,22 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 		}
 	}
 	return out
+}
+
+// shareUplink names the NIC to a switch that another network's port is the uplink of.
+func (a *Applier) shareUplink(p *plan.Plan, sw *plan.Switch) error {
+	nic := p.Ports[sw.UplinkPort]
+	if !sw.Mode.OnLAN() || nic != nil && nic.Switch == sw.Number {
+		return nil // the port's own: see place
+	}
+	if nic == nil {
+		return a.groups.setUplink(sw.Number, 0)
+	}
+	index, err := a.dev.index(nic.Device)
+	if err != nil {
+		return err
+	}
+	return a.groups.setUplink(sw.Number, index)
 }
 
 // followsNIC adds the ports that know the NIC of their switch when that changes: the host's own vNICs, which are behind
@@ -169,7 +194,8 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 			dropMissing(a.tables.macs, old.macs, next.macs),
 			dropMissing(a.tables.addrs, old.addrs, next.addrs),
 			dropMissing(a.tables.rates, old.rates, next.rates),
-			dropMissing(a.tables.steers, old.steers, next.steers))
+			dropMissing(a.tables.steers, old.steers, next.steers),
+			dropMissing(a.tables.lans, old.lans, next.lans))
 	}
 	errs := []error{
 		a.tables.ports.drop(old.index),
@@ -177,6 +203,7 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 		dropMissing(a.tables.addrs, old.addrs, nil),
 		dropMissing(a.tables.rates, old.rates, nil),
 		dropMissing(a.tables.steers, old.steers, nil),
+		dropMissing(a.tables.lans, old.lans, nil),
 		a.groups.remove(old.entry.Sw, old.index),
 	}
 	switch old.kind {

@@ -116,6 +116,18 @@ type uplinkFragmentKey struct {
 	Pad   [3]uint8
 }
 
+type uplinkLan struct {
+	_     structs.HostLayout
+	Sw    uint32
+	Flags uint32
+}
+
+type uplinkLanKey struct {
+	_    structs.HostLayout
+	Nic  uint32
+	Slot uint32
+}
+
 type uplinkMacKey struct {
 	_   structs.HostLayout
 	Sw  uint32
@@ -421,6 +433,7 @@ const (
 	uplinkMapBhFlowlogV1       = "bh_flowlog_v1"
 	uplinkMapBhFlowsV3         = "bh_flows_v3"
 	uplinkMapBhFragmentsV1     = "bh_fragments_v1"
+	uplinkMapBhLansV1          = "bh_lans_v1"
 	uplinkMapBhLostV1          = "bh_lost_v1"
 	uplinkMapBhMacsV1          = "bh_macs_v1"
 	uplinkMapBhMembersV1       = "bh_members_v1"
@@ -516,6 +529,7 @@ type uplinkMapSpecs struct {
 	BhFlowlogV1       *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3         *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhLansV1          *ebpf.MapSpec `ebpf:"bh_lans_v1"`
 	BhLostV1          *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.MapSpec `ebpf:"bh_members_v1"`
@@ -581,6 +595,7 @@ type uplinkMaps struct {
 	BhFlowlogV1       *ebpf.Map `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3         *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhLansV1          *ebpf.Map `ebpf:"bh_lans_v1"`
 	BhLostV1          *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.Map `ebpf:"bh_members_v1"`
@@ -619,6 +634,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhFlowlogV1,
 		m.BhFlowsV3,
 		m.BhFragmentsV1,
+		m.BhLansV1,
 		m.BhLostV1,
 		m.BhMacsV1,
 		m.BhMembersV1,

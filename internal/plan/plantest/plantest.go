@@ -91,7 +91,7 @@ func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 	}
 	n := &plan.Network{Doc: doc, Switch: uint32(number), GatewayMAC: plan.MAC{2, 0, 0, 0, byte(number), 1}}
 	if plan.OnLAN(doc.Type) {
-		n.Uplink = nic(number)
+		n.Uplink = nic(rapid.IntRange(1, number).Draw(t, "NIC"))
 	}
 	return n
 }
