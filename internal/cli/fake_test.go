@@ -122,7 +122,9 @@ func (d *daemon) routes() http.Handler {
 	change("POST /v1/networks", func(*http.Request) (any, error) {
 		return api.Tentative{Network: hcn.HostComputeNetwork{Name: "lan", ID: "11111111-AAAA-4000-8000-000000000001"}, ConfirmBy: time.Date(2026, 1, 31, 12, 2, 0, 0, time.UTC)}, nil
 	})
-	get("/v1/confirmations", func(*http.Request) (any, error) { return []api.Unconfirmed{{Network: "11111111-AAAA-4000-8000-000000000001", Name: "lan"}}, nil })
+	get("/v1/confirmations", func(*http.Request) (any, error) {
+		return []api.Unconfirmed{{Network: "11111111-AAAA-4000-8000-000000000001", Name: "lan"}}, nil
+	})
 	change("POST /v1/confirmations/{network}", func(*http.Request) (any, error) { return nil, nil })
 	for _, method := range []string{http.MethodPost, http.MethodDelete} {
 		change(method+" /v1/plan/{change...}", func(r *http.Request) (any, error) {

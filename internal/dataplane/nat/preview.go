@@ -15,16 +15,15 @@ import (
 func (a *Applier) Preview(_ context.Context, p *plan.Plan, d *plan.Delta) ([]plan.Write, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	object := "table inet " + TableName
 	if a.applied == nil {
 		want, errs := planElements(p)
-		steps := []plan.Write{{Object: object, Sign: plan.Adds, Text: "table"}}
-		return append(steps, elementSteps(object, want, plan.Adds)...), errors.Join(errs...)
+		steps := []plan.Write{{Object: previewed, Sign: plan.Adds, Text: "table"}}
+		return append(steps, elementSteps(want, plan.Adds)...), errors.Join(errs...)
 	}
 	was, is, errs := deltaElements(d)
 	errs = append(errs, a.refuseTaken(was, is)...)
 	gone, come := a.changes(was, is)
-	return append(elementSteps(object, gone, plan.Removes), elementSteps(object, come, plan.Adds)...), errors.Join(errs...)
+	return append(elementSteps(gone, plan.Removes), elementSteps(come, plan.Adds)...), errors.Join(errs...)
 }
 
 // changes are the elements that go and come when was becomes is. What Cut has deleted is gone.
@@ -34,7 +33,10 @@ func (a *Applier) changes(was, is elements) (del, add elements) {
 	return del, add
 }
 
-func elementSteps(object string, es elements, sign plan.Sign) []plan.Write {
+// previewed names the table whose elements are previewed.
+const previewed = "table inet " + TableName
+
+func elementSteps(es elements, sign plan.Sign) []plan.Write {
 	var out []plan.Write
 	for _, k := range es.sorted() {
 		if k.end {
@@ -45,7 +47,7 @@ func elementSteps(object string, es elements, sign plan.Sign) []plan.Write {
 		if len(e.valText) > 0 {
 			text = strings.TrimSuffix(text, " }") + " : " + strings.Join(e.valText, " . ") + " }"
 		}
-		out = append(out, plan.Write{Owner: e.owner, Object: object, Sign: sign, Text: text})
+		out = append(out, plan.Write{Owner: e.owner, Object: previewed, Sign: sign, Text: text})
 	}
 	return out
 }

@@ -38,8 +38,7 @@ func TestPreview(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		object := "table inet " + TableName
-		done := append(elementSteps(object, before.without(have.elements), plan.Removes), elementSteps(object, tp.a.applied.without(before), plan.Adds)...)
+		done := append(elementSteps(before.without(have.elements), plan.Removes), elementSteps(tp.a.applied.without(before), plan.Adds)...)
 		if len(told) != len(done) || len(told) != step.want {
 			t.Errorf("%s: told %v, done %v, want %d", step.name, told, done, step.want)
 			continue

@@ -40,7 +40,9 @@ func TestReach(t *testing.T) {
 		t.Errorf("routers %v, others %v", routers, others)
 	}
 	h.Run(t, "ip", "neigh", "flush", "dev", "eth0")
-	table := func() string { return strings.Join(strings.Fields(h.Run(t, "ip", "neigh", "show", "dev", "eth0")), " ") }
+	table := func() string {
+		return strings.Join(strings.Fields(h.Run(t, "ip", "neigh", "show", "dev", "eth0")), " ")
+	}
 	before := table()
 	there, nobody := addrs("192.0.2.2", "192.0.2.3", "2001:db8::2"), addrs("192.0.2.9", "2001:db8::9")
 	begin := time.Now()

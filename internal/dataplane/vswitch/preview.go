@@ -278,16 +278,13 @@ func (r *recorder) key(k any) string {
 func (r *recorder) value(v any) string {
 	switch v := v.(type) {
 	case bpfPort:
-		s := fmt.Sprintf(": %s %s", switchText(v.Sw), plan.MAC(v.Mac))
-		for _, list := range []struct {
-			side string
-			id   uint32
-		}{{"out", v.Out}, {"in", v.In}} {
-			if list.id != 0 {
-				s += fmt.Sprintf(" %s list %08x", list.side, list.id)
+		list := func(side string, id uint32) string {
+			if id == 0 {
+				return ""
 			}
+			return fmt.Sprintf(" %s list %08x", side, id)
 		}
-		return s
+		return fmt.Sprintf(": %s %s", switchText(v.Sw), plan.MAC(v.Mac)) + list("out", v.Out) + list("in", v.In)
 	case bpfDest:
 		return ": " + r.device(v.Port)
 	case bpfOwner:
