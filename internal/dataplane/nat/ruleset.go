@@ -191,7 +191,9 @@ func translationChains() []chainSpec {
 // linkLocal begins a rule that refuses what is published at link-local addresses. The answer is an ICMP error for TCP too: the
 // kernel sends that on the link where the client is, and a reset to a link-local address on any link. Only the host's own
 // processes get the reset: to them the ICMP error does not come back.
-const linkLocal = "ip6 daddr fe80::/10 meta l4proto . th dport @" + setLinkLocal + " reject with "
+const linkLocal = "ip6 daddr fe80::/10" + notHere
+
+const notHere = " meta l4proto . th dport @" + setLinkLocal + " reject with "
 
 func filterChains() []chainSpec {
 	return []chainSpec{
@@ -218,9 +220,13 @@ func filterChains() []chainSpec {
 			"ip6 daddr ::1" + drop(DropLoopback),
 			"ip6 saddr ::1" + drop(DropLoopback),
 		}},
-		{name: "link_local", kind: "filter", hook: "input", priority: "0", doc: "A published port at the host's IPv6 link-local addresses, which is not translated: refused, where the socket that holds the port would let a client wait.", rules: []string{
+		{name: "link_local", kind: "filter", hook: "input", priority: "0", doc: "A published port at the host's IPv6 link-local addresses, which is not translated, or at the loopback of a host whose LAN alone it is published to: refused, where the socket that holds the port would let a client wait.", rules: []string{
 			`iifname "lo" meta l4proto tcp ` + linkLocal + "tcp reset",
 			linkLocal + "icmpv6 type port-unreachable",
+			`iifname "lo" ip daddr 127.0.0.0/8 meta l4proto tcp` + notHere + "tcp reset",
+			`iifname "lo" ip daddr 127.0.0.0/8` + notHere + "icmp type port-unreachable",
+			`iifname "lo" ip6 daddr ::1 meta l4proto tcp` + notHere + "tcp reset",
+			`iifname "lo" ip6 daddr ::1` + notHere + "icmpv6 type port-unreachable",
 		}},
 		{name: "mss", kind: "filter", hook: "forward", priority: "-150", doc: "Clamps the segment size of TCP connections across a network's border to the path's MTU, both ways.", rules: []string{
 			`oifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
