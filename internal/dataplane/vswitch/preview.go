@@ -128,7 +128,7 @@ func (t *tables) twin(r *recorder, writes *int) *tables {
 		ports: t.ports.twin(r, writes), macs: t.macs.twin(r, writes), addrs: t.addrs.twin(r, writes),
 		switches: t.switches.twin(r, writes), members: t.members.twin(r, writes), rates: t.rates.twin(r, writes),
 		steers: t.steers.twin(r, writes), lans: t.lans.twin(r, writes),
-		stats:  t.stats.twin(r, writes), shares: t.shares.twin(r, writes), drops: t.drops.twin(r, writes),
+		stats: t.stats.twin(r, writes), shares: t.shares.twin(r, writes), drops: t.drops.twin(r, writes),
 	}
 }
 
