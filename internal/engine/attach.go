@@ -95,10 +95,11 @@ func (e *Engine) attachWaiting(ctx context.Context, id string, a *attacher, s ap
 		c := e.ctrs.row(id)
 		switch {
 		case c == nil:
-			return api.Errorf(api.KindNotFound, "container %.12s is removed", id)
+			return api.Errorf(api.KindNotFound, "container %.12s is removed", id).Hint("bulkhead ps -a shows those that are there")
 		case s.Wait && !runs(c) && !toCome(c): // whoever starts it learns of a failure
 		case c.Doc.State.Status == api.StatusFailed:
-			return api.Errorf(api.KindConflict, "container %s could not be started: %s", c.Doc.Name, c.Doc.State.Error)
+			return api.Errorf(api.KindConflict, "container %s could not be started: %s", c.Doc.Name, c.Doc.State.Error).
+				Hint("bulkhead logs %s; bulkhead inspect %s", c.Doc.Name, c.Doc.Name)
 		case runs(c):
 			// Connected between the two looks, or started before we had our place.
 			select {

@@ -45,7 +45,7 @@ type CaptureOutput interface {
 // gone, or ctx ends.
 func (e *Engine) Capture(ctx context.Context, o api.CaptureOptions, out CaptureOutput) error {
 	if e.opt.Capture == nil {
-		return api.Errorf(api.KindUnsupported, "capture packets: there is no data plane")
+		return api.Errorf(api.KindUnsupported, "capture packets: there is no data plane").Hint("bulkhead doctor")
 	}
 	r, err := e.captureRequest(o)
 	if err != nil {
@@ -71,7 +71,7 @@ func (e *Engine) captureRequest(o api.CaptureOptions) (CaptureRequest, error) {
 	case o.Port != 0 && !slices.Contains([]string{"", "ip", "ip6", "sctp", "tcp", "udp"}, o.Protocol):
 		return r, api.Errorf(api.KindInvalid, "protocol %s has no ports", o.Protocol).Hint("leave the port or the protocol out")
 	case o.Packets < 0 || o.Duration < 0:
-		return r, api.Errorf(api.KindInvalid, "a capture cannot end before it begins: %d packets, %s", o.Packets, o.Duration)
+		return r, api.Errorf(api.KindInvalid, "a capture cannot end before it begins: %d packets, %s", o.Packets, o.Duration).Hint("give bounds above 0, or none")
 	case o.Snaplen != 0 && (o.Snaplen < 14 || o.Snaplen > api.MaxSnaplen):
 		return r, api.Errorf(api.KindInvalid, "%d bytes of a packet cannot be kept: from 14 to %d can", o.Snaplen, api.MaxSnaplen)
 	}
@@ -215,7 +215,7 @@ func (e *Engine) captureHosts(hosts []string, r *CaptureRequest) error {
 		}
 	}
 	if len(group) > maxCaptureHosts {
-		return api.Errorf(api.KindInvalid, "a filter cannot have %d addresses, %d at most", len(group), maxCaptureHosts)
+		return api.Errorf(api.KindInvalid, "a filter cannot have %d addresses, %d at most", len(group), maxCaptureHosts).Hint("capture at one container, or filter by a prefix")
 	}
 	if len(group) > 0 {
 		r.Hosts = append(r.Hosts, group)

@@ -424,7 +424,7 @@ func publishPolicies(p api.PublishedPort, v6 bool) ([]hcn.EndpointPolicy, error)
 	case "udp":
 		m.Protocol = 17
 	default:
-		return nil, api.Errorf(api.KindInvalid, "protocol %.20q is not tcp or udp", p.Protocol)
+		return nil, api.Errorf(api.KindInvalid, "protocol %.20q is not tcp or udp", p.Protocol).Hint("write 8080:80, 8080:80/tcp or 8080:80/udp")
 	}
 	var binds []hcn.PortMappingPolicySetting
 	switch p.Expose {
@@ -443,7 +443,8 @@ func publishPolicies(p api.PublishedPort, v6 bool) ([]hcn.EndpointPolicy, error)
 	default:
 		a, err := netip.ParseAddr(p.Expose)
 		if err != nil {
-			return nil, api.Errorf(api.KindInvalid, "expose %.80q is not loopback, lan, all or an address", p.Expose)
+			return nil, api.Errorf(api.KindInvalid, "expose %.80q is not loopback, lan, all or an address", p.Expose).
+				Hint("use loopback for this host alone, lan for its networks, or an address of this host")
 		}
 		if m.VIP = a.Unmap().String(); a.IsUnspecified() {
 			m.VIP = ""
@@ -452,10 +453,10 @@ func publishPolicies(p api.PublishedPort, v6 bool) ([]hcn.EndpointPolicy, error)
 	}
 	count := max(int(p.Count), 1)
 	if p.ContainerPort == 0 {
-		return nil, api.Errorf(api.KindInvalid, "containerPort is missing")
+		return nil, api.Errorf(api.KindInvalid, "containerPort is missing").Hint("write HOSTPORT:CONTAINERPORT, as in 8080:80")
 	}
 	if int(p.ContainerPort)+count > 1<<16 || p.HostPort != 0 && int(p.HostPort)+count > 1<<16 {
-		return nil, api.Errorf(api.KindInvalid, "the range of %d ports from %d goes beyond 65535", count, max(p.ContainerPort, p.HostPort))
+		return nil, api.Errorf(api.KindInvalid, "the range of %d ports from %d goes beyond 65535", count, max(p.ContainerPort, p.HostPort)).Hint("begin lower, or publish fewer")
 	}
 	var out []hcn.EndpointPolicy
 	for i := range count {

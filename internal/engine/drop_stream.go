@@ -75,7 +75,7 @@ func (e *Engine) reasonNames() string {
 // comes, to a function, until it fails or ctx ends.
 func (e *Engine) DropLines(ctx context.Context, o api.DropOptions, each func(api.DropLine) error) error {
 	if e.opt.Drops.Samples == nil {
-		return api.Errorf(api.KindUnsupported, "read drops: there is no switch")
+		return api.Errorf(api.KindUnsupported, "read drops: there is no switch").Hint("bulkhead doctor")
 	}
 	f, err := e.dropFilter(o)
 	if err != nil {

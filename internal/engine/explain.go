@@ -41,7 +41,7 @@ type RunResult struct {
 func (e *Engine) Explain(ctx context.Context, o api.ExplainOptions) (api.Explanation, error) {
 	x := api.Explanation{From: o.From, To: o.To, Port: o.Port, Paths: []api.ExplainPath{}}
 	if e.opt.Explain.Host == nil {
-		return x, api.Errorf(api.KindUnsupported, "explain a packet: there is no data plane")
+		return x, api.Errorf(api.KindUnsupported, "explain a packet: there is no data plane").Hint("bulkhead doctor")
 	}
 	proto, err := explainProtocol(o)
 	if err != nil {
@@ -136,7 +136,7 @@ func (e *Engine) party(p *plan.Plan, ref string) (plan.Party, error) {
 
 func (e *Engine) addressParty(p *plan.Plan, party plan.Party, a netip.Addr) (plan.Party, error) {
 	if a.Zone() != "" || a.IsMulticast() || a.IsUnspecified() {
-		return party, api.Errorf(api.KindInvalid, "the way to %s is not explained: it is no address of one host", a)
+		return party, api.Errorf(api.KindInvalid, "the way to %s is not explained: it is no address of one host", a).Hint("name a container, an endpoint, a unicast address without a zone, host or outside")
 	}
 	party.Addr, party.Kind = a, plan.PartyOutside
 	for _, o := range p.Ports {

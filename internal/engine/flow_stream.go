@@ -37,7 +37,7 @@ func (e *Engine) flowFilter(o api.FlowOptions) (*flowFilter, error) {
 		return nil, api.Errorf(api.KindInvalid, "flows cannot be sorted by %.40q", o.Sort).Hint("use bytes or age")
 	}
 	if o.Limit < 0 || o.Limit > mostFlows {
-		return nil, api.Errorf(api.KindInvalid, "%d flows cannot be listed: from 1 to %d can", o.Limit, mostFlows)
+		return nil, api.Errorf(api.KindInvalid, "%d flows cannot be listed: from 1 to %d can", o.Limit, mostFlows).Hint("take fewer, and choose them by name, --proto or --port")
 	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -128,7 +128,7 @@ func (t *topFlows) cut() {
 // or were blocked, and with Follow what comes, until it fails or ctx ends.
 func (e *Engine) FlowLines(ctx context.Context, o api.FlowOptions, each func(api.FlowLine) error) error {
 	if e.opt.Flows.Each == nil {
-		return api.Errorf(api.KindUnsupported, "list flows: there is no switch")
+		return api.Errorf(api.KindUnsupported, "list flows: there is no switch").Hint("bulkhead doctor")
 	}
 	f, err := e.flowFilter(o)
 	if err != nil {

@@ -50,7 +50,7 @@ func (e *Engine) StartContainer(ctx context.Context, ref string) error {
 		}
 		return nil
 	case api.StatusRemoving:
-		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name)
+		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name).Hint("bulkhead ps -a, until it is gone")
 	}
 	e.ctrs.resetBackoff(c.Doc.ID)
 	return e.ctrs.start(ctx, c, byUser)
@@ -297,7 +297,7 @@ func (e *Engine) running(ref string) (*containerRow, error) {
 // ExecContainer runs a further process in a container and returns its exit code.
 func (e *Engine) ExecContainer(ctx context.Context, ref string, spec api.ExecSpec, s api.Streams) (int, error) {
 	if len(spec.Args) == 0 {
-		return 0, api.Errorf(api.KindInvalid, "args: there is no command to run")
+		return 0, api.Errorf(api.KindInvalid, "args: there is no command to run").Hint("name one, as in bulkhead exec NAME sh")
 	}
 	c, err := e.running(ref)
 	if err != nil {
@@ -449,7 +449,8 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 	}
 	defer unlock()
 	if c.Shares != "" {
-		return api.Errorf(api.KindConflict, "container %s uses the compartment of another: connect that one", c.Doc.Name)
+		return api.Errorf(api.KindConflict, "container %s uses the compartment of another", c.Doc.Name).
+			Hint("bulkhead inspect %s says whose: connect that one", c.Doc.Name)
 	}
 	var made hcn.GUID
 	_, rev, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error {
@@ -459,7 +460,8 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 		}
 		for _, id := range c.Endpoints {
 			if ep := t.st.endpoints[id]; ep != nil && ep.Doc.HostComputeNetwork == n.Doc.ID {
-				return api.Errorf(api.KindConflict, "container %s is on network %s already", c.Doc.Name, n.Doc.Name)
+				return api.Errorf(api.KindConflict, "container %s is on network %s already", c.Doc.Name, n.Doc.Name).
+					Hint("bulkhead network disconnect %s %s, to connect it anew", n.Doc.Name, c.Doc.Name)
 			}
 		}
 		ep, err := t.containerEndpoint(c, a, false)

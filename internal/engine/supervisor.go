@@ -161,7 +161,7 @@ func (s *supervisor) changeOr(ctx context.Context, id string, fn func(t *txn, c 
 	rev, err := s.e.commitOr(ctx, func(t *txn) error {
 		old := t.st.containers[id]
 		if old == nil {
-			return api.Errorf(api.KindNotFound, "container %.12s does not exist", id)
+			return api.Errorf(api.KindNotFound, "container %.12s does not exist", id).Hint("bulkhead ps -a shows those that are there")
 		}
 		row = *old
 		if err := fn(t, &row); err != nil {

@@ -99,7 +99,7 @@ func (e *Engine) WaitContainer(ctx context.Context, ref, condition string) (api.
 	switch condition {
 	case "", "not-running", "next-exit", "removed":
 	default:
-		return api.WaitResult{}, api.Errorf(api.KindInvalid, "condition %.40q is not known: use not-running, next-exit or removed", condition)
+		return api.WaitResult{}, api.Errorf(api.KindInvalid, "condition %.40q is not known", condition).Hint("use not-running, next-exit or removed")
 	}
 	e.mu.RLock()
 	c, err := e.st.find(ref)

@@ -84,7 +84,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(spec.Args) == 0 {
-		return api.Errorf(api.KindInvalid, "args: the command is missing")
+		return api.Errorf(api.KindInvalid, "args: the command is missing").Hint("name one, as in bulkhead exec NAME sh")
 	}
 	ref := r.PathValue("ref")
 	if spec.Detach {
