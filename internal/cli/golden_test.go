@@ -71,7 +71,7 @@ func TestListings(t *testing.T) {
 		"container ls -a --filter status=failed -o json",
 		"network ls", "network ls -o name", "endpoint ls", "endpoint ls --network back", "namespace ls",
 		"address ls", "address ls --network back", "address who fd4e:5a1:77:0::2", "address who 10.1.1.1", "address who nobody",
-		"exposed", "images", "image ls -o name", "port web", "port db",
+		"exposed", "images", "image ls -o name", "port web", "port db", "port web -o json", "topology -o name",
 		"drops", "drops -f", "drops -o name", "drops -o json -n 3 web", "drops -f -o json",
 		"flows", "flows -f", "flows -o name", "flows -o json -n 3 web", "flows -f -o json", "rules web", "rules web -o name", "rules web -o json",
 		"explain web db", "explain web client", "explain web faulty", "explain web db -o json", "explain web db -o name",

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -9,28 +10,43 @@ import (
 )
 
 func newPortCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:               "port NAME",
 		Short:             "List a container's published ports",
 		Long:              "Lists where on this host a container's ports are published. exposed says who can reach them.",
-		Example:           "  bulkhead port web",
+		Example:           "  bulkhead port web\n  bulkhead port -o json web",
 		Args:              needArgs(1, 1, "container"),
 		ValidArgsFunction: a.completeFirst(a.completeContainers(nil)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			found, err := c.Container(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			for _, p := range portsOf(found) {
-				fmt.Fprintln(a.Stdout, clean(p))
-			}
-			return nil
-		},
 	}
+	form := outputFlag(cmd, outputTable)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkOutput(*form); err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		found, err := c.Container(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if *form == outputJSON {
+			list, err := c.Published(cmd.Context())
+			if err != nil {
+				return err
+			}
+			own := slices.DeleteFunc(list, func(p api.Published) bool {
+				return !slices.ContainsFunc(found.Endpoints, func(e api.ContainerEndpoint) bool { return e.ID == p.Endpoint })
+			})
+			return writeJSON(a.Stdout, own)
+		}
+		for _, p := range portsOf(found) {
+			fmt.Fprintln(a.Stdout, clean(p))
+		}
+		return nil
+	}
+	return cmd
 }
 
 func newPublishCmd(a *app) *cobra.Command {

@@ -18,15 +18,21 @@ import (
 func newTopologyCmd(a *app) *cobra.Command {
 	var ascii bool
 	var columns int
+	var form string
 	cmd := &cobra.Command{
 		Use:   "topology",
 		Short: "Draw the networks, their switches and what is on them",
 		Long: `Draws what is there: the host with its uplink, each network's switch with the host's
 addresses on it, and on its ports each compartment with its container, vNICs, MACs,
-addresses and published ports. It is as wide as the terminal.`,
-		Example: "  bulkhead topology\n  bulkhead topology --ascii --width 80",
+addresses and published ports. It is as wide as the terminal.
+
+With -o json, the documents that the picture is drawn from.`,
+		Example: "  bulkhead topology\n  bulkhead topology --ascii --width 80\n  bulkhead topology -o json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if form != outputTable && form != outputJSON {
+				return api.Errorf(api.KindInvalid, "--output %q is not known", form).Hint("use table for the picture, or json")
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -34,6 +40,9 @@ addresses and published ports. It is as wide as the terminal.`,
 			t, err := readTopology(cmd.Context(), c)
 			if err != nil {
 				return err
+			}
+			if form == outputJSON {
+				return writeJSON(a.Stdout, t.documents())
 			}
 			l := unicodeLines()
 			if ascii || !a.utf8() {
@@ -43,6 +52,8 @@ addresses and published ports. It is as wide as the terminal.`,
 		},
 	}
 	cmd.Flags().BoolVar(&ascii, "ascii", false, "draw with ASCII; so it does where the locale is not UTF-8")
+	cmd.Flags().StringVarP(&form, "output", "o", outputTable, "form of the output: table (the picture) or json")
+	complete(cmd, "output", outputTable, outputJSON)
 	cmd.Flags().IntVar(&columns, "width", 0, "columns to use, 48 to 132; 0 for the terminal's")
 	return cmd
 }
@@ -87,4 +98,16 @@ func readTopology(ctx context.Context, c *client.Client) (topology, error) {
 	slices.SortStableFunc(t.networks, func(x, y hcn.HostComputeNetwork) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortStableFunc(t.containers, func(x, y api.Container) int { return cmp.Compare(x.Name, y.Name) })
 	return t, nil
+}
+
+// documents is what the picture is drawn from, as -o json shows it.
+func (t topology) documents() any {
+	return struct {
+		Host       api.Info                   `json:"host"`
+		Networks   []hcn.HostComputeNetwork   `json:"networks"`
+		Endpoints  []hcn.HostComputeEndpoint  `json:"endpoints"`
+		Namespaces []hcn.HostComputeNamespace `json:"namespaces"`
+		Containers []api.Container            `json:"containers"`
+		Published  []api.Published            `json:"published"`
+	}{t.info, t.networks, t.endpoints, t.namespaces, t.containers, t.published}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -72,4 +73,22 @@ func TestTopologyOfMany(t *testing.T) {
 		}
 	}
 	golden(t, "topology-many.txt", out)
+}
+
+// TestTopologyDocuments: -o json gives programs what the picture is drawn from.
+func TestTopologyDocuments(t *testing.T) {
+	d := newDaemon(t)
+	out, errs, code := call(t, d.socket, "topology", "-o", "json")
+	if code != 0 {
+		t.Fatal(errs)
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"host", "networks", "endpoints", "namespaces", "containers", "published"} {
+		if len(got[name]) < 10 {
+			t.Errorf("%s: %s", name, got[name])
+		}
+	}
 }
