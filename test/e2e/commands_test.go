@@ -43,7 +43,7 @@ func commands() map[string]command {
 		"eventually-out": cmdEventuallyOut,
 		// var NAME bulkhead ARGS… keeps the output in a variable.
 		"var": cmdVar,
-		// bg NAME bulkhead ARGS… starts it; bg-out NAME REGEXP waits for output; bg-kill NAME SIGNAL; fg NAME waits for its end.
+		// bg NAME bulkhead ARGS… starts it; bg-out NAME REGEXP waits for output; bg-kill NAME SIGNAL; fg NAME [LIMIT] waits for its end.
 		"bg": cmdBg, "bg-out": cmdBgOut, "bg-kill": cmdBgKill, "fg": cmdFg,
 		// snapshot NAME [PARTS…] keeps what the host has; same NAME [PARTS…] waits until it has that again.
 		"snapshot": cmdSnapshot, "same": cmdSame,
@@ -235,7 +235,13 @@ func cmdBgKill(ts *testscript.TestScript, _ bool, args []string) {
 
 func cmdFg(ts *testscript.TestScript, neg bool, args []string) {
 	j := worldOf(ts).job(ts, args[0])
-	timer := time.AfterFunc(limit, j.cancel)
+	bound := limit
+	if len(args) > 1 {
+		var err error
+		bound, err = time.ParseDuration(args[1])
+		ts.Check(err)
+	}
+	timer := time.AfterFunc(bound, j.cancel)
 	err := j.cmd.Wait()
 	timer.Stop()
 	emit(ts, j.output.String(), "")

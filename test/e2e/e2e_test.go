@@ -13,6 +13,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -134,6 +135,7 @@ func setup(env *testscript.Env) error {
 	env.Values[worldKey{}] = w
 	env.Setenv("IMAGE", made.image)
 	env.Setenv("CGROUP", w.host.CgroupParent())
+	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "12"))
 	w.before = w.host.Snapshot(t)
 	env.Defer(w.finish)
 	return nil
