@@ -62,7 +62,7 @@ func decodeStrict(b []byte, v any) error {
 		return api.Errorf(api.KindInvalid, "the document is missing").Hint("send it as the body of the request, as JSON")
 	}
 	if t[0] != '{' && t[0] != '[' {
-		return api.Errorf(api.KindInvalid, "the document must be a JSON object or array").Hint("docs/openapi.json has the form of each call")
+		return api.Errorf(api.KindInvalid, "the document must be a JSON object or array").Hint("GET /openapi.json has the form of each call")
 	}
 	if err := hcn.CheckDepth(b); err != nil {
 		return api.Errorf(api.KindInvalid, "%s", hcn.AsError(err).Detail)
@@ -83,7 +83,7 @@ func documentError(dec *json.Decoder, err error) error {
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &kind):
-		return api.Errorf(api.KindInvalid, "field %q: a JSON %s does not fit, %s is wanted", kind.Field, kind.Value, kind.Type).Hint("docs/openapi.json has the form of each call")
+		return api.Errorf(api.KindInvalid, "field %q: a JSON %s does not fit, %s is wanted", kind.Field, kind.Value, kind.Type).Hint("GET /openapi.json has the form of each call")
 	case errors.As(err, &syntax):
 		return api.Errorf(api.KindInvalid, "the document is not JSON: at byte %d: %w", syntax.Offset, err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
