@@ -117,7 +117,7 @@ func (l *leaser) watch() (<-chan struct{}, error) {
 func (l *leaser) of(id hcn.GUID) (out []LeaseState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, src := range []plan.LeaseSource{plan.LeaseDHCPv4, plan.LeaseDHCPv6, plan.LeaseRouter} {
+	for _, src := range plan.LeaseSources() {
 		if st, ok := l.states[leaseKey{id, src}]; ok {
 			out = append(out, st)
 		}
@@ -226,7 +226,7 @@ func (s *state) leasesNow(ep *plan.Endpoint, states map[leaseKey]LeaseState, now
 		return out
 	}
 	v4, v6, _ := plan.LeaseFamilies(n)
-	for _, src := range []plan.LeaseSource{plan.LeaseDHCPv4, plan.LeaseDHCPv6, plan.LeaseRouter} {
+	for _, src := range plan.LeaseSources() {
 		if src == plan.LeaseDHCPv4 && !v4 || src != plan.LeaseDHCPv4 && !v6 {
 			continue
 		}
@@ -272,7 +272,7 @@ func (t *txn) putLeases(old *plan.Endpoint, leases map[plan.LeaseSource]plan.Lea
 	row.Addrs = row.LeasedAddrs()
 	id := old.Doc.ID
 	t.putEndpoint(id, &row)
-	for _, src := range []plan.LeaseSource{plan.LeaseDHCPv4, plan.LeaseDHCPv6, plan.LeaseRouter} {
+	for _, src := range plan.LeaseSources() {
 		was, had := old.Leases[src]
 		now, has := leases[src]
 		attributes := map[string]string{"source": string(src)}
@@ -469,7 +469,7 @@ func (e *Engine) leaseDocs(ep *plan.Endpoint) (out []api.Lease) {
 	for _, st := range e.leases.of(ep.Doc.ID) {
 		states[st.Source] = st
 	}
-	for _, src := range []plan.LeaseSource{plan.LeaseDHCPv4, plan.LeaseDHCPv6, plan.LeaseRouter} {
+	for _, src := range plan.LeaseSources() {
 		st, live := states[src]
 		l, has := ep.Leases[src]
 		if !live && !has {

@@ -17,25 +17,12 @@ type Turn struct {
 // bridgeOutbounds are the translations that the policies of an endpoint with one MAC on the wire
 // ask for. Without one nothing of it is translated.
 func bridgeOutbounds(e *Endpoint) []Outbound {
-	all, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](e.Doc.Policies)
-	if err != nil {
-		return nil // refused when the endpoint was made
-	}
-	var out []Outbound
-	for _, a := range e.Addrs {
-		var of []hcn.OutboundNatPolicySetting
-		for _, s := range all {
-			if s.Serves(a.Addr().Is4()) {
-				of = append(of, s)
-			}
-		}
-		if len(of) > 0 {
-			o := outbound(a.Addr(), of, false)
+	return outbounds(e, func(hcn.OutboundNatPolicySetting) bool { return true },
+		func(a netip.Addr, of, _ []hcn.OutboundNatPolicySetting) Outbound {
+			o := outbound(a, of, false)
 			o.OnLAN = true
-			out = append(out, o)
-		}
-	}
-	return out
+			return o
+		})
 }
 
 // sdnRoutes are the policies SDNRoute of an endpoint, by their prefix: the first of each counts.

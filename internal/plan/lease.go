@@ -18,8 +18,8 @@ const (
 	LeaseRouter LeaseSource = "router" // its advertisements
 )
 
-// leaseSources in the order of their addresses: IPv4 first, and what a server gave before what was made of a prefix.
-var leaseSources = []LeaseSource{LeaseDHCPv4, LeaseDHCPv6, LeaseRouter}
+// LeaseSources in the order of their addresses: IPv4 first, and what a server gave before what was made of a prefix.
+func LeaseSources() []LeaseSource { return []LeaseSource{LeaseDHCPv4, LeaseDHCPv6, LeaseRouter} }
 
 // Lease is what a server or the routers of a LAN gave an endpoint. It is kept in the endpoint's row; a zero time is never.
 type Lease struct {
@@ -60,7 +60,7 @@ func (l *Lease) Alike(o *Lease) bool {
 // leases of an endpoint in their order.
 func (e *Endpoint) leases() []Lease {
 	var out []Lease
-	for _, src := range leaseSources {
+	for _, src := range LeaseSources() {
 		if l, ok := e.Leases[src]; ok {
 			out = append(out, l)
 		}

@@ -40,20 +40,29 @@ type Hidden struct {
 // A packet is translated when one of the policies asks for it; one with Destinations goes
 // before the one without.
 func Outbounds(e *Endpoint) []Outbound {
+	return outbounds(e, func(s hcn.OutboundNatPolicySetting) bool { return !s.Plain() },
+		func(a netip.Addr, of, all []hcn.OutboundNatPolicySetting) Outbound {
+			return outbound(a, of, len(of) < len(all) && anyPlain(all))
+		})
+}
+
+// outbounds makes a translation for each address of an endpoint that a policy which counts serves.
+func outbounds(
+	e *Endpoint, counts func(hcn.OutboundNatPolicySetting) bool, translate func(a netip.Addr, of, all []hcn.OutboundNatPolicySetting) Outbound,
+) (out []Outbound) {
 	all, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](e.Doc.Policies)
 	if err != nil {
 		return nil // refused when the endpoint was made
 	}
-	var out []Outbound
 	for _, a := range e.Addrs {
 		var of []hcn.OutboundNatPolicySetting
 		for _, s := range all {
-			if s.Serves(a.Addr().Is4()) && !s.Plain() {
+			if s.Serves(a.Addr().Is4()) && counts(s) {
 				of = append(of, s)
 			}
 		}
 		if len(of) > 0 {
-			out = append(out, outbound(a.Addr(), of, len(of) < len(all) && anyPlain(all)))
+			out = append(out, translate(a.Addr(), of, all))
 		}
 	}
 	return out

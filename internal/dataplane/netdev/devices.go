@@ -101,6 +101,12 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 			ps.fail(namespaceError(c.New, ps.updateSysctls(c)))
 		}
 	}
+	ps.updatePorts(p, delta)
+	return errors.Join(ps.errs...)
+}
+
+// updatePorts makes the ports of a change, with what others have to know of them.
+func (ps *pass) updatePorts(p *plan.Plan, delta *plan.Delta) {
 	for _, id := range sortedPorts(delta.Ports) {
 		c := delta.Ports[id]
 		switch {
@@ -115,7 +121,6 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 	if filtersChange(p, delta) {
 		ps.fail(ps.addFilters(p))
 	}
-	return errors.Join(ps.errs...)
 }
 
 func changedSysctls(c plan.Change[plan.Namespace]) map[string]string {

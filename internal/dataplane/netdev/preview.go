@@ -63,20 +63,7 @@ func (d *Devices) Preview(ctx context.Context, p *plan.Plan, delta *plan.Delta) 
 			ps.fail(namespaceError(c.New, ps.previewNamespace(c)))
 		}
 	}
-	for _, id := range sortedPorts(delta.Ports) {
-		c := delta.Ports[id]
-		switch {
-		case c.New == nil, c.New.Kind == plan.PortUplink:
-		case c.Old == nil:
-			ps.fail(portError(c.New, ps.createPort(c.New)))
-		default:
-			ps.fail(portError(c.New, ps.ensurePort(c.New)))
-		}
-	}
-	ps.introduce(p, delta)
-	if filtersChange(p, delta) {
-		ps.fail(ps.addFilters(p))
-	}
+	ps.updatePorts(p, delta)
 	return ps.dry.steps, errors.Join(ps.errs...)
 }
 

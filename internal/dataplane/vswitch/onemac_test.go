@@ -64,25 +64,7 @@ func TestOneMACReachability(t *testing.T) {
 			bothWays(t, func(t *testing.T, attach AttachMode) {
 				n := newOneMAC(t, attach, mode, mode == plan.ModeL2Tunnel)
 				wire := n.wire.Capture("p0", "")
-				all := n.everybody()
-				for to, addrs := range all {
-					for _, a := range addrs {
-						to.TCPEcho(netip.AddrPortFrom(a, 7))
-						to.UDPEcho(netip.AddrPortFrom(a, 7))
-						for from := range all {
-							if from == to {
-								continue
-							}
-							n.ping(from, a)
-							if err := echo(from, netip.AddrPortFrom(a, 7), 100_000); err != nil {
-								t.Errorf("%s to %s by TCP: %v", from.Name(), a, err)
-							}
-							if _, err := from.UDPAsk(netip.AddrPortFrom(a, 7), "who"); err != nil {
-								t.Errorf("%s to %s by UDP: %v", from.Name(), a, err)
-							}
-						}
-					}
-				}
+				n.allPairs(t)
 				n.ping(n.peer, n.a.LinkLocal.WithZone("eth0"))
 				n.ping(n.hostA, n.b.LinkLocal.WithZone("eth0"))
 				between := 0

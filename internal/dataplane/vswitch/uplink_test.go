@@ -78,30 +78,36 @@ func (n *lan) everybody() map[*th.Host][2]netip.Addr {
 	}
 }
 
+// allPairs sees that everybody reaches everybody, in both families.
+func (n *lan) allPairs(t *testing.T) {
+	t.Helper()
+	all := n.everybody()
+	for to, addrs := range all {
+		for _, a := range addrs {
+			to.TCPEcho(netip.AddrPortFrom(a, 7))
+			to.UDPEcho(netip.AddrPortFrom(a, 7))
+			for from := range all {
+				if from == to {
+					continue
+				}
+				n.ping(from, a)
+				if err := echo(from, netip.AddrPortFrom(a, 7), 100_000); err != nil {
+					t.Errorf("%s to %s by TCP: %v", from.Name(), a, err)
+				}
+				if _, err := from.UDPAsk(netip.AddrPortFrom(a, 7), "who"); err != nil {
+					t.Errorf("%s to %s by UDP: %v", from.Name(), a, err)
+				}
+			}
+		}
+	}
+}
+
 // TestLANReachability: container, host and LAN reach each other in all pairs and in both
 // families, with strict reverse path filters, by UDP and by TCP.
 func TestLANReachability(t *testing.T) {
 	bothWays(t, func(t *testing.T, mode AttachMode) {
 		n := newLAN(t, mode)
-		all := n.everybody()
-		for to, addrs := range all {
-			for _, a := range addrs {
-				to.TCPEcho(netip.AddrPortFrom(a, 7))
-				to.UDPEcho(netip.AddrPortFrom(a, 7))
-				for from := range all {
-					if from == to {
-						continue
-					}
-					n.ping(from, a)
-					if err := echo(from, netip.AddrPortFrom(a, 7), 100_000); err != nil {
-						t.Errorf("%s to %s by TCP: %v", from.Name(), a, err)
-					}
-					if _, err := from.UDPAsk(netip.AddrPortFrom(a, 7), "who"); err != nil {
-						t.Errorf("%s to %s by UDP: %v", from.Name(), a, err)
-					}
-				}
-			}
-		}
+		n.allPairs(t)
 		c, err := n.lab.a.Counters(n.a.ID)
 		if err != nil || c.RxPackets == 0 || c.TxPackets == 0 {
 			t.Errorf("counters of a: %+v, %v; want both counted", c, err)
