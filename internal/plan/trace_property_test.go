@@ -152,7 +152,7 @@ func (j *judge) allows() bool {
 }
 
 // dhcpExempt: the questions of clients to all, and on a LAN the answers that come from outside, and a question to one who is
-// outside.
+// outside, whom a frame to a group is not for.
 func dhcpExempt(p *plan.Plan, k plan.Packet) bool {
 	from := p.Ports[k.From]
 	lan, outside, here := p.Switches[from.Network].Mode.OnLAN(), from.Kind == plan.PortUplink, false
@@ -161,7 +161,7 @@ func dhcpExempt(p *plan.Plan, k plan.Packet) bool {
 	}
 	switch [2]uint16{k.SrcPort, k.DstPort} {
 	case [2]uint16{68, 67}:
-		return k.Src.Is4() && (k.Dst == netip.MustParseAddr("255.255.255.255") || lan && !outside && !here)
+		return k.Src.Is4() && (k.Dst == netip.MustParseAddr("255.255.255.255") || lan && !outside && !here && k.DstMAC[0]&1 == 0)
 	case [2]uint16{546, 547}:
 		return k.Src.Is6() && lan && k.Dst == netip.MustParseAddr("ff02::1:2")
 	case [2]uint16{67, 68}:
