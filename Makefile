@@ -13,6 +13,8 @@ FUZZTIME ?= 15s
 PKGS     ?= ./...
 # Extra flags for go test, such as TESTFLAGS='-run TestCable -v'.
 TESTFLAGS ?=
+# Packages tested at once: one more than there are CPUs, because the tests of the kernel wait half of their time.
+TESTPROCS ?= $(shell echo $$(($$(nproc) + 1)))
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -71,7 +73,7 @@ ifneq ($(IS_ROOT),)
 else
 	@echo "test: not root, so the tests that need it are skipped; sudo make test runs them all"
 endif
-	$(GOTESTSUM) -timeout 15m $(TESTFLAGS) ./...
+	$(GOTESTSUM) -timeout 15m -p $(TESTPROCS) $(TESTFLAGS) ./...
 
 .PHONY: test-floor
 test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machine (root)
