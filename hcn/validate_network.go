@@ -70,6 +70,21 @@ func (s *Subnet) VLAN() uint16 {
 	return 0
 }
 
+// VSID is the virtual network of a subnet of an overlay, 0 for none.
+func (s *Subnet) VSID() uint32 {
+	for _, p := range s.Policies {
+		if p.Type != VSID {
+			continue
+		}
+		if v, err := decodeSettings(p.Type, p.Settings, subnetSettings); err == nil {
+			if set, ok := v.(VsidPolicySetting); ok {
+				return set.IsolationId
+			}
+		}
+	}
+	return 0
+}
+
 // Prefix parses the block's prefix.
 func (s *IpSubnet) Prefix() (netip.Prefix, error) {
 	p, err := parsePrefix(s.IpAddressPrefix)

@@ -260,7 +260,7 @@ func (z *zone) ownsDomain() bool {
 
 // forwards tells whether the network lets questions out.
 func (z *zone) forwards() bool {
-	return z.sw.Mode == plan.ModeNAT || len(z.sw.DNS.Upstreams) > 0
+	return z.sw.Mode == plan.ModeNAT || z.sw.Mode == plan.ModeOverlay || len(z.sw.DNS.Upstreams) > 0
 }
 
 func lastLabel(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }

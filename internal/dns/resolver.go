@@ -52,6 +52,8 @@ type Resolver struct {
 
 	mu      sync.RWMutex
 	servers map[hcn.GUID]*server
+	// remotes are those that the index has stand-ins for; under applying.
+	remotes map[hcn.GUID]remote
 	// own addresses: forwarding there would go in circles.
 	own map[netip.Addr]int
 }
@@ -63,7 +65,7 @@ func New(cfg Config) *Resolver {
 	}
 	return &Resolver{
 		cfg: cfg, limits: cfg.Limits.withDefaults(), index: newIndex(),
-		servers: map[hcn.GUID]*server{}, own: map[netip.Addr]int{},
+		servers: map[hcn.GUID]*server{}, remotes: map[hcn.GUID]remote{}, own: map[netip.Addr]int{},
 	}
 }
 
@@ -99,7 +101,7 @@ func byNumber(a, b *plan.Switch) int {
 // change, so comparing pointers is enough.
 func (r *Resolver) syncNames(p *plan.Plan) (errs []error) {
 	for _, old := range r.index.all() {
-		if p.Ports[old.ID] != old {
+		if p.Ports[old.ID] != old && !isRemote(old) {
 			errs = append(errs, r.setPort(old, nil))
 		}
 	}
@@ -112,6 +114,16 @@ func (r *Resolver) syncNames(p *plan.Plan) (errs []error) {
 	for _, port := range p.Ports {
 		if !r.index.has(port) {
 			errs = append(errs, r.setPort(nil, port))
+		}
+	}
+	for id, gone := range r.remotes {
+		if p.Remotes[id] != gone.fact {
+			errs = append(errs, r.setRemote(id, nil))
+		}
+	}
+	for id, remote := range p.Remotes {
+		if r.remotes[id].fact != remote {
+			errs = append(errs, r.setRemote(id, remote))
 		}
 	}
 	return errs
@@ -128,6 +140,9 @@ func (r *Resolver) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) erro
 	var errs []error
 	for _, c := range d.Ports {
 		errs = append(errs, r.setPort(c.Old, c.New))
+	}
+	for id, c := range d.Remotes {
+		errs = append(errs, r.setRemote(id, c.New))
 	}
 	for id, c := range d.Switches {
 		r.index.setSwitch(id, c.New)

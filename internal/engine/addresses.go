@@ -133,7 +133,7 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Ad
 		return s.Reserved(a) != "" || t.isHosts(a) || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
 	}
 	taken := t.st.addrs[n.Doc.ID]
-	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok }, t.st.lastAddr[prefix])
+	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])
 	if err != nil {
 		return a, hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "subnet %s of network %q has no free address (%d endpoints): delete endpoints nobody uses (`bulkhead address ls`), or add a subnet: %w", prefix, n.Doc.Name, len(t.st.byNetwork[n.Doc.ID]), err)
 	}

@@ -102,6 +102,7 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot
 	if err := doc.ValidateFor(&n.Doc); err != nil {
 		return nil, err
 	}
+	t.replaceRemote(doc, n)
 	leased := doc.Leased(&n.Doc)
 	if !leased {
 		if err := t.pickAddresses(doc, n); err != nil {

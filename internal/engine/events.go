@@ -263,7 +263,7 @@ func (e *Engine) warnCollisions(f *plan.Facts) {
 			continue
 		}
 		for _, n := range e.st.networks {
-			if n.Doc.Type == hcn.Private || plan.OnLAN(n.Doc.Type) {
+			if !hostReaches(&n.Doc) || plan.OnLAN(n.Doc.Type) {
 				continue
 			}
 			for _, s := range n.Doc.AllSubnets() {

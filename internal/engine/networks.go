@@ -126,7 +126,7 @@ func (e *Engine) createNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 		return hcn.HostComputeNetwork{}, err
 	}
 	id = row.Doc.ID
-	if err := e.applied(ctx, rev, networkObjects(id)...); err != nil {
+	if err := e.applied(ctx, rev, objectsOf(&row.Doc)...); err != nil {
 		e.undo(ctx, "network", string(id), func(t *txn) { t.dropNetwork(id) })
 		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "make the switch of network %q: %w", row.Doc.Name, err)
 	}
@@ -186,19 +186,24 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork, within time.Dur
 	if err := t.checkSubnets(doc, nil); err != nil {
 		return nil, err
 	}
+	if err := t.checkOverlay(doc, nil, uplink); err != nil {
+		return nil, err
+	}
 	if len(doc.MacPool.Ranges) == 0 {
 		r := ipam.MACPool(string(doc.ID))
 		doc.MacPool.Ranges = []hcn.MacRange{{StartMacAddress: hcn.MACFrom(r.From), EndMacAddress: hcn.MACFrom(r.To)}}
-	}
-	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number, Uplink: uplink}
-	if row.Confirm, err = t.confirmation(within); err != nil {
-		return nil, err
 	}
 	mac, err := gatewayMAC(doc)
 	if err != nil {
 		return nil, err
 	}
-	row.GatewayMAC = mac
+	if doc.Type == hcn.Overlay {
+		showRouter(doc, mac)
+	}
+	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number, Uplink: uplink, GatewayMAC: mac}
+	if row.Confirm, err = t.confirmation(within); err != nil {
+		return nil, err
+	}
 	t.putNetwork(doc.ID, row)
 	on := networkObjects(doc.ID)
 	if !t.dry {
@@ -247,6 +252,14 @@ func gatewayMAC(doc *hcn.HostComputeNetwork) (plan.MAC, error) {
 	}
 	if len(s) > 0 {
 		b, err := s[0].SourceMacAddress.Bytes()
+		return plan.MAC(b), err
+	}
+	router, err := hcn.NetworkSettingsOf[hcn.DrMacAddressPolicySetting](doc.Policies)
+	if err != nil {
+		return plan.MAC{}, err
+	}
+	if len(router) > 0 {
+		b, err := router[0].Address.Bytes()
 		return plan.MAC(b), err
 	}
 	ranges, err := macRanges(doc)
@@ -354,11 +367,14 @@ func (t *txn) usedPrefixes(except *hcn.HostComputeNetwork) []netip.Prefix {
 }
 
 // checkSubnets refuses a prefix that collides with another network or with the
-// host. A Private network is closed, so it may use any. What the network has
+// host. A network that the host does not reach may use any, and several the same. What the network has
 // already stays: a route that came later must not forbid to change it.
 func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
-	if doc.Type == hcn.Private {
+	if !hostReaches(doc) {
 		return nil
+	}
+	if old != nil && !hostReaches(old) {
+		old = nil // up to now it was closed
 	}
 	has := map[netip.Prefix]bool{}
 	if old != nil {
@@ -380,7 +396,7 @@ func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
 			continue
 		}
 		for id, n := range t.st.networks {
-			if id == doc.ID || n.Doc.Type == hcn.Private {
+			if id == doc.ID || !hostReaches(&n.Doc) {
 				continue
 			}
 			for _, o := range n.Doc.AllSubnets() {
@@ -417,6 +433,9 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 		if err := checkUplinkStays(&old.Doc, doc); err != nil {
 			return err
 		}
+		if err := t.checkOverlay(doc, old, old.Uplink); err != nil {
+			return err
+		}
 		if err := t.checkEndpointsStay(id, doc); err != nil {
 			return err
 		}
@@ -445,7 +464,7 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 	if r.RequestType == hcn.RequestTypeRefresh {
 		e.Wake("refresh of network " + string(id))
 	}
-	if err := e.applied(ctx, rev, networkObjects(id)...); err != nil {
+	if err := e.applied(ctx, rev, objectsOf(&row.Doc)...); err != nil {
 		e.undo(ctx, "network", string(id), func(t *txn) {
 			if t.st.networks[id] == row { // nobody has changed or deleted it since
 				t.putNetwork(id, old)
@@ -460,8 +479,8 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 // checkEndpointsStay refuses to take a subnet away from under its endpoints.
 func (t *txn) checkEndpointsStay(id hcn.GUID, doc *hcn.HostComputeNetwork) error {
 	for _, ep := range t.st.byNetwork[id] {
-		if ep.Leased {
-			continue // it asks for another
+		if ep.Leased || ep.Doc.Flags&hcn.RemoteEndpoint != 0 {
+			continue // it asks for another, or is elsewhere
 		}
 		for _, a := range ep.Addrs {
 			if doc.SubnetOf(a.Addr()) == nil {

@@ -27,6 +27,15 @@ func networkObjects(id hcn.GUID) []object {
 	}
 }
 
+// objectsOf are those of a network, with what it shares with others of its kind.
+func objectsOf(doc *hcn.HostComputeNetwork) []object {
+	out := networkObjects(doc.ID)
+	if doc.Type == hcn.Overlay {
+		out = append(out, object{"port", string(plan.TunnelPortID(plan.VXLANPort(doc)))})
+	}
+	return out
+}
+
 func touchedObjects(d *plan.Delta) []object {
 	out := make([]object, 0, len(d.Namespaces)+len(d.Switches)+len(d.Ports))
 	for id := range d.Namespaces {

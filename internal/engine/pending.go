@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -47,7 +46,7 @@ func newPending(rev uint64) *pending {
 }
 
 func emptyDirty() plan.Dirty {
-	return plan.Dirty{Networks: map[hcn.GUID]struct{}{}, Endpoints: map[hcn.GUID]struct{}{}, Namespaces: map[hcn.GUID]struct{}{}}
+	return plan.NoDirt()
 }
 
 // add notes a commit: its changed rows, its revision, and what it tells.
@@ -57,6 +56,7 @@ func (p *pending) add(d plan.Dirty, rev uint64, events []queued) {
 	maps.Copy(p.dirty.Networks, d.Networks)
 	maps.Copy(p.dirty.Endpoints, d.Endpoints)
 	maps.Copy(p.dirty.Namespaces, d.Namespaces)
+	maps.Copy(p.dirty.Remotes, d.Remotes)
 	p.rev = rev
 	p.events = append(p.events, events...)
 }

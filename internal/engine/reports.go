@@ -212,7 +212,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	out = append(out, e.leaseChecks()...)
 	used := usedByHost(&e.facts)
 	for _, n := range e.st.networks {
-		if n.Doc.Type == hcn.Private || plan.OnLAN(n.Doc.Type) {
+		if !hostReaches(&n.Doc) || plan.OnLAN(n.Doc.Type) {
 			continue
 		}
 		for _, s := range n.Doc.AllSubnets() {

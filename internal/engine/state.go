@@ -45,6 +45,12 @@ type state struct {
 	ports       map[portKey]map[hcn.GUID]int // who publishes a port, and how often
 	numbers     map[uint32]int               // how many namespaces have a number
 
+	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
+	// whose they are.
+	remotes   map[hcn.GUID]*plan.Remote
+	toldBy    map[hcn.GUID]string
+	elsewhere map[hcn.GUID]map[netip.Addr]hcn.GUID
+
 	aside []asideRow
 }
 
@@ -62,11 +68,12 @@ func newState() *state {
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
+		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
 	}
 }
 
 func (s *state) intent() *plan.Intent {
-	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces}
+	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Remotes: s.remotes}
 }
 
 // load reads the store that outlives a run of the host, and the one that does not,

@@ -16,7 +16,7 @@ var uplinkPolicies = []hcn.NetworkPolicyType{hcn.NetAdapterName, hcn.NetworkInte
 // pickUplink chooses the NIC of a network on a LAN by what its document says, or else one
 // that fits its subnets, and has the document show it.
 func (t *txn) pickUplink(doc *hcn.HostComputeNetwork) (string, error) {
-	if !plan.OnLAN(doc.Type) {
+	if !plan.HasUplink(doc.Type) {
 		return "", nil
 	}
 	var nic *plan.NIC
@@ -106,12 +106,18 @@ func (t *txn) nicByName(name string) (*plan.NIC, error) {
 // fitNIC refuses one that cannot carry a switch of the type.
 func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
 	switch {
-	case nic.OneMAC != "" && !plan.OneMAC(kind):
+	case nic.OneMAC != "" && plan.OnLAN(kind) && !plan.OneMAC(kind):
 		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s cannot be the uplink of a network of type %s: %s. Use type L2Bridge, whose containers have its MAC on the wire, or another NIC", nic.Name, kind, nic.OneMAC)
 	case nic.Unfit != "":
 		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s cannot be the uplink of a network: %s. Choose another NIC", nic.Name, nic.Unfit)
 	case !nic.Up:
 		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s is down: `ip link set %s up`, then try again", nic.Name, nic.Name)
+	}
+	if kind == hcn.Overlay {
+		if len(nic.Addrs) == 0 {
+			return hcn.Errorf(hcn.ErrAdapterNotFound, "%s has no address for tunnels to come from: give it one (`ip address add`), or name another NIC with NetAdapterName", nic.Name)
+		}
+		return nil
 	}
 	if t.networksOn(nic.Name) >= plan.MaxOnNIC {
 		return hcn.Errorf(hcn.ErrSharedSwitchModification, "%s is the uplink of %d networks already, and carries no more: use one of them, or another NIC", nic.Name, plan.MaxOnNIC)
@@ -121,7 +127,7 @@ func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
 
 func (t *txn) networksOn(nic string) (count int) {
 	for _, n := range t.st.networks {
-		if n.Uplink == nic {
+		if n.Uplink == nic && plan.OnLAN(n.Doc.Type) {
 			count++
 		}
 	}
@@ -135,14 +141,15 @@ func (t *txn) likelyNIC(doc *hcn.HostComputeNetwork) *plan.NIC {
 	rank := 0
 	for i := range t.facts.NICs {
 		n := &t.facts.NICs[i]
-		if n.Unfit != "" || n.OneMAC != "" && !plan.OneMAC(doc.Type) || !n.Up || len(n.Addrs) == 0 || t.networksOn(n.Name) >= plan.MaxOnNIC {
+		if n.Unfit != "" || !n.Up || len(n.Addrs) == 0 ||
+			plan.OnLAN(doc.Type) && (n.OneMAC != "" && !plan.OneMAC(doc.Type) || t.networksOn(n.Name) >= plan.MaxOnNIC) {
 			continue
 		}
 		now := 1
 		if n.Name == t.facts.Uplink {
 			now = 2
 		}
-		if slices.ContainsFunc(n.Addrs, func(p netip.Prefix) bool { return doc.SubnetOf(p.Addr()) != nil }) {
+		if plan.OnLAN(doc.Type) && slices.ContainsFunc(n.Addrs, func(p netip.Prefix) bool { return doc.SubnetOf(p.Addr()) != nil }) {
 			now = 3
 		}
 		if now > rank {
@@ -198,7 +205,7 @@ func checkUplinkStays(old, doc *hcn.HostComputeNetwork) error {
 		slices.Sort(out)
 		return out
 	}
-	if !plan.OnLAN(doc.Type) || slices.Equal(of(old), of(doc)) {
+	if !plan.HasUplink(doc.Type) || slices.Equal(of(old), of(doc)) {
 		return nil
 	}
 	return hcn.Errorf(hcn.ErrSharedSwitchModification, "network %q stays on the NIC that it was made on: leave NetAdapterName, InterfaceConstraint and ProviderAddress as they are, or create another network", old.Name)

@@ -24,6 +24,7 @@ func New() *Plan {
 		Namespaces: map[hcn.GUID]*Namespace{},
 		Switches:   map[hcn.GUID]*Switch{},
 		Ports:      map[PortID]*Port{},
+		Remotes:    map[hcn.GUID]*Remote{},
 		rules:      map[hcn.GUID]*networkRules{},
 		policies:   map[hcn.GUID]*endpointPolicy{},
 	}
@@ -32,11 +33,18 @@ func New() *Plan {
 // Dirty names the objects whose rows changed, were added or went away.
 type Dirty struct {
 	Networks, Endpoints, Namespaces map[hcn.GUID]struct{}
+	// Remotes are facts that changed, by their endpoints.
+	Remotes map[hcn.GUID]struct{}
+}
+
+// NoDirt names nothing.
+func NoDirt() Dirty {
+	return Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
 }
 
 // DirtyAll names everything in the intent.
 func DirtyAll(in *Intent) Dirty {
-	d := Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
+	d := NoDirt()
 	for id := range in.Networks {
 		d.Networks[id] = struct{}{}
 	}
@@ -45,6 +53,9 @@ func DirtyAll(in *Intent) Dirty {
 	}
 	for id := range in.Namespaces {
 		d.Namespaces[id] = struct{}{}
+	}
+	for id := range in.Remotes {
+		d.Remotes[id] = struct{}{}
 	}
 	return d
 }
@@ -60,8 +71,9 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		Namespaces: map[hcn.GUID]Change[Namespace]{},
 		Switches:   map[hcn.GUID]Change[Switch]{},
 		Ports:      map[PortID]Change[Port]{},
+		Remotes:    map[hcn.GUID]Change[Remote]{},
 	}
-	endpoints := dirty.Endpoints
+	endpoints, remotes := dirty.Endpoints, dirty.Remotes
 	dirty.Networks = p.withNeighbours(in, dirty.Networks)
 	if len(dirty.Networks) > 0 {
 		endpoints = map[hcn.GUID]struct{}{}
@@ -73,6 +85,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 				endpoints[id] = struct{}{}
 			}
 		}
+		remotes = p.withRemotes(in, dirty)
 	}
 	for id := range dirty.Namespaces {
 		update(p.Namespaces, d.Namespaces, id, compileNamespace(in.Namespaces[id]))
@@ -101,6 +114,13 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 			port.Policy = p.endpointPolicy(in.Endpoints[id], p.rules[port.Network])
 		}
 		update(p.Ports, d.Ports, EndpointPortID(id), port)
+		update(p.Remotes, d.Remotes, id, compileRemote(in, id, f))
+	}
+	for id := range remotes {
+		update(p.Remotes, d.Remotes, id, compileRemote(in, id, f))
+	}
+	if len(d.Switches) > 0 {
+		p.recompileTunnels(d)
 	}
 	if len(dirty.Networks) > 0 || needsHostAgain(d) {
 		p.recompileHost(d)
@@ -215,6 +235,8 @@ func mode(t hcn.NetworkType) Mode {
 		return ModeL2Bridge
 	case hcn.L2Tunnel:
 		return ModeL2Tunnel
+	case hcn.Overlay:
+		return ModeOverlay
 	default:
 		return 0
 	}
@@ -229,7 +251,9 @@ func OneMAC(t hcn.NetworkType) bool { return mode(t).OneMAC() }
 
 // HasHostPort tells that the host has a vNIC on a network of the type, with the gateway's
 // address, and the network a resolver.
-func HasHostPort(t hcn.NetworkType) bool { return mode(t) == ModeNAT || mode(t) == ModeInternal }
+func HasHostPort(t hcn.NetworkType) bool {
+	return mode(t) == ModeNAT || mode(t) == ModeInternal || mode(t) == ModeOverlay
+}
 
 // MaxSwitch is the largest number of a switch: in the tables its VLAN is above it.
 const MaxSwitch = 1<<19 - 1
@@ -241,13 +265,17 @@ const (
 	minMTU4 = 576
 )
 
-// SwitchMTU is the MTU of a network's own ports: on a LAN that of its NIC, else that of the
-// way out.
+// SwitchMTU is the MTU of a network's own ports: on a LAN that of its NIC, on an overlay what its tunnels carry, else that of
+// the way out.
 func SwitchMTU(n *Network, f *Facts) int {
+	mtu := f.UplinkMTU
 	if nic := f.NIC(n.Uplink); nic != nil {
-		return max(nic.MTU, minMTU6)
+		mtu = nic.MTU
 	}
-	return max(f.UplinkMTU, minMTU6)
+	if n.Doc.Type == hcn.Overlay {
+		mtu -= overlayOverhead(n, f)
+	}
+	return max(mtu, minMTU6)
 }
 
 // ownPorts are those of a network that no endpoint has.
@@ -306,10 +334,22 @@ func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 	resolver.ID, resolver.Kind = ResolverPortID(id), PortResolver
 	resolver.VNIC.Namespace = NamespacePath(ResolverNamespace)
 	resolver.VNIC.Routes = nil
+	if sw.Mode == ModeOverlay {
+		sw.compileOverlay(n, f)
+		if sw.Overlay.Provider.IsValid() {
+			sw.Overlay.Tunnel = TunnelPortID(sw.Overlay.Port)
+		}
+	}
+	if sw.Mode == ModeOverlay && !sw.Overlay.Host {
+		host.VNIC.Addrs = nil // nobody there answers: the switch is the gateway
+	}
 	name(host, HostVNICPrefix, "vnic", string(id), n.Doc.Name)
 	name(resolver, ResolverPrefix, "resolver", string(id), n.Doc.Name)
 	sw.HostPort, sw.ResolverPort, sw.HostDevice = host.ID, resolver.ID, host.VNIC.Device
 	sw.DNS.Listen, sw.DNS.HostAddrs = host.Addrs, host.Addrs
+	if sw.Mode == ModeOverlay && !sw.Overlay.Host {
+		sw.HostDevice, sw.DNS.HostAddrs = "", nil
+	}
 	sw.DNS.Namespace, sw.DNS.Device = resolver.VNIC.Namespace, resolver.VNIC.Device
 	return sw, ownPorts{host: host, resolver: resolver}
 }
@@ -376,6 +416,9 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	if n.Doc.Type == hcn.NAT && !onHost { // the host's own packets bear the host's addresses
 		p.Outbound = Outbounds(e)
 	}
+	if HasHostRoute(&n.Doc) && !onHost {
+		p.Outbound = overlayOutbounds(e)
+	}
 	if OneMAC(n.Doc.Type) && !onHost {
 		p.Outbound = bridgeOutbounds(e)
 		p.Turns = turns(e, p.Outbound)
@@ -439,9 +482,9 @@ func (p *Port) acquaint(n *Network) {
 	if host == nil {
 		return
 	}
-	for _, gw := range host.VNIC.Addrs {
-		if hasFamily(p.VNIC.Addrs, gw.Addr().Is4()) {
-			p.VNIC.Neighbours = append(p.VNIC.Neighbours, Neighbour{gw.Addr(), host.MAC})
+	for _, gw := range host.Addrs {
+		if hasFamily(p.VNIC.Addrs, gw.Is4()) {
+			p.VNIC.Neighbours = append(p.VNIC.Neighbours, Neighbour{gw, host.MAC})
 		}
 	}
 }
@@ -455,7 +498,7 @@ func endpointMTU(e *Endpoint, n *Network, f *Facts) int {
 	}
 	if s, err := hcn.SettingsOf[hcn.EncapOverheadPolicySetting](e.Doc.Policies); err == nil {
 		for _, o := range s {
-			mtu -= int(o.Overhead)
+			mtu -= encapOverhead(int(o.Overhead), n, f)
 		}
 	}
 	if leased := leasedMTU(e); leased > 0 {
@@ -465,6 +508,14 @@ func endpointMTU(e *Endpoint, n *Network, f *Facts) int {
 		return max(mtu, minMTU6)
 	}
 	return max(mtu, minMTU4)
+}
+
+// encapOverhead is what an endpoint's policy takes off its MTU. On an overlay the switch's MTU has it already.
+func encapOverhead(asked int, n *Network, f *Facts) int {
+	if n.Doc.Type == hcn.Overlay {
+		return max(asked-overlayOverhead(n, f), 0)
+	}
+	return asked
 }
 
 // segments is how large the segments are that a container may send. The setting is one for all destinations of a device.
@@ -479,6 +530,8 @@ func segments(n *Network, f *Facts) Segments {
 		if nic := f.NIC(n.Uplink); nic != nil {
 			out = nic.Segments
 		}
+	case m == ModeOverlay:
+		return Segments{} // an outer header has no room to say more than 64 KiB
 	case m != ModeNAT:
 		return f.Segments
 	}
@@ -499,7 +552,7 @@ func above(kernel, uplink int) int {
 func endpointRoutes(e *Endpoint, n *Network) []Route {
 	var out []Route
 	for _, r := range routesOf(e, n) {
-		if r.Dst.Bits() == 0 && n.Doc.Type != hcn.NAT && !mode(n.Doc.Type).OnLAN() {
+		if r.Dst.Bits() == 0 && n.Doc.Type != hcn.NAT && !HasUplink(n.Doc.Type) {
 			continue
 		}
 		if !hasFamily(e.Addrs, r.Dst.Addr().Is4()) {

@@ -132,7 +132,7 @@ func guid(kind string, n int) hcn.GUID {
 
 func (w *world) change(t *rapid.T) {
 	net, ep, ns := guid("AA", rapid.IntRange(1, 3).Draw(t, "network")), guid("BB", rapid.IntRange(1, 5).Draw(t, "endpoint")), guid("CC", rapid.IntRange(1, 3).Draw(t, "namespace"))
-	switch rapid.SampledFrom([]string{"network", "no network", "endpoint", "no endpoint", "namespace", "vanish", "no namespace", "mtu"}).Draw(t, "change") {
+	switch rapid.SampledFrom([]string{"network", "no network", "endpoint", "no endpoint", "namespace", "vanish", "no namespace", "mtu", "remote", "no remote"}).Draw(t, "change") {
 	case "network":
 		w.in.Networks[net] = drawNetwork(t, net)
 		w.dirty.Networks[net] = struct{}{}
@@ -176,6 +176,11 @@ func (w *world) change(t *rapid.T) {
 			return
 		}
 		delete(w.in.Namespaces, ns)
+	case "remote":
+		w.in.Remotes[ep], w.dirty.Remotes[ep] = drawRemote(t, ep, net), struct{}{}
+	case "no remote":
+		delete(w.in.Remotes, ep)
+		w.dirty.Remotes[ep] = struct{}{}
 	case "mtu":
 		w.facts.UplinkMTU = rapid.SampledFrom([]int{1280, 1500, 9000}).Draw(t, "mtu")
 		for id := range w.in.Networks {
@@ -185,7 +190,7 @@ func (w *world) change(t *rapid.T) {
 }
 
 func drawNetwork(t *rapid.T, id hcn.GUID) *Network {
-	types := []hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private}
+	types := []hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private, hcn.Overlay}
 	subnets := [][]string{{"10.1.0.0/24"}, {"fd00:1::/64"}, {"10.1.0.0/24", "fd00:1::/64"}}
 	doc := hcn.HostComputeNetwork{ID: id, Name: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "name"), Type: rapid.SampledFrom(types).Draw(t, "type"), Ipams: []hcn.Ipam{{}}}
 	for _, s := range rapid.SampledFrom(subnets).Draw(t, "subnets") {
@@ -197,7 +202,37 @@ func drawNetwork(t *rapid.T, id hcn.GUID) *Network {
 		doc.Ipams[0].Subnets = append(doc.Ipams[0].Subnets, hcn.Subnet{IpAddressPrefix: s, Routes: []hcn.Route{{NextHop: p.Addr().Next().String(), DestinationPrefix: dst}}})
 	}
 	doc.Policies = drawNetworkPolicies(t)
-	return &Network{Doc: doc, Switch: uint32(rapid.IntRange(1, 4).Draw(t, "switch")), GatewayMAC: MAC{2, 0, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(t, "mac"))}}
+	uplink := ""
+	if doc.Type == hcn.Overlay {
+		uplink = rapid.SampledFrom([]string{"nic1", "nic2", "gone"}).Draw(t, "nic")
+		drawOverlay(t, &doc)
+	}
+	return &Network{Doc: doc, Uplink: uplink, Switch: uint32(rapid.IntRange(1, 4).Draw(t, "switch")), GatewayMAC: MAC{2, 0, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(t, "mac"))}}
+}
+
+func drawOverlay(t *rapid.T, doc *hcn.HostComputeNetwork) {
+	for _, s := range doc.AllSubnets() {
+		s.Policies = []hcn.SubnetPolicy{hcn.NewSubnetPolicy(hcn.VSID, hcn.VsidPolicySetting{IsolationId: rapid.SampledFrom([]uint32{5001, 5002}).Draw(t, "vni")})}
+	}
+	if rapid.Bool().Draw(t, "host route") {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.HostRoute, hcn.EmptySetting{}))
+	}
+	if rapid.Bool().Draw(t, "port") {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.VxlanPort, hcn.VxlanPortPolicySetting{Port: 8472}))
+	}
+	if rapid.Bool().Draw(t, "route") {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.RemoteSubnetRoute, hcn.RemoteSubnetRoutePolicySetting{
+			DestinationPrefix: "10.5.0.0/24", IsolationId: 5003, ProviderAddress: "192.0.2.3", DistributedRouterMacAddress: "0E-2A-00-00-00-03",
+		}))
+	}
+}
+
+func drawRemote(t *rapid.T, id, net hcn.GUID) *Remote {
+	r := &Remote{Endpoint: id, Network: net, MAC: MAC{2, 0, 0, 0, 9, 1}, Host: "other", Provider: netip.MustParseAddr(rapid.SampledFrom([]string{"192.0.2.1", "192.0.2.2"}).Draw(t, "provider"))}
+	for _, a := range rapid.SampledFrom([][]string{{"10.1.0.9"}, {"10.1.0.9", "fd00:1::9"}, {"10.9.0.9"}}).Draw(t, "addresses") {
+		r.Addrs = append(r.Addrs, netip.MustParseAddr(a))
+	}
+	return r
 }
 
 func drawEndpoint(t *rapid.T, id, net hcn.GUID, at *Attachment) *Endpoint {
@@ -214,6 +249,10 @@ func drawEndpoint(t *rapid.T, id, net hcn.GUID, at *Attachment) *Endpoint {
 		e.Doc.Policies = append(e.Doc.Policies, hcn.PortMappingPolicySetting{Protocol: 6, InternalPort: 80, ExternalPort: 8080}.Policy())
 	}
 	drawRules(t, e)
+	if at == nil && rapid.IntRange(0, 2).Draw(t, "elsewhere") == 0 {
+		e.Doc.Flags |= hcn.RemoteEndpoint
+		e.Doc.Policies = []hcn.EndpointPolicy{hcn.NewEndpointPolicy(hcn.ProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: "192.0.2.4"})}
+	}
 	return e
 }
 
@@ -265,12 +304,12 @@ func drawRules(t *rapid.T, e *Endpoint) {
 func TestRecompileIsCompile(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{
-			in:    &Intent{Networks: map[hcn.GUID]*Network{}, Endpoints: map[hcn.GUID]*Endpoint{}, Namespaces: map[hcn.GUID]*NamespaceRow{}},
-			facts: &Facts{UplinkMTU: 1500},
+			in:    &Intent{Networks: map[hcn.GUID]*Network{}, Endpoints: map[hcn.GUID]*Endpoint{}, Namespaces: map[hcn.GUID]*NamespaceRow{}, Remotes: map[hcn.GUID]*Remote{}},
+			facts: &Facts{UplinkMTU: 1500, NICs: []NIC{{Name: "nic1", MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}, {Name: "nic2", MTU: 9000}}},
 		}
 		p := New()
 		for range rapid.IntRange(1, 20).Draw(t, "passes") {
-			w.dirty = Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
+			w.dirty = NoDirt()
 			for range rapid.IntRange(0, 4).Draw(t, "changes") {
 				w.change(t)
 			}
@@ -291,6 +330,7 @@ func snapshot(p *Plan) *Plan {
 	maps.Copy(c.Namespaces, p.Namespaces)
 	maps.Copy(c.Switches, p.Switches)
 	maps.Copy(c.Ports, p.Ports)
+	maps.Copy(c.Remotes, p.Remotes)
 	return c
 }
 
@@ -301,6 +341,7 @@ func checkDelta(t *rapid.T, before, after *Plan, d *Delta) {
 	checkChanges(t, "namespaces", before.Namespaces, after.Namespaces, d.Namespaces)
 	checkChanges(t, "switches", before.Switches, after.Switches, d.Switches)
 	checkChanges(t, "ports", before.Ports, after.Ports, d.Ports)
+	checkChanges(t, "remotes", before.Remotes, after.Remotes, d.Remotes)
 }
 
 func checkChanges[K comparable, T any](t *rapid.T, what string, before, after map[K]*T, d map[K]Change[T]) {
@@ -322,7 +363,7 @@ func checkChanges[K comparable, T any](t *rapid.T, what string, before, after ma
 }
 
 func TestDeviceNamesFit(t *testing.T) {
-	for _, prefix := range []string{HostVNICPrefix, PortPrefix, ResolverPrefix} {
+	for _, prefix := range []string{HostVNICPrefix, PortPrefix, ResolverPrefix, TunnelPrefix} {
 		if n := DeviceName(prefix, EndpointPortID(guid("BB", 1))); len(n) > 15 {
 			t.Errorf("%s has %d bytes, an interface may have 15", n, len(n))
 		}

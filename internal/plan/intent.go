@@ -14,6 +14,8 @@ type Intent struct {
 	Networks   map[hcn.GUID]*Network
 	Endpoints  map[hcn.GUID]*Endpoint
 	Namespaces map[hcn.GUID]*NamespaceRow
+	// Remotes are what a control plane knows of endpoints on other hosts. They are facts, and stored nowhere.
+	Remotes map[hcn.GUID]*Remote
 }
 
 // Network is the stored form of a network: the document as it is shown, and
@@ -26,7 +28,7 @@ type Network struct {
 	Switch uint32
 	// GatewayMAC of the host port, the same for the life of the network.
 	GatewayMAC MAC
-	// Uplink is the NIC of a network on a LAN.
+	// Uplink is the NIC of a network on a LAN, or under an overlay.
 	Uplink string `json:",omitempty"`
 	// Confirm is set while the network waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`

@@ -17,6 +17,7 @@ const (
 	LANVNICPrefix  = "bhl" // one of the host's own on a switch with a NIC, which our nftables rules leave alone
 	PortPrefix     = "bhp" // the switch side of any port
 	ResolverPrefix = "bhr" // the resolver's vNIC, in the resolver's compartment
+	TunnelPrefix   = "bhv" // a VXLAN device
 )
 
 // NetnsDir is where compartments are bound, as iproute2 does.

@@ -6,14 +6,14 @@ import (
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
-// firstOn is the network that has the port of a network's NIC: the oldest of those on it.
+// firstOn is the network that has the port of a network's NIC: the oldest of those on its LAN.
 func (in *Intent) firstOn(n *Network) *Network {
-	if n == nil || n.Uplink == "" {
+	if n == nil || n.Uplink == "" || !OnLAN(n.Doc.Type) {
 		return nil
 	}
 	first := n
 	for _, o := range in.Networks {
-		if o.Uplink == n.Uplink && (o.Seq < first.Seq || o.Seq == first.Seq && o.Switch < first.Switch) {
+		if o.Uplink == n.Uplink && OnLAN(o.Doc.Type) && (o.Seq < first.Seq || o.Seq == first.Seq && o.Switch < first.Switch) {
 			first = o
 		}
 	}

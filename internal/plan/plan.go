@@ -33,6 +33,8 @@ type Plan struct {
 	Switches map[hcn.GUID]*Switch
 	// Ports of all switches.
 	Ports map[PortID]*Port
+	// Remotes are the endpoints on other hosts, of the overlay networks that this host has.
+	Remotes map[hcn.GUID]*Remote
 
 	// rules and policies remember what was compiled of policies, by network and by
 	// endpoint.
@@ -73,6 +75,8 @@ const (
 	ModeL2Bridge
 	// ModeL2Tunnel: the same, and what they send each other goes by the wire as well.
 	ModeL2Tunnel
+	// ModeOverlay: members on other hosts, behind tunnels.
+	ModeOverlay
 )
 
 // OnLAN tells that a switch of the mode has an uplink port, and no port of the host's own:
@@ -96,7 +100,8 @@ type Switch struct {
 	// where the switch has none.
 	HostPort     PortID
 	ResolverPort PortID
-	// UplinkPort is the NIC, "" without one or while it is gone. Uplink is its name.
+	// UplinkPort is the NIC of a switch on a LAN, "" without one or while it is gone. Uplink is its name, and that of the NIC
+	// under an overlay.
 	UplinkPort PortID
 	Uplink     string
 	// ConfirmBy is when the network is undone unless somebody confirms it; zero: it stays.
@@ -107,12 +112,15 @@ type Switch struct {
 	// Sets are the address sets that rules of the switch's ports refer to, by Id: sorted,
 	// masked, without duplicates. A nested set holds the addresses of its members.
 	Sets map[string][]netip.Prefix
+	// Overlay is nil of a switch that has no ports on other hosts.
+	Overlay *Overlay
 }
 
 // Subnet is one address space of a switch.
 type Subnet struct {
 	Prefix  netip.Prefix // masked
 	Gateway netip.Addr   // invalid when the subnet has none (Private)
+	VNI     uint32       // of an overlay
 }
 
 // DNS is what the resolver of a network serves and where.
@@ -153,6 +161,9 @@ const (
 	// PortUplink is a NIC of the host, which stays the host's own: the switch takes out
 	// what is for its ports. Both the wire and the host's stack are behind it.
 	PortUplink
+	_ // PORT_GUEST is no port of a plan
+	// PortTunnel is a VXLAN device of ours: other hosts are behind it. It serves all overlay networks with its UDP port.
+	PortTunnel
 )
 
 // Port is a port of a switch and the vNIC at its other end.
@@ -200,6 +211,9 @@ type Port struct {
 	// KnownOn are the network's own vNICs, the host's and the resolver's, that
 	// hold a permanent neighbour entry for each of Addrs (see Neighbour).
 	KnownOn []Interface
+	// UDPPort of a tunnel, and the NICs that its packets may come in by.
+	UDPPort   uint16
+	Underlays []string
 }
 
 // Interface is a network interface by its place and name.
@@ -327,9 +341,10 @@ type Delta struct {
 	Namespaces map[hcn.GUID]Change[Namespace]
 	Switches   map[hcn.GUID]Change[Switch]
 	Ports      map[PortID]Change[Port]
+	Remotes    map[hcn.GUID]Change[Remote]
 }
 
 // Empty tells whether there is nothing to do.
 func (d *Delta) Empty() bool {
-	return !d.Host && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0
+	return !d.Host && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0
 }

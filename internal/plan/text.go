@@ -32,6 +32,9 @@ func (p *Plan) Text() string {
 	for _, port := range ports {
 		port.text(&b)
 	}
+	for _, id := range slices.Sorted(maps.Keys(p.Remotes)) {
+		p.Remotes[id].text(&b)
+	}
 	return b.String()
 }
 
@@ -56,6 +59,8 @@ func (m Mode) String() string {
 		return "l2bridge"
 	case ModeL2Tunnel:
 		return "l2tunnel"
+	case ModeOverlay:
+		return "overlay"
 	}
 	return fmt.Sprintf("mode %d", m)
 }
@@ -70,6 +75,8 @@ func (k PortKind) String() string {
 		return "resolver"
 	case PortUplink:
 		return "uplink"
+	case PortTunnel:
+		return "tunnel"
 	}
 	return fmt.Sprintf("kind %d", k)
 }
@@ -81,12 +88,16 @@ func (s *Switch) text(b *strings.Builder) {
 		if n.Gateway.IsValid() {
 			fmt.Fprintf(b, " gateway %s", n.Gateway)
 		}
+		if n.VNI != 0 {
+			fmt.Fprintf(b, " vni %d", n.VNI)
+		}
 		b.WriteByte('\n')
 	}
 	if len(s.DNS.Listen) > 0 {
 		fmt.Fprintf(b, "    dns %s dev %s netns %s%s%s%s\n", list(s.DNS.Listen), s.DNS.Device, s.DNS.Namespace,
 			optional(" domain ", s.DNS.Domain), optional(" search ", strings.Join(s.DNS.Search, ",")), optional(" upstream ", list(s.DNS.Upstreams)))
 	}
+	s.overlayText(b)
 	s.setsText(b)
 }
 
@@ -108,6 +119,10 @@ func optional(label, value string) string {
 func (p *Port) text(b *strings.Builder) {
 	if p.Kind == PortUplink {
 		fmt.Fprintf(b, "port %s %s switch %d mac %s mtu %d\n", p.Device, p.Kind, p.Switch, p.MAC, p.VNIC.MTU)
+		return
+	}
+	if p.Kind == PortTunnel {
+		fmt.Fprintf(b, "port %s %s udp %d underlay %s\n", p.Device, p.Kind, p.UDPPort, strings.Join(p.Underlays, ","))
 		return
 	}
 	fmt.Fprintf(b, "port %s %s switch %d mac %s addr %s,%s%s%s%s\n", p.Device, p.Kind, p.Switch, p.MAC, list(p.Addrs), p.LinkLocal,

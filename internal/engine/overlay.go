@@ -1,0 +1,98 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// hostReaches tells that the host has a way into a network: then its prefixes are the network's alone on this host.
+func hostReaches(doc *hcn.HostComputeNetwork) bool {
+	switch doc.Type {
+	case hcn.Private:
+		return false
+	case hcn.Overlay:
+		return plan.HasHostRoute(doc)
+	default:
+		return true
+	}
+}
+
+// showRouter has the document of an overlay say by which MAC other hosts reach its router.
+func showRouter(doc *hcn.HostComputeNetwork, mac plan.MAC) {
+	if !slices.ContainsFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.DrMacAddress }) {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.DrMacAddress, hcn.DrMacAddressPolicySetting{Address: hcn.MACFrom(mac)}))
+	}
+}
+
+// checkOverlay refuses an overlay network whose tunnels would not be its own: one with the VNI of another, one around its own
+// underlay, one whose UDP port changes under its endpoints.
+func (t *txn) checkOverlay(doc *hcn.HostComputeNetwork, old *plan.Network, uplink string) error {
+	if doc.Type != hcn.Overlay {
+		return nil
+	}
+	for _, s := range doc.AllSubnets() {
+		for id, n := range t.st.networks {
+			if id == doc.ID || n.Doc.Type != hcn.Overlay {
+				continue
+			}
+			for _, o := range n.Doc.AllSubnets() {
+				if o.VSID() == s.VSID() {
+					return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q: the virtual network %d (VSID) belongs to network %q on this host: choose another, or add the subnet there",
+						s.IpAddressPrefix, doc.Name, s.VSID(), n.Doc.Name)
+				}
+			}
+		}
+		p, err := s.Prefix()
+		if err != nil {
+			return err
+		}
+		if nic := t.facts.NIC(uplink); nic != nil && old == nil {
+			for _, a := range nic.Addrs {
+				if a.Masked().Overlaps(p) {
+					return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q overlaps %s of %s, by which its tunnels go: choose another prefix", p, doc.Name, a.Masked(), uplink)
+				}
+			}
+		}
+	}
+	if old == nil {
+		return nil
+	}
+	if was, is := plan.VXLANPort(&old.Doc), plan.VXLANPort(doc); was != is && len(t.st.byNetwork[doc.ID]) > 0 {
+		return hcn.Errorf(hcn.ErrEntityHasReferences, "VxlanPort: network %q has endpoints, and their tunnels go by port %d: delete them first", doc.Name, was)
+	}
+	if plan.HasHostRoute(&old.Doc) && !plan.HasHostRoute(doc) {
+		return t.checkNobodyOutside(doc)
+	}
+	return nil
+}
+
+// checkNobodyOutside refuses to take away the way to the host from under those that use it.
+func (t *txn) checkNobodyOutside(doc *hcn.HostComputeNetwork) error {
+	for _, ep := range t.st.byNetwork[doc.ID] {
+		if slices.ContainsFunc(ep.Doc.Policies, func(p hcn.EndpointPolicy) bool { return p.Type == hcn.OutBoundNAT }) {
+			return hcn.Errorf(hcn.ErrEntityHasReferences, "HostRoute: endpoint %q (%s) goes by the host to the outside: remove its OutBoundNAT first", ep.Doc.Name, ep.Doc.ID)
+		}
+	}
+	return nil
+}
+
+// replaceRemote takes away the document of an endpoint elsewhere whose address a local endpoint is to have: whoever keeps such
+// documents hears of a move later than this host, which makes the endpoint.
+func (t *txn) replaceRemote(doc *hcn.HostComputeEndpoint, n *plan.Network) {
+	if n.Doc.Type != hcn.Overlay || doc.Flags&hcn.RemoteEndpoint != 0 {
+		return
+	}
+	addrs, err := doc.Addrs()
+	if err != nil {
+		return // refused where it is read
+	}
+	for _, a := range addrs {
+		holder, ok := t.st.addrs[n.Doc.ID][a.Addr()]
+		if ok && t.st.endpoints[holder].Doc.Flags&hcn.RemoteEndpoint != 0 {
+			t.e.log.Info("an endpoint that was on another host is made here", "address", a.Addr().String(), "endpoint", holder)
+			t.dropEndpoint(holder)
+		}
+	}
+}
