@@ -42,6 +42,7 @@ func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	}
 	ps.syncIntroductions(p)
 	ps.fail(ps.addFilters(p))
+	ps.fail(ps.tune(p))
 	ps.fail(ctx.Err())
 	return ps.drift, errors.Join(ps.errs...)
 }
@@ -120,6 +121,9 @@ func (ps *pass) updatePorts(p *plan.Plan, delta *plan.Delta) {
 	ps.introduce(p, delta)
 	if filtersChange(p, delta) {
 		ps.fail(ps.addFilters(p))
+	}
+	if tuningChanges(delta) {
+		ps.fail(ps.tune(p))
 	}
 }
 

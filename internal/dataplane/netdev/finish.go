@@ -60,6 +60,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	}
 	ps.fail(f.pruneNamespaces(p))
 	ps.fail(ps.dropFilters(p))
+	ps.fail(ps.untune(p))
 	return ps.drift, errors.Join(ps.errs...)
 }
 
@@ -128,6 +129,9 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 	}
 	if filtersChange(p, delta) {
 		ps.fail(ps.dropFilters(p))
+	}
+	if tuningChanges(delta) {
+		ps.fail(ps.untune(p))
 	}
 	return errors.Join(ps.errs...)
 }

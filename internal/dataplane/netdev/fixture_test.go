@@ -129,7 +129,9 @@ func delta(old, p *plan.Plan) *plan.Delta {
 	d := &plan.Delta{
 		Host:       old.Host != p.Host,
 		Namespaces: map[hcn.GUID]plan.Change[plan.Namespace]{}, Ports: map[plan.PortID]plan.Change[plan.Port]{},
+		Switches: map[hcn.GUID]plan.Change[plan.Switch]{},
 	}
+	diff(d.Switches, old.Switches, p.Switches)
 	diff(d.Namespaces, old.Namespaces, p.Namespaces)
 	diff(d.Ports, old.Ports, p.Ports)
 	return d

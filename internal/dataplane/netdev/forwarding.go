@@ -29,6 +29,8 @@ type record struct {
 	NetnsDir bool `json:"netns_dir,omitempty"`
 	// Filters holds the MACs that we added to the unicast filters of NICs, by their names.
 	Filters map[string][]string `json:"filters,omitempty"`
+	// NICs holds what else we changed of NICs, by their names.
+	NICs map[string]tuning `json:"nics,omitempty"`
 }
 
 const (
@@ -58,7 +60,7 @@ func (n *Netdev) readRecord() (record, error) {
 
 // writeRecord replaces the file in one step; with nothing to remember there is no file.
 func (n *Netdev) writeRecord(r record) error {
-	if len(r.Sysctls) == 0 && !r.NetnsDir && len(r.Filters) == 0 {
+	if len(r.Sysctls) == 0 && !r.NetnsDir && len(r.Filters) == 0 && len(r.NICs) == 0 {
 		if err := os.Remove(n.recordPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the record of host settings: %w", err)
 		}

@@ -67,7 +67,9 @@ type Netdev struct {
 	bufs sync.Pool
 	// settings guards the record of host settings.
 	settings sync.Mutex
-	closing  sync.Once
+	// harmful are the offloads that no NIC with a network on it may do.
+	harmful []string
+	closing sync.Once
 }
 
 // New opens the host. Close has to be called.
@@ -86,7 +88,7 @@ func New(opts Options) (*Netdev, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the host's namespaces: %w", err)
 	}
-	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), proc: procTree{fd: -1}}
+	n := &Netdev{opts: opts, log: opts.Logger, home: h, writes: new(atomic.Int64), proc: procTree{fd: -1}, harmful: []string{lro}}
 	if err := h.do(n.openSockets); err != nil {
 		h.close()
 		return nil, fmt.Errorf("open the host's netlink sockets: %w", err)

@@ -173,5 +173,8 @@ func (f *Finish) Preview(ctx context.Context, p *plan.Plan, delta *plan.Delta) (
 	if filtersChange(p, delta) {
 		ps.fail(ps.dropFilters(p))
 	}
+	if tuningChanges(delta) {
+		ps.fail(ps.untune(p))
+	}
 	return ps.dry.steps, errors.Join(ps.errs...)
 }

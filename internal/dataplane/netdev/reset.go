@@ -84,6 +84,7 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
 	}
 	all = append(all, r.filterNotes()...)
+	all = append(all, r.tuningNotes()...)
 	sort.Strings(all)
 	return all, err
 }
