@@ -50,7 +50,7 @@ type daemonConfig struct {
 	listen, certs            string
 	dnsForwardSingle         bool
 	offload                  bool
-	leaseWait                time.Duration
+	leaseWait, probe         time.Duration
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -89,6 +89,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.listen, "listen", "", "ADDRESS:PORT: answer the API there too, for clients with a certificate; who has one may do what root may (default nowhere)")
 	f.StringVar(&c.certs, "certs", "/etc/bulkhead/certs", "directory with ca.pem, cert.pem and key.pem, for --listen")
 	f.DurationVar(&c.leaseWait, "lease-wait", engine.DefaultLeaseWait, "how long a container's start waits for addresses by DHCP or from routers")
+	f.DurationVar(&c.probe, "probe", engine.DefaultProbe, "how long a LAN is asked whether somebody has a container's static address, before the container gets it; 0 to not ask")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	return cmd
@@ -243,6 +244,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Leftovers: leftovers(p.dev, c.bpfDir),
 		Leases:    newLeases(p.dev, func() *engine.Engine { return p.engine }, log),
 		LeaseWait: c.leaseWait,
+		Probe:     c.probe,
 		Checks:    checks(p.filter, p.sw, p.runtime),
 		Info:      c.info(ctx, p),
 		Pools4:    pools,

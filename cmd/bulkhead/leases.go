@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/lease"
@@ -63,6 +64,14 @@ func (l leases) States() []engine.LeaseState {
 
 func (l leases) GiveBack(ctx context.Context, w engine.LeaseWant) error {
 	return l.client.GiveBack(ctx, leaseWant(w))
+}
+
+func (l leases) Probe(ctx context.Context, w engine.LeaseWant, addrs []netip.Addr, wait time.Duration) (map[netip.Addr]plan.MAC, error) {
+	return l.client.Probe(ctx, leaseWant(w), addrs, wait)
+}
+
+func (l leases) Announce(ctx context.Context, w engine.LeaseWant, addrs []netip.Addr) error {
+	return l.client.Announce(ctx, leaseWant(w), addrs)
 }
 
 func (l leases) Close() { l.client.Close() }

@@ -130,7 +130,7 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Ad
 		}
 	}
 	pool.Reserved = func(a netip.Addr) bool {
-		return s.Reserved(a) != "" || t.isHosts(a) || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
+		return s.Reserved(a) != "" || t.isHosts(a) || t.st.isAvoided(lanAddr{n.Doc.ID, a}) || slices.ContainsFunc(excluded, func(r hcn.AddrRange) bool { return r.Contains(a) })
 	}
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])

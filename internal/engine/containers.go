@@ -183,11 +183,22 @@ func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (a
 	}
 	e.opt.Step("create-container")
 	var row *containerRow
-	_, err = e.commit(func(t *txn) error {
+	create := func(t *txn) error {
 		var err error
 		row, err = t.newContainer(id, spec, img)
 		return err
+	}
+	err = e.vacant(ctx, func(t *txn) (eps []*plan.Endpoint, err error) {
+		if err = create(t); err == nil {
+			for _, id := range row.Endpoints {
+				eps = append(eps, t.st.endpoints[id])
+			}
+		}
+		return eps, err
 	})
+	if err == nil {
+		_, err = e.commit(create)
+	}
 	if err != nil {
 		return api.ContainerCreated{}, asAPI(err)
 	}

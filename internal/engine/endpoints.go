@@ -61,14 +61,18 @@ func noEndpoint(id hcn.GUID) error {
 // is attached to it.
 func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc hcn.HostComputeEndpoint) (hcn.HostComputeEndpoint, error) {
 	var row *plan.Endpoint
-	rev, err := e.commitOr(ctx, func(t *txn) error {
+	create := func(t *txn) error {
 		var err error
 		row, err = t.newEndpoint(id, network, doc, "")
 		if err == nil && !doc.HostComputeNamespace.IsZero() {
 			row, err = t.attach(row.Doc.ID, doc.HostComputeNamespace)
 		}
 		return err
-	})
+	}
+	if err := e.vacant(ctx, func(t *txn) ([]*plan.Endpoint, error) { err := create(t); return []*plan.Endpoint{row}, err }); err != nil {
+		return hcn.HostComputeEndpoint{}, err
+	}
+	rev, err := e.commitOr(ctx, create)
 	if err != nil {
 		return hcn.HostComputeEndpoint{}, err
 	}
@@ -78,6 +82,7 @@ func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc h
 			e.undo(ctx, "endpoint", string(id), func(t *txn) { t.dropEndpoint(id) })
 			return hcn.HostComputeEndpoint{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "endpoint %s: %w", id, err)
 		}
+		e.announce(id)
 	}
 	e.warnTurned("endpoint", id, row.Doc.Name, hcn.TurnedDefaults(nil, row.Doc.Policies))
 	return *row.Doc.Clone(), nil

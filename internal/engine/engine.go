@@ -139,6 +139,8 @@ type Options struct {
 	// Leases is nil where nobody asks LANs for addresses; a container's start waits LeaseWait for them, or DefaultLeaseWait.
 	Leases    Leases
 	LeaseWait time.Duration
+	// Probe is how long a LAN is asked who has an address before an endpoint gets it; 0: not at all.
+	Probe time.Duration
 	// Leftovers lists what is ours in the kernel and serves nothing of the plan;
 	// nil where there is no kernel.
 	Leftovers func(ctx context.Context, p *plan.Plan) ([]string, error)

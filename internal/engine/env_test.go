@@ -149,7 +149,7 @@ func (e *env) prepare() {
 		Counters: func(plan.PortID) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
 	e.leases = &fakeLeases{w: e.w, gen: gen, engine: func() *Engine { return e.e }}
-	opt.Leases = e.leases
+	opt.Leases, opt.Probe = e.leases, DefaultProbe
 	opt.Stages = []Stage{
 		{applier{e.w, gen, 0}, cutter{applier{e.w, gen, 2}}}, {cutter{applier{e.w, gen, 1}}}, {applier{e.w, gen, 3}}, {applier{e.w, gen, 4}},
 	}

@@ -24,6 +24,11 @@ type Leases interface {
 	States() []LeaseState
 	// GiveBack tells servers that the want's Stored leases are free; Device is the NIC.
 	GiveBack(ctx context.Context, w LeaseWant) error
+	// Probe asks who on the LAN of a NIC has one of some addresses, and takes wait for it. Device, MAC and VLAN of the want
+	// are those of the NIC and its frames.
+	Probe(ctx context.Context, w LeaseWant, addrs []netip.Addr, wait time.Duration) (used map[netip.Addr]plan.MAC, err error)
+	// Announce tells all on the link of a vNIC that it has addresses.
+	Announce(ctx context.Context, w LeaseWant, addrs []netip.Addr) error
 	// Close ends all of it and gives nothing back.
 	Close()
 }
@@ -84,13 +89,14 @@ type leaser struct {
 	closed  error
 	// farewell wakes who gives back the leases of endpoints that are gone.
 	farewell chan struct{}
+	free     map[lanAddr]time.Time // addresses that nobody had when they were asked for
 
 	wants []LeaseWant // the loop's alone: what Sync got last
 	again time.Time   // the loop's alone: a write was refused, and is not tried before
 }
 
 func newLeaser() *leaser {
-	return &leaser{changed: make(chan struct{}), farewell: make(chan struct{}, 1)}
+	return &leaser{changed: make(chan struct{}), farewell: make(chan struct{}, 1), free: map[lanAddr]time.Time{}}
 }
 
 func (l *leaser) broadcast() {

@@ -25,6 +25,10 @@ type lan struct {
 	life  time.Duration
 	gone  bool // the NIC
 	asked int  // how often a session was begun
+
+	users     map[netip.Addr]plan.MAC // who else is there
+	probed    []netip.Addr
+	announced []netip.Addr
 }
 
 func newLANServer() *lan {
@@ -148,6 +152,33 @@ func (f *fakeLeases) GiveBack(_ context.Context, w LeaseWant) error {
 		return fmt.Errorf("a strange farewell: %+v", w)
 	}
 	delete(f.w.lan.gives, w.Endpoint)
+	return nil
+}
+
+func (f *fakeLeases) Probe(_ context.Context, w LeaseWant, addrs []netip.Addr, wait time.Duration) (map[netip.Addr]plan.MAC, error) {
+	time.Sleep(wait)
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	if w.Namespace != "" || w.Device == "" || w.MAC == (plan.MAC{}) {
+		return nil, fmt.Errorf("asked from nowhere: %+v", w)
+	}
+	f.w.lan.probed = append(f.w.lan.probed, addrs...)
+	used := map[netip.Addr]plan.MAC{}
+	for _, a := range addrs {
+		if mac, ok := f.w.lan.users[a]; ok {
+			used[a] = mac
+		}
+	}
+	return used, nil
+}
+
+func (f *fakeLeases) Announce(_ context.Context, w LeaseWant, addrs []netip.Addr) error {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	if w.Device == "" || w.MAC == (plan.MAC{}) {
+		return fmt.Errorf("announced from nowhere: %+v", w)
+	}
+	f.w.lan.announced = append(f.w.lan.announced, addrs...)
 	return nil
 }
 

@@ -172,6 +172,12 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 	if err != nil {
 		return err
 	}
+	attaching := res.Type == hcn.NamespaceResourceTypeEndpoint && (r.RequestType == hcn.RequestTypeAdd || r.RequestType == hcn.RequestTypeUpdate)
+	if attaching {
+		if err := e.stillVacant(ctx, hcn.GUID(res.Data.ID)); err != nil {
+			return errors.Join(err, e.leaveHost(id))
+		}
+	}
 	var touched []*plan.Endpoint
 	rev, err := e.commitOr(ctx, func(t *txn) error {
 		ns := t.st.namespaces[id]
@@ -195,7 +201,7 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 		e.Wake("refresh of namespace " + string(id))
 	}
 	var wait []object
-	if res.Type == hcn.NamespaceResourceTypeEndpoint && (r.RequestType == hcn.RequestTypeAdd || r.RequestType == hcn.RequestTypeUpdate) {
+	if attaching {
 		wait = append(wait, portObject(hcn.GUID(res.Data.ID)))
 	}
 	if r.RequestType == hcn.RequestTypeRemove || r.RequestType == hcn.RequestTypeReset {
@@ -208,6 +214,9 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 			e.undo(ctx, "endpoint", string(ep.Doc.ID), func(t *txn) { t.detachIf(ep) })
 		}
 		return hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s: %w", id, err)
+	}
+	for _, ep := range touched {
+		e.announce(ep.Doc.ID)
 	}
 	return nil
 }

@@ -453,7 +453,7 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 			Hint("bulkhead inspect %s says whose: connect that one", c.Doc.Name)
 	}
 	var made hcn.GUID
-	_, rev, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error {
+	connect := func(t *txn, c *containerRow) error {
 		n, err := t.st.findNetwork(a.Network)
 		if err != nil {
 			return err
@@ -476,12 +476,22 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 			_, err = t.attach(made, c.Doc.Namespace)
 		}
 		return err
+	}
+	err = e.vacant(ctx, func(t *txn) ([]*plan.Endpoint, error) {
+		row := *c
+		err := connect(t, &row)
+		return []*plan.Endpoint{t.st.endpoints[made]}, err
 	})
+	if err != nil {
+		return asAPI(err)
+	}
+	_, rev, err := e.ctrs.changeOr(ctx, c.Doc.ID, connect)
 	if err != nil {
 		return asAPI(err)
 	}
 	err = e.applied(ctx, rev, portObject(made))
 	if now := e.ctrs.row(c.Doc.ID); err == nil && now != nil && now.Doc.Namespace != "" {
+		e.announce(made)
 		err = e.awaitLeases(context.WithoutCancel(ctx), made)
 	}
 	if err != nil {

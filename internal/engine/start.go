@@ -36,6 +36,9 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 	id := c.Doc.ID
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTimeout)
 	defer cancel()
+	if err := s.e.stillVacant(ctx, c.Endpoints...); err != nil {
+		return s.failStart(ctx, c, by, err)
+	}
 	row, rev, err := s.change(id, func(t *txn, c *containerRow) error {
 		c.Doc.State.Status, c.Doc.State.Error, c.Want, c.Stopped = api.StatusStarting, "", true, false
 		c.Doc.State.Finished = nil
@@ -58,6 +61,7 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 	if err := s.e.applied(ctx, rev, wait...); err != nil {
 		return s.failStart(ctx, row, by, fmt.Errorf("attach its endpoints: %w", err))
 	}
+	s.e.announce(row.Endpoints...)
 	if err := s.e.awaitLeases(ctx, row.Endpoints...); err != nil {
 		return s.failStart(ctx, row, by, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -40,6 +41,7 @@ type state struct {
 	macs        map[hcn.GUID]map[plan.MAC]hcn.GUID
 	leased      map[hcn.GUID]struct{}       // endpoints that have their addresses from a LAN
 	lastAddr    map[netip.Prefix]netip.Addr // the newest pick in a subnet
+	avoided     map[lanAddr]time.Time       // what somebody else on a LAN had
 	netNames    map[string]hcn.GUID
 	ctrNames    map[string]string
 	ports       map[portKey]map[hcn.GUID]int // who publishes a port, and how often
@@ -66,7 +68,7 @@ func newState() *state {
 		settings: map[string]string{}, farewells: map[hcn.GUID]*farewell{}, leased: map[hcn.GUID]struct{}{},
 		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
-		lastAddr: map[netip.Prefix]netip.Addr{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
+		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
 		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
 	}

@@ -121,12 +121,19 @@ type Facts struct {
 
 // NIC is a link of the host that may be the uplink of a switch.
 type NIC struct {
-	Name     string
-	Index    int
+	Name  string
+	Index int
+	// GUID is its own for as long as it is this device: that of its burnt-in MAC, or without one of its name.
+	GUID     hcn.GUID
 	MAC      MAC
 	MTU      int
 	Segments Segments
 	Up       bool
+	// Master is the device that it is a member of, "" for none. Team says that it is a bond or a team.
+	Master string
+	Team   bool
+	// NoCarrier says that nobody is behind it.
+	NoCarrier bool
 	// Addrs are the host's addresses on it, without link-local ones of IPv6.
 	Addrs []netip.Prefix
 	// Unfit says why it cannot be an uplink; "" for one that can. OneMAC says why it can only be

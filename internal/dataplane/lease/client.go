@@ -3,7 +3,6 @@ package lease
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -143,27 +142,15 @@ func (c *Client) GiveBack(ctx context.Context, w Want) error {
 	ctx, cancel := context.WithTimeout(ctx, farewell)
 	defer cancel()
 	w.NIC = true
-	s := newSession(c, w)
-	link, err := c.cfg.Open(ctx, &w)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", w.Device, err)
-	}
-	s.setLink(link, nil)
-	reading := make(chan struct{})
-	go func() {
-		defer close(reading)
-		_ = s.read(ctx, link) // ends with the link
-	}()
-	var errs []error
-	for _, m := range s.machines() {
-		if l, ok := w.Stored[m.source()]; ok && !l.over(time.Now()) {
-			errs = append(errs, m.release(ctx, &l))
+	return c.briefly(ctx, w, func(ctx context.Context, s *session) error {
+		var errs []error
+		for _, m := range s.machines() {
+			if l, ok := w.Stored[m.source()]; ok && !l.over(time.Now()) {
+				errs = append(errs, m.release(ctx, &l))
+			}
 		}
-	}
-	cancel()
-	errs = append(errs, link.Close())
-	<-reading
-	return errors.Join(errs...)
+		return errors.Join(errs...)
+	})
 }
 
 // Close ends all sessions and gives nothing back: the leases outlive the daemon. States stays as it was.

@@ -72,7 +72,8 @@ type Want struct {
 	Endpoint hcn.GUID
 	// Network and Name are for people.
 	Network, Name string
-	// Namespace is the path of the compartment, Device the vNIC in it; for GiveBack "" and the NIC, with the tag of its frames.
+	// Namespace is the path of the compartment, Device the vNIC in it; for GiveBack and Probe "" and the NIC, with the tag of
+	// its frames.
 	Namespace, Device string
 	NIC               bool
 	VLAN              uint16

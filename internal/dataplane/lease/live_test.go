@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -293,6 +294,56 @@ func TestLiveUsed(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestLiveProbe: whoever has an address is found, of both families and in the right VLAN; what nobody has is announced.
+func TestLiveProbe(t *testing.T) {
+	l := newLAN(t)
+	squatter := testhost.New(t, testhost.WithName("squatter"))
+	l.sw.Plug(squatter, "eth0", "10.9.0.100/24", "fd09::100/64")
+	capture := l.server.Capture("eth0", "")
+	c := l.newClient()
+	nic := Want{Network: "lan", Name: "eth0", Device: "eth0", MAC: l.mac}
+	mac := plan.MAC(squatter.MAC("eth0"))
+	var free []netip.Addr
+	for i := range 2 * maxClaims { // more than one socket filter holds
+		free = append(free, netip.MustParseAddr(fmt.Sprintf("10.9.0.%d", 110+i)))
+	}
+	for _, a := range []string{"10.9.0.100", "fd09::100"} {
+		addr := netip.MustParseAddr(a)
+		used, err := c.Probe(t.Context(), nic, append(slices.Clone(free), addr), 600*time.Millisecond)
+		if err != nil || len(used) != 1 || used[addr] != mac {
+			t.Errorf("%s: used by %v (%v), want %s", a, used, err, mac)
+		}
+		tagged := nic
+		tagged.VLAN = 100
+		if used, err := c.Probe(t.Context(), tagged, []netip.Addr{addr}, 300*time.Millisecond); err != nil || len(used) != 0 {
+			t.Errorf("%s in VLAN 100: used by %v (%v)", a, used, err)
+		}
+	}
+	begun := time.Now()
+	if used, err := c.Probe(t.Context(), nic, free[:1], 300*time.Millisecond); err != nil || len(used) != 0 {
+		t.Errorf("%s: used by %v (%v)", free[0], used, err)
+	}
+	if took := time.Since(begun); took < 300*time.Millisecond {
+		t.Errorf("an answer was awaited for %s", took)
+	}
+	own := l.want()
+	own.VLAN = 100 // its port gives frames their tag
+	for _, a := range []string{"10.9.0.100", "fd09::100"} {
+		if err := c.Announce(t.Context(), own, []netip.Addr{netip.MustParseAddr(a)}); err != nil {
+			t.Error(err)
+		}
+	}
+	arp, na := macString(l.mac)+" > ff:ff:ff:ff:ff:ff arp who-has 10.9.0.100 tell 10.9.0.100", macString(l.mac)+" > 33:33:00:00:00:01 ip6 fd09::100 > ff02::1 "
+	l.wait(func() error {
+		text := strings.Join(capture.Lines(), "\n")
+		if !strings.Contains(text, arp) || !strings.Contains(text, na) {
+			return fmt.Errorf("no announcement in\n%s", text)
+		}
+		return nil
+	})
+	l.wellFormed(capture)
 }
 
 // TestLiveSilent: nobody answers, and people are told; then somebody does.

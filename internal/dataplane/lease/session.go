@@ -291,14 +291,22 @@ func (s *session) listen() {
 	}
 }
 
-// probe asks whether somebody uses an address. ARP's three questions come faster than RFC 5227 has them for the slow links
-// of its time: a container waits for the answer. Neighbour discovery asks once and waits a second (RFC 4862).
+// probe asks whether somebody uses an address that was offered. ARP's three questions come faster than RFC 5227 has them for the
+// slow links of its time: a container waits for the answer. Neighbour discovery asks once and waits a second (RFC 4862).
 func (s *session) probe(ctx context.Context, a netip.Addr) (user plan.MAC, used bool, err error) {
+	if a.Is6() {
+		return s.ask(ctx, a, 1, time.Second)
+	}
+	return s.ask(ctx, a, 3, 150*time.Millisecond)
+}
+
+// ask sends a question some times, and ends with the first answer.
+func (s *session) ask(ctx context.Context, a netip.Addr, tries int, pause time.Duration) (user plan.MAC, used bool, err error) {
 	ch, stop := s.watch(a, true)
 	defer stop()
-	tries, pause, frame := 3, 150*time.Millisecond, arpProbe(s.want.MAC, a)
+	frame := arpProbe(s.want.MAC, a)
 	if a.Is6() {
-		tries, pause, frame = 1, time.Second, neighbourProbe(s.want.MAC, a)
+		frame = neighbourProbe(s.want.MAC, a)
 	}
 	for range tries {
 		if err := s.send(frame); err != nil {

@@ -24,7 +24,10 @@ const receiveBuffer = 128 << 10
 // Sockets opens links to vNICs. enter runs a function in a compartment: the sockets that it opens stay there.
 func Sockets(enter func(path string, fn func() error) error) func(context.Context, *Want) (Link, error) {
 	return func(_ context.Context, w *Want) (Link, error) {
-		l := &socket{mac: w.MAC, vlan: w.VLAN}
+		l := &socket{mac: w.MAC, nic: w.NIC}
+		if w.NIC {
+			l.vlan = w.VLAN // a vNIC's frames get theirs by its port, which takes none that have one
+		}
 		open := func() error { return l.open(w) }
 		if err := enter(w.Namespace, open); err != nil {
 			return nil, err
@@ -41,7 +44,8 @@ type socket struct {
 	once  sync.Once
 	plugs []int
 	mac   plan.MAC
-	vlan  uint16 // of what is sent; what is received the kernel has rid of its tag
+	nic   bool
+	vlan  uint16 // of what a NIC sends, and of what is heard there: the kernel takes the tag off and tells of it beside
 	oob   [256]byte
 }
 
@@ -243,35 +247,47 @@ func (l *socket) Send(frame []byte) error {
 	return err
 }
 
-// Receive waits for a frame.
+// Receive waits for a frame. On a NIC it is one of the right VLAN.
 func (l *socket) Receive(buf []byte) (n int, summed bool, err error) {
-	if rawErr := l.raw.Read(func(fd uintptr) bool {
-		var oobn int
-		n, oobn, _, _, err = unix.Recvmsg(int(fd), buf, l.oob[:], 0)
-		summed = err == nil && sumsReady(l.oob[:oobn])
-		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
-	}); rawErr != nil {
-		return 0, false, rawErr
+	for {
+		var vlan uint16
+		if rawErr := l.raw.Read(func(fd uintptr) bool {
+			var oobn int
+			n, oobn, _, _, err = unix.Recvmsg(int(fd), buf, l.oob[:], 0)
+			if err == nil {
+				summed, vlan = besides(l.oob[:oobn])
+			}
+			return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+		}); rawErr != nil {
+			return 0, false, rawErr
+		}
+		if err != nil {
+			return 0, false, fmt.Errorf("read %s: %w", l.f.Name(), err)
+		}
+		if !l.nic || vlan == l.vlan {
+			return n, summed, nil
+		}
 	}
-	if err != nil {
-		return 0, false, fmt.Errorf("read %s: %w", l.f.Name(), err)
-	}
-	return n, summed, nil
 }
 
-// sumsReady reads whether the frame has its checksums; without word from the kernel they are not believed in.
-func sumsReady(oob []byte) bool {
+// besides reads what the kernel says of a frame: whether it has its checksums, which are not believed in without its word, and its
+// VLAN (struct tpacket_auxdata).
+func besides(oob []byte) (summed bool, vlan uint16) {
 	for len(oob) >= unix.CmsgLen(0) {
 		head, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
-			return false
+			return false, 0
 		}
-		if head.Level == unix.SOL_PACKET && head.Type == unix.PACKET_AUXDATA && len(data) >= 4 {
-			return binary.NativeEndian.Uint32(data)&unix.TP_STATUS_CSUMNOTREADY == 0
+		if head.Level == unix.SOL_PACKET && head.Type == unix.PACKET_AUXDATA && len(data) >= 18 {
+			status := binary.NativeEndian.Uint32(data)
+			if status&unix.TP_STATUS_VLAN_VALID != 0 {
+				vlan = binary.NativeEndian.Uint16(data[16:]) & 0xfff
+			}
+			return status&unix.TP_STATUS_CSUMNOTREADY == 0, vlan
 		}
 		oob = rest
 	}
-	return false
+	return false, 0
 }
 
 // Close ends a Receive that waits.

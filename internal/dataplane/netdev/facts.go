@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha1" //nolint:gosec // see nicGUIDs
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -62,13 +64,14 @@ func (n *Netdev) Facts(ctx context.Context) (plan.Facts, error) {
 // nics are the links that the host had without us.
 func (n *Netdev) nics(links []link, byIndex map[int]link, addrs []address) []plan.NIC {
 	var out []plan.NIC
+	ids := nicGUIDs(links)
 	for _, l := range links {
 		if l.ours() || l.flags&unix.IFF_LOOPBACK != 0 {
 			continue
 		}
 		nic := plan.NIC{
-			Name: l.name, Index: l.index, MAC: l.mac, MTU: l.mtu, Segments: l.segments,
-			Up: l.up(), Unfit: unfit(l, byIndex[l.master]), OneMAC: n.oneMAC(l),
+			Name: l.name, Index: l.index, GUID: ids[l.index], Master: byIndex[l.master].name, Team: l.kind == "bond" || l.kind == "team", MAC: l.mac, MTU: l.mtu, Segments: l.segments,
+			Up: l.up(), NoCarrier: l.flags&unix.IFF_LOWER_UP == 0, Unfit: unfit(l, byIndex[l.master]), OneMAC: n.oneMAC(l),
 		}
 		for _, a := range addrs {
 			if a.index == l.index && (a.prefix.Addr().Is4() || !a.prefix.Addr().IsLinkLocalUnicast()) {
@@ -80,13 +83,37 @@ func (n *Netdev) nics(links []link, byIndex map[int]link, addrs []address) []pla
 	return out
 }
 
+// nicGUIDs names links for good: by the MAC that a device was made with, so that it may get another name, and where there is none,
+// or two have the same, by the name (UUIDs of version 5, RFC 9562).
+func nicGUIDs(links []link) map[int]hcn.GUID {
+	same := map[plan.MAC]int{}
+	for _, l := range links {
+		same[l.burntIn]++
+	}
+	out := map[int]hcn.GUID{}
+	for _, l := range links {
+		of := "bulkhead nic " + l.name
+		if l.burntIn != (plan.MAC{}) && same[l.burntIn] == 1 {
+			of = "bulkhead nic " + l.burntIn.String()
+		}
+		sum := sha1.Sum([]byte(of)) //nolint:gosec // a name and no secret
+		sum[6], sum[8] = sum[6]&0x0f|0x50, sum[8]&0x3f|0x80
+		out[l.index] = hcn.GUID(strings.ToUpper(fmt.Sprintf("%x-%x-%x-%x-%x", sum[:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16])))
+	}
+	return out
+}
+
 // unfit says why a link cannot be the uplink of a switch, or nothing.
 func unfit(l, master link) string {
 	switch {
 	case l.hwType != unix.ARPHRD_ETHER:
 		return "it is no Ethernet device"
 	case l.master != 0:
-		return "it is a member of " + cmp.Or(master.name, "another device") + ", which takes its frames"
+		text := "it is a member of " + cmp.Or(master.name, "another device") + ", which takes its frames"
+		if master.kind == "bond" || master.kind == "team" {
+			text += " (" + master.name + " can be the uplink)"
+		}
+		return text
 	case slices.Contains([]string{"ipvlan", "ipvtap", "vxlan", "ifb"}, l.kind):
 		return "it is a " + l.kind + " device, which gets no frames for containers from the wire"
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -63,7 +64,7 @@ func TestFacts(t *testing.T) {
 	}
 	for i, nic := range nics { // what the kernel has chosen
 		if at := slices.IndexFunc(got.NICs, func(n plan.NIC) bool { return n.Name == nic.Name }); at >= 0 {
-			nics[i].Index, nics[i].MAC, nics[i].Segments = got.NICs[at].Index, got.NICs[at].MAC, got.NICs[at].Segments
+			nics[i].Index, nics[i].MAC, nics[i].Segments, nics[i].GUID = got.NICs[at].Index, got.NICs[at].MAC, got.NICs[at].Segments, got.NICs[at].GUID
 			if nics[i].MAC == (plan.MAC{}) {
 				t.Errorf("%s has no MAC", nic.Name)
 			}
@@ -361,4 +362,24 @@ func (r *registry) grown(name string) error {
 		return errors.New("it was settled just now")
 	}
 	return nil
+}
+
+// TestNICGUIDs: a device is the same under another name if it has a MAC of its own, and no two have one GUID.
+func TestNICGUIDs(t *testing.T) {
+	t.Parallel()
+	mac, twin := plan.MAC{2, 0, 0, 0, 0, 1}, plan.MAC{2, 0, 0, 0, 0, 2}
+	ids := nicGUIDs([]link{
+		{index: 1, name: "eth0", burntIn: mac}, {index: 2, name: "bond0"}, {index: 3, name: "p0", burntIn: twin}, {index: 4, name: "p1", burntIn: twin},
+	})
+	again := nicGUIDs([]link{{index: 9, name: "lan0", burntIn: mac}, {index: 8, name: "bond0"}})
+	if ids[1] != again[9] || ids[2] != again[8] {
+		t.Errorf("they are others by now: %v, %v", ids, again)
+	}
+	seen := map[hcn.GUID]bool{}
+	for _, id := range ids {
+		if parsed, err := hcn.ParseGUID(string(id)); err != nil || parsed != id || seen[id] {
+			t.Errorf("%s: %v", id, err)
+		}
+		seen[id] = true
+	}
 }

@@ -30,6 +30,7 @@ type link struct {
 	peer       int           // index of a veth's other end, in that end's namespace
 	master     int           // index of the bridge or bond that it is a member of
 	hwType     uint16        // ARPHRD_ETHER, …
+	burntIn    plan.MAC      // of a device that has one, whatever its MAC is now
 }
 
 type address struct {
@@ -96,6 +97,10 @@ func parseLink(m []byte) link {
 			l.mtu = int(ne.Uint32(v))
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], v)
+		case unix.IFLA_PERM_ADDRESS:
+			if len(v) == len(l.burntIn) {
+				copy(l.burntIn[:], v)
+			}
 		case iflaGSOMaxSize:
 			l.segments.IP6 = int(ne.Uint32(v))
 		case iflaGROMaxSize:
