@@ -62,6 +62,23 @@ type Check struct {
 	Next   string `json:"next,omitempty"` // what to do about it
 }
 
+// NIC is a link of the host that is not Bulkhead's.
+type NIC struct {
+	Name string `json:"name"`
+	// ID is the GUID by which an InterfaceConstraint means it: that of its burnt-in MAC, whatever it is called, or
+	// without one of its name.
+	ID        hcn.GUID `json:"id"`
+	Index     int      `json:"index"`
+	MAC       string   `json:"mac"`
+	MTU       int      `json:"mtu"`
+	State     string   `json:"state"` // "up", "down" or "no carrier"
+	Addresses []string `json:"addresses,omitempty"`
+	// Networks that are on it, by name.
+	Networks []string `json:"networks,omitempty"`
+	// Problem says why it can carry no network, or only those with one MAC on the wire.
+	Problem string `json:"problem,omitempty"`
+}
+
 // Info says what the daemon is.
 type Info struct {
 	Version    string      `json:"version"`

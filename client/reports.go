@@ -23,6 +23,13 @@ func (c *Client) Published(ctx context.Context) ([]api.Published, error) {
 	return l, err
 }
 
+// NICs lists the links of the host that may carry networks.
+func (c *Client) NICs(ctx context.Context) ([]api.NIC, error) {
+	var l []api.NIC
+	err := c.call(ctx, get("/v1/nics", nil), &l)
+	return l, err
+}
+
 // Doctor checks the host and the daemon.
 func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
 	var l []api.Check

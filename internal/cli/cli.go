@@ -154,6 +154,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newNamespaceCmd(a)),
 		grouped(groupNetworks, newPublishCmd(a)),
 		grouped(groupNetworks, newAddressCmd(a)),
+		grouped(groupNetworks, newNICCmd(a)),
 		grouped(groupNetworks, newExposedCmd(a)),
 		grouped(groupNetworks, newTopologyCmd(a)),
 		grouped(groupNetworks, newDropsCmd(a)),

@@ -104,6 +104,12 @@ func (d *daemon) routes() http.Handler {
 	get("/v1/images", func(*http.Request) (any, error) { return d.Images, nil })
 	get("/v1/images/{ref...}", func(r *http.Request) (any, error) { return d.image(r.PathValue("ref")) })
 	get("/v1/addresses", func(*http.Request) (any, error) { return d.Addresses, nil })
+	get("/v1/nics", func(*http.Request) (any, error) {
+		return []api.NIC{
+			{Name: "eth1", ID: "11111111-AAAA-5000-8000-000000000001", Index: 3, MAC: "02:00:00:00:00:01", MTU: 1500, State: "up", Addresses: []string{"192.0.2.7/24", "2001:db8::7/64"}, Networks: []string{"lan"}},
+			{Name: "eth2", ID: "11111111-AAAA-5000-8000-000000000002", Index: 4, MAC: "02:00:00:00:00:02", MTU: 1500, State: "no carrier", Problem: "it is a member of bond0, which takes its frames (bond0 can be the uplink)"},
+		}, nil
+	})
 	get("/v1/published", func(*http.Request) (any, error) { return d.Published, nil })
 	get("/v1/doctor", func(*http.Request) (any, error) { return d.Doctor, nil })
 	get("/v1/containers/{ref}/stats", d.stats)

@@ -93,7 +93,7 @@ a LAN has only the prefixes that are named.`,
 	flags.StringArrayVar(&s.dns.ServerList, "dns", nil, "resolver that other names are asked of; the host's are the default")
 	flags.StringArrayVar(&s.dns.Search, "dns-search", nil, "domain to search names in")
 	flags.StringVar(&s.dns.Domain, "domain", "", "domain of the network's own names")
-	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN; without it one whose address is in a subnet")
+	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN, by its name, its ID (bulkhead nic ls) or an address on it; without it one whose address is in a subnet")
 	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
 	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
 	flags.DurationVar(&s.confirm, "confirm-within", 0, "undo a network on a NIC unless bulkhead confirm is called within this time, like 2m")
@@ -190,9 +190,20 @@ func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 	}
 	s.ipv6 = slices.ContainsFunc(s.subnets, func(p string) bool { return strings.Contains(p, ":") })
 	if s.uplink != "" {
-		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: s.uplink}))
+		doc.Policies = append(doc.Policies, uplinkPolicy(s.uplink))
 	}
 	return nil
+}
+
+// uplinkPolicy names a NIC by one of its addresses, by its ID or by its name.
+func uplinkPolicy(nic string) hcn.NetworkPolicy {
+	if a, err := netip.ParseAddr(nic); err == nil {
+		return hcn.NewNetworkPolicy(hcn.NetworkProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: a.String()})
+	}
+	if id, err := hcn.ParseGUID(nic); err == nil {
+		return hcn.NewNetworkPolicy(hcn.NetworkInterfaceConstraint, hcn.InterfaceConstraintPolicySetting{InterfaceGuid: id})
+	}
+	return hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: nic})
 }
 
 // onLAN tells that a network of the type has a NIC of the host for its uplink.

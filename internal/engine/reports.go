@@ -111,6 +111,38 @@ func (e *Engine) Logout(_ context.Context, registry string) error {
 	return e.opt.Images.Logout(registry)
 }
 
+// NICs lists the host's links that are not ours.
+func (e *Engine) NICs() []api.NIC {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var out []api.NIC
+	for i := range e.facts.NICs {
+		n := &e.facts.NICs[i]
+		row := api.NIC{Name: n.Name, ID: n.GUID, Index: n.Index, MAC: n.MAC.String(), MTU: n.MTU, State: "up", Problem: n.Unfit}
+		switch {
+		case !n.Up:
+			row.State = "down"
+		case n.NoCarrier:
+			row.State = "no carrier"
+		}
+		if n.Unfit == "" && n.OneMAC != "" {
+			row.Problem = n.OneMAC + ": for L2Bridge and L2Tunnel"
+		}
+		for _, a := range n.Addrs {
+			row.Addresses = append(row.Addresses, a.String())
+		}
+		for _, net := range e.st.networks {
+			if net.Uplink == n.Name {
+				row.Networks = append(row.Networks, net.Doc.Name)
+			}
+		}
+		slices.Sort(row.Networks)
+		out = append(out, row)
+	}
+	slices.SortFunc(out, func(a, b api.NIC) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
 // Addresses reports who has which address.
 func (e *Engine) Addresses() []api.Address {
 	e.mu.RLock()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -57,22 +58,11 @@ func (t *txn) namedNIC(kind hcn.NetworkPolicyType, settings any) (*plan.NIC, err
 	switch s := settings.(type) {
 	case hcn.NetAdapterNamePolicySetting:
 		if strings.Contains(s.NetworkAdapterName, ",") {
-			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "NetAdapterName: %q is a team of NICs, which this version does not make: make a bond and name that", s.NetworkAdapterName)
+			return t.nicOfTeam(s.NetworkAdapterName)
 		}
 		return t.nicByName(s.NetworkAdapterName)
 	case hcn.InterfaceConstraintPolicySetting:
-		switch {
-		case !s.InterfaceGuid.IsZero(), s.InterfaceLuid != 0, s.InterfaceMediaType != 0, s.InterfaceDescription != "":
-			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "InterfaceConstraint: a NIC of this host has a name and an index: use InterfaceAlias or InterfaceIndex")
-		case s.InterfaceAlias != "":
-			return t.nicByName(s.InterfaceAlias)
-		}
-		for i := range t.facts.NICs {
-			if n := &t.facts.NICs[i]; uint32(n.Index) == s.InterfaceIndex {
-				return n, nil
-			}
-		}
-		return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "InterfaceConstraint: no NIC has the index %d: see `ip link`", s.InterfaceIndex)
+		return t.constrainedNIC(s)
 	case hcn.ProviderAddressPolicySetting:
 		a, err := netip.ParseAddr(s.ProviderAddress)
 		if err != nil {
@@ -84,9 +74,64 @@ func (t *txn) namedNIC(kind hcn.NetworkPolicyType, settings any) (*plan.NIC, err
 				return n, nil
 			}
 		}
-		return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "ProviderAddress: no NIC of this host has the address %s: see `ip address`", a)
+		return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "ProviderAddress: no NIC of this host has the address %s: see `bulkhead nic ls`", a)
 	}
 	return nil, hcn.Errorf(hcn.ErrInvalidPolicy, "policy %s names no NIC", kind)
+}
+
+// constrainedNIC is the one on which all that an InterfaceConstraint says holds.
+func (t *txn) constrainedNIC(s hcn.InterfaceConstraintPolicySetting) (*plan.NIC, error) {
+	if s.InterfaceLuid != 0 || s.InterfaceMediaType != 0 || s.InterfaceDescription != "" {
+		return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "InterfaceConstraint: a NIC of this host has a GUID, a name and an index: use InterfaceGuid, InterfaceAlias or InterfaceIndex (`bulkhead nic ls` shows them)")
+	}
+	if s.InterfaceGuid.IsZero() && s.InterfaceAlias == "" && s.InterfaceIndex == 0 {
+		return nil, hcn.Errorf(hcn.ErrInvalidPolicy, "InterfaceConstraint: it names no NIC: give InterfaceGuid, InterfaceAlias or InterfaceIndex (`bulkhead nic ls` shows them)")
+	}
+	for i := range t.facts.NICs {
+		n := &t.facts.NICs[i]
+		if (s.InterfaceGuid.IsZero() || n.GUID == s.InterfaceGuid) && (s.InterfaceAlias == "" || n.Name == s.InterfaceAlias) &&
+			(s.InterfaceIndex == 0 || uint32(n.Index) == s.InterfaceIndex) {
+			return n, nil
+		}
+	}
+	var wanted []string
+	if !s.InterfaceGuid.IsZero() {
+		wanted = append(wanted, "the GUID "+string(s.InterfaceGuid))
+	}
+	if s.InterfaceAlias != "" {
+		wanted = append(wanted, "the name "+s.InterfaceAlias)
+	}
+	if s.InterfaceIndex != 0 {
+		wanted = append(wanted, "the index "+strconv.FormatUint(uint64(s.InterfaceIndex), 10))
+	}
+	return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "InterfaceConstraint: no NIC of this host has %s: see `bulkhead nic ls`", strings.Join(wanted, " and "))
+}
+
+// nicOfTeam is the bond that has exactly the NICs of a list for its members.
+func (t *txn) nicOfTeam(list string) (*plan.NIC, error) {
+	members := map[string]bool{}
+	for name := range strings.SplitSeq(list, ",") {
+		nic, err := t.nicByName(strings.TrimSpace(name))
+		if err != nil {
+			return nil, err
+		}
+		members[nic.Name] = true
+	}
+	masters := map[string]bool{}
+	for i := range t.facts.NICs {
+		if n := &t.facts.NICs[i]; members[n.Name] {
+			masters[n.Master] = true
+		}
+	}
+	for name := range masters {
+		bond := t.facts.NIC(name)
+		others := slices.ContainsFunc(t.facts.NICs, func(n plan.NIC) bool { return n.Master == name && !members[n.Name] })
+		if bond != nil && bond.Team && len(masters) == 1 && !others {
+			return bond, nil
+		}
+	}
+	return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "NetAdapterName: no bond or team of this host has the members %s and no others: make one (`ip link add bond0 type bond`), "+
+		"for that would take these NICs from the host, and name it or its members", list)
 }
 
 func (t *txn) nicByName(name string) (*plan.NIC, error) {

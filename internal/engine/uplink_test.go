@@ -49,3 +49,64 @@ func TestOneMACUplink(t *testing.T) {
 		}
 	})
 }
+
+// TestNamedUplink: a NIC is meant by its GUID, name, index, address, or as the members of a bond; what fits none is named.
+func TestNamedUplink(t *testing.T) {
+	run(t, func(e *env) {
+		const id = hcn.GUID("11111111-AAAA-5000-8000-000000000001")
+		e.w.mu.Lock()
+		e.w.facts.NICs = []plan.NIC{
+			{Name: "eth0", Index: 2, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 1}, Addrs: []netip.Prefix{netip.MustParsePrefix("10.7.0.1/24")}},
+			{Name: "eth1", Index: 3, GUID: id, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 2}, Addrs: []netip.Prefix{netip.MustParsePrefix("fd00:9::1/64")}},
+			{Name: "eth2", Index: 4, MTU: 1500, Up: true, Master: "bond0", Unfit: "it is a member of bond0, which takes its frames (bond0 can be the uplink)"},
+			{Name: "eth3", Index: 5, MTU: 1500, Up: true, Master: "bond0", Unfit: "it is a member of bond0, which takes its frames (bond0 can be the uplink)"},
+			{Name: "eth4", Index: 6, MTU: 1500, Up: true, Master: "br0", Unfit: "it is a member of br0, which takes its frames"},
+			{Name: "bond0", Index: 7, Team: true, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 7}},
+			{Name: "br0", Index: 8, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 8}, OneMAC: "it is a bridge device"},
+		}
+		e.w.mu.Unlock()
+		for settings, want := range map[string]string{
+			`InterfaceConstraint {"InterfaceGuid":"11111111-aaaa-5000-8000-000000000001"}`:                                            "eth1",
+			`InterfaceConstraint {"InterfaceGuid":"11111111-aaaa-5000-8000-000000000001","InterfaceAlias":"eth1","InterfaceIndex":3}`: "eth1",
+			`InterfaceConstraint {"InterfaceAlias":"eth1"}`:                                                                           "eth1",
+			`InterfaceConstraint {"InterfaceIndex":3}`:                                                                                "eth1",
+			`ProviderAddress {"ProviderAddress":"fd00:9::1"}`:                                                                         "eth1",
+			`NetAdapterName {"NetworkAdapterName":"bond0"}`:                                                                           "bond0",
+			`NetAdapterName {"NetworkAdapterName":"eth3,eth2"}`:                                                                       "bond0",
+			`NetAdapterName {"NetworkAdapterName":"eth2"}`:                                                                            "!bond0 can be the uplink",
+			`NetAdapterName {"NetworkAdapterName":"eth1,eth2"}`:                                                                       "!no bond or team",
+			`NetAdapterName {"NetworkAdapterName":"eth2,"}`:                                                                           "!no NIC of this host",
+			`NetAdapterName {"NetworkAdapterName":"eth0,eth1"}`:                                                                       "!no bond or team",
+			`NetAdapterName {"NetworkAdapterName":"eth4"}`:                                                                            "!member of br0",
+			`InterfaceConstraint {"InterfaceGuid":"11111111-aaaa-5000-8000-000000000001","InterfaceAlias":"eth0"}`:                    "!no NIC of this host has the GUID 11111111-AAAA-5000-8000-000000000001 and the name eth0",
+			`InterfaceConstraint {"InterfaceGuid":"22222222-aaaa-5000-8000-000000000001"}`:                                            "!bulkhead nic ls",
+			`InterfaceConstraint {"InterfaceLuid":7}`:                                                                                 "!InterfaceGuid, InterfaceAlias or InterfaceIndex",
+			`InterfaceConstraint {}`:                                                                                                  "!names no NIC",
+			`ProviderAddress {"ProviderAddress":"10.7.0.2"}`:                                                                          "!no NIC of this host has the address",
+		} {
+			kind, value, _ := strings.Cut(settings, " ")
+			n, err := e.network(strings.Replace(netDoc("named", "Transparent", 8), `"Ipams"`, `"Policies":[{"Type":"`+kind+`","Settings":`+value+`}],"Ipams"`, 1))
+			if why, refused := strings.CutPrefix(want, "!"); refused {
+				if err == nil || !strings.Contains(err.Error(), why) {
+					t.Errorf("%s: %v, want %q", settings, err, why)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: %v", settings, err)
+				continue
+			}
+			shown, err := hcn.NetworkSettingsOf[hcn.NetAdapterNamePolicySetting](n.Policies)
+			if err != nil || len(shown) != 1 || e.uplinkOf(n.ID) != want {
+				t.Errorf("%s: %s, %v (%v), want %s", settings, e.uplinkOf(n.ID), shown, err, want)
+			}
+			e.ok(e.e.DeleteNetwork(bg, n.ID))
+		}
+	})
+}
+
+func (e *env) uplinkOf(id hcn.GUID) string {
+	e.e.mu.RLock()
+	defer e.e.mu.RUnlock()
+	return e.e.st.networks[id].Uplink
+}

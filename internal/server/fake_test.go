@@ -608,6 +608,8 @@ func (f *fake) Addresses() []api.Address {
 	return []api.Address{{Address: "172.20.0.1", Kind: "gateway"}}
 }
 
+func (f *fake) NICs() []api.NIC { return nil }
+
 func (f *fake) Published() []api.Published { return nil }
 
 func (f *fake) Doctor(context.Context) []api.Check {

@@ -20,6 +20,11 @@ func (s *Server) reportRoutes() {
 			handle: s.report(func(*http.Request) any { return list(s.backend.Published()) }),
 		},
 		{
+			path: "/v1/nics", id: "listNICs", summary: "The host's NICs, and which networks are on them",
+			answer: reflect.TypeFor[[]api.NIC](),
+			handle: s.report(func(*http.Request) any { return list(s.backend.NICs()) }),
+		},
+		{
 			path: "/v1/doctor", id: "doctor", summary: "Check the host and the daemon",
 			answer: reflect.TypeFor[[]api.Check](),
 			handle: s.report(func(r *http.Request) any { return list(s.backend.Doctor(r.Context())) }),
