@@ -1,0 +1,410 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// DefaultTTL is how long a host is waited for that is not heard of.
+const DefaultTTL = 15 * time.Second
+
+// Config of an agent.
+type Config struct {
+	Client *clientv3.Client
+	// Prefix of all keys; DefaultPrefix when empty.
+	Prefix string
+	// Host is this host, as it is published. Session is chosen by the agent.
+	Host Host
+	// TTL of the host's lease; DefaultTTL when 0.
+	TTL time.Duration
+	// Why says why etcd does not answer; nil: nobody knows.
+	Why func(ctx context.Context, err error) error
+	// Changed is called, without locks, when Take has something new; it must not block.
+	Changed func()
+	// Seen is called with the revision of each batch of events as it is taken in; for measurements.
+	Seen func(rev int64)
+	Log  *slog.Logger
+}
+
+// Agent is a host's part of the control plane.
+type Agent struct {
+	cli  *clientv3.Client
+	keys keys
+	cfg  Config
+	log  *slog.Logger
+
+	mu     sync.Mutex
+	cache  *cache
+	synced bool
+	moved  chan struct{} // closed and replaced when the cache has moved on
+	self   Host
+	lease  clientv3.LeaseID // 0 without one
+
+	want        map[pair]wanted
+	pub         map[pair]published
+	todo        map[pair]struct{}
+	unpublished map[pair]string
+	lost        chan struct{} // closed when the host's key was taken from us
+	rereg       bool          // the host's own record changed
+
+	session, watching error // why there is none just now
+	since             time.Time
+
+	wake chan struct{}
+}
+
+// wanted is an endpoint that should be published.
+type wanted struct {
+	raw   string
+	addrs []netip.Addr
+}
+
+// published is what etcd has of an endpoint of ours, as far as we know; raw is "" where it has nothing.
+type published struct {
+	raw   string
+	lease clientv3.LeaseID
+	rev   int64
+}
+
+// New makes an agent. Nothing is written before Run.
+func New(cfg Config) *Agent {
+	if cfg.Prefix == "" {
+		cfg.Prefix = DefaultPrefix
+	}
+	if cfg.TTL == 0 {
+		cfg.TTL = DefaultTTL
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
+	if cfg.Seen == nil {
+		cfg.Seen = func(int64) {}
+	}
+	k := keys{cfg.Prefix}
+	cfg.Host.Schema = Schema
+	cfg.Host.Session = string(hcn.NewGUID())
+	return &Agent{
+		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), self: cfg.Host,
+		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
+		lost: make(chan struct{}), session: errStarting, watching: errStarting, since: time.Now(), wake: make(chan struct{}, 1),
+	}
+}
+
+var errStarting = errors.New("it is starting")
+
+// The errors that a caller may branch on.
+var (
+	// ErrSchema: the keys below the prefix are of another version.
+	ErrSchema = errors.New("another version of the keys")
+	// ErrNoCluster: there are no keys of ours below the prefix.
+	ErrNoCluster = errors.New("no cluster")
+	// ErrForgotten: an operator removed this host from the cluster.
+	ErrForgotten = errors.New("removed from the cluster")
+	// ErrTwin: another host that is alive has this one's ID.
+	ErrTwin = errors.New("another host has this one's ID")
+	// ErrClash: what was asked for is somebody else's.
+	ErrClash = errors.New("it is taken")
+	// ErrExhausted: nothing is free.
+	ErrExhausted = errors.New("nothing is free")
+	// ErrNotFound: it is not there.
+	ErrNotFound = errors.New("not found")
+	// ErrInUse: others need it.
+	ErrInUse = errors.New("in use")
+	// ErrAway: etcd cannot be asked now.
+	ErrAway = errors.New("etcd is away")
+)
+
+// opTimeout bounds a single call.
+const opTimeout = 5 * time.Second
+
+// Run keeps the lease, publishes and watches until ctx ends. The lease is left as it is: a daemon that is started again in time
+// goes on with it, and nobody notices.
+func (a *Agent) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { a.again(ctx, "lease", &a.session, a.hold) })
+	wg.Go(func() { a.again(ctx, "watch", &a.watching, a.watch) })
+	wg.Wait()
+}
+
+// again runs a part until ctx ends, with growing waits while it fails.
+func (a *Agent) again(ctx context.Context, what string, state *error, part func(context.Context) error) {
+	wait, said := firstWait, ""
+	for ctx.Err() == nil {
+		begin := time.Now()
+		err := part(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(begin) > 10*time.Second {
+			wait = firstWait
+		}
+		if err = Explain(err); a.cfg.Why != nil {
+			err = a.cfg.Why(ctx, err)
+		}
+		a.mu.Lock()
+		*state = err
+		a.since = time.Now()
+		a.mu.Unlock()
+		if text := err.Error(); text != said {
+			a.log.Warn("the cluster is away", "part", what, "error", err)
+			said = text
+		}
+		if errors.Is(err, ErrSchema) || errors.Is(err, ErrForgotten) {
+			wait = lastWait // nothing that a moment changes
+		}
+		if !sleep(ctx, jitter(wait)) {
+			return
+		}
+		wait = min(wait*2, lastWait)
+	}
+}
+
+const (
+	firstWait = 100 * time.Millisecond
+	lastWait  = 4 * time.Second
+)
+
+// Publish says what this host has: all of it. The agent sees to the rest.
+func (a *Agent) Publish(eps []Endpoint) {
+	next := make(map[pair]wanted, len(eps))
+	for i := range eps {
+		e := &eps[i]
+		next[pair{e.Network, e.ID}] = wanted{raw: encode(e), addrs: e.Addrs}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for at, w := range next {
+		if a.want[at].raw != w.raw {
+			a.todo[at] = struct{}{}
+		}
+	}
+	for at := range a.want {
+		if _, ok := next[at]; !ok {
+			a.todo[at] = struct{}{}
+		}
+	}
+	a.want = next
+	a.kick()
+}
+
+// SetHost changes what is published of the host itself.
+func (a *Agent) SetHost(h Host) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h.ID, h.Schema, h.Session = a.self.ID, Schema, a.self.Session
+	if encode(&h) != encode(&a.self) {
+		a.self, a.rereg = h, true
+		a.kick()
+	}
+}
+
+func (a *Agent) kick() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Update is what changed since it was asked for last, as it is now. Entries are not to be changed.
+type Update struct {
+	// Networks, Hosts and Endpoints by ID; nil is gone. Endpoints are those of other hosts.
+	Networks  map[hcn.GUID]*Network
+	Hosts     map[hcn.GUID]*Host
+	Endpoints map[EndpointKey]*Endpoint
+	// Blocks are all blocks of this host, by network; nil if they have not changed.
+	Blocks map[hcn.GUID][]netip.Prefix
+}
+
+// EndpointKey names an endpoint of a network.
+type EndpointKey struct{ Network, ID hcn.GUID }
+
+// Take gives what changed since the last call, and false while there is nothing to take: before the first snapshot,
+// nothing is known, which does not mean that there is nothing.
+func (a *Agent) Take() (Update, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.synced || a.cache.dirty.empty() {
+		return Update{}, false
+	}
+	d := a.cache.take()
+	u := Update{
+		Networks: make(map[hcn.GUID]*Network, len(d.networks)), Hosts: make(map[hcn.GUID]*Host, len(d.hosts)),
+		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)),
+	}
+	for id := range d.networks {
+		u.Networks[id] = nil
+		if it, _ := a.cache.network(id); it != nil {
+			u.Networks[id] = &it.v
+		}
+	}
+	for id := range d.hosts {
+		u.Hosts[id] = nil
+		if it := a.cache.hosts[id]; it != nil {
+			u.Hosts[id] = &it.v
+		}
+	}
+	for at := range d.endpoints {
+		it, _ := a.cache.endpoint(at.network, at.host)
+		key := EndpointKey{at.network, at.host}
+		u.Endpoints[key] = nil
+		if it != nil && it.v.Host != a.self.ID {
+			u.Endpoints[key] = &it.v
+		}
+	}
+	if d.blocks {
+		u.Blocks = a.cache.ownBlocks()
+	}
+	return u, true
+}
+
+// Status is how it is with the cluster, seen from here.
+type Status struct {
+	Cluster  hcn.GUID
+	Revision int64
+	// Connected: the lease is held and the watch is up to date. Problem says what is wrong where it is not.
+	Connected bool
+	Problem   string
+	Since     time.Time
+	Synced    bool
+	Hosts     []HostStatus
+	Networks  []NetworkStatus
+	// Problems are keys that do not count, and endpoints of this host that are not published, with the reason; Left how many
+	// more there are.
+	Problems map[string]string
+	Left     int
+}
+
+// HostStatus is a host with what it has.
+type HostStatus struct {
+	Host
+	Endpoints, Blocks int
+	// Alive hosts hold a lease. One that is not has blocks.
+	Alive bool
+	Since time.Time
+}
+
+// NetworkStatus is a network with what is on it.
+type NetworkStatus struct {
+	Network
+	Endpoints, Blocks int
+	Problem           string
+}
+
+// Status is a report for people.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.cache
+	s := Status{Revision: c.rev, Synced: a.synced, Since: a.since, Problems: maps.Clone(c.problems), Left: c.overflow}
+	s.Connected = a.session == nil && a.watching == nil && a.synced
+	if err := errors.Join(a.session); err != nil {
+		s.Problem = err.Error()
+	} else if a.watching != nil {
+		s.Problem = a.watching.Error()
+	}
+	if c.schema != nil {
+		s.Cluster = c.schema.v.Cluster
+	}
+	eps, blocks := map[hcn.GUID]int{}, map[hcn.GUID]int{}
+	for at, of := range c.byHost {
+		eps[at.host] += len(of)
+	}
+	dead := map[hcn.GUID]bool{}
+	for _, of := range c.blocks {
+		for _, it := range of {
+			blocks[it.v.Host]++
+			dead[it.v.Host] = c.hosts[it.v.Host] == nil
+		}
+	}
+	for _, it := range c.sortedHosts() {
+		s.Hosts = append(s.Hosts, HostStatus{Host: it.v, Endpoints: eps[it.v.ID], Blocks: blocks[it.v.ID], Alive: true})
+	}
+	for _, id := range slices.Sorted(maps.Keys(dead)) {
+		if dead[id] {
+			s.Hosts = append(s.Hosts, HostStatus{Host: Host{ID: id}, Blocks: blocks[id]})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.networks)) {
+		it := c.networks[id]
+		n := NetworkStatus{Network: it.v, Endpoints: len(c.endpoints[id]), Blocks: len(c.blocks[id])}
+		if _, err := c.network(id); err != nil {
+			n.Problem = err.Error()
+		}
+		s.Networks = append(s.Networks, n)
+	}
+	for at, why := range a.unpublished {
+		s.Problems[a.keys.endpoint(at.network, a.self.ID, at.host)] = why
+	}
+	a.hiddenProblems(s.Problems)
+	return s
+}
+
+// hiddenProblems names endpoints that are there and do not count.
+func (a *Agent) hiddenProblems(to map[string]string) {
+	for net, of := range a.cache.endpoints {
+		for id, list := range of {
+			for _, it := range list {
+				if len(to) >= maxProblems {
+					return
+				}
+				if err := a.cache.counts(it); err != nil {
+					to[a.keys.endpoint(net, it.v.Host, id)] = err.Error()
+				}
+			}
+		}
+	}
+}
+
+// Hosts of the cluster that are alive, this one too.
+func (a *Agent) Hosts() (out []Host) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, it := range a.cache.sortedHosts() {
+		out = append(out, it.v)
+	}
+	return out
+}
+
+// hostName is a host's name for people. Locked: a.mu.
+func (a *Agent) hostName(id hcn.GUID) string {
+	if it := a.cache.hosts[id]; it != nil {
+		return fmt.Sprintf("%q (%s)", it.v.Name, id)
+	}
+	return fmt.Sprintf("%s, which is not there now", id)
+}
+
+// waitFor waits until the watch has seen a revision.
+func (a *Agent) waitFor(ctx context.Context, rev int64) error {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	for {
+		a.mu.Lock()
+		there, moved := a.synced && a.cache.rev >= rev, a.moved
+		a.mu.Unlock()
+		if there {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("see what was written: %w", ctx.Err())
+		}
+	}
+}
+
+// WaitSynced waits until the first snapshot is in.
+func (a *Agent) WaitSynced(ctx context.Context) error { return a.waitFor(ctx, 1) }

@@ -1,0 +1,357 @@
+package overlay
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// The files of a host's membership, in Options.Dir. The first one is written last and removed first: without it, the host is in no
+// cluster, and the rest is what an attempt left that was cut.
+const (
+	fileConfig = "cluster.json"
+	fileCA     = "ca.pem"
+	fileCAKey  = "ca-key.pem"
+	fileCert   = "cert.pem"
+	fileKey    = "key.pem"
+)
+
+// Options of a Cluster.
+type Options struct {
+	// Dir keeps what must outlive a restart of the host, RunDir the pid file of etcd.
+	Dir, RunDir string
+	// Version of the program, Boot the run of the host.
+	Version, Boot string
+	// TTL of the lease; DefaultTTL when 0.
+	TTL time.Duration
+	// Changed is called when Take of the agent has something, and when the host joined or left.
+	Changed func()
+	Log     *slog.Logger
+}
+
+// Cluster is this host's membership: none, or one in a cluster of our own etcd or of somebody else's.
+type Cluster struct {
+	opt Options
+	log *slog.Logger
+
+	change sync.Mutex // held while it joins or leaves
+
+	mu    sync.Mutex
+	cfg   *config // nil: in no cluster
+	run   *running
+	base  context.Context // of Run; nil before
+	agent *Agent
+}
+
+// config is what is kept of a membership.
+type config struct {
+	Version int          `json:"version"`
+	Cluster hcn.GUID     `json:"cluster"`
+	Host    hcn.GUID     `json:"host"`
+	Name    string       `json:"name"`
+	Addrs   []netip.Addr `json:"addrs"`
+	Etcd    Etcd         `json:"etcd"`
+	Own     bool         `json:"own"` // the etcd is one that Bulkhead runs
+	Since   time.Time    `json:"since"`
+	// Member is set on hosts that run a member of it.
+	Member *memberConfig `json:"member,omitempty"`
+	// RouterMAC is the host's on all overlay networks.
+	RouterMAC MAC `json:"routerMac"`
+}
+
+const configVersion = 1
+
+// running are the parts of a membership that run.
+type running struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	cli    *clientv3.Client
+	agent  *Agent
+	member *member
+}
+
+// Open reads what is kept. What an attempt left that was cut short is removed.
+func Open(opt Options) (*Cluster, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Changed == nil {
+		opt.Changed = func() {}
+	}
+	c := &Cluster{opt: opt, log: opt.Log}
+	b, err := os.ReadFile(c.file(fileConfig))
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(opt.Dir); err == nil {
+			EndMember(opt.Dir, opt.RunDir)
+			if err := os.RemoveAll(opt.Dir); err != nil {
+				return nil, fmt.Errorf("remove what an attempt to join has left: %w", err)
+			}
+		}
+		return c, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the host's membership: %w", err)
+	}
+	var cfg config
+	if err := json.Unmarshal(b, &cfg); err != nil {
+		return nil, fmt.Errorf("read %s: %w: restore it, or move it away to start without a cluster", c.file(fileConfig), err)
+	}
+	if cfg.Version != configVersion {
+		return nil, fmt.Errorf("%s was written by another version of Bulkhead (%d, this one reads %d): start that version", c.file(fileConfig), cfg.Version, configVersion)
+	}
+	c.cfg = &cfg
+	return c, nil
+}
+
+func (c *Cluster) file(name string) string { return filepath.Join(c.opt.Dir, name) }
+
+// Run keeps the membership up until ctx ends. A member of etcd goes on without the daemon.
+func (c *Cluster) Run(ctx context.Context) {
+	c.mu.Lock()
+	c.base = ctx
+	cfg := c.cfg
+	c.mu.Unlock()
+	c.change.Lock()
+	if cfg != nil {
+		if err := c.up(cfg); err != nil {
+			c.log.Error("join the cluster again", "error", err)
+		}
+	}
+	c.change.Unlock()
+	<-ctx.Done()
+	c.change.Lock()
+	defer c.change.Unlock()
+	c.down()
+}
+
+// Agent of the membership; nil while there is none.
+func (c *Cluster) Agent() *Agent {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.agent
+}
+
+// Joined tells whether the host is in a cluster, whether or not that can be reached.
+func (c *Cluster) Joined() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg != nil
+}
+
+// up starts the parts of a membership.
+func (c *Cluster) up(cfg *config) error {
+	c.mu.Lock()
+	base := c.base
+	c.mu.Unlock()
+	if base == nil {
+		return errors.New("the daemon is starting: try again in a moment")
+	}
+	ctx, cancel := context.WithCancel(base)
+	r := &running{cancel: cancel}
+	err := c.start(ctx, r, cfg)
+	if err != nil {
+		cancel()
+		r.wg.Wait()
+		if r.cli != nil {
+			r.cli.Close()
+		}
+		return err
+	}
+	c.mu.Lock()
+	c.run, c.agent = r, r.agent
+	c.mu.Unlock()
+	return nil
+}
+
+func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
+	if cfg.Member != nil {
+		m, err := newMember(c.opt.Dir, c.opt.RunDir, cfg.Member, c.log)
+		if err != nil {
+			return err
+		}
+		r.member = m
+		if err := m.ensure(); err != nil {
+			return err
+		}
+		r.wg.Go(func() { m.run(ctx) })
+	}
+	cli, err := Dial(cfg.Etcd)
+	if err != nil {
+		return err
+	}
+	r.cli = cli
+	h := Host{ID: cfg.Host, Name: cfg.Name, Addrs: cfg.Addrs, RouterMAC: cfg.RouterMAC, Version: c.opt.Version, Boot: c.opt.Boot}
+	if cfg.Member != nil {
+		h.Join = cfg.Member.Port + 2
+	}
+	r.agent = New(Config{
+		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log,
+		Why: func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
+	})
+	r.wg.Go(func() { r.agent.Run(ctx) })
+	if cfg.Own {
+		r.wg.Go(func() { c.followMembers(ctx, cli, cfg) })
+	}
+	if cfg.Member != nil {
+		return c.openDoor(ctx, r, cfg)
+	}
+	return nil
+}
+
+// awaitMember waits until the member that was started answers.
+func (c *Cluster) awaitMember(ctx context.Context, r *running, cfg *config) error {
+	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	defer cancel()
+	for {
+		tctx, tcancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := r.cli.Status(tctx, cfg.Member.client())
+		tcancel()
+		if err == nil {
+			return nil
+		}
+		if !sleep(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("etcd does not start: %w; its log ends with: %s", Explain(err), r.member.lastWords())
+		}
+	}
+}
+
+// openDoor lets hosts join, by way of a member.
+func (c *Cluster) openDoor(ctx context.Context, r *running, cfg *config) error {
+	caPEM, err := os.ReadFile(c.file(fileCA))
+	if err != nil {
+		return fmt.Errorf("read the CA: %w", err)
+	}
+	keyPEM, err := os.ReadFile(c.file(fileCAKey))
+	if err != nil {
+		return fmt.Errorf("read the CA's key: %w", err)
+	}
+	ca, err := readAuthority(caPEM, keyPEM)
+	if err != nil {
+		return err
+	}
+	cert, err := tls.LoadX509KeyPair(c.file(fileCert), c.file(fileKey))
+	if err != nil {
+		return fmt.Errorf("read the host's certificate: %w", err)
+	}
+	cert.Certificate = append(cert.Certificate, ca.cert.Raw)
+	d := &door{
+		ca: ca, caKey: keyPEM, cert: cert, cli: r.cli, prefix: cfg.Etcd.Prefix, endpoints: r.cli.Endpoints, cluster: cfg.Cluster, version: c.opt.Version, log: c.log,
+		busy: make(chan struct{}, 4),
+	}
+	for _, a := range cfg.Addrs {
+		at := netip.AddrPortFrom(a, cfg.Member.Port+2).String()
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at)
+		if err != nil {
+			return fmt.Errorf("listen for hosts that join: %w: choose other ports with --port", err)
+		}
+		r.wg.Go(func() {
+			if err := d.serve(ctx, ln); err != nil && ctx.Err() == nil {
+				c.log.Error("hosts cannot join here", "address", at, "error", err)
+			}
+		})
+	}
+	return nil
+}
+
+// membersEvery is how often the list of etcd's members is looked at: hosts must know those that came after them.
+const membersEvery = 30 * time.Second
+
+// followMembers keeps the addresses of etcd's members, for this client and the next start.
+func (c *Cluster) followMembers(ctx context.Context, cli *clientv3.Client, cfg *config) {
+	for ok := true; ok; ok = sleep(ctx, jitter(membersEvery)) {
+		tctx, cancel := context.WithTimeout(ctx, opTimeout)
+		res, err := cli.MemberList(tctx)
+		cancel()
+		if err != nil {
+			continue
+		}
+		var eps []string
+		for _, m := range res.Members {
+			if !m.IsLearner && len(m.ClientURLs) > 0 {
+				eps = append(eps, m.ClientURLs[0])
+			}
+		}
+		slices.Sort(eps)
+		have := slices.Sorted(slices.Values(cli.Endpoints()))
+		if len(eps) == 0 || slices.Equal(eps, have) {
+			continue
+		}
+		cli.SetEndpoints(eps...)
+		c.mu.Lock()
+		if c.cfg != nil && c.cfg.Cluster == cfg.Cluster {
+			next := *c.cfg
+			next.Etcd.Endpoints = eps
+			if err := c.save(&next); err != nil {
+				c.log.Warn("keep the addresses of etcd's members", "error", err)
+			} else {
+				c.cfg = &next
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// down stops the parts; etcd goes on.
+func (c *Cluster) down() *running {
+	c.mu.Lock()
+	r := c.run
+	c.run = nil
+	c.mu.Unlock()
+	if r != nil {
+		r.cancel()
+		r.wg.Wait()
+		r.cli.Close()
+	}
+	return r
+}
+
+// save writes the membership: with it, the host is in the cluster.
+func (c *Cluster) save(cfg *config) error {
+	b, err := json.MarshalIndent(cfg, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(c.file(fileConfig), append(b, '\n'))
+}
+
+// writeFile replaces a file, synced, so that a power cut leaves one or the other.
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,372 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/internal/testhost"
+)
+
+// testMembership is a host with a Cluster of its own directories; its address is one of many on loopback.
+type testMembership struct {
+	*Cluster
+	t    *testing.T
+	opt  Options
+	addr netip.Addr
+	name string
+	stop func()
+}
+
+func newMembership(t *testing.T, n int) *testMembership {
+	t.Helper()
+	if os.Getenv(inside) == "" {
+		t.Skip("needs root, for a network of its own")
+	}
+	if _, err := exec.LookPath("etcd"); err != nil {
+		if os.Getenv("REQUIRE_ROOT") != "" {
+			t.Fatal("etcd is not installed: make deps")
+		}
+		t.Skip("etcd is not installed: make deps")
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "run"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	name := "h" + strconv.Itoa(n)
+	m := &testMembership{
+		t: t, name: name, addr: netip.AddrFrom4([4]byte{192, 0, 2, 100 + byte(n)}),
+		opt: Options{Dir: filepath.Join(dir, "cluster"), RunDir: filepath.Join(dir, "run"), Version: "test", Boot: "boot", TTL: testTTL, Log: testLog(t, name)},
+	}
+	m.open()
+	t.Cleanup(func() { m.stop(); EndMember(m.opt.Dir, m.opt.RunDir) })
+	return m
+}
+
+func (m *testMembership) open() {
+	m.t.Helper()
+	c, err := Open(m.opt)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.Cluster = c
+	ctx, cancel := context.WithCancel(context.Background()) // it outlives the test's context, for the cleanup
+	done := make(chan struct{})
+	go func() { c.Run(ctx); close(done) }()
+	m.stop = func() { cancel(); <-done }
+	testhost.Eventually(m.t, 10*time.Second, func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.base == nil {
+			return fmt.Errorf("it does not run")
+		}
+		return nil
+	})
+}
+
+func (m *testMembership) request() Request {
+	return Request{Name: m.name, Addrs: []netip.Addr{m.addr}, Port: testPort(m.t)}
+}
+
+// testPort finds three ports in a row.
+func testPort(t *testing.T) uint16 {
+	t.Helper()
+	for range 50 {
+		first := netip.MustParseAddrPort(freePort(t)).Port()
+		free := true
+		for i := range uint16(3) {
+			ln, err := net.Listen("tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), first+i).String()) //nolint:noctx,gosec // it does not block
+			if err != nil {
+				free = false
+				break
+			}
+			ln.Close()
+		}
+		if free {
+			return first
+		}
+	}
+	t.Fatal("no three ports in a row")
+	return 0
+}
+
+func (m *testMembership) connected() {
+	m.t.Helper()
+	testhost.Eventually(m.t, 40*time.Second, func() error {
+		if s := m.Status(m.t.Context()); !s.Status.Connected {
+			return fmt.Errorf("%s is not connected: %s", m.name, s.Status.Problem)
+		}
+		return nil
+	})
+}
+
+// nothingLeft: a host in no cluster has no file of one, and no process.
+func (m *testMembership) nothingLeft() {
+	m.t.Helper()
+	if m.Joined() {
+		m.t.Errorf("%s is in a cluster", m.name)
+	}
+	if _, err := os.Stat(m.opt.Dir); !os.IsNotExist(err) {
+		m.t.Errorf("%s: %s is left (%v)", m.name, m.opt.Dir, err)
+	}
+	if p := readPid(filepath.Join(m.opt.RunDir, "etcd.pid")); p != nil {
+		m.t.Errorf("%s: etcd is left: %v", m.name, p)
+	}
+}
+
+// TestMembership: init, joins with and without a member of etcd, restarts in any order, leaving, and what is refused.
+func TestMembership(t *testing.T) {
+	a, b, c, d := newMembership(t, 1), newMembership(t, 2), newMembership(t, 3), newMembership(t, 4)
+	res, err := a.Init(t.Context(), a.request(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Init(t.Context(), a.request(), ""); err == nil || !strings.Contains(err.Error(), "is in cluster "+string(res.Cluster)+" already") {
+		t.Errorf("twice: %v", err)
+	}
+	if _, err := b.Join(t.Context(), b.request(), res.Token, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Join(t.Context(), c.request(), res.Token, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Join(t.Context(), d.request(), res.Token, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*testMembership{a, b, c, d} {
+		m.connected()
+		testhost.Eventually(t, 10*time.Second, func() error {
+			if s := m.Status(t.Context()); len(s.Status.Hosts) != 4 || len(s.Members) != 3 || s.Cluster != res.Cluster || s.Status.Cluster != res.Cluster {
+				return fmt.Errorf("%s sees %d hosts, %d members, %s", m.name, len(s.Status.Hosts), len(s.Members), s.MemberErr)
+			}
+			return nil
+		})
+	}
+
+	// The daemon is restarted, its etcd goes on.
+	before := readPid(filepath.Join(a.opt.RunDir, "etcd.pid"))
+	a.stop()
+	if before == nil || !before.lives() {
+		t.Fatal("etcd ended with the daemon")
+	}
+	a.open()
+	a.connected()
+	if after := readPid(filepath.Join(a.opt.RunDir, "etcd.pid")); *after != *before {
+		t.Errorf("etcd was started again: %v, before %v", after, before)
+	}
+	// Everything ends, as by a power cut, and comes back in another order.
+	for _, m := range []*testMembership{a, b, c, d} {
+		m.stop()
+	}
+	for _, m := range []*testMembership{a, b, c} {
+		readPid(filepath.Join(m.opt.RunDir, "etcd.pid")).end()
+	}
+	for _, m := range []*testMembership{d, c, a, b} {
+		m.open()
+	}
+	for _, m := range []*testMembership{a, b, c, d} {
+		m.connected()
+	}
+
+	// Any member lets hosts join, and any host makes tokens.
+	token, err := d.Token(t.Context(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tok, err := ParseToken(token); err != nil || len(tok.Addrs) != 3 {
+		t.Errorf("token %+v, %v", tok, err)
+	}
+	if err := a.Leave(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	a.nothingLeft()
+	e := newMembership(t, 5)
+	if _, err := e.Join(t.Context(), e.request(), token, false); err != nil {
+		t.Fatal(err)
+	}
+	e.connected()
+	testhost.Eventually(t, 10*time.Second, func() error {
+		if s := e.Status(t.Context()); len(s.Status.Hosts) != 4 || len(s.Members) != 2 {
+			return fmt.Errorf("%d hosts, %d members", len(s.Status.Hosts), len(s.Members))
+		}
+		return nil
+	})
+	if err := e.Leave(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	e.nothingLeft()
+	if err := e.Leave(t.Context(), false); err == nil || !strings.Contains(err.Error(), "in no cluster") {
+		t.Errorf("left twice: %v", err)
+	}
+}
+
+// TestRefused: whatever is wrong with an attempt, nothing of it is left, here and there.
+func TestRefused(t *testing.T) {
+	a, b, o := newMembership(t, 1), newMembership(t, 2), newMembership(t, 3)
+	res, err := a.Init(t.Context(), a.request(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := o.Init(t.Context(), o.request(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := ParseToken(res.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := ParseToken(other.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(fn func(*Token)) string {
+		tok := good
+		fn(&tok)
+		return tok.String()
+	}
+	for _, tc := range []struct{ name, token, want string }{
+		{"no token", "hello", `this is no token`},
+		{"cut off", res.Token[:len(res.Token)-9], "the token is damaged"},
+		{"wrong secret", change(func(t *Token) { t.Secret = randomHex(16) }), "the token is unknown, or its time is over"},
+		{"unknown", change(func(t *Token) { t.ID = randomHex(8) }), "the token is unknown, or its time is over"},
+		{"another cluster's address", change(func(t *Token) { t.Addrs = foreign.Addrs }), "its CA has another fingerprint"},
+		{"another cluster's secret", change(func(t *Token) { t.ID, t.Secret = foreign.ID, foreign.Secret }), "the token is unknown"},
+		{"nobody there", change(func(t *Token) { t.Addrs = []netip.AddrPort{netip.MustParseAddrPort(freePort(b.t))} }), "nothing listens there"},
+	} {
+		for _, member := range []bool{false, true} {
+			if _, err := b.Join(t.Context(), b.request(), tc.token, member); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+			}
+			b.nothingLeft()
+		}
+	}
+	// A member that cannot start, because somebody has its port.
+	req := b.request()
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(b.addr, req.Port+1).String()) //nolint:noctx // it does not block
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Join(t.Context(), req, res.Token, true)
+	ln.Close()
+	if err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("a port that is taken: %v", err)
+	}
+	b.nothingLeft()
+	if s := a.Status(t.Context()); len(s.Members) != 1 || len(s.Status.Hosts) != 1 {
+		t.Errorf("left at the others: %+v", s)
+	}
+	a.connected()
+	if _, err := b.Join(t.Context(), req, res.Token, true); err != nil {
+		t.Fatal(err)
+	}
+	b.connected()
+	if err := b.Leave(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	b.nothingLeft()
+	if _, err := b.Join(t.Context(), b.request(), res.Token, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Leave(t.Context(), false); err == nil || !strings.Contains(err.Error(), "the only member of etcd runs here, and 1 other hosts need it") {
+		t.Errorf("the last member left: %v", err)
+	}
+	a.connected()
+	if err := a.Leave(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	a.nothingLeft()
+	testhost.Eventually(t, 30*time.Second, func() error {
+		if s := b.Status(t.Context()); s.Status.Connected || !strings.Contains(s.Status.Problem, "nothing listens there") {
+			return fmt.Errorf("%+v", s.Status.Problem)
+		}
+		return nil
+	})
+	if err := b.Leave(t.Context(), false); err == nil || !strings.Contains(err.Error(), "the cluster cannot be told") {
+		t.Errorf("left without etcd: %v", err)
+	}
+	if err := b.Leave(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	b.nothingLeft()
+}
+
+// TestOwnEtcd: a cluster in the user's own etcd, with a prefix; and what is refused.
+func TestOwnEtcd(t *testing.T) {
+	s := startEtcd(t, 1)
+	a, b := newMembership(t, 1), newMembership(t, 2)
+	e := s.cfg
+	e.Prefix = "/ops/bulkhead/"
+	res, err := a.JoinEtcd(t.Context(), a.request(), e)
+	if err != nil || !res.Founded {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	res2, err := b.JoinEtcd(t.Context(), b.request(), e)
+	if err != nil || res2.Founded || res2.Cluster != res.Cluster {
+		t.Fatalf("%+v, %v", res2, err)
+	}
+	b.connected()
+	if _, err := a.Token(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "knows no tokens") {
+		t.Errorf("token: %v", err)
+	}
+	b.stop()
+	b.open()
+	b.connected()
+	if err := b.Leave(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	b.nothingLeft()
+	for _, tc := range []struct {
+		name, want string
+		change     func(*Etcd)
+	}{
+		{"no file", "read the CA certificate", func(e *Etcd) { e.CACert += "x" }},
+		{"http", "only used by https", func(e *Etcd) { e.Endpoints = []string{"http://127.0.0.1:1"} }},
+		{"prefix", "must begin with a slash", func(e *Etcd) { e.Prefix = "x" }},
+		{"nobody", "nothing listens there", func(e *Etcd) { e.Endpoints = []string{"https://" + freePort(t)} }},
+		{"expired", "expired at", func(e *Etcd) {
+			*e = s.client("old", time.Now().Add(-validity-time.Hour*24))
+			e.Endpoints = s.cfg.Endpoints
+		}},
+	} {
+		bad := s.cfg
+		tc.change(&bad)
+		if _, err := b.JoinEtcd(t.Context(), b.request(), bad); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+		b.nothingLeft()
+	}
+}
+
+// TestCut: an attempt that a crash cut leaves nothing at the next start.
+func TestCut(t *testing.T) {
+	a := newMembership(t, 1)
+	a.stop()
+	if err := os.MkdirAll(filepath.Join(a.opt.Dir, "etcd"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(a.opt.Dir, fileCert), []byte("x"))
+	a.open()
+	a.nothingLeft()
+	if _, err := a.Init(t.Context(), a.request(), ""); err != nil {
+		t.Fatal(err)
+	}
+	// The same with its etcd running: the crash came before the last file.
+	a.stop()
+	p := readPid(filepath.Join(a.opt.RunDir, "etcd.pid"))
+	if err := os.Remove(filepath.Join(a.opt.Dir, fileConfig)); err != nil {
+		t.Fatal(err)
+	}
+	a.open()
+	a.nothingLeft()
+	if p.lives() {
+		t.Error("etcd is left")
+	}
+}

@@ -1,0 +1,291 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// A watch is a snapshot plus events. The snapshot is read in pages at one revision; events go on from there, and a watch that
+// breaks goes on after the last revision that was taken in. Only when etcd has compacted that revision away is everything
+// read again, and compared with what is here: what did not change is not told to anybody.
+
+// firstPage is how many keys a page of a snapshot has. Values have bounds only once they are here, so a page that is larger
+// than a message may be is asked for again, smaller.
+const firstPage = 1000
+
+// watch runs until something breaks. It returns no nil.
+func (a *Agent) watch(ctx context.Context) error {
+	a.mu.Lock()
+	synced, rev := a.synced, a.cache.rev
+	a.mu.Unlock()
+	if !synced {
+		if err := a.list(ctx); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		rev = a.cache.rev
+		a.mu.Unlock()
+	}
+	err := a.follow(ctx, rev)
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		a.log.Info("etcd has compacted what this host had not seen yet: it reads everything again", "revision", rev)
+		if err := a.list(ctx); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		rev = a.cache.rev
+		a.mu.Unlock()
+		return a.follow(ctx, rev)
+	}
+	return err
+}
+
+// list takes a snapshot in.
+func (a *Agent) list(ctx context.Context) error {
+	entries, rev, err := a.snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("read the cluster's keys: %w", err)
+	}
+	a.mu.Lock()
+	if err := a.checkSchema(entries); err != nil {
+		a.mu.Unlock()
+		return err
+	}
+	a.cache.reset(entries, rev)
+	a.takeOwn(entries, rev)
+	a.synced = true
+	a.advance()
+	a.mu.Unlock()
+	a.cfg.Seen(rev)
+	a.cfg.Changed()
+	return nil
+}
+
+// advance tells those who wait for the cache. Locked: a.mu.
+func (a *Agent) advance() {
+	close(a.moved)
+	a.moved = make(chan struct{})
+}
+
+// checkSchema refuses a snapshot of another version.
+func (a *Agent) checkSchema(entries []entry) error {
+	for _, e := range entries {
+		if e.key == a.keys.schema() {
+			return checkSchema(a.keys, e.value)
+		}
+	}
+	return noCluster(a.keys)
+}
+
+func noCluster(k keys) error {
+	return fmt.Errorf("%w has its keys below %s of this etcd: `bulkhead cluster init` makes one, or choose the prefix that the other hosts have", ErrNoCluster, k.prefix)
+}
+
+func checkSchema(k keys, value []byte) error {
+	s, err := decode[schemaRecord](kindSchema, value)
+	if err != nil {
+		return fmt.Errorf("%s holds no record of Bulkhead's (%w): choose another prefix", k.schema(), err)
+	}
+	if s.Version != Schema {
+		return fmt.Errorf("%w: the cluster at %s has version %d, this program speaks version %d: run the same version of Bulkhead on all hosts, "+
+			"or join a cluster with another prefix", ErrSchema, k.prefix, s.Version, Schema)
+	}
+	return nil
+}
+
+// snapshot reads all keys at one revision.
+func (a *Agent) snapshot(ctx context.Context) (out []entry, rev int64, err error) {
+	page := int64(firstPage)
+	from, end := a.keys.all(), clientv3.GetPrefixRangeEnd(a.keys.all())
+	for {
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(page)}
+		if rev != 0 {
+			opts = append(opts, clientv3.WithRev(rev))
+		}
+		res, err := a.get(ctx, from, opts...)
+		if tooLarge(err) && page > 1 {
+			page /= 4
+			page = max(page, 1)
+			continue
+		}
+		if errors.Is(err, rpctypes.ErrCompacted) { // it took too long: begin anew
+			out, rev, from = nil, 0, a.keys.all()
+			continue
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		if rev == 0 {
+			rev = res.Header.Revision
+		}
+		for _, kv := range res.Kvs {
+			if len(out) >= 4*maxObjects {
+				return nil, 0, fmt.Errorf("there are more than %d keys below %s", 4*maxObjects, a.keys.prefix)
+			}
+			out = append(out, a.entryOf(kv))
+		}
+		if !res.More || len(res.Kvs) == 0 {
+			return out, rev, nil
+		}
+		from = string(res.Kvs[len(res.Kvs)-1].Key) + "\x00"
+	}
+}
+
+func (a *Agent) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	return a.cli.Get(ctx, key, opts...)
+}
+
+func tooLarge(err error) bool {
+	return err != nil && status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max")
+}
+
+// entryOf keeps of a value no more than would be read: the rest only says that it is too large.
+func (a *Agent) entryOf(kv *mvccpb.KeyValue) entry {
+	value := kv.Value
+	if most := maxValue[kindNetwork] + 1; len(value) > most {
+		value = append([]byte(nil), value[:most]...)
+	}
+	return entry{key: string(kv.Key), value: value, created: kv.CreateRevision, rev: kv.ModRevision, lease: kv.Lease}
+}
+
+// follow takes events in, from the one after rev.
+func (a *Agent) follow(ctx context.Context, rev int64) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	events := a.cli.Watch(ctx, a.keys.all(), clientv3.WithPrefix(), clientv3.WithRev(rev+1), clientv3.WithCreatedNotify(), clientv3.WithFragment(), clientv3.WithProgressNotify())
+	for res := range events {
+		if err := res.Err(); err != nil {
+			return fmt.Errorf("watch: %w", err)
+		}
+		if err := a.takeIn(&res); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("watch: %w", errors.Join(errors.New("it ended"), ctx.Err()))
+}
+
+func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
+	a.mu.Lock()
+	a.watching = nil
+	for _, ev := range res.Events {
+		e := a.entryOf(ev.Kv)
+		if ev.Type == mvccpb.DELETE {
+			e.value, e.deleted = nil, true
+		}
+		if e.key == a.keys.schema() {
+			if e.deleted {
+				a.mu.Unlock()
+				return noCluster(a.keys)
+			}
+			if err := checkSchema(a.keys, e.value); err != nil {
+				a.mu.Unlock()
+				return err
+			}
+		}
+		a.cache.put(e)
+		a.ownEvent(e)
+	}
+	if len(res.Events) > 0 {
+		a.cache.rev = max(a.cache.rev, res.Events[len(res.Events)-1].Kv.ModRevision)
+	}
+	if res.IsProgressNotify() { // nothing of ours up to there: what is compacted meanwhile need not be read again
+		a.cache.rev = max(a.cache.rev, res.Header.Revision)
+	}
+	dirty := !a.cache.dirty.empty()
+	a.advance()
+	a.mu.Unlock()
+	if len(res.Events) > 0 {
+		a.cfg.Seen(res.Events[len(res.Events)-1].Kv.ModRevision)
+	}
+	if dirty {
+		a.cfg.Changed()
+	}
+	return nil
+}
+
+// takeOwn compares what a snapshot has of this host's endpoints with what we know. Locked: a.mu.
+func (a *Agent) takeOwn(entries []entry, rev int64) {
+	seen := map[pair]bool{}
+	for _, e := range entries {
+		if p, err := a.keys.parse(e.key); err == nil && p.kind == kindEndpoint && p.host == a.self.ID {
+			seen[pair{p.network, p.id}] = true
+		}
+		a.ownEvent(e)
+	}
+	for at, p := range a.pub {
+		if !seen[at] && p.rev <= rev && p.raw != "" {
+			a.pub[at] = published{rev: rev}
+			a.todo[at] = struct{}{}
+		}
+	}
+	if it := a.cache.hosts[a.self.ID]; it == nil && a.lease != 0 {
+		a.loseSession()
+	}
+	a.kick()
+}
+
+// ownEvent follows what becomes of our own keys: somebody may have removed or changed them. Locked: a.mu.
+func (a *Agent) ownEvent(e entry) {
+	p, err := a.keys.parse(e.key)
+	if err != nil {
+		return
+	}
+	switch {
+	case p.kind == kindHost && p.id == a.self.ID && e.deleted && a.lease != 0:
+		a.loseSession()
+	case p.kind == kindBlock:
+		if len(a.unpublished) > 0 {
+			for at := range a.unpublished {
+				if at.network == p.network {
+					a.todo[at] = struct{}{}
+				}
+			}
+			a.kick()
+		}
+	case p.kind == kindNetwork:
+		for at := range a.unpublished {
+			if at.network == p.id {
+				a.todo[at] = struct{}{}
+				a.kick()
+			}
+		}
+	case p.kind == kindEndpoint && p.host == a.self.ID:
+		at := pair{p.network, p.id}
+		have := a.pub[at]
+		if e.rev <= have.rev {
+			return
+		}
+		now := published{rev: e.rev}
+		if !e.deleted {
+			now.raw, now.lease = string(e.value), clientv3.LeaseID(e.lease)
+		}
+		if now.raw == "" && a.want[at].raw == "" {
+			delete(a.pub, at)
+			return
+		}
+		a.pub[at] = now
+		if now.raw != a.want[at].raw || now.lease != a.lease {
+			a.todo[at] = struct{}{}
+			a.kick()
+		}
+	}
+}
+
+// loseSession ends the session: the host's key is gone. Locked: a.mu.
+func (a *Agent) loseSession() {
+	select {
+	case <-a.lost:
+	default:
+		close(a.lost)
+	}
+}
