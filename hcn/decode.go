@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"reflect"
 )
 
 // Decode reads one document: a JSON object and nothing after it. Its errors say where the text is wrong.
@@ -16,7 +17,7 @@ func Decode[T any](data []byte) (*T, error) {
 		return nil, err
 	}
 	if err := json.Unmarshal(data, doc); err != nil {
-		return nil, jsonError(ErrInvalidJSON, err)
+		return nil, misfit(ErrInvalidJSON, reflect.TypeFor[T](), data, err)
 	}
 	return doc, nil
 }
@@ -37,11 +38,7 @@ func jsonError(code ErrorCode, err error) error {
 		return Errorf(code, "at byte %d: %w", syntax.Offset, err)
 	}
 	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		field := kind.Field
-		if field == "" {
-			field = "the document"
-		}
-		return Errorf(code, "%s: a JSON %s does not fit, %s is wanted (byte %d)", field, kind.Value, kind.Type, kind.Offset)
+		return Errorf(code, "%s (byte %d)", placed(kind.Field, MisfitJSON(kind)), kind.Offset)
 	}
 	return Errorf(code, "%w", err)
 }

@@ -1,6 +1,9 @@
 package hcn
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"reflect"
+)
 
 // RequestType is what a modify request does.
 type RequestType uint8
@@ -140,7 +143,7 @@ func requestSettings[T any](raw json.RawMessage, what RequestType) (T, error) {
 	v, err := Decode[T](raw)
 	if err != nil {
 		e := AsError(err)
-		return none, Errorf(e.Code, "Settings: %s", e.Detail)
+		return none, Errorf(e.Code, "Settings%s", settingsPath(e.Detail, reflect.TypeFor[T]()))
 	}
 	return *v, nil
 }
@@ -233,7 +236,7 @@ func (r *ModifyNetworkSettingRequest) Apply(n *HostComputeNetwork, newID func() 
 	}
 	c.Defaults(newID)
 	if err := c.Validate(); err != nil {
-		return nil, err
+		return nil, r.inRequest(err, c)
 	}
 	return c, nil
 }
@@ -287,7 +290,7 @@ func (r *ModifyEndpointSettingRequest) Apply(e *HostComputeEndpoint, n *HostComp
 		return nil, err
 	}
 	if err := c.ValidateFor(n); err != nil {
-		return nil, err
+		return nil, inRequest(err, policyPaths(c.Policies, s.Policies, "endpoint"))
 	}
 	return c, nil
 }

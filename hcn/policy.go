@@ -92,7 +92,7 @@ type policyWire struct {
 func decodePolicy(b []byte) (string, json.RawMessage, error) {
 	var w policyWire
 	if err := json.Unmarshal(b, &w); err != nil {
-		return "", nil, Errorf(ErrInvalidPolicy, `a policy is {"Type":name,"Settings":object}: %w`, err)
+		return "", nil, Errorf(ErrInvalidPolicy, `a policy is {"Type":name,"Settings":object}: %s`, AsError(jsonError(ErrInvalidPolicy, err)).Detail)
 	}
 	typ := ""
 	if w.Type != nil {
@@ -227,10 +227,19 @@ func decodeSettings[K ~string](t K, raw json.RawMessage, table map[K]settingsTyp
 	}
 	v, err := s.decode(raw)
 	if err != nil {
-		e := AsError(jsonError(ErrInvalidPolicy, err))
-		return nil, Errorf(ErrInvalidPolicy, "%s settings: %s", t, e.Detail)
+		e := AsError(misfit(ErrInvalidPolicy, s.shape, raw, err))
+		return nil, Errorf(ErrInvalidPolicy, "Settings%s", settingsPath(e.Detail, s.shape))
 	}
 	return v, nil
+}
+
+// settingsPath puts what is wrong with settings behind their name: a path into them, or text about all of them.
+func settingsPath(detail string, shape reflect.Type) string {
+	name := detail[:strings.IndexFunc(detail+":", func(r rune) bool { return strings.ContainsRune(":.[ ", r) })]
+	if _, known := fieldName(shape, name); known {
+		return "." + detail
+	}
+	return ": " + detail
 }
 
 func unknownPolicy[K ~string](t K, table map[K]settingsType) error {

@@ -112,7 +112,7 @@ func (k policyKind[P]) add(current, request []P) ([]P, error) {
 			continue
 		}
 		if named[c.handle] {
-			return nil, invalid(ErrPolicyAlreadyExists, policyPath(i), "there is a %s already: remove it first, or use Update", c.handle)
+			return nil, invalid(ErrPolicyAlreadyExists, "Settings."+policyPath(i), "there is a %s already: remove it first, or use Update", c.handle)
 		}
 		have[c.meaning], named[c.handle] = true, true
 		list = append(list, request[i])
@@ -128,7 +128,7 @@ func (k policyKind[P]) remove(current, request []P) ([]P, error) {
 	}
 	for i, c := range k.keys(request) {
 		if !have[c.handle] || gone[c.handle] {
-			return nil, invalid(ErrPolicyNotFound, policyPath(i), "there is no %s with these settings: query the object for what it has", k.typ(request[i]))
+			return nil, invalid(ErrPolicyNotFound, "Settings."+policyPath(i), "there is no %s with these settings: query the object for what it has", k.typ(request[i]))
 		}
 		gone[c.handle] = true
 	}

@@ -407,6 +407,9 @@ func validatePolicy[K ~string](t K, raw []byte, path string, table map[K]setting
 	v, err := decodeSettings(t, raw, table)
 	if err != nil {
 		e := AsError(err)
+		if _, known := table[t]; known { // it is about the settings
+			return Errorf(e.Code, "%s.%s", path, e.Detail)
+		}
 		return Errorf(e.Code, "%s: %s", path, e.Detail)
 	}
 	return table[t].validate(v, path+".Settings")

@@ -200,8 +200,17 @@ func (s *Server) hnsModifyEndpoint(ctx context.Context, id hcn.GUID, c hnsCall) 
 			ResourceType: hcn.EndpointResourceTypePolicy, RequestType: what, Settings: settings(request),
 		})
 		if err != nil {
-			return nil, err
+			return nil, flatPath(err)
 		}
 	}
 	return s.hnsGet(ctx, id, c)
+}
+
+// flatPath names the place in a document of version 1, where policies are the document's and their settings stand beside Type.
+func flatPath(err error) error {
+	e := *hcn.AsError(err)
+	if rest, ok := strings.CutPrefix(e.Detail, "Settings.Policies["); ok {
+		e.Detail = "Policies[" + strings.Replace(rest, "].Settings.", "].", 1)
+	}
+	return &e
 }

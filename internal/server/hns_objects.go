@@ -227,7 +227,7 @@ func (s *Server) hnsModifyNetwork(ctx context.Context, id hcn.GUID, c hnsCall) (
 	}
 	for _, r := range requests {
 		if err := s.backend.ModifyNetwork(ctx, id, r); err != nil {
-			return nil, err
+			return nil, flatPath(err)
 		}
 	}
 	return s.hnsGet(ctx, id, c)

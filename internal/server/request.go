@@ -2,11 +2,13 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,7 +72,7 @@ func decodeStrict(b []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return documentError(dec, err)
+		return documentError(dec, err, reflect.TypeOf(v), b)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return api.Errorf(api.KindInvalid, "something follows the document at byte %d", dec.InputOffset())
@@ -78,12 +80,12 @@ func decodeStrict(b []byte, v any) error {
 	return nil
 }
 
-func documentError(dec *json.Decoder, err error) error {
+func documentError(dec *json.Decoder, err error, t reflect.Type, b []byte) error {
 	var kind *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &kind):
-		return api.Errorf(api.KindInvalid, "field %q: a JSON %s does not fit, %s is wanted", kind.Field, kind.Value, kind.Type).Hint("GET /openapi.json has the form of each call")
+		return api.Errorf(api.KindInvalid, "%s: %s", cmp.Or(hcn.PathOfMisfit(t, b), kind.Field, "the document"), hcn.MisfitJSON(kind)).Hint("GET /openapi.json has the form of each call")
 	case errors.As(err, &syntax):
 		return api.Errorf(api.KindInvalid, "the document is not JSON: at byte %d: %w", syntax.Offset, err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
