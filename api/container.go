@@ -103,6 +103,9 @@ type NetworkAttachment struct {
 	// Isolated endpoints exchange nothing with other endpoints of the network (HCN:
 	// DisableInterComputeCommunication).
 	Isolated bool `json:"isolated,omitempty"`
+	// DNSFirst has the network's name servers asked before those of the container's other
+	// networks (HCN: OverrideDNSServerOrder).
+	DNSFirst bool `json:"dnsFirst,omitempty"`
 }
 
 // PublishedPort publishes ports of the host to the container.

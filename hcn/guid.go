@@ -2,6 +2,7 @@ package hcn
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"strings"
@@ -48,10 +49,20 @@ func isHexDigit(c byte) bool {
 func NewGUID() GUID {
 	var b [16]byte
 	rand.Read(b[:]) // never fails: crypto/rand ends the program rather than return weak bytes
-	b[6] = b[6]&0x0f | 0x40
+	return guidOf(b, 4)
+}
+
+func guidOf(b [16]byte, version byte) GUID {
+	b[6] = b[6]&0x0f | version<<4
 	b[8] = b[8]&0x3f | 0x80
 	h := strings.ToUpper(hex.EncodeToString(b[:]))
 	return GUID(fmt.Sprintf("%s-%s-%s-%s-%s", h[:8], h[8:12], h[12:16], h[16:20], h[20:]))
+}
+
+// SwitchOfNIC is the identity of the switch that the networks on a NIC share: it is the same as long as the NIC has its name.
+func SwitchOfNIC(name string) GUID {
+	sum := sha256.Sum256([]byte("switch of " + name))
+	return guidOf([16]byte(sum[:16]), 8) // RFC 9562: made in a way of one's own
 }
 
 // IsZero reports whether g is empty or all zero; clients send both for "none".

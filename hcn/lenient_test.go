@@ -61,3 +61,20 @@ func TestLayerIsUnknown(t *testing.T) {
 		t.Errorf("a layer that is not there: %v", err)
 	}
 }
+
+// TestSwitchOfNIC: networks on one NIC show the same switch, others their own.
+func TestSwitchOfNIC(t *testing.T) {
+	on := func(kind NetworkType, nic string) *HostComputeNetwork {
+		return &HostComputeNetwork{ID: NewGUID(), Type: kind, Policies: []NetworkPolicy{NewNetworkPolicy(NetAdapterName, NetAdapterNamePolicySetting{nic})}}
+	}
+	a, b, c := on(Transparent, "eth0"), on(L2Bridge, "eth0"), on(Transparent, "eth1")
+	if a.SwitchGUID() != b.SwitchGUID() || a.SwitchGUID() == c.SwitchGUID() || a.SwitchGUID() == a.ID {
+		t.Errorf("switches %s, %s, %s", a.SwitchGUID(), b.SwitchGUID(), c.SwitchGUID())
+	}
+	if id, err := ParseGUID(string(a.SwitchGUID())); err != nil || id != a.SwitchGUID() {
+		t.Errorf("%s is no GUID: %v", a.SwitchGUID(), err)
+	}
+	if n := on(NAT, "eth0"); n.SwitchGUID() != n.ID {
+		t.Errorf("a NAT network has the switch %s", n.SwitchGUID())
+	}
+}

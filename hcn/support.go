@@ -41,8 +41,8 @@ var supportedSubnetFlags = map[NetworkType]SubnetFlags{
 // supportedIpSubnetFlags are the flags of an IpSubnet that are enforced.
 const supportedIpSubnetFlags IpSubnetFlags = 0
 
-// supportedEndpointFlags are the endpoint flags that are enforced.
-const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCommunication | EnableDhcp // the last one as checkDhcpOn says
+// supportedEndpointFlags are the endpoint flags that are enforced; EnableDhcp as checkDhcpOn says.
+const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCommunication | OverrideDNSServerOrder | EnableDhcp
 
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
 // historical and has nothing to enforce.
@@ -67,7 +67,7 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 }
 
 // supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension is kept for the clients that set it:
-// there are no filtering extensions. LayerConstraint gets an answer of its own, see checkSupport.
+// there are no filtering extensions. LayerConstraint gets an answer of its own where switches are not shared, see checkSupport.
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	AutomaticDNS:               {NAT, Transparent, L2Bridge, L2Tunnel}, // enabled only, see checkSupport: a closed network asks nobody outside
 	NetAdapterName:             onLAN,
@@ -100,7 +100,7 @@ func unsupportedSettings(settings any) string {
 	s, ok := settings.(OutboundNatPolicySetting)
 	switch {
 	case ok && s.MaxPortPoolUsage != 0:
-		return "is not enforced by this version with MaxPortPoolUsage: leave it out, an endpoint may use every port of the address that it is hidden behind"
+		return "is not enforced with MaxPortPoolUsage: leave it out, endpoints take no ports out of a pool here, and none can use up another's"
 	case ok && s.Flags&NatLocalRoutedVip != 0:
 		return "is not enforced by this version with the flag LocalRoutedVip: leave it out, VirtualIP has to be an address of the host"
 	}
@@ -124,9 +124,9 @@ func (n *HostComputeNetwork) checkSupport() error {
 		if err != nil {
 			return err
 		}
-		if s, ok := settings.(LayerConstraintPolicySetting); ok {
-			return invalid(ErrLayerNotFound, policyPath(i)+".Settings.LayerId", "no switch has the ID %s that a network could share: "+
-				"each network of this version has a switch of its own, leave the policy out", s.LayerId)
+		if s, ok := settings.(LayerConstraintPolicySetting); ok && !slices.Contains(onLAN, n.Type) {
+			return invalid(ErrLayerNotFound, policyPath(i)+".Settings.LayerId", "no switch has the ID %s that a network of type %s could share: "+
+				"each has a switch of its own, leave the policy out", s.LayerId, n.Type)
 		}
 		if s, ok := settings.(AutomaticDNSPolicySetting); ok && !s.Enable {
 			return unsupported(policyPath(i), "policy AutomaticDNS with Enable false, beside naming servers in Dns.ServerList,")
@@ -154,6 +154,14 @@ func (n *HostComputeNetwork) checkSupport() error {
 		}
 	}
 	return nil
+}
+
+// SwitchGUID is the identity of the network's switch: that of the NIC for those on a LAN, which share it, else the network's own.
+func (n *HostComputeNetwork) SwitchGUID() GUID {
+	if s, err := NetworkSettingsOf[NetAdapterNamePolicySetting](n.Policies); err == nil && len(s) > 0 && slices.Contains(onLAN, n.Type) {
+		return SwitchOfNIC(s[0].NetworkAdapterName)
+	}
+	return n.ID
 }
 
 // checkTypeSupport comes before all else: which rules hold depends on the type.

@@ -108,7 +108,7 @@ func newEndpointCreateCmd(a *app) *cobra.Command {
 	var n networkFlags
 	var ports publishFlags
 	var priority int
-	var isolated bool
+	var isolated, dnsFirst bool
 	cmd := &cobra.Command{
 		Use:   "create [flags]",
 		Short: "Create an endpoint on a network",
@@ -131,7 +131,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 				return api.Errorf(api.KindInvalid, "%q is not a network", mode).Hint("bulkhead network ls")
 			}
 			to := list[0]
-			to.Interface, to.GatewayPriority, to.Isolated = iface, priority, isolated
+			to.Interface, to.GatewayPriority, to.Isolated, to.DNSFirst = iface, priority, isolated, dnsFirst
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -159,6 +159,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 	flags.StringVar(&iface, "interface", "", "name of the interface in the compartment")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route of the compartment")
 	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
+	flags.BoolVar(&dnsFirst, "dns-first", false, dnsFirstUsage)
 	addPublishFlags(cmd, &ports)
 	completeFlag(cmd, "network", a.completeNetworks)
 	return cmd
@@ -180,6 +181,9 @@ func endpointDocument(name string, network hcn.GUID, to api.NetworkAttachment, p
 	}
 	if to.Isolated {
 		doc.Flags |= hcn.DisableInterComputeCommunication
+	}
+	if to.DNSFirst {
+		doc.Flags |= hcn.OverrideDNSServerOrder
 	}
 	if len(to.Aliases) > 0 {
 		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.Aliases, hcn.AliasesSetting{Names: to.Aliases}))

@@ -123,7 +123,7 @@ func newNetworkConnectCmd(a *app) *cobra.Command {
 	var n networkFlags
 	var iface string
 	var priority int
-	var isolated bool
+	var isolated, dnsFirst bool
 	cmd := &cobra.Command{
 		Use:   "connect [flags] NETWORK CONTAINER",
 		Short: "Connect a container with a further network",
@@ -150,6 +150,7 @@ the default route is decided by --gw-priority: the highest wins.`,
 				to.GatewayPriority = priority
 			}
 			to.Isolated = to.Isolated || isolated
+			to.DNSFirst = to.DNSFirst || dnsFirst
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -165,6 +166,7 @@ the default route is decided by --gw-priority: the highest wins.`,
 	flags.StringVar(&iface, "interface", "", "name of the interface in the container")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route")
 	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
+	flags.BoolVar(&dnsFirst, "dns-first", false, dnsFirstUsage+", from the container's next start")
 	return cmd
 }
 

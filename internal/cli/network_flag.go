@@ -139,8 +139,14 @@ func setNetworkOption(n *api.NetworkAttachment, key, value string) error {
 			return fmt.Errorf("isolated %q is neither true nor false", value)
 		}
 		n.Isolated = on
+	case "dns-first":
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return fmt.Errorf("dns-first %q is neither true nor false", value)
+		}
+		n.DNSFirst = on
 	default:
-		return fmt.Errorf("the option %q is not known: use ip, ip6, mac, alias, interface, gw-priority or isolated", key)
+		return fmt.Errorf("the option %q is not known: use ip, ip6, mac, alias, interface, gw-priority, isolated or dns-first", key)
 	}
 	return nil
 }
@@ -161,3 +167,6 @@ func parseFamily(s string, want6 bool) (netip.Addr, error) {
 
 // isolatedUsage is the help of --isolated.
 const isolatedUsage = "exchange nothing with other endpoints of the network; the host and what is behind it stay reachable"
+
+// dnsFirstUsage is the help of --dns-first.
+const dnsFirstUsage = "ask this network's name servers before those of the compartment's other networks"

@@ -365,6 +365,9 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 	if a.Isolated {
 		doc.Flags |= hcn.DisableInterComputeCommunication
 	}
+	if a.DNSFirst {
+		doc.Flags |= hcn.OverrideDNSServerOrder
+	}
 	if first {
 		for i, p := range c.Doc.Spec.Publish {
 			policies, err := publishPolicies(p, has6(&n.Doc))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -714,6 +715,60 @@ func TestContainerDNS(t *testing.T) {
 		e.wantKind(err, api.KindInvalid)
 		_, err = e.create("shares", nil, dns("192.0.2.53"), func(s *api.ContainerSpec) { s.NetworkMode = "container:web" })
 		e.wantKind(err, api.KindInvalid)
+	})
+}
+
+// TestDNSOrder: the servers of an endpoint with OverrideDNSServerOrder come first, whatever the order of attachment.
+func TestDNSOrder(t *testing.T) {
+	run(t, func(e *env) {
+		e.w.mu.Lock()
+		e.w.facts.NICs = []plan.NIC{{
+			Name: "eth0", Index: 3, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 1},
+			Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.1/24")},
+		}}
+		e.w.mu.Unlock()
+		back := must(e.network(netDoc("back", "NAT", 77)))(e)
+		must(e.network(strings.Replace(netDoc("office", "Transparent", 78), `"Ipams"`, `"Dns":{"ServerList":["10.78.0.53","10.78.0.54","10.78.0.55"]},"Ipams"`, 1)))(e)
+		for _, tc := range []struct {
+			name     string
+			networks []api.NetworkAttachment
+			want     string
+		}{
+			{
+				"plain",
+				[]api.NetworkAttachment{{Network: DefaultNetworkName}, {Network: "back"}, {Network: "office"}},
+				"nameserver 10.246.0.1\nnameserver fd",
+			},
+			{
+				"nat",
+				[]api.NetworkAttachment{{Network: DefaultNetworkName}, {Network: "back", DNSFirst: true}},
+				"nameserver 10.77.0.1\nnameserver fd00:77::1\nnameserver 10.246.0.1\n",
+			},
+			{
+				"lan",
+				[]api.NetworkAttachment{{Network: DefaultNetworkName}, {Network: "office", DNSFirst: true}},
+				"nameserver 10.78.0.53\nnameserver 10.78.0.54\nnameserver 10.246.0.1\n",
+			},
+			{
+				"only-lan",
+				[]api.NetworkAttachment{{Network: "office", DNSFirst: true}},
+				"nameserver 10.78.0.53\nnameserver 10.78.0.54\nnameserver 10.78.0.55\n",
+			},
+		} {
+			id := e.started(tc.name, nil, func(s *api.ContainerSpec) { s.Networks = tc.networks })
+			if got := e.w.ctrs[id].cfg.ResolvConf; !strings.HasPrefix(got, tc.want) {
+				e.t.Errorf("%s: resolv.conf:\n%s", tc.name, got)
+			}
+		}
+		// An endpoint that somebody else put into the compartment counts for whoever starts there next.
+		id := e.started("joined", nil, func(s *api.ContainerSpec) { s.Networks = []api.NetworkAttachment{{Network: DefaultNetworkName}} })
+		c := must(e.e.Container(id))(e)
+		ep := must(e.endpoint(epDoc(back.ID, `"Flags":"OverrideDNSServerOrder"`)))(e)
+		e.ok(e.attach(c.Namespace, ep.ID))
+		id = e.started("sharer", nil, func(s *api.ContainerSpec) { s.NetworkMode = "container:joined" })
+		if got := e.w.ctrs[id].cfg.ResolvConf; !strings.HasPrefix(got, "nameserver 10.77.0.1\n") {
+			e.t.Errorf("joined: resolv.conf:\n%s", got)
+		}
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -19,7 +20,7 @@ func (s *state) hostsFile(c *containerRow, spec *api.ContainerSpec, hostname str
 	line("::1", "localhost", "ip6-localhost", "ip6-loopback")
 	line("ff02::1", "ip6-allnodes")
 	line("ff02::2", "ip6-allrouters")
-	gateways := s.gateways(c)
+	gateways := s.gateways(c.Endpoints)
 	for _, h := range spec.ExtraHosts {
 		addrs := []string{h.Address}
 		if h.Address == "host-gateway" {
@@ -47,10 +48,10 @@ func (s *state) hostsFile(c *containerRow, spec *api.ContainerSpec, hostname str
 	return b.String()
 }
 
-// gateways lists the host's addresses on the container's networks that have a
-// host port, the first network's first.
-func (s *state) gateways(c *containerRow) (out []netip.Addr) {
-	for _, id := range c.Endpoints {
+// gateways lists the host's addresses on those of the endpoints' networks that have a
+// host port, the first endpoint's first.
+func (s *state) gateways(endpoints []hcn.GUID) (out []netip.Addr) {
+	for _, id := range endpoints {
 		ep := s.endpoints[id]
 		if ep == nil {
 			continue
@@ -72,52 +73,105 @@ func (s *state) gateways(c *containerRow) (out []netip.Addr) {
 // MAXNS).
 const maxNameServers = 3
 
+// asking lists the endpoints of a container's compartment in the order in which their
+// name servers are asked: those with the flag OverrideDNSServerOrder first.
+func (s *state) asking(c *containerRow) []hcn.GUID {
+	all := slices.Clone(c.Endpoints)
+	for _, ep := range s.attachedTo(c.Doc.Namespace) { // by others than the container
+		if !slices.Contains(all, ep.Doc.ID) {
+			all = append(all, ep.Doc.ID)
+		}
+	}
+	var first, then []hcn.GUID
+	for _, id := range all {
+		if s.overridesOrder(id) {
+			first = append(first, id)
+		} else {
+			then = append(then, id)
+		}
+	}
+	return append(first, then...)
+}
+
+func (s *state) overridesOrder(id hcn.GUID) bool {
+	ep := s.endpoints[id]
+	return ep != nil && ep.Doc.Flags&hcn.OverrideDNSServerOrder != 0
+}
+
+// overriding are the servers on a LAN that go before the resolvers of the container's
+// networks, because their endpoint has the flag OverrideDNSServerOrder.
+func (s *state) overriding(endpoints []hcn.GUID) (out []netip.Addr) {
+	for _, id := range endpoints {
+		if s.overridesOrder(id) && s.onLAN(id) {
+			out = append(out, namedServers(s.endpoints[id])...)
+		}
+	}
+	return out
+}
+
 // resolvers lists whom a container asks: the resolvers of its networks, on their
 // gateway addresses. Servers that the user named are those resolvers' upstreams
 // for this container, so that its networks' names stay known; it asks them itself
 // where it has no resolver, and those on its own loopback, which nobody else can.
 func (s *state) resolvers(c *containerRow, named []string, host []netip.Addr) (out []string) {
-	gateways := s.gateways(c)
+	endpoints := s.asking(c)
+	gateways := s.gateways(endpoints)
+	if len(gateways) > 0 {
+		before := s.overriding(endpoints)
+		for _, a := range before[:min(len(before), maxNameServers-1)] { // a resolver of ours stays among those that are read
+			out = append(out, a.String())
+		}
+	}
 	for i, a := range nameServers(named) {
 		if len(gateways) == 0 || a.IsLoopback() {
 			out = append(out, named[i])
 		}
 	}
 	if len(named) == 0 && len(gateways) == 0 {
-		gateways = s.outerResolvers(c, host)
+		gateways = s.outerResolvers(endpoints, host)
 	}
 	for _, g := range gateways {
 		out = append(out, g.String())
 	}
-	return out
+	return unique(out)
 }
 
 // outerResolvers are those of a container without a resolver of ours: on a LAN those that
 // its network names, or else the host's that can be reached from there; without a network
 // the host's.
-func (s *state) outerResolvers(c *containerRow, host []netip.Addr) (out []netip.Addr) {
-	if len(c.Endpoints) == 0 {
+func (s *state) outerResolvers(endpoints []hcn.GUID, host []netip.Addr) (out []netip.Addr) {
+	if len(endpoints) == 0 {
 		return host
 	}
 	onLAN := false
-	for _, id := range c.Endpoints {
-		ep := s.endpoints[id]
-		if ep == nil {
-			continue
-		}
-		if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) {
+	for _, id := range endpoints {
+		if s.onLAN(id) {
 			onLAN = true
-			servers := nameServers(ep.Doc.Dns.ServerList)
-			if len(servers) == 0 {
-				servers, _ = ep.LeasedDNS()
-			}
-			out = append(out, servers...)
+			out = append(out, namedServers(s.endpoints[id])...)
 		}
 	}
 	if onLAN && len(out) == 0 {
 		out = slices.DeleteFunc(slices.Clone(host), netip.Addr.IsLoopback)
 	}
 	return out
+}
+
+// namedServers are the servers of an endpoint on a LAN: its document's, or else its lease's.
+func namedServers(ep *plan.Endpoint) []netip.Addr {
+	servers := nameServers(ep.Doc.Dns.ServerList)
+	if len(servers) == 0 {
+		servers, _ = ep.LeasedDNS()
+	}
+	return servers
+}
+
+func (s *state) onLAN(id hcn.GUID) bool {
+	ep := s.endpoints[id]
+	if ep == nil {
+		return false
+	}
+	n := s.networks[ep.Doc.HostComputeNetwork]
+	return n != nil && plan.OnLAN(n.Doc.Type)
 }
 
 // resolvConf is a container's private /etc/resolv.conf.

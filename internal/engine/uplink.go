@@ -12,7 +12,7 @@ import (
 )
 
 // uplinkPolicies say which NIC a network on a LAN is on. Its switch is there for good.
-var uplinkPolicies = []hcn.NetworkPolicyType{hcn.NetAdapterName, hcn.NetworkInterfaceConstraint, hcn.NetworkProviderAddress}
+var uplinkPolicies = []hcn.NetworkPolicyType{hcn.NetAdapterName, hcn.NetworkInterfaceConstraint, hcn.NetworkProviderAddress, hcn.LayerConstraint}
 
 // pickUplink chooses the NIC of a network on a LAN by what its document says, or else one
 // that fits its subnets, and has the document show it.
@@ -75,6 +75,8 @@ func (t *txn) namedNIC(kind hcn.NetworkPolicyType, settings any) (*plan.NIC, err
 			}
 		}
 		return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "ProviderAddress: no NIC of this host has the address %s: see `bulkhead nic ls`", a)
+	case hcn.LayerConstraintPolicySetting:
+		return t.nicOfSwitch(s.LayerId)
 	}
 	return nil, hcn.Errorf(hcn.ErrInvalidPolicy, "policy %s names no NIC", kind)
 }
@@ -132,6 +134,28 @@ func (t *txn) nicOfTeam(list string) (*plan.NIC, error) {
 	}
 	return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "NetAdapterName: no bond or team of this host has the members %s and no others: make one (`ip link add bond0 type bond`), "+
 		"for that would take these NICs from the host, and name it or its members", list)
+}
+
+// nicOfSwitch is the NIC whose switch has an ID: networks on one NIC share its switch.
+func (t *txn) nicOfSwitch(id hcn.GUID) (*plan.NIC, error) {
+	for _, n := range t.st.networks {
+		if n.Uplink != "" && n.Doc.SwitchGUID() == id {
+			return t.nicByName(n.Uplink)
+		}
+	}
+	for i := range t.facts.NICs {
+		if n := &t.facts.NICs[i]; hcn.SwitchOfNIC(n.Name) == id {
+			return n, nil
+		}
+	}
+	n := t.st.networks[id]
+	switch {
+	case n != nil && n.Uplink != "": // as versions before told it
+		return t.nicByName(n.Uplink)
+	case n != nil:
+		return nil, hcn.Errorf(hcn.ErrLayerNotFound, "LayerConstraint: %s is network %q, whose switch is on no NIC and not shared: name the SwitchGuid of a network on a LAN, or leave the policy out", id, n.Doc.Name)
+	}
+	return nil, hcn.Errorf(hcn.ErrLayerNotFound, "LayerConstraint: no NIC of this host has a switch with the ID %s: a network's is in its Health.Extra.SwitchGuid (query with Flags 1)", id)
 }
 
 func (t *txn) nicByName(name string) (*plan.NIC, error) {
@@ -253,7 +277,7 @@ func checkUplinkStays(old, doc *hcn.HostComputeNetwork) error {
 	if !plan.HasUplink(doc.Type) || slices.Equal(of(old), of(doc)) {
 		return nil
 	}
-	return hcn.Errorf(hcn.ErrSharedSwitchModification, "network %q stays on the NIC that it was made on: leave NetAdapterName, InterfaceConstraint and ProviderAddress as they are, or create another network", old.Name)
+	return hcn.Errorf(hcn.ErrSharedSwitchModification, "network %q stays on the NIC that it was made on: leave NetAdapterName, InterfaceConstraint, ProviderAddress and LayerConstraint as they are, or create another network", old.Name)
 }
 
 // sameNIC tells whether the plan sees no difference.

@@ -110,3 +110,34 @@ func (e *env) uplinkOf(id hcn.GUID) string {
 	defer e.e.mu.RUnlock()
 	return e.e.st.networks[id].Uplink
 }
+
+// TestLayerConstraint: the switch that a network names is that of a NIC, which it gets as its uplink.
+func TestLayerConstraint(t *testing.T) {
+	run(t, func(e *env) {
+		e.w.mu.Lock()
+		for i, name := range []string{"eth0", "eth1"} {
+			e.w.facts.NICs = append(e.w.facts.NICs, plan.NIC{
+				Name: name, Index: 3 + i, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, byte(i)},
+				Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(2 + i), 1}), 24)},
+			})
+		}
+		e.w.mu.Unlock()
+		on := func(name, kind string, layer hcn.GUID) (hcn.HostComputeNetwork, error) {
+			return e.network(strings.Replace(netDoc(name, kind, len(name)), `"Ipams"`,
+				`"Policies":[{"Type":"LayerConstraint","Settings":{"LayerId":"`+string(layer)+`"}}],"Ipams"`, 1))
+		}
+		first := must(e.network(strings.Replace(netDoc("a", "Transparent", 1), `"Ipams"`,
+			`"Policies":[{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"eth1"}}],"Ipams"`, 1)))(e)
+		second := must(on("bb", "L2Bridge", first.SwitchGUID()))(e)
+		if nic := e.uplinkOf(second.ID); nic != "eth1" || second.SwitchGUID() != first.SwitchGUID() {
+			e.t.Errorf("it is on %q, want eth1 as the first one", nic)
+		}
+		if _, err := on("ccc", "Transparent", hcn.NewGUID()); hcn.CodeOf(err) != hcn.ErrLayerNotFound {
+			e.t.Errorf("a switch that is not there: %v", err)
+		}
+		nat := must(e.network(netDoc("dddd", "NAT", 4)))(e)
+		if _, err := on("eeeee", "Transparent", nat.SwitchGUID()); hcn.CodeOf(err) != hcn.ErrLayerNotFound || !strings.Contains(err.Error(), "dddd") {
+			e.t.Errorf("the switch of a NAT network: %v", err)
+		}
+	})
+}

@@ -7,25 +7,27 @@ import (
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
-// What a query with the Detailed flag gets beside the document. Every network has a switch of its own, so the switch's GUID is the
-// network's.
+// What a query with the Detailed flag gets beside the document.
 
 // networkHealth tells the switch, and which of the network's addresses are taken.
-func (s *Server) networkHealth(id hcn.GUID) *hcn.Health {
+func (s *Server) networkHealth(doc *hcn.HostComputeNetwork) *hcn.Health {
 	taken := []api.Address{}
 	for _, a := range s.backend.Addresses() {
-		if a.NetworkID == id {
+		if a.NetworkID == doc.ID {
 			taken = append(taken, a)
 		}
 	}
 	return &hcn.Health{Extra: &hcn.ExtraHealth{
-		SwitchGuid: string(id), Resources: settings(map[string]any{"Addresses": taken}),
+		SwitchGuid: string(doc.SwitchGUID()), Resources: settings(map[string]any{"Addresses": taken}),
 	}}
 }
 
 // endpointHealth tells the switch, and the containers that use the endpoint.
 func (s *Server) endpointHealth(doc *hcn.HostComputeEndpoint) *hcn.Health {
 	extra := &hcn.ExtraHealth{SwitchGuid: string(doc.HostComputeNetwork)}
+	if n, err := s.backend.Network(doc.HostComputeNetwork); err == nil {
+		extra.SwitchGuid = string(n.SwitchGUID())
+	}
 	if ns, err := s.backend.Namespace(doc.HostComputeNamespace); err == nil {
 		extra.SharedContainers = containerList(ns)
 	}

@@ -89,7 +89,7 @@ func (s *Server) networkView(doc hcn.HostComputeNetwork) view {
 		}
 		doc.Health = nil
 		if q.Detailed() {
-			doc.Health = s.networkHealth(doc.ID)
+			doc.Health = s.networkHealth(&doc)
 		}
 		return doc
 	}
@@ -97,6 +97,9 @@ func (s *Server) networkView(doc hcn.HostComputeNetwork) view {
 
 func (s *Server) networkV1(doc *hcn.HostComputeNetwork) *hcn.HNSNetwork {
 	v := hcn.NetworkToV1(doc)
+	if id := doc.SwitchGUID(); id != doc.ID {
+		v.LayeredOn = string(id)
+	}
 	n := len(s.backend.Endpoints(equals("HostComputeNetwork", string(doc.ID))))
 	v.CurrentEndpointCount, v.TotalEndpoints = uint32(n), uint32(n)
 	return v
