@@ -271,7 +271,12 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 	part("notify", func() error {
 		select {
 		case <-ctx.Done():
-		case <-p.engine.Ready():
+		case <-p.engine.Compared():
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-p.engine.Ready():
+			}
 			if err := notifyReady(ctx, notify); err != nil {
 				log.Warn("systemd was not told", "error", err)
 			}

@@ -21,7 +21,8 @@ func takeNotifySocket() (string, error) {
 	return path, nil
 }
 
-// notifyReady tells systemd that the API answers, so that whoever started the service can go on. Without a socket
+// notifyReady tells systemd that the API answers and that everything was compared with the kernel, so that whoever started the
+// service can go on. Without a socket
 // nobody waits.
 func notifyReady(ctx context.Context, path string) error {
 	if path == "" {

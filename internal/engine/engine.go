@@ -186,7 +186,9 @@ type Engine struct {
 
 	ctrs  *supervisor
 	ready chan struct{}
-	done  chan struct{} // closed when the loop ends
+	// compared is closed when everything was compared with the kernel once, to the end.
+	compared chan struct{}
+	done     chan struct{} // closed when the loop ends
 }
 
 // DefaultPools4 is where IPv4 prefixes of networks come from, in this order, cut
@@ -228,7 +230,7 @@ func New(opt Options) (*Engine, error) {
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
 		hub: newHub(), view: newView(), leases: newLeaser(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), compared: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.logAside()
 	e.ctrs = newSupervisor(e)
@@ -238,6 +240,11 @@ func New(opt Options) (*Engine, error) {
 // Ready is closed when the first pass is over: until then the API answers that
 // it is starting, because clients take "not found" as licence to forget.
 func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+// Compared is closed when everything was compared with the kernel once. The first
+// pass may run out of its time on a machine that is overloaded; the API answers
+// then, so that one can look, and the comparison is made again.
+func (e *Engine) Compared() <-chan struct{} { return e.compared }
 
 // Wake has the loop compare everything with the kernel. The cause is for the log.
 func (e *Engine) Wake(cause string) {
@@ -272,6 +279,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
 	for {
+		var due <-chan time.Time
+		if after, asked := e.pending.next(time.Now()); asked {
+			due = time.After(after)
+		}
 		select {
 		case <-ctx.Done():
 			e.keepMade()
@@ -283,6 +294,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.leases.close(errStopping)
 			return nil
 		case <-e.wake:
+		case <-due:
 		case <-check.C:
 			e.check(ctx)
 			e.keepMade()

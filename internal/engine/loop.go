@@ -16,8 +16,10 @@ const (
 	// checkEvery is how often the cheap checks run: what drifts is repaired
 	// within a second.
 	checkEvery = 400 * time.Millisecond
-	// applyTimeout bounds one pass through the appliers.
+	// applyTimeout bounds one pass through the appliers, and firstTimeout one before everything was compared once: a host
+	// that starts has more to do, and less time for it. systemd waits a minute longer.
 	applyTimeout = 30 * time.Second
+	firstTimeout = 4 * time.Minute
 )
 
 // stepNames name the points where tests cut a pass, one before each applier.
@@ -64,7 +66,7 @@ func (e *Engine) pass(ctx context.Context) {
 	e.view.apply(delta)
 	// A daemon that is told to stop finishes the pass: half of one would be told
 	// to callers as their failure.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), applyTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.passTimeout())
 	defer cancel()
 	errs := map[object]error{}
 	touched := touchedObjects(delta)
@@ -243,7 +245,7 @@ func (e *Engine) refreshFacts(ctx context.Context) {
 func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 	begin := time.Now()
 	errs := map[object]error{}
-	failed := !e.makeNamespaces(ctx, errs)
+	failed, whole := !e.makeNamespaces(ctx, errs), true
 	var drift []plan.Drift
 	for i, a := range e.appliers() {
 		e.opt.Step("sync-" + stepName(i))
@@ -267,9 +269,11 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 			errs[k] = errors.Join(errs[k], err)
 		}
 		if i == 0 {
+			whole = false
 			break // without devices the rest only fails as well
 		}
 	}
+	e.noteCompared(whole && ctx.Err() == nil)
 	took := time.Since(begin)
 	e.opt.Meter.Pass(true, took)
 	e.log.Debug("compared with the kernel", "cause", cause, "took", took)
@@ -282,6 +286,33 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 	}
 	e.report(drift)
 	return errs
+}
+
+func (e *Engine) wasCompared() bool {
+	select {
+	case <-e.compared:
+		return true
+	default:
+		return false
+	}
+}
+
+func (e *Engine) passTimeout() time.Duration {
+	if e.wasCompared() {
+		return applyTimeout
+	}
+	return firstTimeout
+}
+
+// noteCompared notes the first comparison that came to its end.
+func (e *Engine) noteCompared(whole bool) {
+	switch {
+	case e.wasCompared():
+	case whole:
+		close(e.compared)
+	default:
+		e.log.Warn("the first comparison with the kernel did not come to its end, and is made again")
+	}
 }
 
 // makeNamespaces makes the compartments that were never made: a crash came

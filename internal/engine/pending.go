@@ -15,6 +15,11 @@ const (
 	// retryFirst and retryMost bound the wait before a failed pass is tried again.
 	retryFirst = 250 * time.Millisecond
 	retryMost  = 30 * time.Second
+	// syncShare is the part of the time, one in so many, that comparisons may take in the long run: on a host with much to
+	// list, a storm of events would leave no time for anything else. syncAhead is how much of it may be taken in advance,
+	// so that a repair seldom waits.
+	syncShare = 3
+	syncAhead = time.Second
 )
 
 // causeStart is the cause of the first comparison.
@@ -22,14 +27,13 @@ const causeStart = "start"
 
 // pending is what the loop has to do next.
 type pending struct {
-	mu     sync.Mutex
-	dirty  plan.Dirty
-	rev    uint64
-	events []queued
-	cause  string // of a resync; "" = none asked
-	// last and took tell of the last resync, to space them.
-	last     time.Time
-	took     time.Duration
+	mu       sync.Mutex
+	dirty    plan.Dirty
+	rev      uint64
+	events   []queued
+	cause    string    // of a resync; "" = none asked
+	last     time.Time // of the last resync
+	paid     time.Time // when the resyncs so far would have been made in their share of the time
 	retry    time.Duration
 	retryDue time.Time
 }
@@ -86,10 +90,8 @@ func (p *pending) take() work {
 	return w
 }
 
-// due tells whether everything is to be compared now, and why; "" = no. A
-// resync that was just made is not repeated at once: on a host with much to
-// list, a storm of events would leave no time for anything else. The first one
-// is never delayed.
+// due tells whether everything is to be compared now, and why; "" = no. The first
+// one is never delayed, others keep to their share of the time.
 func (p *pending) due(now time.Time) (cause string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,16 +101,34 @@ func (p *pending) due(now time.Time) (cause string) {
 	if p.cause == "" && now.Sub(p.last) > syncEvery {
 		p.cause = "period"
 	}
-	if p.cause != "" && (p.cause == causeStart || now.Sub(p.last) > 2*p.took) {
+	if p.cause != "" && (p.cause == causeStart || !now.Before(p.paid.Add(-syncAhead))) {
 		cause, p.cause, p.retryDue = p.cause, "", time.Time{}
 	}
 	return cause
 }
 
+// next is when a comparison that is asked for will be due, if one is.
+func (p *pending) next(now time.Time) (after time.Duration, asked bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause == "" && p.retryDue.IsZero() {
+		return 0, false
+	}
+	when := p.paid.Add(-syncAhead)
+	if p.cause == "" && p.retryDue.After(when) {
+		when = p.retryDue
+	}
+	return max(0, when.Sub(now)), true
+}
+
 func (p *pending) synced(now time.Time, took time.Duration, failed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last, p.took = now, took
+	p.last = now
+	if begin := now.Add(-took); p.paid.Before(begin) {
+		p.paid = begin
+	}
+	p.paid = p.paid.Add(syncShare * took)
 	if !failed {
 		p.retry, p.retryDue = 0, time.Time{}
 		return

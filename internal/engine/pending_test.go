@@ -59,3 +59,35 @@ func TestRetriesSlowDown(t *testing.T) {
 		t.Errorf("after a success: %v", p.retryDue.Sub(now))
 	}
 }
+
+// TestRepairsAreSoon: a few comparisons in a row do not wait for each other, and one that has to wait is due in time.
+func TestRepairsAreSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPending(1)
+		if _, asked := p.next(time.Now()); asked {
+			t.Error("one is due that nobody asked for")
+		}
+		for i := range 3 {
+			p.resync("broken")
+			if after, asked := p.next(time.Now()); !asked || after > 0 || p.due(time.Now()) == "" {
+				t.Errorf("comparison %d waits %v", i, after)
+			}
+			time.Sleep(100 * time.Millisecond)
+			p.synced(time.Now(), 100*time.Millisecond, false)
+		}
+		p.synced(time.Now(), time.Second, false)
+		p.resync("broken again")
+		after, asked := p.next(time.Now())
+		if !asked || after <= 0 {
+			t.Errorf("after a long one: in %v", after)
+		}
+		time.Sleep(after)
+		if p.due(time.Now()) == "" {
+			t.Error("not due when it was said to be")
+		}
+		p.synced(time.Now(), 0, true)
+		if after, asked := p.next(time.Now()); !asked || after < retryFirst {
+			t.Errorf("a retry in %v", after)
+		}
+	})
+}

@@ -104,7 +104,12 @@ func TestRepair(t *testing.T) {
 		{"routes flushed", eth0 + "route flush table main", "without route 10.77.0.0/16"},
 		{"routes flushed, IPv6", eth0 + "-6 route flush table main", "without route fd77::/64"},
 		{"local routes flushed", eth0 + "route flush table local dev eth0", "without route 10.77.1.1/32"},
-		{"all routes flushed", eth0 + "route flush table all dev eth0", "without route 10.77.255.255/32"},
+		{"local routes flushed, IPv6", "sleep 1.1; " + eth0 + "-6 route flush table local dev eth0", "without route fd77::1:1/128"},
+		{"route replaced", eth0 + "route replace default via 10.77.0.9", "without route 0.0.0.0/0 via 10.77.0.1"},
+		{"route replaced, IPv6", eth0 + "-6 route replace default via fd77::9 dev eth0", "without route ::/0 via fd77::1"},
+		{"connected route replaced", eth0 + "route replace 10.77.0.0/16 via 10.77.0.1 dev eth0", "without route 10.77.0.0/16"},
+		{"connected route replaced, IPv6", eth0 + "-6 route replace blackhole fd77::/64 metric 256", "without route fd77::/64"},
+		{"all routes flushed", "sleep 1.1; " + eth0 + "route flush table all dev eth0", "without route 10.77.255.255/32"},
 		{"addresses flushed", eth0 + "addr flush dev eth0", "without address 10.77.1.1/16"},
 		{"host's connected route", "ip route del 10.77.0.0/16 dev " + host.VNIC.Device, "without route 10.77.0.0/16"},
 		{"host vNIC deleted", "ip link del " + host.VNIC.Device, "missing"},
@@ -165,19 +170,23 @@ func TestFailedRepairIsNoDrift(t *testing.T) {
 	p := sample()
 	apply(t, n, &plan.Plan{}, p)
 	eth0 := "ip -n hns-" + guid('C', 1).Lower() + " "
-	h.Run(t, "bash", "-c", eth0+"route replace default via 10.77.0.9 && "+eth0+"addr del fd77::1:1/64 dev eth0")
+	ipv6 := func(off string) {
+		h.Run(t, "ip", "netns", "exec", "hns-"+guid('C', 1).Lower(), "sysctl", "-w", "net.ipv6.conf.eth0.disable_ipv6="+off)
+	}
+	ipv6("1") // takes the addresses away, and lets none come back
+	h.Run(t, "bash", "-c", eth0+"route del default")
 	for try := range 2 {
 		drift, err := resync(t, n, p)
 		var object *plan.ObjectError
-		if !errors.As(err, &object) || object.ID != string(plan.EndpointPortID(guid('E', 1))) || !strings.Contains(err.Error(), "route 0.0.0.0/0") {
+		if !errors.As(err, &object) || object.ID != string(plan.EndpointPortID(guid('E', 1))) || !strings.Contains(err.Error(), "fd77::1:1") {
 			t.Errorf("try %d: %v", try, err)
 		}
 		if len(drift) > 0 {
 			t.Errorf("try %d: told as repaired: %v", try, drift)
 		}
 	}
-	h.Run(t, "bash", "-c", eth0+"route del default")
-	if drift, err := resync(t, n, p); err != nil || !strings.Contains(fmt.Sprint(drift), "without route 0.0.0.0/0") {
+	ipv6("0")
+	if drift, err := resync(t, n, p); err != nil || !strings.Contains(fmt.Sprint(drift), "without address fd77::1:1/64") {
 		t.Errorf("when it can be repaired: %v, %v", drift, err)
 	}
 	quiet(t, n, p)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,16 @@ type address struct {
 	prefix netip.Prefix // address and length, not masked
 	flags  uint32
 	proto  uint8
+	made   uint32 // since the host started, in hundredths of a second
+}
+
+// age is how long an address has been there.
+func (a address) age() time.Duration {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) != nil {
+		return 0
+	}
+	return time.Duration(now.Nano()) - time.Duration(a.made)*10*time.Millisecond
 }
 
 type route struct {
@@ -151,6 +162,10 @@ func parseAddress(m []byte) address {
 			a.flags = nl.NativeEndian().Uint32(v)
 		case ifaProto:
 			a.proto = v[0]
+		case unix.IFA_CACHEINFO:
+			if len(v) >= unix.SizeofIfaCacheinfo {
+				a.made = nl.NativeEndian().Uint32(v[8:]) // cstamp
+			}
 		}
 	})
 	if !local.IsValid() {

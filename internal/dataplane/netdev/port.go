@@ -197,7 +197,7 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighb
 		ps.n.known.note(p, false)
 		ps.n.known.born(p.Device, near.index)
 	}
-	d := differ{ps: ps, id: string(p.ID), quiet: fresh}
+	d := differ{ps: ps, id: string(p.ID), quiet: fresh, inside: s.path != ""}
 	d.near(p, near, fresh)
 	if err := ps.write(ps.n.host, d.id, "link "+p.Device, d.take()...); err != nil {
 		return err
@@ -219,6 +219,7 @@ type differ struct {
 	ps     *pass
 	id     string
 	quiet  bool // nothing that is found is drift
+	inside bool // the far end is in a compartment
 	writes []write
 }
 
@@ -393,7 +394,12 @@ func (d *differ) routes(object string, v plan.VNIC, index int, have []route) {
 	slices.SortStableFunc(missing, func(a, b plan.Route) int { return needs(a) - needs(b) })
 	for _, r := range missing {
 		d.found(object, "without route %s", routeText(r))
-		d.add(changeRoute(unix.RTM_NEWROUTE, index, r))
+		w := changeRoute(unix.RTM_NEWROUTE, index, r)
+		if d.inPlace(have, r.Dst, unix.RT_TABLE_MAIN, metricOf(r)) {
+			w.req.Flags = w.req.Flags&^unix.NLM_F_EXCL | unix.NLM_F_REPLACE
+			w.doing = "put back route " + routeText(r)
+		}
+		d.add(w)
 	}
 }
 
@@ -408,10 +414,14 @@ func needs(r plan.Route) int {
 	return 2
 }
 
-func sameRoute(h route, r plan.Route) bool {
-	metric := r.Metric
-	if metric == 0 && r.Dst.Addr().Is6() {
-		metric = metric6
+// metricOf is the metric that the kernel keeps a route with.
+func metricOf(r plan.Route) int {
+	if r.Metric == 0 && r.Dst.Addr().Is6() {
+		return metric6
 	}
-	return h.dst == r.Dst && h.via == r.Via && h.metric == metric && h.onLink == (r.OnLink && r.Via.IsValid())
+	return r.Metric
+}
+
+func sameRoute(h route, r plan.Route) bool {
+	return h.dst == r.Dst && h.via == r.Via && h.metric == metricOf(r) && h.onLink == (r.OnLink && r.Via.IsValid())
 }

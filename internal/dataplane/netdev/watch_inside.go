@@ -22,10 +22,12 @@ import (
 
 const (
 	// gather is how long suspicion is collected before the engine is woken.
-	gather = 100 * time.Millisecond
-	// calm is the least time between two wakes for compartments: a container that may change its own network could
-	// otherwise keep the engine busy.
-	calm = time.Second
+	gather = 30 * time.Millisecond
+	// calm is the time between two wakes for compartments in the long run: a container that may change its own network could
+	// otherwise keep the engine busy. After a rest there are burst of them without it, so that what is broken once in a while,
+	// or by hand a few times in a row, is repaired at once.
+	calm  = time.Second
+	burst = 5
 	// growing is how long after its birth a vNIC's events may be those of its birth, read late.
 	growing = time.Second
 )
@@ -41,7 +43,7 @@ type inside struct {
 	// suspects are devices by namespace number and index, with what was seen; index 0 stands for all.
 	suspects map[[2]int]string
 	due      time.Time // of the next wake; zero: none
-	last     time.Time
+	paid     time.Time // when all wakes so far would have been made, one each calm
 }
 
 // openInside opens the socket, on the calling thread's host.
@@ -171,7 +173,7 @@ func (w *watcher) suspect(nsid, index int, what string) {
 	}
 	if s.due.IsZero() {
 		s.due = time.Now().Add(gather)
-		if next := s.last.Add(calm); next.After(s.due) {
+		if next := s.paid.Add(-burst * calm); next.After(s.due) {
 			s.due = next
 		}
 	}
@@ -195,8 +197,11 @@ func (w *watcher) raise() {
 		w.wake(what)
 		break // one says enough: everything is compared
 	}
-	if len(s.suspects) > 0 {
-		s.last = time.Now()
+	if now := time.Now(); len(s.suspects) > 0 {
+		if s.paid.Before(now) {
+			s.paid = now
+		}
+		s.paid = s.paid.Add(calm)
 	}
 	clear(s.suspects)
 	s.due = time.Time{}
