@@ -96,6 +96,9 @@ func (es elements) addPort(p *plan.Port) error {
 		if k.set == mapAll6 || k.set == mapLAN6 {
 			es[elemKey{set: setLinkLocal, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
 		}
+		if k.set == mapLAN4 {
+			es[elemKey{set: setLoopback4, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
+		}
 	}
 	for i := range p.Outbound {
 		es.addOutbound(&p.Outbound[i], p.ID)

@@ -23,6 +23,7 @@ const (
 	mapLAN4        = "ports_lan4"
 	mapLAN6        = "ports_lan6"
 	setLinkLocal   = "ports_link_local"
+	setLoopback4   = "ports_loopback4"
 	setKept4       = "outbound_kept4"
 	setKept6       = "outbound_kept6"
 	mapChosen4     = "outbound_chosen_as4"
@@ -66,7 +67,8 @@ func sets() []setSpec {
 		{mapAll6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host, loopback included."},
 		{mapLAN4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host except loopback."},
 		{mapLAN6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host except loopback."},
-		{setLinkLocal, "inet_proto . inet_service", "", false, "The ports of the two before, which are refused at link-local addresses. A set of its own, because kernels before 6.5 do not look up a map for its keys alone."},
+		{setLinkLocal, "inet_proto . inet_service", "", false, "Ports published in IPv6 on more than one address, which are refused at link-local addresses, and at ::1 where nothing of theirs is translated. A set of its own, because kernels before 6.5 do not look up a map for its keys alone."},
+		{setLoopback4, "inet_proto . inet_service", "", false, "Ports published to the LAN alone in IPv4, which are refused at 127.0.0.0/8."},
 		{setKept4, "ipv4_addr . ipv4_addr", "", true, "Container and destinations that see its own address (OutBoundNAT Exceptions)."},
 		{setKept6, "ipv6_addr . ipv6_addr", "", true, "The same in IPv6."},
 		{mapChosen4, "ipv4_addr . ipv4_addr", "ipv4_addr", true, "Container and destinations that see a certain address of the host (OutBoundNAT Destinations with VirtualIP)."},
@@ -191,9 +193,12 @@ func translationChains() []chainSpec {
 // linkLocal begins a rule that refuses what is published at link-local addresses. The answer is an ICMP error for TCP too: the
 // kernel sends that on the link where the client is, and a reset to a link-local address on any link. Only the host's own
 // processes get the reset: to them the ICMP error does not come back.
-const linkLocal = "ip6 daddr fe80::/10" + notHere
+const linkLocal = "ip6 daddr fe80::/10" + notHere6
 
-const notHere = " meta l4proto . th dport @" + setLinkLocal + " reject with "
+const (
+	notHere4 = " meta l4proto . th dport @" + setLoopback4 + " reject with "
+	notHere6 = " meta l4proto . th dport @" + setLinkLocal + " reject with "
+)
 
 func filterChains() []chainSpec {
 	return []chainSpec{
@@ -223,10 +228,10 @@ func filterChains() []chainSpec {
 		{name: "link_local", kind: "filter", hook: "input", priority: "0", doc: "A published port at the host's IPv6 link-local addresses, which is not translated, or at the loopback of a host whose LAN alone it is published to: refused, where the socket that holds the port would let a client wait.", rules: []string{
 			`iifname "lo" meta l4proto tcp ` + linkLocal + "tcp reset",
 			linkLocal + "icmpv6 type port-unreachable",
-			`iifname "lo" ip daddr 127.0.0.0/8 meta l4proto tcp` + notHere + "tcp reset",
-			`iifname "lo" ip daddr 127.0.0.0/8` + notHere + "icmp type port-unreachable",
-			`iifname "lo" ip6 daddr ::1 meta l4proto tcp` + notHere + "tcp reset",
-			`iifname "lo" ip6 daddr ::1` + notHere + "icmpv6 type port-unreachable",
+			`iifname "lo" ip daddr 127.0.0.0/8 meta l4proto tcp` + notHere4 + "tcp reset",
+			`iifname "lo" ip daddr 127.0.0.0/8` + notHere4 + "icmp type port-unreachable",
+			`iifname "lo" ip6 daddr ::1 meta l4proto tcp` + notHere6 + "tcp reset",
+			`iifname "lo" ip6 daddr ::1` + notHere6 + "icmpv6 type port-unreachable",
 		}},
 		{name: "mss", kind: "filter", hook: "forward", priority: "-150", doc: "Clamps the segment size of TCP connections across a network's border to the path's MTU, both ways.", rules: []string{
 			`oifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
