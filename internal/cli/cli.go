@@ -109,9 +109,7 @@ virtual switch. This command talks to the daemon over its unix socket, or with
 	root.SetIn(deps.Stdin)
 	root.SetOut(deps.Stdout)
 	root.SetErr(deps.Stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return api.Errorf(api.KindInvalid, "%w", err).Hint("%s --help", cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	host := defaultHost
 	if h, ok := deps.Env("BULKHEAD_HOST"); ok && h != "" {
 		host = h

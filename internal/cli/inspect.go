@@ -75,6 +75,12 @@ type found struct {
 	doc            any
 }
 
+// inspected is a container with the rules of its ports and what they have counted.
+type inspected struct {
+	api.Container
+	Rules []api.EndpointRules `json:"rules,omitempty"`
+}
+
 func (a *app) inspect(ctx context.Context, form string, names, kinds []string) error {
 	if err := checkOutput(form); err != nil {
 		return err
@@ -126,7 +132,12 @@ func lookUpKind(ctx context.Context, c *client.Client, name, kind string) (found
 	switch kind {
 	case kindContainer:
 		o, err := c.Container(ctx, name)
-		return found{kind, o.Name, o.ID, o}, err
+		if err != nil {
+			return found{}, err
+		}
+		// A container that does not run has no port whose rules would count anything.
+		rules, _ := c.Rules(ctx, name)
+		return found{kind, o.Name, o.ID, inspected{o, rules}}, nil
 	case kindNetwork:
 		o, err := networks(c).find(ctx, name)
 		if err != nil {

@@ -180,7 +180,7 @@ func TestStats(t *testing.T) {
 	}
 	golden(t, "stats.txt", out)
 	var b strings.Builder
-	for _, line := range []string{"stats --net --no-stream web", "stats --net --no-stream -o json web", "stats --net --no-stream -o name web"} {
+	for _, line := range []string{"stats --net --no-stream web", "stats --net --no-stream -o json web", "stats --net --no-stream -o name web", "stats --rules --no-stream web", "stats --rules --no-stream -o json web", "stats --rules --net web"} {
 		out, errs, code := call(t, d.socket, strings.Fields(line)...)
 		writeCall(&b, line, out, errs, code)
 	}

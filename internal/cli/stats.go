@@ -15,27 +15,35 @@ import (
 const statsInterval = time.Second
 
 func newStatsCmd(a *app) *cobra.Command {
-	var once, network bool
+	var once, network, rules bool
 	cmd := &cobra.Command{
 		Use:   "stats [flags] [NAME…]",
 		Short: "Show the containers' use of processor, memory and network",
 		Long: `Shows what containers use, each second until interrupted, all that run if none is
 named. NET I/O is what the container received and sent; DROPPED counts frames that the
 switch refused at its ports. With --net it shows each endpoint by itself: packets, bytes
-and bits a second both ways, and the drops by reason.`,
-		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web\n  bulkhead stats --net web",
+and bits a second both ways, and the drops by reason. With --rules it shows each rule of
+their ports with what it decided about.`,
+		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web\n  bulkhead stats --net web\n  bulkhead stats --rules web",
 		ValidArgsFunction: a.completeContainers(running),
 	}
 	form := outputFlag(cmd, outputTable)
 	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
 	cmd.Flags().BoolVar(&network, "net", false, "show the network counters of each endpoint")
+	cmd.Flags().BoolVar(&rules, "rules", false, "show the counters of each rule")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := checkOutput(*form); err != nil {
 			return err
 		}
+		if network && rules {
+			return api.Errorf(api.KindInvalid, "--net and --rules exclude each other").Hint("use one after the other")
+		}
 		c, err := a.client()
 		if err != nil {
 			return err
+		}
+		if rules {
+			return a.watchRules(cmd.Context(), c, args, *form, once)
 		}
 		return a.watchStats(cmd.Context(), c, args, *form, once, network)
 	}
@@ -44,33 +52,39 @@ and bits a second both ways, and the drops by reason.`,
 
 func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, form string, once, network bool) error {
 	before := map[string]api.Stats{}
-	_, onTerminal := terminal(a.Stdout)
-	for shown := 0; ; {
+	return a.eachSecond(ctx, form, once, func(begin func()) (bool, error) {
 		now, err := readStats(ctx, c, names)
 		if err != nil {
-			return err
+			return false, err
 		}
-		// The use of processors needs two readings; without a stream the first
-		// one is only that.
-		if len(before) > 0 || len(now) == 0 || form != outputTable {
+		defer func() {
+			for _, s := range now {
+				before[s.ID] = s
+			}
+		}()
+		// The use of processors needs two readings; without a stream the first one is only that.
+		if len(before) == 0 && len(now) > 0 && form == outputTable {
+			return false, nil
+		}
+		begin()
+		if network {
+			return true, show(a, form, netListing(now, before))
+		}
+		return true, show(a, form, statsListing(now, before))
+	})
+}
+
+// eachSecond takes readings until ctx ends, or one was shown where that is enough. begin starts a new screen.
+func (a *app) eachSecond(ctx context.Context, form string, once bool, read func(begin func()) (shown bool, err error)) error {
+	_, onTerminal := terminal(a.Stdout)
+	for {
+		shown, err := read(func() {
 			if onTerminal && !once && form == outputTable {
 				fmt.Fprint(a.Stdout, "\x1b[H\x1b[2J")
 			}
-			var err error
-			if network {
-				err = show(a, form, netListing(now, before))
-			} else {
-				err = show(a, form, statsListing(now, before))
-			}
-			if err != nil {
-				return err
-			}
-			if shown++; once {
-				return nil
-			}
-		}
-		for _, s := range now {
-			before[s.ID] = s
+		})
+		if err != nil || shown && once {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -82,16 +96,9 @@ func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, 
 
 func readStats(ctx context.Context, c *client.Client, names []string) ([]api.Stats, error) {
 	named := len(names) > 0
-	if !named {
-		list, err := c.Containers(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, one := range list {
-			if running(one) {
-				names = append(names, one.ID)
-			}
-		}
+	names, err := namedOrRunning(ctx, c, names)
+	if err != nil {
+		return nil, err
 	}
 	var out []api.Stats
 	for _, name := range names {
@@ -105,6 +112,23 @@ func readStats(ctx context.Context, c *client.Client, names []string) ([]api.Sta
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+// namedOrRunning is what is named, or else all that run.
+func namedOrRunning(ctx context.Context, c *client.Client, names []string) ([]string, error) {
+	if len(names) > 0 {
+		return names, nil
+	}
+	list, err := c.Containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range list {
+		if running(one) {
+			names = append(names, one.ID)
+		}
+	}
+	return names, nil
 }
 
 func statsListing(now []api.Stats, before map[string]api.Stats) listing[api.Stats] {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"go4.org/netipx"
 
@@ -135,10 +136,42 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Ad
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])
 	if err != nil {
-		return a, hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "subnet %s of network %q has no free address (%d endpoints): delete endpoints nobody uses (`bulkhead address ls`), or add a subnet: %w", prefix, n.Doc.Name, len(t.st.byNetwork[n.Doc.ID]), err)
+		return a, full(n, prefix, pool, taken)
 	}
 	t.st.lastAddr[prefix] = a
 	return a, nil
+}
+
+// fullPool is told from other failures by ipam.ErrExhausted, whose text says less than its own.
+type fullPool struct{ error }
+
+func (fullPool) Is(target error) bool { return target == ipam.ErrExhausted }
+
+func (f fullPool) Unwrap() error { return f.error }
+
+// full says what holds all addresses of a subnet, or of its blocks.
+func full[T any](n *plan.Network, prefix netip.Prefix, pool ipam.Pool, taken map[netip.Addr]T) error {
+	used := 0
+	for a := range taken {
+		if slices.ContainsFunc(pool.Ranges, func(r ipam.Range) bool { return r.Contains(a) }) {
+			used++
+		}
+	}
+	return fullPool{hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "network %q has no free address in %s: endpoints have %d, and the others are reserved, excluded or the host's. "+
+		"Delete endpoints that nobody uses (`bulkhead address ls` lists them), or add a subnet", n.Doc.Name, whichPart(prefix, pool), used)}
+}
+
+// whichPart names the subnet, and the blocks of it that addresses come from.
+func whichPart(prefix netip.Prefix, pool ipam.Pool) string {
+	var blocks []string
+	for _, r := range pool.Ranges {
+		p, ok := r.Prefix()
+		if !ok || p == prefix.Masked() {
+			return "subnet " + prefix.String()
+		}
+		blocks = append(blocks, p.String())
+	}
+	return strings.Join(blocks, ", ") + " of subnet " + prefix.String()
 }
 
 func (t *txn) pickMAC(doc *hcn.HostComputeEndpoint, n *plan.Network) (plan.MAC, error) {
@@ -159,7 +192,7 @@ func (t *txn) pickMAC(doc *hcn.HostComputeEndpoint, n *plan.Network) (plan.MAC, 
 	}
 	m, err := ipam.MAC(ranges, string(doc.ID), func(m [6]byte) bool { _, ok := macs[plan.MAC(m)]; return ok })
 	if err != nil {
-		return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: the pool of network %q has none free: %w", n.Doc.Name, err)
+		return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: the %d endpoints of network %q use up its MacPool: delete endpoints that nobody uses, or give a MacAddress", len(t.st.byNetwork[n.Doc.ID]), n.Doc.Name)
 	}
 	doc.MacAddress = hcn.MACFrom(m)
 	return plan.MAC(m), nil

@@ -300,7 +300,7 @@ func (t *txn) pickSubnets(doc *hcn.HostComputeNetwork, number uint32) error {
 	used := t.usedPrefixes(doc)
 	v4, err := ipam.FreePrefix(t.e.opt.Pools4, 24, used)
 	if err != nil {
-		return hcn.Errorf(hcn.ErrInvalidSubnet, "Ipams: no free IPv4 /24 in %v, which networks and routes of the host fill: name a subnet, or start the daemon with another --pool: %w", t.e.opt.Pools4, err)
+		return hcn.Errorf(hcn.ErrInvalidSubnet, "Ipams: no free IPv4 /24 in %v, which networks and routes of the host fill: name a subnet, or start the daemon with another --pool", t.e.opt.Pools4)
 	}
 	v6 := ipam.ULA(t.machine(), uint16(number))
 	for n := uint32(1); n < 1<<16; n++ {

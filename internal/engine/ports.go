@@ -45,7 +45,7 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 		probe := &plan.Endpoint{Addrs: row.Addrs}
 		probe.Doc.Policies = []hcn.EndpointPolicy{m.Policy()}
 		if len(plan.Forwards(probe)) == 0 {
-			return hcn.Errorf(hcn.ErrInvalidPolicy, "port %d/%s is published in a family that the endpoint has no address of", m.ExternalPort, m.Protocol)
+			return noSuchFamily(m, m.ExternalPort)
 		}
 	}
 	had := map[hostPort]bool{}
@@ -58,13 +58,22 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 		}
 		if err := t.e.opt.Ports.Reserve(f, owner); err != nil {
 			if errors.Is(err, plan.ErrNoHostAddress) {
-				return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: publish on an address that the host has, or on all", err)
+				return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "VIP of the PortMapping: %w: publish on an address that the host has (`ip -brief address`), or on all", err)
 			}
 			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%w: choose another port, or free it", err)
 		}
 		t.undo = append(t.undo, func() { t.e.opt.Ports.Release(f, owner) })
 	}
 	return nil
+}
+
+// noSuchFamily refuses a mapping that nothing of the endpoint could serve.
+func noSuchFamily(m hcn.PortMappingPolicySetting, port uint16) error {
+	which := "Flags of the PortMapping of %d/%s: it is for IPv6"
+	if m.VIP != "" {
+		which = "VIP of the PortMapping of %d/%s: it is " + m.VIP
+	}
+	return hcn.Errorf(hcn.ErrInvalidPolicy, which+", and the endpoint has no address of that family: publish in one that it has, or give it an address", port, m.Protocol)
 }
 
 // pickPorts chooses the host ports that the document leaves open and writes them
@@ -102,15 +111,18 @@ func (t *txn) pickPorts(row *plan.Endpoint, owner string) error {
 		}
 		fs := plan.Forwards(probe)
 		if len(fs) == 0 {
-			return hcn.Errorf(hcn.ErrInvalidPolicy, "port %d/%s is published in a family that the endpoint has no address of", k.port, k.proto)
+			all, err := probe.Doc.PortMappings()
+			if err != nil {
+				return err
+			}
+			return noSuchFamily(all[0], k.port)
 		}
 		port, err := t.e.opt.Ports.HostPick(owner, fs...)
 		if err != nil {
-			code := hcn.ErrPortAlreadyExists
 			if errors.Is(err, plan.ErrNoHostAddress) {
-				code = hcn.ErrAddrInvalidOrReserved
+				return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "VIP of the PortMapping of %d/%s: %w: publish on an address that the host has (`ip -brief address`), or on all", k.port, k.proto, err)
 			}
-			return hcn.Errorf(code, "pick a host port for %d/%s: %w", k.port, k.proto, err)
+			return hcn.Errorf(hcn.ErrPortAlreadyExists, "pick a host port for %d/%s: %w", k.port, k.proto, err)
 		}
 		for _, f := range fs {
 			f.Port = port

@@ -3,6 +3,7 @@ package image
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -52,14 +53,14 @@ func parseReference(s string) (reference, error) {
 	if base, digest, ok := strings.Cut(s, "@"); ok {
 		if i := strings.LastIndex(base, ":"); i > strings.LastIndex(base, "/") {
 			if _, err := name.NewTag(base); err != nil {
-				return reference{}, fmt.Errorf("%w: image name %q: %w", ErrInvalid, s, err)
+				return reference{}, badName(s)
 			}
 			s = base[:i] + "@" + digest
 		}
 	}
 	ref, err := name.ParseReference(s)
 	if err != nil {
-		return reference{}, fmt.Errorf("%w: image name %q: %w", ErrInvalid, s, err)
+		return reference{}, badName(s)
 	}
 	host := ref.Context().RegistryStr()
 	if host == name.DefaultRegistry {
@@ -80,6 +81,30 @@ func parseReference(s string) (reference, error) {
 	}
 	return r, nil
 }
+
+// badName says what is wrong with an image name; the library that reads them does not.
+func badName(s string) error {
+	why := "write it like debian:12, registry.example:5000/team/app or NAME@sha256:…"
+	base, digest, hasDigest := strings.Cut(s, "@")
+	repo, tag := base, ""
+	if i := strings.LastIndex(base, ":"); i > strings.LastIndex(base, "/") {
+		repo, tag = base[:i], base[i+1:]
+	}
+	hex, isSHA := strings.CutPrefix(digest, "sha256:")
+	switch {
+	case strings.Contains(s, "://"):
+		why = "leave out the scheme, " + strconv.Quote(s[:strings.Index(s, "://")+3])
+	case hasDigest && (!isSHA || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != ""):
+		why = "after @ come sha256: and 64 digits of 0-9 and a-f"
+	case repo != strings.ToLower(repo):
+		why = "names of images are in lower case: write " + strconv.Quote(strings.ToLower(repo)+base[len(repo):])
+	case len(base) > len(repo) && (tag == "" || len(tag) > 128 || strings.Trim(tag, tagLetters) != ""):
+		why = "the tag after the colon has 1 to 128 letters, digits, dots, dashes and underscores"
+	}
+	return fmt.Errorf("%w: image name %.200q: %s", ErrInvalid, s, why)
+}
+
+const tagLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
 // isLoopback says whether a registry host, with or without port, can only be this machine. Plain HTTP
 // to it leaves nothing to overhear, so it needs no permission.
