@@ -59,6 +59,9 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 		if err != nil {
 			return hcn.Errorf(hcn.ErrInvalidIP, "%s: %w", at, err)
 		}
+		if err := checkBlock(n, a.Unmap()); err != nil && doc.Flags&hcn.RemoteEndpoint == 0 {
+			return err
+		}
 		if t.isHosts(a.Unmap()) {
 			return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%s: %s is an address of this host: choose another", at, a)
 		}
@@ -120,6 +123,12 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Ad
 	if len(pool.Ranges) == 0 {
 		pool.Ranges = []ipam.Range{netipx.RangeOfPrefix(prefix)}
 	}
+	if n.Cluster {
+		pool.Ranges = nil
+		for _, b := range inBlocks(n, prefix.Masked()) {
+			pool.Ranges = append(pool.Ranges, netipx.RangeOfPrefix(b))
+		}
+	}
 	var excluded []hcn.AddrRange
 	if all, err := hcn.NetworkSettingsOf[hcn.ExclusionsSetting](n.Doc.Policies); err == nil {
 		for _, x := range all {
@@ -135,6 +144,9 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Ad
 	}
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])
+	if err != nil && n.Cluster {
+		return a, &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked()}
+	}
 	if err != nil {
 		return a, full(n, prefix, pool, taken)
 	}
@@ -185,6 +197,12 @@ func (t *txn) pickMAC(doc *hcn.HostComputeEndpoint, n *plan.Network) (plan.MAC, 
 			return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: %s belongs to %s on network %q: choose another, or leave it out", doc.MacAddress, holder, n.Doc.Name)
 		}
 		return plan.MAC(b), nil
+	}
+	if addrs, err := doc.Addrs(); err == nil && n.Cluster && len(addrs) > 0 && doc.Flags&hcn.RemoteEndpoint == 0 {
+		if m := clusterMAC(addrs[0].Addr()); macs[m] == "" {
+			doc.MacAddress = hcn.MACFrom(m)
+			return m, nil
+		}
 	}
 	ranges, err := macRanges(&n.Doc)
 	if err != nil {

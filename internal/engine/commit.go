@@ -47,10 +47,10 @@ type saving struct {
 	put, back func(*store.Tx) error
 }
 
-// commit runs fn as a transaction, waits until it is stored, and returns the
+// commitOnce runs fn as a transaction, waits until it is stored, and returns the
 // revision to wait for in the kernel: that of the newest change which concerns
 // the plan, so that nobody waits for the loop over one which does not.
-func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
+func (e *Engine) commitOnce(fn func(*txn) error) (uint64, error) {
 	t, rev, err := e.change(fn)
 	if err != nil || t == nil {
 		return rev, err

@@ -141,6 +141,8 @@ type Options struct {
 	LeaseWait time.Duration
 	// Probe is how long a LAN is asked who has an address before an endpoint gets it; 0: not at all.
 	Probe time.Duration
+	// Cluster is nil where there are no networks that span hosts.
+	Cluster Cluster
 	// Leftovers lists what is ours in the kernel and serves nothing of the plan;
 	// nil where there is no kernel.
 	Leftovers func(ctx context.Context, p *plan.Plan) ([]string, error)

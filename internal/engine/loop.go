@@ -90,6 +90,7 @@ func (e *Engine) pass(ctx context.Context) {
 		}
 		e.status.replace(w.rev, errs)
 	}
+	e.publishCluster(delta, cause == causeStart)
 	if cause != "" || len(touched) > 0 {
 		e.syncLeases(ctx)
 	}

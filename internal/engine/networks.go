@@ -423,6 +423,9 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 		if old == nil {
 			return noNetwork(id)
 		}
+		if old.Cluster && r.RequestType != hcn.RequestTypeRefresh {
+			return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q is the cluster's and the same on all hosts: delete it and make it anew with other settings", old.Doc.Name)
+		}
 		doc, err := r.Apply(&old.Doc, hcn.NewGUID)
 		if err != nil {
 			return err
@@ -507,6 +510,9 @@ func (e *Engine) DeleteNetwork(ctx context.Context, id hcn.GUID) error {
 	e.mu.RUnlock()
 	if old == nil {
 		return e.orForget(ctx, "network", string(id), noNetwork(id))
+	}
+	if old.Cluster && rehearsing(ctx) == nil {
+		return e.deleteClusterNetwork(ctx, old)
 	}
 	if rehearsing(ctx) == nil {
 		if len(running) > 0 {

@@ -30,6 +30,10 @@ type Network struct {
 	GatewayMAC MAC
 	// Uplink is the NIC of a network on a LAN, or under an overlay.
 	Uplink string `json:",omitempty"`
+	// Cluster says that the network is one of a cluster, and the same on all its hosts. Blocks are the parts of its prefixes whose
+	// addresses are this host's to give.
+	Cluster bool           `json:",omitempty"`
+	Blocks  []netip.Prefix `json:",omitempty"`
 	// Confirm is set while the network waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
 }

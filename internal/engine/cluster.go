@@ -1,0 +1,359 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/ipam"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Networks of a cluster are the same on all its hosts: made on one, they appear on each, with the same ID, and are deleted on all of them
+// together. The rows here are copies of what the cluster has. What is the host's own is added to the document: the NIC, its address, the
+// router's MAC.
+//
+// An endpoint on such a network has its address from a block that is this host's alone. The row keeps the blocks, so that a host makes
+// endpoints while the cluster cannot be asked. A transaction that finds none left fails with needBlock; commit leases one, outside
+// of the lock, and runs the transaction again.
+
+// Cluster is the control plane of networks that span hosts.
+type Cluster interface {
+	// LeaseBlock makes a block of a subnet this host's: the one around an address, or any if that is invalid.
+	LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error)
+	// DeleteNetwork deletes a network on all hosts.
+	DeleteNetwork(ctx context.Context, network hcn.GUID) error
+	// Publish says what this host has on the cluster's networks: all of it. It does not block.
+	Publish(all []plan.Remote)
+}
+
+// ClusterNetwork is a network as the cluster has it.
+type ClusterNetwork struct {
+	Doc hcn.HostComputeNetwork
+	// Provider is this host's address for its tunnels, Router the MAC of its router.
+	Provider netip.Addr
+	Router   plan.MAC
+}
+
+// clusterSource names the cluster among those who tell of endpoints elsewhere.
+const clusterSource = "cluster"
+
+// clusterTimeout bounds what a client waits for the cluster.
+const clusterTimeout = 15 * time.Second
+
+// needBlock is why a transaction fails that finds no free address in the blocks of this host.
+type needBlock struct {
+	network hcn.GUID
+	name    string
+	subnet  netip.Prefix
+	around  netip.Addr
+}
+
+func (n *needBlock) Error() string {
+	if n.around.IsValid() {
+		return fmt.Sprintf("network %q: this host has not leased the block of %s that %s is in", n.name, n.subnet, n.around)
+	}
+	return fmt.Sprintf("network %q: this host's blocks of %s have no free address", n.name, n.subnet)
+}
+
+// leaseBlock gets what a transaction needs, and keeps it.
+func (e *Engine) leaseBlock(need *needBlock) error {
+	if e.opt.Cluster == nil {
+		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and there is no cluster to lease one of", need)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	defer cancel()
+	block, err := e.opt.Cluster.LeaseBlock(ctx, need.network, need.subnet, need.around)
+	if err != nil {
+		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: %w", need, err)
+	}
+	_, err = e.commitOnce(func(t *txn) error {
+		n := t.st.networks[need.network]
+		if n == nil {
+			return noNetwork(need.network)
+		}
+		if slices.Contains(n.Blocks, block) {
+			return nil
+		}
+		row := *n
+		row.Blocks = append(slices.Clone(n.Blocks), block)
+		t.putNetwork(need.network, &row)
+		return nil
+	})
+	return err
+}
+
+// commit runs fn as a transaction, with what it needs of the cluster. fn may run several times, and its last run counts.
+func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
+	for tries := 0; ; tries++ {
+		rev, err := e.commitOnce(fn)
+		need, ok := errors.AsType[*needBlock](err)
+		if !ok || tries == 4 {
+			return rev, err
+		}
+		if err := e.leaseBlock(need); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// inBlocks are the parts of a subnet that are this host's.
+func inBlocks(n *plan.Network, subnet netip.Prefix) (out []netip.Prefix) {
+	for _, b := range n.Blocks {
+		if subnet.Overlaps(b) && subnet.Bits() <= b.Bits() {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// checkBlock refuses an address that was asked for and is not this host's to give, for now.
+func checkBlock(n *plan.Network, a netip.Addr) error {
+	if !n.Cluster || slices.ContainsFunc(n.Blocks, func(b netip.Prefix) bool { return b.Contains(a) }) {
+		return nil
+	}
+	s := n.Doc.SubnetOf(a)
+	if s == nil {
+		return nil // refused where the document is checked
+	}
+	p, err := s.Prefix()
+	if err != nil {
+		return err
+	}
+	return &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: p.Masked(), around: a}
+}
+
+// clusterMAC makes a MAC of an address: addresses are unique on all hosts, and so are these. For IPv4 it is the one that HNS's CNI plugins make.
+func clusterMAC(a netip.Addr) plan.MAC {
+	if a.Is4() {
+		b := a.As4()
+		return plan.MAC{0x0e, 0x2a, b[0], b[1], b[2], b[3]}
+	}
+	sum := sha256.Sum256([]byte("bulkhead cluster mac " + a.String()))
+	m := plan.MAC(sum[:6])
+	m[0] = m[0]&^0x03 | 0x02
+	if m[0] == 0x0e {
+		m[0] = 0x0a
+	}
+	return m
+}
+
+// SetClusterNetworks makes the networks of the cluster exactly these. The error names those that this host cannot have; the others are there.
+func (e *Engine) SetClusterNetworks(ctx context.Context, all []ClusterNetwork) error {
+	want := map[hcn.GUID]*ClusterNetwork{}
+	for i := range all {
+		want[all[i].Doc.ID] = &all[i]
+	}
+	e.mu.RLock()
+	var gone []hcn.GUID
+	for id, n := range e.st.networks {
+		if n.Cluster && want[id] == nil {
+			gone = append(gone, id)
+		}
+	}
+	e.mu.RUnlock()
+	var errs []error
+	for _, id := range gone {
+		rev, err := e.commit(func(t *txn) error { t.dropNetwork(id); return nil })
+		if err == nil {
+			err = e.applied(ctx, rev)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove network %s, which the cluster has no more: %w", id, err))
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(want)) {
+		if err := e.adoptNetwork(ctx, want[id]); err != nil {
+			errs = append(errs, fmt.Errorf("network %q of the cluster: %w", want[id].Doc.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// adoptNetwork makes a network of the cluster on this host.
+func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
+	id := c.Doc.ID
+	e.mu.RLock()
+	has := e.st.networks[id]
+	e.mu.RUnlock()
+	if has != nil {
+		if !has.Cluster {
+			return hcn.Errorf(hcn.ErrNetworkAlreadyExists, "a network of this host has its ID %s: delete that one", id)
+		}
+		return nil
+	}
+	doc := c.Doc.Clone()
+	doc.Policies = append(doc.Policies,
+		hcn.NewNetworkPolicy(hcn.NetworkProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: c.Provider.String()}),
+		hcn.NewNetworkPolicy(hcn.DrMacAddress, hcn.DrMacAddressPolicySetting{Address: hcn.MACFrom(c.Router)}))
+	facts, err := e.opt.Facts(ctx)
+	if err != nil {
+		return fmt.Errorf("look at the host: %w", err)
+	}
+	rev, err := e.commit(func(t *txn) error {
+		t.facts = &facts
+		row, err := t.newNetwork(id, *doc, 0)
+		if err != nil {
+			return err
+		}
+		mine := *row
+		mine.Cluster = true
+		t.putNetwork(id, &mine)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.applied(ctx, rev, objectsOf(doc)...); err != nil {
+		return fmt.Errorf("make its switch: %w", err)
+	}
+	return nil
+}
+
+// PrepareClusterNetwork completes a document for a network that all hosts will have: prefixes that nobody uses, the VNI, defaults.
+func (e *Engine) PrepareClusterNetwork(in hcn.HostComputeNetwork, taken []netip.Prefix, vni uint32) (hcn.HostComputeNetwork, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	t := &txn{e: e, st: e.st, facts: &e.facts, dry: true}
+	doc := in.Clone()
+	if doc.Type != hcn.Overlay {
+		return *doc, hcn.Errorf(hcn.ErrInvalidNetworkType, "a network of the cluster is of type Overlay, and not %s", doc.Type)
+	}
+	doc.ID = hcn.ChooseID("", doc.ID, hcn.NewGUID)
+	if other, ok := e.st.netNames[doc.Name]; ok {
+		return *doc, hcn.Errorf(hcn.ErrNetworkAlreadyExists, "the name %q belongs to network %s: choose another name", doc.Name, other)
+	}
+	if len(doc.AllSubnets()) == 0 {
+		used := append(t.usedPrefixes(doc), taken...)
+		v4, err := freeFor(e.opt.Pools4, used)
+		if err != nil {
+			return *doc, hcn.Errorf(hcn.ErrInvalidSubnet, "Ipams: no free IPv4 prefix in %v: name a subnet: %w", e.opt.Pools4, err)
+		}
+		v6 := ipam.ULA("cluster network "+string(doc.ID), 1)
+		doc.Ipams = []hcn.Ipam{{Subnets: []hcn.Subnet{subnet(v4), subnet(v6)}}}
+	}
+	for i := range doc.Ipams {
+		for j := range doc.Ipams[i].Subnets {
+			s := &doc.Ipams[i].Subnets[j]
+			if s.VSID() == 0 {
+				s.Policies = append(s.Policies, hcn.NewSubnetPolicy(hcn.VSID, hcn.VsidPolicySetting{IsolationId: vni}))
+			}
+		}
+	}
+	doc.Defaults(hcn.NewGUID)
+	if err := doc.Validate(); err != nil {
+		return *doc, err
+	}
+	return *doc, t.checkSubnets(doc, nil)
+}
+
+// freeFor finds a prefix that is large enough for some hundred hosts, or a smaller one.
+func freeFor(pools, used []netip.Prefix) (p netip.Prefix, err error) {
+	for _, bits := range []int{20, 22, 24} {
+		if p, err = ipam.FreePrefix(pools, bits, used); err == nil {
+			return p, nil
+		}
+	}
+	return p, err
+}
+
+// SetClusterBlocks keeps which blocks are this host's. A block that went away under endpoints is reported: their addresses may be others' by now.
+func (e *Engine) SetClusterBlocks(blocks map[hcn.GUID][]netip.Prefix) error {
+	var lost []string
+	_, err := e.commit(func(t *txn) error {
+		lost = nil
+		for id, n := range t.st.networks {
+			if !n.Cluster || slices.Equal(n.Blocks, blocks[id]) {
+				continue
+			}
+			row := *n
+			row.Blocks = slices.Clone(blocks[id])
+			t.putNetwork(id, &row)
+			for _, ep := range t.st.byNetwork[id] {
+				for _, a := range ep.Addrs {
+					if checkBlock(&row, a.Addr()) != nil && ep.Doc.Flags&hcn.RemoteEndpoint == 0 {
+						lost = append(lost, fmt.Sprintf("%s of endpoint %q", a.Addr(), ep.Doc.Name))
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if len(lost) > 0 {
+		e.log.Warn("addresses are no more this host's: they may be another host's by now; make these endpoints anew", "addresses", strings.Join(lost, ", "))
+	}
+	return err
+}
+
+// ChangeClusterEndpoints takes what the cluster tells of endpoints on other hosts.
+func (e *Engine) ChangeClusterEndpoints(set []plan.Remote, gone []hcn.GUID) {
+	e.ChangeRemotes(clusterSource, set, gone)
+}
+
+// ClusterUsers names the local endpoints on networks of the cluster, sorted.
+func (e *Engine) ClusterUsers() (out []string) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, ep := range e.st.endpoints {
+		if n := e.st.networks[ep.Doc.HostComputeNetwork]; n != nil && n.Cluster {
+			out = append(out, ep.Doc.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// publishCluster tells the cluster what this host has, if a pass has changed that: what is attached, and so can be reached.
+func (e *Engine) publishCluster(d *plan.Delta, always bool) {
+	if e.opt.Cluster == nil {
+		return
+	}
+	e.mu.RLock()
+	networks := map[hcn.GUID]bool{}
+	for id, n := range e.st.networks {
+		if n.Cluster {
+			networks[id] = true
+		}
+	}
+	e.mu.RUnlock()
+	concerns := always
+	for _, c := range d.Ports {
+		for _, p := range []*plan.Port{c.Old, c.New} {
+			concerns = concerns || (p != nil && p.Kind == plan.PortContainer && networks[p.Network])
+		}
+	}
+	if !concerns && len(d.Switches) == 0 {
+		return
+	}
+	var all []plan.Remote
+	for _, p := range e.plan.Ports {
+		if p.Kind == plan.PortContainer && networks[p.Network] {
+			all = append(all, plan.Remote{Endpoint: p.Endpoint, Network: p.Network, Names: p.Names, Addrs: p.Addrs, MAC: p.MAC})
+		}
+	}
+	e.opt.Cluster.Publish(all)
+}
+
+// deleteClusterNetwork deletes a network on all hosts, and waits until it is gone here.
+func (e *Engine) deleteClusterNetwork(ctx context.Context, n *plan.Network) error {
+	if e.opt.Cluster == nil {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q is a cluster's, and this daemon is in none", n.Doc.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	defer cancel()
+	if err := e.opt.Cluster.DeleteNetwork(ctx, n.Doc.ID); err != nil {
+		return hcn.Errorf(hcn.ErrUnspecified, "delete network %q on all hosts: %w", n.Doc.Name, err)
+	}
+	rev, err := e.commit(func(t *txn) error { t.dropNetwork(n.Doc.ID); return nil })
+	if err != nil {
+		return err
+	}
+	return e.applied(ctx, rev)
+}
