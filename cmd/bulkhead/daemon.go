@@ -28,6 +28,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/engine"
 	"github.com/bulkhead-net/bulkhead/internal/image"
 	"github.com/bulkhead-net/bulkhead/internal/metrics"
+	"github.com/bulkhead-net/bulkhead/internal/overlay"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
 	"github.com/bulkhead-net/bulkhead/internal/server"
@@ -111,6 +112,7 @@ type parts struct {
 	meter   *metrics.Metrics
 	scrapes net.Listener // nil without --metrics-listen
 	remote  net.Listener // nil without --listen
+	cluster *cluster
 }
 
 func (c *daemonConfig) run(ctx context.Context) (err error) {
@@ -223,14 +225,19 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
+	facts := func(ctx context.Context) (plan.Facts, error) {
+		f, err := p.dev.Facts(ctx)
+		hosts.set(f.Resolvers)
+		return f, err
+	}
+	if p.cluster, err = c.newCluster(ctx, p, facts, log); err != nil {
+		return err
+	}
 	p.engine, err = engine.New(engine.Options{
 		DB: p.db, Passing: p.passing,
-		Stages: []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}, p.cars}, {p.dev.Finish()}, {p.names}},
-		Facts: func(ctx context.Context) (plan.Facts, error) {
-			f, err := p.dev.Facts(ctx)
-			hosts.set(f.Resolvers)
-			return f, err
-		},
+		Stages:    []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}, p.cars}, {p.dev.Finish()}, {p.names}},
+		Facts:     facts,
+		Cluster:   p.cluster,
 		Counters:  counters(p.sw),
 		Drops:     drops(p.sw),
 		Meter:     p.meter,
@@ -252,6 +259,17 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Log:       log,
 	})
 	return err
+}
+
+// newCluster opens the host's membership in a cluster, if it has one.
+func (c *daemonConfig) newCluster(ctx context.Context, p *parts, facts func(context.Context) (plan.Facts, error), log *slog.Logger) (*cluster, error) {
+	f, err := facts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look at the host: %w", err)
+	}
+	return newCluster(overlay.Options{
+		Dir: filepath.Join(c.stateDir, "cluster"), RunDir: c.runDir, Version: version, Boot: f.BootID, Log: log,
+	}, func() *engine.Engine { return p.engine }, facts)
 }
 
 // serve runs the loop, the watchers and the API until ctx ends or one of them
@@ -286,9 +304,17 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
 	part("watch redirects", func() error { return p.cars.Watch(ctx, 0, p.engine.Wake, nil) })
+	part("cluster", func() error {
+		select {
+		case <-ctx.Done():
+		case <-p.engine.Ready():
+			p.cluster.run(ctx)
+		}
+		return nil
+	})
 	part("offload", func() error { return p.sw.RunOffload(ctx) })
 	door := server.New(server.Options{
-		Backend: p.engine, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),
+		Backend: p.engine, Cluster: p.cluster, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),
 		Observe: func(r *http.Request, pattern string, status int) { p.meter.Request(r.Method, routeOf(pattern), status) },
 	})
 	part("API", func() error { return door.Serve(ctx, listener) })

@@ -14,6 +14,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/overlay"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
 	"github.com/bulkhead-net/bulkhead/internal/store"
 )
@@ -63,6 +64,7 @@ The daemon must be stopped. Images stay with --keep-images.`,
 			if db != nil {
 				errs = append(errs, db.Close())
 			}
+			overlay.EndMember(filepath.Join(c.stateDir, "cluster"), c.runDir)
 			errs = append(errs, removeState(&c, keepImages))
 			return errors.Join(errs...)
 		},
@@ -95,7 +97,7 @@ func resetNetwork(ctx context.Context, c *daemonConfig) error {
 
 // ours names what the daemon puts into its state directory, which may be a disk of its own with a lost+found.
 func ours(name string) bool {
-	return slices.Contains([]string{"state.db", "containers", "volumes", "images", "netdev", "auth.json"}, name) ||
+	return slices.Contains([]string{"state.db", "containers", "volumes", "images", "netdev", "auth.json", "cluster"}, name) ||
 		strings.HasPrefix(name, ".auth-") // half written
 }
 

@@ -149,6 +149,8 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newNetworkCmd(a)),
 		grouped(groupNetworks, newConfirmCmd(a)),
 		grouped(groupNetworks, newEndpointCmd(a)),
+		grouped(groupNetworks, newClusterCmd(a)),
+		grouped(groupNetworks, newJoinCmd(a)),
 		grouped(groupNetworks, newNamespaceCmd(a)),
 		grouped(groupNetworks, newPublishCmd(a)),
 		grouped(groupNetworks, newAddressCmd(a)),

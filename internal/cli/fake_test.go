@@ -40,6 +40,7 @@ type daemon struct {
 	Rules      []api.EndpointRules
 	Explained  api.Explanation
 	Plan       api.Plan
+	Cluster    api.Cluster
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -140,6 +141,15 @@ func (d *daemon) routes() http.Handler {
 			return d.Plan, nil
 		})
 	}
+	get("/v1/cluster", func(*http.Request) (any, error) { return d.Cluster, nil })
+	for _, path := range []string{"init", "join"} {
+		change("POST /v1/cluster/"+path, func(*http.Request) (any, error) {
+			return api.ClusterJoined{Cluster: "11111111-CCCC-4000-8000-000000000001", Token: "bulkhead1.abc", Founded: true}, nil
+		})
+	}
+	change("POST /v1/cluster/tokens", func(*http.Request) (any, error) { return api.ClusterToken{Token: "bulkhead1.def"}, nil })
+	change("POST /v1/cluster/leave", func(*http.Request) (any, error) { return nil, nil })
+	change("DELETE /v1/cluster/hosts/{host}", func(*http.Request) (any, error) { return nil, nil })
 	get("/v1/rules/{ref}", func(*http.Request) (any, error) { return d.Rules, nil })
 	mux.HandleFunc("GET /v1/capture", d.sendCapture)
 	mux.HandleFunc("GET /v1/containers/{ref}/logs", d.readLogs)

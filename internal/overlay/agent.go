@@ -28,6 +28,8 @@ type Config struct {
 	Host Host
 	// TTL of the host's lease; DefaultTTL when 0.
 	TTL time.Duration
+	// Light keeps nothing of other hosts' endpoints, blocks and keys, and tells nothing of them: for simulations with many agents in a process.
+	Light bool
 	// Why says why etcd does not answer; nil: nobody knows.
 	Why func(ctx context.Context, err error) error
 	// Changed is called, without locks, when Take has something new; it must not block.
@@ -408,3 +410,17 @@ func (a *Agent) waitFor(ctx context.Context, rev int64) error {
 
 // WaitSynced waits until the first snapshot is in.
 func (a *Agent) WaitSynced(ctx context.Context) error { return a.waitFor(ctx, 1) }
+
+// Self is this host as it is published.
+func (a *Agent) Self() Host {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.self
+}
+
+// Blocks of this host, by network.
+func (a *Agent) Blocks() map[hcn.GUID][]netip.Prefix {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cache.ownBlocks()
+}

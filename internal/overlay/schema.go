@@ -24,13 +24,15 @@ const Schema = 1
 const (
 	maxKey      = 512
 	maxName     = 253
-	maxNames    = 64
 	maxAddrs    = 16
 	maxHosts    = 8192
 	maxNetworks = 4096
 	// maxObjects bounds endpoints and blocks, each.
 	maxObjects = 1 << 18
 )
+
+// MaxNames is how many names an endpoint may have.
+const MaxNames = 64
 
 // maxValue bounds the values, by the kind of key.
 var maxValue = map[kind]int{
@@ -399,8 +401,8 @@ func (e *Endpoint) check() error {
 	if err := checkText("name", e.Name, 0); err != nil {
 		return err
 	}
-	if len(e.Names) > maxNames || len(e.Addrs) == 0 || len(e.Addrs) > maxAddrs {
-		return fmt.Errorf("%d names and %d addresses, must be at most %d and 1 to %d", len(e.Names), len(e.Addrs), maxNames, maxAddrs)
+	if len(e.Names) > MaxNames || len(e.Addrs) == 0 || len(e.Addrs) > maxAddrs {
+		return fmt.Errorf("%d names and %d addresses, must be at most %d and 1 to %d", len(e.Names), len(e.Addrs), MaxNames, maxAddrs)
 	}
 	for _, n := range e.Names {
 		if err := checkText("a name", n, 1); err != nil {

@@ -69,6 +69,22 @@ func (a *Agent) list(ctx context.Context) error {
 	return nil
 }
 
+// skips tells which keys a light agent does not keep.
+func (a *Agent) skips(key string) bool {
+	if !a.cfg.Light {
+		return false
+	}
+	p, err := a.keys.parse(key)
+	switch p.kind {
+	case kindHost:
+		return p.id != a.cfg.Host.ID
+	case kindEndpoint:
+		return p.host != a.cfg.Host.ID
+	default:
+		return err != nil
+	}
+}
+
 // advance tells those who wait for the cache. Locked: a.mu.
 func (a *Agent) advance() {
 	close(a.moved)
@@ -130,7 +146,9 @@ func (a *Agent) snapshot(ctx context.Context) (out []entry, rev int64, err error
 			if len(out) >= 4*maxObjects {
 				return nil, 0, fmt.Errorf("there are more than %d keys below %s", 4*maxObjects, a.keys.prefix)
 			}
-			out = append(out, a.entryOf(kv))
+			if !a.skips(string(kv.Key)) {
+				out = append(out, a.entryOf(kv))
+			}
 		}
 		if !res.More || len(res.Kvs) == 0 {
 			return out, rev, nil
@@ -191,6 +209,9 @@ func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 				a.mu.Unlock()
 				return err
 			}
+		}
+		if a.skips(e.key) {
+			continue
 		}
 		a.cache.put(e)
 		a.ownEvent(e)

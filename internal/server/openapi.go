@@ -79,6 +79,7 @@ func apiTags() []*huma.Tag {
 		{Name: "containers", Description: "Containers"},
 		{Name: "compartments", Description: "Namespaces with their endpoints, in one step"},
 		{Name: "images", Description: "Images"},
+		{Name: "cluster", Description: "Hosts that share networks"},
 		{Name: "reports", Description: "What the daemon knows"},
 	}
 }

@@ -36,6 +36,8 @@ const (
 // Options are what a server needs.
 type Options struct {
 	Backend Backend
+	// Cluster is nil for a daemon that takes part in none.
+	Cluster Cluster
 	Log     *slog.Logger
 	// Version of the daemon, for the OpenAPI document.
 	Version string
@@ -53,6 +55,7 @@ type Options struct {
 // Server answers the API.
 type Server struct {
 	backend   Backend
+	cluster   Cluster
 	log       *slog.Logger
 	ready     <-chan struct{}
 	heartbeat time.Duration
@@ -70,7 +73,7 @@ type Server struct {
 // New makes a server. Every path in it is served by Handler; Serve does so on a listener.
 func New(o Options) *Server {
 	s := &Server{
-		backend: o.Backend, log: o.Log, ready: o.Ready, heartbeat: o.Heartbeat, metrics: o.Metrics, observe: o.Observe,
+		backend: o.Backend, cluster: o.Cluster, log: o.Log, ready: o.Ready, heartbeat: o.Heartbeat, metrics: o.Metrics, observe: o.Observe,
 		mux: http.NewServeMux(), stopping: make(chan struct{}),
 	}
 	if s.heartbeat == 0 {
@@ -88,6 +91,7 @@ func New(o Options) *Server {
 	s.reportRoutes()
 	s.observeRoutes()
 	s.confirmRoutes()
+	s.clusterRoutes()
 	s.planRoutes()
 	s.metricsRoute()
 	s.eventRoutes()

@@ -1,0 +1,129 @@
+package api
+
+import (
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// ClusterHostSpec is how a host describes itself to a cluster.
+type ClusterHostSpec struct {
+	// Name is the host's own when empty.
+	Name string `json:"name,omitempty"`
+	// Addresses where tunnels to the host end, at most one of each family; those of the NIC of the default route when empty.
+	Addresses []string `json:"addresses,omitempty"`
+	// Port is the first of three that a member of etcd needs; 2389 when 0.
+	Port uint16 `json:"port,omitempty"`
+}
+
+// ClusterInit begins a cluster with an etcd of its own.
+type ClusterInit struct {
+	ClusterHostSpec
+	// Prefix of the keys in etcd; /bulkhead when empty.
+	Prefix string `json:"prefix,omitempty"`
+}
+
+// ClusterJoin gets a host into a cluster: with a token, or by the user's own etcd.
+type ClusterJoin struct {
+	ClusterHostSpec
+	Token string `json:"token,omitempty"`
+	// Member asks to run a member of the cluster's etcd.
+	Member bool         `json:"member,omitempty"`
+	Etcd   *ClusterEtcd `json:"etcd,omitempty"`
+}
+
+// ClusterEtcd is an etcd of the user's own. The files are read by the daemon.
+type ClusterEtcd struct {
+	Endpoints []string `json:"endpoints"`
+	Prefix    string   `json:"prefix,omitempty"`
+	CACert    string   `json:"cacert"`
+	Cert      string   `json:"cert"`
+	Key       string   `json:"key"`
+}
+
+// ClusterJoined says what came of it.
+type ClusterJoined struct {
+	Cluster hcn.GUID `json:"cluster"`
+	Host    hcn.GUID `json:"host"`
+	// Founded: there was no cluster before.
+	Founded bool `json:"founded,omitempty"`
+	// Token lets others join, for a day.
+	Token string `json:"token,omitempty"`
+}
+
+// ClusterLeave takes the host out of its cluster.
+type ClusterLeave struct {
+	Force bool `json:"force,omitempty"`
+}
+
+// ClusterTokenRequest asks for a token.
+type ClusterTokenRequest struct {
+	// ValidFor is a duration such as 2h; a day when empty.
+	ValidFor string `json:"validFor,omitempty"`
+}
+
+// ClusterToken lets hosts join.
+type ClusterToken struct {
+	Token string `json:"token"`
+}
+
+// Cluster is this host's part in a cluster, and the cluster as it is seen from here.
+type Cluster struct {
+	Joined    bool             `json:"joined"`
+	ID        hcn.GUID         `json:"id,omitempty"`
+	Host      hcn.GUID         `json:"host,omitempty"`
+	Name      string           `json:"name,omitempty"`
+	Addresses []string         `json:"addresses,omitempty"`
+	Since     time.Time        `json:"since,omitzero"`
+	Connected bool             `json:"connected"`
+	Problem   string           `json:"problem,omitempty"`
+	Revision  int64            `json:"revision,omitempty"`
+	Prefix    string           `json:"prefix,omitempty"`
+	OwnEtcd   bool             `json:"ownEtcd,omitempty"`
+	Expires   time.Time        `json:"certificateExpires,omitzero"`
+	Etcd      []ClusterMember  `json:"etcd,omitempty"`
+	Hosts     []ClusterHost    `json:"hosts,omitempty"`
+	Networks  []ClusterNetwork `json:"networks,omitempty"`
+	// Problems are keys in etcd that do not count, and what of this host is not published or not taken up, with the reasons.
+	Problems []ClusterProblem `json:"problems,omitempty"`
+}
+
+// ClusterMember is a member of etcd.
+type ClusterMember struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Version string `json:"version,omitempty"`
+	Leader  bool   `json:"leader,omitempty"`
+	Bytes   int64  `json:"bytes,omitempty"`
+	Problem string `json:"problem,omitempty"`
+}
+
+// ClusterHost is a host of the cluster.
+type ClusterHost struct {
+	ID        hcn.GUID `json:"id"`
+	Name      string   `json:"name,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
+	Version   string   `json:"version,omitempty"`
+	Alive     bool     `json:"alive"`
+	Member    bool     `json:"member,omitempty"`
+	Self      bool     `json:"self,omitempty"`
+	Endpoints int      `json:"endpoints"`
+	Blocks    int      `json:"blocks"`
+}
+
+// ClusterNetwork is a network of the cluster.
+type ClusterNetwork struct {
+	ID        hcn.GUID `json:"id"`
+	Name      string   `json:"name"`
+	VNI       uint32   `json:"vni"`
+	Subnets   []string `json:"subnets"`
+	Endpoints int      `json:"endpoints"`
+	Blocks    int      `json:"blocks"`
+	Problem   string   `json:"problem,omitempty"`
+}
+
+// ClusterProblem is something that is left out.
+type ClusterProblem struct {
+	Object string `json:"object"`
+	Reason string `json:"reason"`
+}

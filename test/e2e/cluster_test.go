@@ -1,0 +1,204 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/testhost"
+)
+
+// node is one of the hosts of a cluster: a daemon with its standard directories, on a LAN with the others.
+//
+//	node1 192.0.2.1, 2001:db8::1 ┐
+//	node2 192.0.2.2, 2001:db8::2 ┼ a switch
+//	node3 192.0.2.3, 2001:db8::3 ┘
+type node struct {
+	*testhost.Host
+	t      *testing.T
+	name   string
+	log    string
+	daemon *testhost.Cmd
+}
+
+func newNode(t *testing.T, lan *testhost.LAN, n int) *node {
+	t.Helper()
+	name := fmt.Sprintf("node%d", n)
+	nd := &node{Host: testhost.New(t, testhost.WithName(name)), t: t, name: name, log: filepath.Join(t.TempDir(), "log")}
+	lan.Plug(nd.Host, "eth0", fmt.Sprintf("192.0.2.%d/24", n), fmt.Sprintf("2001:db8::%d/64", n))
+	nd.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
+	nd.start()
+	t.Cleanup(func() {
+		if t.Failed() {
+			b, _ := os.ReadFile(nd.log)
+			t.Logf("%s: %s", name, b[max(0, len(b)-6000):])
+		}
+	})
+	return nd
+}
+
+// start runs the daemon until stop.
+func (n *node) start() {
+	n.t.Helper()
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer log.Close()
+	c := n.Command(context.WithoutCancel(n.t.Context()), made.binary, "daemon", "--cgroup-parent", n.CgroupParent())
+	c.Env = append(os.Environ(), "PATH="+made.dir+":"+os.Getenv("PATH"))
+	c.Dir, c.Stdout, c.Stderr = "/", log, log
+	if err := c.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.daemon = c
+	n.until("the daemon answers", func() error { _, err := n.try("info"); return err })
+}
+
+// stop ends the daemon by a signal.
+func (n *node) stop(s syscall.Signal) {
+	n.t.Helper()
+	_ = n.daemon.Process.Signal(s)
+	timer := time.AfterFunc(patience, func() { _ = n.daemon.Process.Kill() })
+	_ = n.daemon.Wait()
+	if !timer.Stop() {
+		n.t.Errorf("%s: the daemon did not end", n.name)
+	}
+}
+
+// try runs bulkhead there.
+func (n *node) try(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(n.t.Context()), 2*time.Minute)
+	defer cancel()
+	c := n.Command(ctx, made.binary, args...)
+	c.Env = append(os.Environ(), "NO_COLOR=1", "LC_ALL=C.UTF-8")
+	c.WaitDelay = time.Second
+	var out, errOut bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errOut
+	if err := c.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s: bulkhead %s: %w: %s", n.name, strings.Join(args, " "), err, errOut.String())
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+func (n *node) do(args ...string) string {
+	n.t.Helper()
+	out, err := n.try(args...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return out
+}
+
+func (n *node) refused(want string, args ...string) {
+	n.t.Helper()
+	if _, err := n.try(args...); err == nil || !strings.Contains(err.Error(), want) {
+		n.t.Errorf("%s: bulkhead %s: %v, want %q", n.name, strings.Join(args, " "), err, want)
+	}
+}
+
+func (n *node) until(what string, cond func() error) {
+	n.t.Helper()
+	testhost.Eventually(n.t, patience, func() error {
+		if err := cond(); err != nil {
+			return fmt.Errorf("%s: %s: %w", n.name, what, err)
+		}
+		return nil
+	})
+}
+
+func (n *node) cluster() (api.Cluster, error) {
+	out, err := n.try("cluster", "status", "-o", "json")
+	var c api.Cluster
+	if jsonErr := json.Unmarshal([]byte(out), &c); jsonErr != nil {
+		return c, errors.Join(err, jsonErr)
+	}
+	return c, nil
+}
+
+// sees waits until the cluster is as wanted from there.
+func (n *node) sees(what string, cond func(api.Cluster) bool) {
+	n.t.Helper()
+	n.until(what, func() error {
+		c, err := n.cluster()
+		if err == nil && !cond(c) {
+			err = fmt.Errorf("it sees %+v", c)
+		}
+		return err
+	})
+}
+
+func alive(c api.Cluster) (n int) {
+	for _, h := range c.Hosts {
+		if h.Alive {
+			n++
+		}
+	}
+	return n
+}
+
+// TestCluster: three hosts with three members of etcd come together by a token; one restarts, one dies, one leaves.
+func TestCluster(t *testing.T) {
+	testhost.RequireRoot(t)
+	if _, err := exec.LookPath("etcd"); err != nil {
+		t.Fatal("etcd is not installed: make deps")
+	}
+	lan := testhost.Switch(t)
+	a, b, c := newNode(t, lan, 1), newNode(t, lan, 2), newNode(t, lan, 3)
+
+	a.refused("this host is in no cluster", "cluster", "ls")
+	a.refused("this host is in no cluster", "cluster", "token")
+	b.refused("this is no token", "join", "hello")
+	token := a.do("cluster", "init")
+	if !strings.HasPrefix(token, "bulkhead1.") {
+		t.Fatalf("token %q", token)
+	}
+	a.refused("already", "cluster", "init")
+	b.refused("the token is damaged", "join", token[:len(token)-20])
+	b.do("join", "--member", token)
+	c.do("join", "--member", token)
+	for _, n := range []*node{a, b, c} {
+		n.sees("three hosts and members", func(c api.Cluster) bool { return alive(c) == 3 && len(c.Etcd) == 3 && c.Connected })
+	}
+	if out := a.do("cluster", "ls"); strings.Count(out, "etcd") != 3 {
+		t.Errorf("ls: %s", out)
+	}
+
+	// The daemon's restart is no event; the end of its host is.
+	b.stop(syscall.SIGKILL)
+	b.start()
+	b.sees("it is back", func(c api.Cluster) bool { return c.Connected })
+	b.stop(syscall.SIGTERM)
+	b.Run(t, "pkill", "-KILL", "etcd") // in the host's own PID namespace
+	a.sees("the dead host is gone", func(c api.Cluster) bool { return c.Connected && alive(c) == 2 })
+	b.start()
+	a.sees("it is back", func(c api.Cluster) bool { return alive(c) == 3 })
+	b.sees("it is back", func(c api.Cluster) bool { return c.Connected && len(c.Etcd) == 3 })
+
+	c.do("cluster", "leave")
+	c.refused("this host is in no cluster", "cluster", "ls")
+	if _, err := c.ReadFile("/var/lib/bulkhead/cluster/cluster.json"); err == nil {
+		t.Error("its membership is left")
+	}
+	a.sees("two hosts and members", func(c api.Cluster) bool { return c.Connected && len(c.Hosts) == 2 && len(c.Etcd) == 2 })
+	c.do("join", a.do("cluster", "token"))
+	c.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
+
+	for _, n := range []*node{a, b, c} {
+		n.stop(syscall.SIGTERM)
+		n.Run(t, made.binary, "reset", "--yes")
+		if out := n.Run(t, "sh", "-c", "pgrep -l etcd || true"); strings.TrimSpace(out) != "" {
+			t.Errorf("%s: reset leaves %s", n.name, out)
+		}
+	}
+}
