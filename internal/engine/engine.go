@@ -68,6 +68,8 @@ type Sandbox interface {
 	Resume(ctx context.Context, id string) error
 	Delete(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
+	// RefreshEtc brings a container's /etc/hosts and /etc/resolv.conf up to date, unless it has changed them itself.
+	RefreshEtc(id, hosts, resolvConf string) error
 	State(ctx context.Context, id string) (api.SandboxState, error)
 	List(ctx context.Context) ([]string, error)
 	Exits(ctx context.Context) <-chan api.SandboxExit
@@ -186,6 +188,7 @@ type Engine struct {
 	plan      *plan.Plan          // the loop's alone
 	announced map[object]struct{} // the loop's alone: what clients were told is there
 
+	etc   sync.Mutex // held while containers' files are refreshed: the last to come has the newest
 	ctrs  *supervisor
 	ready chan struct{}
 	// compared is closed when everything was compared with the kernel once, to the end.
@@ -271,6 +274,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		return err
 	}
 	exits := e.ctrs.adopt(ctx)
+	e.refreshLeased() // the last daemon may have died between a lease and the files
 	close(e.ready)
 	var wg sync.WaitGroup
 	wg.Go(func() { e.ctrs.run(ctx, exits) })

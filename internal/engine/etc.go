@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +10,56 @@ import (
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
+
+// etcFiles are what a container's private files hold.
+func (s *state) etcFiles(c *containerRow, resolvers []netip.Addr) (hostname, hosts, resolvConf string) {
+	source := s.networksOf(c)
+	hostname = hostnameOf(source.Doc.ID, &source.Doc.Spec)
+	return hostname, s.hostsFile(source, &c.Doc.Spec, hostname), s.resolvConf(source, &c.Doc.Spec, resolvers)
+}
+
+// networksOf is the container whose compartment one is in: its own, or that of the one that it shares.
+func (s *state) networksOf(c *containerRow) *containerRow {
+	if other := s.containers[c.Shares]; c.Shares != "" && other != nil {
+		return other
+	}
+	return c
+}
+
+// refreshEtc brings the private files of containers up to what the leases of their endpoints say, beside the caller.
+func (e *Engine) refreshEtc(leased []hcn.GUID) {
+	if len(leased) == 0 {
+		return
+	}
+	e.ctrs.spawn(func() {
+		e.etc.Lock()
+		defer e.etc.Unlock()
+		type files struct{ id, hosts, resolvConf string }
+		var all []files
+		e.mu.RLock()
+		for id, c := range e.st.containers {
+			alive := c.Doc.State.Status == api.StatusRunning || c.Doc.State.Status == api.StatusStarting
+			if alive && slices.ContainsFunc(e.st.networksOf(c).Endpoints, func(ep hcn.GUID) bool { return slices.Contains(leased, ep) }) {
+				_, hosts, resolvConf := e.st.etcFiles(c, e.facts.Resolvers)
+				all = append(all, files{id, hosts, resolvConf})
+			}
+		}
+		e.mu.RUnlock()
+		for _, f := range all {
+			if err := e.opt.Sandbox.RefreshEtc(f.id, f.hosts, f.resolvConf); err != nil {
+				e.log.Warn("bring a container's files up to its lease", "container", f.id, "error", err)
+			}
+		}
+	})
+}
+
+// refreshLeased does so for all.
+func (e *Engine) refreshLeased() {
+	e.mu.RLock()
+	ids := slices.Collect(maps.Keys(e.st.leased))
+	e.mu.RUnlock()
+	e.refreshEtc(ids)
+}
 
 // hostsFile is a container's private /etc/hosts.
 func (s *state) hostsFile(c *containerRow, spec *api.ContainerSpec, hostname string) string {

@@ -132,6 +132,18 @@ func (s sandbox) publish(id string) {
 	}
 }
 
+func (s sandbox) RefreshEtc(id, hosts, resolvConf string) error {
+	leave, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if c := s.w.ctrs[id]; c != nil {
+		c.cfg.Hosts, c.cfg.ResolvConf = hosts, resolvConf
+	}
+	return nil
+}
+
 func (s sandbox) Pause(_ context.Context, id string) error  { return s.freeze(id, true) }
 func (s sandbox) Resume(_ context.Context, id string) error { return s.freeze(id, false) }
 

@@ -213,6 +213,10 @@ func (e *Engine) takeLeases(ending bool) {
 	if err != nil {
 		e.log.Warn("note leases", "error", err)
 		e.leases.again = now.Add(undoAgain) // a refused write wakes the loop
+		return
+	}
+	if !ending {
+		e.refreshEtc(ids)
 	}
 }
 

@@ -23,6 +23,7 @@ type lan struct {
 	gives map[hcn.GUID]netip.Addr
 	next  netip.Addr
 	life  time.Duration
+	dns   netip.Addr
 	gone  bool // the NIC
 	asked int  // how often a session was begun
 
@@ -32,7 +33,7 @@ type lan struct {
 }
 
 func newLANServer() *lan {
-	return &lan{gives: map[hcn.GUID]netip.Addr{}, next: netip.MustParseAddr("10.9.0.100"), life: time.Hour}
+	return &lan{gives: map[hcn.GUID]netip.Addr{}, next: netip.MustParseAddr("10.9.0.100"), life: time.Hour, dns: netip.MustParseAddr("10.9.0.53")}
 }
 
 // fakeLeases is one daemon's client on that LAN.
@@ -118,7 +119,7 @@ func (f *fakeLeases) askFor(id hcn.GUID) {
 	st.Lease = &plan.Lease{
 		Addrs:  []plan.LeasedAddress{{Prefix: netip.PrefixFrom(a, 24), Valid: now.Add(srv.life)}},
 		Routes: []plan.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.9.0.1")}, {Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.9.0.7"), Metric: 1}},
-		DNS:    []netip.Addr{netip.MustParseAddr("10.9.0.53")}, Search: []string{"lan.example"}, MTU: 1400,
+		DNS:    []netip.Addr{srv.dns}, Search: []string{"lan.example"}, MTU: 1400,
 		Server: netip.MustParseAddr("10.9.0.1"), Got: now, T1: now.Add(srv.life / 2), Expires: now.Add(srv.life),
 	}
 }
@@ -346,6 +347,41 @@ func TestLeaseChanges(t *testing.T) {
 		}
 		e.lanServer(func(*lan) {})
 		e.wantAddress(id, "10.9.0.222/24")
+	})
+}
+
+// TestLeaseFiles: what a lease says of names is in the containers' files as long as they run, also of one that shares the compartment,
+// and after a death of the daemon in between.
+func TestLeaseFiles(t *testing.T) {
+	onLAN(t, func(e *env, _ hcn.HostComputeNetwork) {
+		id := e.started("web", []string{"run"}, onNetwork("lan"))
+		side := e.started("side", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode = "container:web" })
+		files := func() string {
+			e.settle()
+			e.w.mu.Lock()
+			defer e.w.mu.Unlock()
+			a, b := e.w.ctrs[id].cfg, e.w.ctrs[side].cfg
+			if a.ResolvConf != b.ResolvConf {
+				t.Errorf("they differ: %q, %q", a.ResolvConf, b.ResolvConf)
+			}
+			return a.ResolvConf + a.Hosts
+		}
+		if got := files(); !strings.Contains(got, "nameserver 10.9.0.53\n") || !strings.Contains(got, "10.9.0.100\t") {
+			t.Errorf("at first %s", got)
+		}
+		ep := must(e.e.Container(id))(e).Endpoints[0].ID
+		e.lanServer(func(l *lan) { l.dns, l.gives[ep] = netip.MustParseAddr("10.9.0.54"), netip.MustParseAddr("10.9.0.222") })
+		if got := files(); !strings.Contains(got, "nameserver 10.9.0.54\n") || !strings.Contains(got, "10.9.0.222\t") || strings.Contains(got, "10.9.0.100\t") {
+			t.Errorf("then %s", got)
+		}
+		e.w.mu.Lock()
+		e.w.ctrs[id].cfg.ResolvConf, e.w.ctrs[side].cfg.ResolvConf = "old", "old" // as a daemon leaves it that dies before it writes
+		e.w.mu.Unlock()
+		e.kill()
+		e.start()
+		if got := files(); !strings.Contains(got, "nameserver 10.9.0.54\n") {
+			t.Errorf("after a death %s", got)
+		}
 	})
 }
 

@@ -319,18 +319,10 @@ func (e *Engine) sandboxConfig(ctx context.Context, c *containerRow) (api.Sandbo
 	}
 	cfg := api.SandboxConfig{
 		ID: c.Doc.ID, Name: c.Doc.Name, Spec: c.Doc.Spec, Image: img.Config, Layers: layers,
-		NetnsPath: plan.NamespacePath(c.Doc.Namespace), Hostname: hostnameOf(c.Doc.ID, &c.Doc.Spec),
+		NetnsPath: plan.NamespacePath(c.Doc.Namespace),
 	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	source := c
-	if c.Shares != "" {
-		if other := e.st.containers[c.Shares]; other != nil {
-			source = other
-			cfg.Hostname = hostnameOf(other.Doc.ID, &other.Doc.Spec)
-		}
-	}
-	cfg.Hosts = e.st.hostsFile(source, &c.Doc.Spec, cfg.Hostname)
-	cfg.ResolvConf = e.st.resolvConf(source, &c.Doc.Spec, e.facts.Resolvers)
+	cfg.Hostname, cfg.Hosts, cfg.ResolvConf = e.st.etcFiles(c, e.facts.Resolvers)
 	return cfg, nil
 }

@@ -1,10 +1,15 @@
 package process
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -214,7 +219,9 @@ func (c *cgroups) swapLimit() bool {
 // writeEtc writes the files that go over the image's.
 func (r *Runtime) writeEtc(cfg api.SandboxConfig) error {
 	hostname := strings.TrimSpace(cfg.Hostname) + "\n"
+	written := map[string][]string{}
 	for name, text := range map[string]string{"hosts": cfg.Hosts, "resolv.conf": cfg.ResolvConf, "hostname": hostname} {
+		written[name] = []string{digest([]byte(text))}
 		path := filepath.Join(r.bundle(cfg.ID), etcDir, name)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
@@ -224,7 +231,73 @@ func (r *Runtime) writeEtc(cfg api.SandboxConfig) error {
 			return err
 		}
 	}
+	return r.noteEtc(cfg.ID, written)
+}
+
+// etcNote is the file that says what was written over the image's, by the digests of their contents: who else has changed one since
+// keeps it.
+const etcNote = "etc-written.json"
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func (r *Runtime) noteEtc(id string, written map[string][]string) error {
+	b, err := json.Marshal(written)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(r.bundle(id), etcNote), b, 0o600)
+}
+
+// RefreshEtc brings the files of a container that is there up to what is true now. A file that the container has changed stays as it is.
+func (r *Runtime) RefreshEtc(id, hosts, resolvConf string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("refresh the files of a container: %w", err)
+	}
+	b, err := os.ReadFile(filepath.Join(r.bundle(id), etcNote))
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it is gone, or from a version that noted nothing
+		}
+		return fmt.Errorf("refresh the files of container %.12s: %w", id, err)
+	}
+	written := map[string][]string{}
+	if err := json.Unmarshal(b, &written); err != nil {
+		return fmt.Errorf("refresh the files of container %.12s: read %s: %w", id, etcNote, err)
+	}
+	for name, text := range map[string]string{"hosts": hosts, "resolv.conf": resolvConf} {
+		if err := r.refreshFile(id, name, []byte(text), written); err != nil {
+			return fmt.Errorf("refresh the files of container %.12s: %w", id, err)
+		}
+	}
 	return nil
+}
+
+// refreshFile writes in place: the container has the very file, and not its name. Its note holds what is there and what is to be
+// until that is done, so that a death in between makes neither somebody else's.
+func (r *Runtime) refreshFile(id, name string, text []byte, written map[string][]string) error {
+	f, err := os.OpenFile(filepath.Join(r.bundle(id), etcDir, name), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	have, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(have, text) || !slices.Contains(written[name], digest(have)) {
+		return nil
+	}
+	written[name] = []string{digest(have), digest(text)}
+	if err := r.noteEtc(id, written); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(text, 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
 }
 
 // Start lets the container's process run.

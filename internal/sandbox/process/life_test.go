@@ -103,6 +103,31 @@ func TestExec(t *testing.T) {
 }
 
 // TestExecEndsWithItsClient: also what the command started.
+// TestRefreshEtc: a container's files follow, also after a daemon that died in the middle of it, but for one that it has changed itself.
+func TestRefreshEtc(t *testing.T) {
+	b := newBed(t)
+	id := b.startForever()
+	inside := func(script, want string) {
+		t.Helper()
+		out, code, err := b.exec(id, api.ExecSpec{Args: []string{"sh", "-c", script}}, "")
+		if err != nil || code != 0 || out != want {
+			t.Errorf("%s: %q, %d, %v; want %q", script, out, code, err, want)
+		}
+	}
+	const both = "cat /etc/hosts /etc/resolv.conf"
+	must(t, b.r.RefreshEtc(id, "127.0.0.1 localhost\n192.0.2.9 box\n", "nameserver 192.0.2.2\nsearch example\n"))
+	inside(both, "127.0.0.1 localhost\n192.0.2.9 box\nnameserver 192.0.2.2\nsearch example\n")
+	b.restart()
+	must(t, b.r.RefreshEtc(id, "short\n", "nameserver 192.0.2.3\n"))
+	inside(both, "short\nnameserver 192.0.2.3\n")
+	// A note whose file was not written any more.
+	must(t, b.r.noteEtc(id, map[string][]string{"hosts": {digest([]byte("short\n")), digest([]byte("next\n"))}, "resolv.conf": {digest([]byte("nameserver 192.0.2.3\n"))}}))
+	inside("echo own >>/etc/resolv.conf", "")
+	must(t, b.r.RefreshEtc(id, "127.0.0.1 localhost\n", "nameserver 192.0.2.4\n"))
+	inside(both, "127.0.0.1 localhost\nnameserver 192.0.2.3\nown\n")
+	must(t, b.r.RefreshEtc(strings.Repeat("0", 64), "", "")) // nobody's
+}
+
 func TestExecEndsWithItsClient(t *testing.T) {
 	b := newBed(t)
 	id := b.startForever()
