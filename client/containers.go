@@ -36,6 +36,13 @@ func (c *Client) CreateContainer(ctx context.Context, spec api.ContainerSpec) (a
 	return made, err
 }
 
+// RunContainer makes a container and starts it. One that does not start is there all the same, unless it has AutoRemove.
+func (c *Client) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error) {
+	var made api.ContainerCreated
+	err := c.call(ctx, post("/v1/containers", url.Values{"start": {"true"}}, spec), &made)
+	return made, err
+}
+
 // Containers lists all containers.
 func (c *Client) Containers(ctx context.Context) ([]api.Container, error) {
 	var l []api.Container

@@ -38,7 +38,7 @@ address in -p asks for more; what is published wider is said on standard error.`
 			if err != nil {
 				return err
 			}
-			c, created, err := a.create(cmd, &f, args)
+			c, created, err := a.create(cmd, &f, args, true)
 			if err != nil {
 				return err
 			}
@@ -72,7 +72,7 @@ reserved from now on. The flags are those of run.`,
 		Args:              needImage,
 		ValidArgsFunction: a.completeFirst(a.completeImages),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, created, err := a.create(cmd, &f, args)
+			_, created, err := a.create(cmd, &f, args, false)
 			if err != nil {
 				return err
 			}
@@ -91,11 +91,23 @@ func needImage(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// create does what run and create have in common.
-func (a *app) create(cmd *cobra.Command, f *specFlags, args []string) (*client.Client, api.ContainerCreated, error) {
+// create does what run and create have in common. What run is about to do beyond that is of interest to a dry run.
+func (a *app) create(cmd *cobra.Command, f *specFlags, args []string, run bool) (*client.Client, api.ContainerCreated, error) {
 	var none api.ContainerCreated
 	spec, err := f.build(a, cmd, args)
 	if err != nil {
+		return nil, none, err
+	}
+	c, err := a.client()
+	if err != nil {
+		return nil, none, err
+	}
+	if a.plans != nil {
+		ask := c.CreateContainer
+		if run {
+			ask = c.RunContainer
+		}
+		_, err := ask(cmd.Context(), spec)
 		return nil, none, err
 	}
 	cid, err := newCIDFile(f.cidFile)
@@ -103,10 +115,6 @@ func (a *app) create(cmd *cobra.Command, f *specFlags, args []string) (*client.C
 		return nil, none, err
 	}
 	defer cid.close()
-	c, err := a.client()
-	if err != nil {
-		return nil, none, err
-	}
 	if err := a.ensureImage(cmd.Context(), c, spec.Image, f.pull); err != nil {
 		return nil, none, err
 	}

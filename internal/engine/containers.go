@@ -164,6 +164,28 @@ func protoText(p hcn.Protocol) string {
 // CreateContainer makes a container: its name, addresses, MACs and ports are its
 // own from here on. It does not start it.
 func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error) {
+	return e.createContainer(ctx, spec, func(*txn, *containerRow) error { return nil })
+}
+
+// RunContainer makes a container and starts it. One that does not start is there, unless it is to be removed at its end.
+func (e *Engine) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error) {
+	made, err := e.createContainer(ctx, spec, func(t *txn, c *containerRow) error {
+		if rehearsing(ctx) == nil {
+			return nil // the start has steps of its own
+		}
+		row := *c
+		err := t.enterCompartment(&row)
+		t.putContainer(row.Doc.ID, &row)
+		return err
+	})
+	if err != nil {
+		return made, err
+	}
+	return made, e.StartContainer(ctx, made.ID)
+}
+
+// createContainer makes a container; also is part of the change.
+func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, also func(*txn, *containerRow) error) (api.ContainerCreated, error) {
 	if err := checkSpec(&spec); err != nil {
 		return api.ContainerCreated{}, err
 	}
@@ -178,14 +200,18 @@ func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (a
 	}
 	// Unpacking now finds out what is wrong with the image before anything is
 	// made for it.
-	if _, err := e.opt.Images.Layers(ctx, img.ID); err != nil {
-		return api.ContainerCreated{}, err
+	if rehearsing(ctx) == nil {
+		if _, err := e.opt.Images.Layers(ctx, img.ID); err != nil {
+			return api.ContainerCreated{}, err
+		}
+		e.opt.Step("create-container")
 	}
-	e.opt.Step("create-container")
 	var row *containerRow
 	create := func(t *txn) error {
 		var err error
-		row, err = t.newContainer(id, spec, img)
+		if row, err = t.newContainer(id, spec, img); err == nil {
+			err = also(t, row)
+		}
 		return err
 	}
 	err = e.vacant(ctx, func(t *txn) (eps []*plan.Endpoint, err error) {
@@ -197,7 +223,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec api.ContainerSpec) (a
 		return eps, err
 	})
 	if err == nil {
-		_, err = e.commit(create)
+		_, err = e.commitOr(ctx, create)
 	}
 	if err != nil {
 		return api.ContainerCreated{}, asAPI(err)

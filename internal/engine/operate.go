@@ -52,6 +52,10 @@ func (e *Engine) StartContainer(ctx context.Context, ref string) error {
 	case api.StatusRemoving:
 		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name).Hint("bulkhead ps -a, until it is gone")
 	}
+	if rehearsing(ctx) != nil {
+		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { return t.enterCompartment(c) })
+		return asAPI(err)
+	}
 	e.ctrs.resetBackoff(c.Doc.ID)
 	return e.ctrs.start(ctx, c, byUser)
 }

@@ -16,6 +16,39 @@ import (
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
+// TestRehearsedRun: what a container's making and start would do is told, and nothing of it is done.
+func TestRehearsedRun(t *testing.T) {
+	run(t, func(e *env) {
+		spec := api.ContainerSpec{Name: "web", Image: "img", Networks: []api.NetworkAttachment{{Network: "nat"}}}
+		told := func(name, want string, change func(ctx context.Context) error) {
+			before := e.everything()
+			p, err := e.e.Plan(bg, change)
+			e.ok(err)
+			if text := toJSON(p); !strings.Contains(text, want) {
+				t.Errorf("%s: %s, want %s", name, text, want)
+			}
+			e.settle()
+			if d := cmp.Diff(before, e.everything()); d != "" {
+				t.Errorf("%s has changed something:\n%s", name, d)
+			}
+		}
+		told("create", `"objects":[]`, func(ctx context.Context) error { _, err := e.e.CreateContainer(ctx, spec); return err })
+		told("run", `netns`, func(ctx context.Context) error { _, err := e.e.RunContainer(ctx, spec); return err })
+		if _, err := e.e.Plan(bg, func(ctx context.Context) error {
+			_, err := e.e.RunContainer(ctx, api.ContainerSpec{Name: "x", Image: "img", Networks: []api.NetworkAttachment{{Network: "none-such"}}})
+			return err
+		}); !api.IsKind(err, api.KindNotFound) {
+			t.Errorf("on no network: %v", err)
+		}
+		made := must(e.e.CreateContainer(bg, spec))(e)
+		told("start", `netns`, func(ctx context.Context) error { return e.e.StartContainer(ctx, made.ID) })
+		spec.Name = "other"
+		if made := must(e.e.RunContainer(bg, spec))(e); e.state(made.ID).Status != api.StatusRunning {
+			t.Errorf("it is %s", e.state(made.ID).Status)
+		}
+	})
+}
+
 // TestRehearsal holds two promises for every kind of change: asking changes nothing, and the
 // change then writes to the kernel what was told, and no more.
 func TestRehearsal(t *testing.T) {

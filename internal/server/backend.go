@@ -65,6 +65,7 @@ type namespaces interface {
 // containers take a container by its ID, a unique beginning of it, or its name.
 type containers interface {
 	CreateContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error)
+	RunContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error)
 	Containers() []api.Container
 	Container(ref string) (api.Container, error)
 	StartContainer(ctx context.Context, ref string) error

@@ -25,6 +25,9 @@ func (s *Server) containerRoutes() {
 		{
 			method: http.MethodPost, path: "/v1/containers", id: "createContainer", summary: "Create a container",
 			body: reflect.TypeFor[api.ContainerSpec](), answer: reflect.TypeFor[api.ContainerCreated](), handle: s.createContainer,
+			query: []*huma.Param{
+				param("start", huma.TypeBoolean, "Start it too; one that does not start is there all the same, unless it has autoRemove"),
+			},
 		},
 		{
 			method: http.MethodGet, path: one, id: "showContainer", summary: "Show a container",
@@ -99,7 +102,15 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	made, err := s.backend.CreateContainer(r.Context(), spec)
+	q := readQuery(r)
+	create := s.backend.CreateContainer
+	if q.flag("start", false) {
+		create = s.backend.RunContainer
+	}
+	if q.err != nil {
+		return q.err
+	}
+	made, err := create(r.Context(), spec)
 	if err != nil {
 		return err
 	}

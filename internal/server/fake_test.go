@@ -401,6 +401,14 @@ func (f *fake) CreateContainer(_ context.Context, spec api.ContainerSpec) (api.C
 	return api.ContainerCreated{ID: id, Name: spec.Name, Warnings: []string{"it is a fake"}}, nil
 }
 
+func (f *fake) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.ContainerCreated, error) {
+	made, err := f.CreateContainer(ctx, spec)
+	if err != nil {
+		return made, err
+	}
+	return made, f.StartContainer(ctx, made.ID)
+}
+
 // act is any call on a container that only has to be noted.
 func (f *fake) act(ref, format string, args ...any) error {
 	c, err := f.Container(ref)
