@@ -1,6 +1,7 @@
 package hcn
 
 import (
+	"bytes"
 	"encoding/json"
 	"reflect"
 	"strings"
@@ -17,8 +18,12 @@ func canonicalize(raw json.RawMessage, s settingsType) json.RawMessage {
 	if err != nil {
 		return raw // Validate says what is wrong with it
 	}
+	canonical := canonicalSettings(v)
+	if bytes.Equal(canonical, raw) {
+		return raw
+	}
 	var given, ours map[string]json.RawMessage
-	if json.Unmarshal(raw, &given) != nil || json.Unmarshal(canonicalSettings(v), &ours) != nil {
+	if json.Unmarshal(raw, &given) != nil || json.Unmarshal(canonical, &ours) != nil {
 		return raw
 	}
 	out := make(map[string]json.RawMessage, len(given))

@@ -153,12 +153,7 @@ func (r *ModifyNetworkSettingRequest) Validate() error {
 	var err error
 	switch r.ResourceType {
 	case NetworkResourceTypePolicy:
-		var s PolicyNetworkRequest
-		if s, err = requestSettings[PolicyNetworkRequest](r.Settings, r.RequestType); err == nil {
-			err = validateRequested(s.Policies, r.RequestType, func(p NetworkPolicy, at string) error {
-				return validatePolicy(p.Type, p.Settings, at, networkSettings)
-			})
-		}
+		_, err = r.policies()
 	case NetworkResourceTypeDNS:
 		var s Dns
 		if s, err = requestSettings[Dns](r.Settings, r.RequestType); err == nil {
@@ -177,6 +172,20 @@ func (r *ModifyNetworkSettingRequest) Validate() error {
 		err = missingResourceType("Policy, DNS, Extension, Subnet, IPSubnet")
 	}
 	return err
+}
+
+// policies reads the policies of a request and checks them.
+func (r *ModifyNetworkSettingRequest) policies() ([]NetworkPolicy, error) {
+	s, err := requestSettings[PolicyNetworkRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return nil, err
+	}
+	return s.Policies, validateRequested(s.Policies, r.RequestType, func(p NetworkPolicy, at string) error {
+		if p.Type == SetPolicy {
+			return nil // it may be large, and is checked with the network that comes of it
+		}
+		return validatePolicy(p.Type, p.Settings, at, networkSettings)
+	})
 }
 
 func (r *ModifyNetworkSettingRequest) needsSettings() bool {
@@ -205,20 +214,23 @@ func validateRequested[P any](list []P, what RequestType, check func(p P, at str
 // Apply is the network after the request. The network itself is not touched: all of the request holds, or none of it.
 // newID makes the IDs of new subnets.
 func (r *ModifyNetworkSettingRequest) Apply(n *HostComputeNetwork, newID func() GUID) (*HostComputeNetwork, error) {
-	if err := r.Validate(); err != nil {
+	var policies []NetworkPolicy
+	var err error
+	if r.ResourceType == NetworkResourceTypePolicy {
+		policies, err = r.policies() // what may be large is read once
+	} else {
+		err = r.Validate()
+	}
+	if err != nil {
 		return nil, err
 	}
 	c := n.Clone()
 	if r.RequestType == RequestTypeRefresh {
 		return c, nil
 	}
-	var err error
 	switch r.ResourceType {
 	case NetworkResourceTypePolicy:
-		var s PolicyNetworkRequest
-		if s, err = requestSettings[PolicyNetworkRequest](r.Settings, r.RequestType); err == nil {
-			c.Policies, err = ModifyNetworkPolicies(c.Policies, r.RequestType, s.Policies)
-		}
+		c.Policies, err = ModifyNetworkPolicies(c.Policies, r.RequestType, policies)
 		if err == nil {
 			err = c.checkSetsUnused(n)
 		}

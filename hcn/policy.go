@@ -202,7 +202,10 @@ func setting[T validator]() settingsType {
 		decode: func(b json.RawMessage) (any, error) {
 			var v T
 			err := json.Unmarshal(b, &v)
-			if whole, ok := wholeNumbers(b); ok && err != nil {
+			if err == nil {
+				return v, nil
+			}
+			if whole, ok := wholeNumbers(b); ok {
 				v = *new(T)
 				err = json.Unmarshal(whole, &v)
 			}

@@ -145,24 +145,35 @@ func (k policyKind[P]) remove(current, request []P) ([]P, error) {
 // and rely on NAT and routes surviving. Address sets are replaced one by one, by Id.
 func (k policyKind[P]) update(current, request []P) []P {
 	types, sets, have := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	keys := k.keys(request)
-	for i, c := range keys {
-		if t := k.typ(request[i]); t == string(SetPolicy) {
-			sets[c.handle] = true
+	for _, p := range request {
+		if k.typ(p) == string(SetPolicy) {
+			sets[k.setID(p)] = true
 		} else {
-			types[t] = true
+			types[k.typ(p)] = true
 		}
 	}
 	list := slices.DeleteFunc(slices.Clone(current), func(p P) bool {
-		return types[k.typ(p)] || len(sets) > 0 && k.typ(p) == string(SetPolicy) && sets[k.key(p).handle]
+		return types[k.typ(p)] || len(sets) > 0 && k.typ(p) == string(SetPolicy) && sets[k.setID(p)]
 	})
-	for i, c := range keys {
+	if len(request) == 1 { // there is nothing that it could repeat
+		return append(list, request[0])
+	}
+	for i, c := range k.keys(request) {
 		if !have[c.meaning] {
 			have[c.meaning] = true
 			list = append(list, request[i])
 		}
 	}
 	return list
+}
+
+// setID is the Id of a set, read without its addresses.
+func (k policyKind[P]) setID(p P) string {
+	var s setHead
+	if json.Unmarshal(k.settings(p), &s) != nil {
+		return ""
+	}
+	return s.Id
 }
 
 // canonicalSettings is the settings' own JSON, in which zero members are left out.

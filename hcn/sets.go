@@ -1,6 +1,7 @@
 package hcn
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 )
@@ -8,34 +9,38 @@ import (
 // This file holds who refers to an address set. A rule that names a set which is not there would match nothing, and its
 // author would believe in a filter that is not there: so such a rule is refused, and so is the removal of a set in use.
 
+// setHead is what names a set and its kind: the rest may be a hundred thousand addresses, which most questions are not about.
+type setHead struct {
+	Id         string
+	PolicyType SetPolicyType
+}
+
 // setKinds are the address sets of the network by Id.
 func (n *HostComputeNetwork) setKinds() (map[string]SetPolicyType, error) {
-	sets, err := NetworkSettingsOf[SetPolicySetting](n.Policies)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]SetPolicyType, len(sets))
-	for _, s := range sets {
+	out := map[string]SetPolicyType{}
+	for i, p := range n.Policies {
+		if p.Type != SetPolicy {
+			continue
+		}
+		var s setHead
+		if err := json.Unmarshal(p.Settings, &s); err != nil {
+			return nil, invalid(ErrInvalidPolicy, policyPath(i)+".Settings", "%w", err)
+		}
 		out[s.Id] = s.PolicyType
 	}
 	return out, nil
 }
 
-// validateSets checks what the network's own policies say about its sets.
-func (n *HostComputeNetwork) validateSets() error {
-	if !slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == SetPolicy || p.Type == NetworkACL }) {
-		return nil
-	}
-	kinds, err := n.setKinds()
-	if err != nil {
-		return err
-	}
-	for i, p := range n.Policies {
-		at := policyPath(i) + ".Settings"
-		v, err := p.Decode()
-		if err != nil {
-			return err
+// validateSets checks what a network's own policies say about its sets.
+func validateSets(settings []any) error {
+	kinds := map[string]SetPolicyType{}
+	for _, v := range settings {
+		if s, ok := v.(SetPolicySetting); ok {
+			kinds[s.Id] = s.PolicyType
 		}
+	}
+	for i, v := range settings {
+		at := policyPath(i) + ".Settings"
 		switch s := v.(type) {
 		case SetPolicySetting:
 			for _, id := range s.Members() {

@@ -161,17 +161,17 @@ func (s SetPolicySetting) validate(path string) error {
 	if err := checkCount(ErrInvalidPolicy, path+".Values", len(values), maxSetValues); err != nil {
 		return err
 	}
-	for i, v := range values {
-		at := fmt.Sprintf("%s.Values, entry %d", path, i+1)
+	for i, v := range values { // there may be a hundred thousand: what is only for an error is made for an error
+		at := func() string { return fmt.Sprintf("%s.Values, entry %d", path, i+1) }
 		if s.PolicyType == SetPolicyTypeNestedIpSet {
 			if v == "" {
-				return invalid(ErrInvalidPolicy, at, "it is empty: name a set by its Id")
+				return invalid(ErrInvalidPolicy, at(), "it is empty: name a set by its Id")
 			}
-			if err := checkText(ErrInvalidPolicy, at, v); err != nil {
+			if err := checkText(ErrInvalidPolicy, at(), v); err != nil {
 				return err
 			}
 		} else if _, err := parseAddrOrPrefix(v); err != nil {
-			return invalid(ErrInvalidPolicy, at, "%w", err)
+			return invalid(ErrInvalidPolicy, at(), "%w", err)
 		}
 	}
 	return nil

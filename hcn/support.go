@@ -120,6 +120,9 @@ func (n *HostComputeNetwork) checkSupport() error {
 		if !slices.Contains(supportedNetworkPolicies[p.Type], n.Type) {
 			return unsupported(policyPath(i), "policy "+string(p.Type)+" on a network of type "+n.Type.String())
 		}
+		if p.Type != LayerConstraint && p.Type != AutomaticDNS {
+			continue // those with a condition alone are read again
+		}
 		settings, err := p.Decode()
 		if err != nil {
 			return err

@@ -150,10 +150,11 @@ func (n *HostComputeNetwork) validateSchema() error {
 	if err := n.validateIpams(); err != nil {
 		return err
 	}
-	if err := n.validatePolicies(); err != nil {
+	settings, err := n.validatePolicies()
+	if err != nil {
 		return err
 	}
-	return n.validateSets()
+	return validateSets(settings)
 }
 
 func (p MacPool) validate(path string) error {
@@ -404,15 +405,21 @@ func (s *Subnet) validatePolicies(path string, t NetworkType) error {
 
 // validatePolicy checks type and settings of one policy.
 func validatePolicy[K ~string](t K, raw []byte, path string, table map[K]settingsType) error {
+	_, err := readPolicy(t, raw, path, table)
+	return err
+}
+
+// readPolicy checks a policy and gives its settings.
+func readPolicy[K ~string](t K, raw []byte, path string, table map[K]settingsType) (any, error) {
 	v, err := decodeSettings(t, raw, table)
 	if err != nil {
 		e := AsError(err)
 		if _, known := table[t]; known { // it is about the settings
-			return Errorf(e.Code, "%s.%s", path, e.Detail)
+			return nil, Errorf(e.Code, "%s.%s", path, e.Detail)
 		}
-		return Errorf(e.Code, "%s: %s", path, e.Detail)
+		return nil, Errorf(e.Code, "%s: %s", path, e.Detail)
 	}
-	return table[t].validate(v, path+".Settings")
+	return v, table[t].validate(v, path+".Settings")
 }
 
 // singleNetworkPolicies make sense once per network.
@@ -420,20 +427,23 @@ var singleNetworkPolicies = []NetworkPolicyType{
 	SourceMacAddress, NetAdapterName, NetworkProviderAddress, DrMacAddress, AutomaticDNS, VxlanPort, LayerConstraint, HostRoute,
 }
 
-func (n *HostComputeNetwork) validatePolicies() error {
+// validatePolicies gives the settings of the policies too: a set may hold a hundred thousand addresses, and is read once.
+func (n *HostComputeNetwork) validatePolicies() ([]any, error) {
 	if err := checkCount(ErrInvalidNetwork, "Policies", len(n.Policies), maxPolicies); err != nil {
-		return err
+		return nil, err
 	}
+	settings := make([]any, len(n.Policies))
 	seen := map[string]bool{}
 	for i, p := range n.Policies {
-		if err := validatePolicy(p.Type, p.Settings, policyPath(i), networkSettings); err != nil {
-			return err
+		v, err := readPolicy(p.Type, p.Settings, policyPath(i), networkSettings)
+		if err != nil {
+			return nil, err
 		}
+		settings[i] = v
 		key := string(p.Type)
-		v, _ := p.Decode() // validatePolicy has read it
 		if s, ok := v.(L4ProxyPolicySetting); ok {
 			if err := s.validateOn(n, policyPath(i)); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if !slices.Contains(singleNetworkPolicies, p.Type) {
@@ -444,9 +454,9 @@ func (n *HostComputeNetwork) validatePolicies() error {
 			key += " " + id
 		}
 		if seen[key] {
-			return invalid(ErrPolicyAlreadyExists, policyPath(i), "the network has %s already: keep one", key)
+			return nil, invalid(ErrPolicyAlreadyExists, policyPath(i), "the network has %s already: keep one", key)
 		}
 		seen[key] = true
 	}
-	return nil
+	return settings, nil
 }
