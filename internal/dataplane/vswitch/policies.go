@@ -149,7 +149,7 @@ func (ps *policies) write(key listKey) error {
 			}
 		}
 	}
-	if err := ps.writeClasses(p); err != nil {
+	if err := ps.writeClasses(p, nil); err != nil {
 		return err
 	}
 	head := bpfPolicy{Rules: uint32(len(p.list.Rules)), Flags: p.lookups.flags, Fallback: uint8(p.list.Default)}

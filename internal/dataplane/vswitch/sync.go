@@ -29,7 +29,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	drift := a.compare(w, missing)
 	errs = append(errs, a.servePending(p))
 	for network, sw := range p.Switches {
-		if err := a.policies.setSwitch(sw); err != nil {
+		if err := a.policies.setSwitch(sw, true); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}
 	}

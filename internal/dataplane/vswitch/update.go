@@ -34,7 +34,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 			continue
 		}
 		a.about(string(network))
-		if err := a.policies.setSwitch(c.New); err != nil {
+		if err := a.policies.setSwitch(c.New, false); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 		}
 	}
