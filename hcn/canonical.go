@@ -18,10 +18,10 @@ func canonicalize(raw json.RawMessage, s settingsType) json.RawMessage {
 	if err != nil {
 		return raw // Validate says what is wrong with it
 	}
-	canonical := canonicalSettings(v)
-	if bytes.Equal(canonical, raw) {
+	if s.spelled(raw, v) {
 		return raw
 	}
+	canonical := canonicalSettings(v)
 	var given, ours map[string]json.RawMessage
 	if json.Unmarshal(raw, &given) != nil || json.Unmarshal(canonical, &ours) != nil {
 		return raw
@@ -50,6 +50,26 @@ func canonicalize(raw json.RawMessage, s settingsType) json.RawMessage {
 		return raw
 	}
 	return mustSettings(out)
+}
+
+// spelled tells that settings are written as canonicalize would write them. Those of nearly all rules are.
+func (s settingsType) spelled(raw []byte, v any) bool {
+	given := reflect.ValueOf(v)
+	if given.Kind() != reflect.Struct {
+		return false
+	}
+	return eachMember(raw, func(name, value []byte) bool {
+		f, exact := s.fields[string(name)]
+		switch {
+		case !exact:
+			_, known := fieldName(s.shape, string(name))
+			return !known && bytes.IndexByte(name, '\\') < 0
+		case f.plain:
+			return true
+		}
+		at := given.FieldByIndex(f.index)
+		return at.Kind() == reflect.String && isText(value, at.String())
+	})
 }
 
 // fieldName finds the exact name of a member.

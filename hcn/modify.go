@@ -257,13 +257,8 @@ func (r *ModifyNetworkSettingRequest) Apply(n *HostComputeNetwork, newID func() 
 func (r *ModifyEndpointSettingRequest) Validate() error {
 	switch r.ResourceType {
 	case EndpointResourceTypePolicy:
-		s, err := requestSettings[PolicyEndpointRequest](r.Settings, r.RequestType)
-		if err != nil {
-			return err
-		}
-		return validateRequested(s.Policies, r.RequestType, func(p EndpointPolicy, at string) error {
-			return validatePolicy(p.Type, p.Settings, at, endpointSettings)
-		})
+		_, err := r.policies()
+		return err
 	case EndpointResourceTypePort:
 		if _, err := requestSettings[PortEndpointRequest](r.Settings, r.RequestType); err != nil {
 			return err
@@ -274,6 +269,20 @@ func (r *ModifyEndpointSettingRequest) Validate() error {
 		return nil
 	}
 	return missingResourceType("Policy, Port")
+}
+
+// policies reads the policies of a request and checks them.
+func (r *ModifyEndpointSettingRequest) policies() ([]EndpointPolicy, error) {
+	s, err := requestSettings[PolicyEndpointRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return nil, err
+	}
+	return s.Policies, validateRequested(s.Policies, r.RequestType, func(p EndpointPolicy, at string) error {
+		if p.Type == ACL {
+			return nil // there may be thousands, which are checked with the endpoint that comes of it
+		}
+		return validatePolicy(p.Type, p.Settings, at, endpointSettings)
+	})
 }
 
 // NewEndpointPolicyRequest makes a request that changes an endpoint's policies.
@@ -287,22 +296,22 @@ func NewEndpointPolicyRequest(t RequestType, policies []EndpointPolicy) (*Modify
 
 // Apply is the endpoint after the request, checked against its network. The endpoint itself is not touched.
 func (r *ModifyEndpointSettingRequest) Apply(e *HostComputeEndpoint, n *HostComputeNetwork) (*HostComputeEndpoint, error) {
-	if err := r.Validate(); err != nil {
-		return nil, err
+	if r.ResourceType != EndpointResourceTypePolicy {
+		return e.Clone(), r.Validate()
 	}
-	c := e.Clone()
-	if r.RequestType == RequestTypeRefresh || r.ResourceType != EndpointResourceTypePolicy {
-		return c, nil
-	}
-	s, err := requestSettings[PolicyEndpointRequest](r.Settings, r.RequestType)
+	policies, err := r.policies()
 	if err != nil {
 		return nil, err
 	}
-	if c.Policies, err = ModifyEndpointPolicies(c.Policies, r.RequestType, s.Policies); err != nil {
+	c := e.Clone()
+	if r.RequestType == RequestTypeRefresh {
+		return c, nil
+	}
+	if c.Policies, err = ModifyEndpointPolicies(c.Policies, r.RequestType, policies); err != nil {
 		return nil, err
 	}
 	if err := c.ValidateFor(n); err != nil {
-		return nil, inRequest(err, policyPaths(c.Policies, s.Policies, "endpoint"))
+		return nil, inRequest(err, policyPaths(c.Policies, policies, "endpoint"))
 	}
 	return c, nil
 }

@@ -194,6 +194,26 @@ type settingsType struct {
 	decode   func(json.RawMessage) (any, error)
 	validate func(v any, path string) error
 	shape    reflect.Type
+	fields   map[string]settingsField // by exact name
+	members  []reflect.StructField
+}
+
+// settingsField is a member of settings. Those that are plain are on the wire as they are in Go: they have one spelling.
+type settingsField struct {
+	index []int
+	plain bool
+}
+
+func fieldsOf(shape reflect.Type) map[string]settingsField {
+	out := map[string]settingsField{}
+	for _, f := range fieldsByName(shape) {
+		plain := f.Type.PkgPath() == "" && f.Type.Kind() != reflect.Struct && f.Type.Kind() != reflect.Pointer
+		if k := f.Type.Kind(); plain && (k == reflect.Slice || k == reflect.Map) {
+			plain = f.Type.Elem().PkgPath() == "" && f.Type.Elem().Kind() == reflect.String
+		}
+		out[f.Name] = settingsField{f.Index, plain}
+	}
+	return out
 }
 
 // setting describes a settings type to the tables below.
@@ -213,6 +233,8 @@ func setting[T validator]() settingsType {
 		},
 		validate: func(v any, path string) error { return v.(T).validate(path) },
 		shape:    reflect.TypeFor[T](),
+		fields:   fieldsOf(reflect.TypeFor[T]()),
+		members:  fieldsByName(reflect.TypeFor[T]()),
 	}
 }
 

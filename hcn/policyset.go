@@ -65,22 +65,23 @@ func (k policyKind[P]) modify(current []P, what RequestType, request []P) ([]P, 
 // key is what a policy is compared by. Lists of thousands of rules are compared through maps of keys: comparing each with each
 // would take minutes.
 type key struct {
-	// meaning is the same text for policies that mean the same: order, spelling of names and absent against zero members make
-	// no difference.
-	meaning string
+	// meaning is equal for policies that mean the same: order, spelling of names and absent against zero members make no
+	// difference.
+	meaning any
 	// handle is what Remove knows the policy by: its identity where the type has one, else the meaning.
-	handle string
+	handle any
+}
+
+// typed is the meaning of settings that Go can compare, and of others as text.
+type typed struct {
+	typ      string
+	settings any
 }
 
 func (k policyKind[P]) keys(list []P) []key {
-	known := make(map[string]key, len(list))
 	out := make([]key, len(list))
 	for i, p := range list {
-		raw := k.typ(p) + " " + string(k.settings(p))
-		if _, ok := known[raw]; !ok {
-			known[raw] = k.key(p)
-		}
-		out[i] = known[raw]
+		out[i] = k.key(p)
 	}
 	return out
 }
@@ -92,7 +93,10 @@ func (k policyKind[P]) key(p P) key {
 			v = string(k.settings(p))
 		}
 	}
-	c := key{meaning: k.typ(p) + " is " + string(canonicalSettings(v))}
+	c := key{meaning: typed{k.typ(p), v}}
+	if v != nil && !reflect.TypeOf(v).Comparable() {
+		c.meaning = typed{k.typ(p), string(canonicalSettings(v))}
+	}
 	c.handle = c.meaning
 	if id := identity(v); id != "" {
 		c.handle = k.typ(p) + " with " + id
@@ -103,7 +107,7 @@ func (k policyKind[P]) key(p P) key {
 // add appends. The same policy again changes nothing, so that a client may repeat itself.
 func (k policyKind[P]) add(current, request []P) ([]P, error) {
 	list := slices.Clone(current)
-	have, named := map[string]bool{}, map[string]bool{}
+	have, named := map[any]bool{}, map[any]bool{}
 	for _, c := range k.keys(current) {
 		have[c.meaning], named[c.handle] = true, true
 	}
@@ -121,7 +125,7 @@ func (k policyKind[P]) add(current, request []P) ([]P, error) {
 }
 
 func (k policyKind[P]) remove(current, request []P) ([]P, error) {
-	have, gone := map[string]bool{}, map[string]bool{}
+	have, gone := map[any]bool{}, map[any]bool{}
 	keys := k.keys(current)
 	for _, c := range keys {
 		have[c.handle] = true
@@ -144,7 +148,7 @@ func (k policyKind[P]) remove(current, request []P) ([]P, error) {
 // update replaces all policies of the types named and leaves other types alone: policy engines send their whole set of ACLs
 // and rely on NAT and routes surviving. Address sets are replaced one by one, by Id.
 func (k policyKind[P]) update(current, request []P) []P {
-	types, sets, have := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	types, sets, have := map[string]bool{}, map[string]bool{}, map[any]bool{}
 	for _, p := range request {
 		if k.typ(p) == string(SetPolicy) {
 			sets[k.setID(p)] = true

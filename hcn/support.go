@@ -184,6 +184,9 @@ func (e *HostComputeEndpoint) checkSupport() error {
 		if len(supportedEndpointPolicies[p.Type]) == 0 {
 			return unsupported(policyPath(i), "policy "+string(p.Type))
 		}
+		if p.Type != OutBoundNAT {
+			continue // rules, of which there may be thousands, have no such part
+		}
 		settings, err := p.Decode()
 		if err != nil {
 			return err

@@ -1,6 +1,9 @@
 package hcn
 
-import "slices"
+import (
+	"encoding/json"
+	"slices"
+)
 
 // This file tells when rules turn the default: as soon as a direction has a rule of the switch, what no rule allows is blocked
 // there. It is by design, as on Windows, and users report it as "one ACL blocks everything". So whoever stores such a change
@@ -43,12 +46,43 @@ func (d defaults) addACL(s AclPolicySetting) {
 	}
 }
 
-// A policy that cannot be read is one that Validate refuses.
+// addRaw adds an ACL that narrows something without decoding all of it: of thousands of rules nearly all do.
+func (d defaults) addRaw(raw []byte) {
+	var direction DirectionType
+	narrow, unusual := false, false
+	eachMember(raw, func(name, value []byte) bool {
+		switch string(name) {
+		case "Direction":
+			direction = DirectionTypeIn
+			if isText(value, string(DirectionTypeOut)) {
+				direction = DirectionTypeOut
+			}
+			unusual = unusual || !isText(value, string(direction))
+		case "RuleType":
+			unusual = unusual || !isText(value, string(RuleTypeSwitch))
+		case "LocalAddresses", "RemoteAddresses", "LocalPorts", "RemotePorts":
+			narrow = narrow || len(value) > 2
+		}
+		return !unusual
+	})
+	if narrow && !unusual && direction != "" {
+		c := d[direction]
+		c.rules = true
+		d[direction] = c
+		return
+	}
+	var s AclPolicySetting
+	if json.Unmarshal(raw, &s) == nil { // a policy that cannot be read is one that Validate refuses
+		d.addACL(s)
+	}
+}
+
 func endpointDefaults(policies []EndpointPolicy) defaults {
 	d := defaults{}
-	acls, _ := SettingsOf[AclPolicySetting](policies)
-	for _, s := range acls {
-		d.addACL(s)
+	for _, p := range policies {
+		if p.Type == ACL {
+			d.addRaw(p.Settings)
+		}
 	}
 	tiers, _ := SettingsOf[TierAclPolicySetting](policies)
 	for _, t := range tiers {
@@ -61,9 +95,10 @@ func endpointDefaults(policies []EndpointPolicy) defaults {
 
 func networkDefaults(policies []NetworkPolicy) defaults {
 	d := defaults{}
-	acls, _ := NetworkSettingsOf[AclPolicySetting](policies)
-	for _, s := range acls {
-		d.addACL(s)
+	for _, p := range policies {
+		if p.Type == NetworkACL {
+			d.addRaw(p.Settings)
+		}
 	}
 	return d
 }

@@ -1,6 +1,7 @@
 package hcn
 
 import (
+	"bytes"
 	"encoding/json"
 	"reflect"
 	"slices"
@@ -14,55 +15,105 @@ const maxUnknown = 32
 // them and they are ignored; naming them to the client is how a misspelled setting is found. Settings of policies are
 // looked into as well.
 func UnknownMembers[T any](data []byte) []string {
-	var v any
-	if CheckDepth(data) != nil || json.Unmarshal(data, &v) != nil {
+	if CheckDepth(data) != nil || !json.Valid(data) {
 		return nil
 	}
-	var out []string
-	walkUnknown(v, reflect.TypeFor[T](), "", &out)
-	slices.Sort(out)
-	return out[:min(len(out), maxUnknown)]
+	w := unknownWalk{}
+	w.walk(data, reflect.TypeFor[T]())
+	slices.Sort(w.found)
+	return w.found[:min(len(w.found), maxUnknown)]
 }
 
-func walkUnknown(v any, t reflect.Type, path string, out *[]string) {
+// unknownWalk goes through a document. The path is text only for what is found: most documents hold nothing of the kind, and
+// may hold thousands of rules.
+type unknownWalk struct {
+	path  []step
+	found []string
+}
+
+// step is a name, or an index where there is none.
+type step struct {
+	name  []byte
+	index int
+}
+
+func (w *unknownWalk) at(s step, do func()) {
+	w.path = append(w.path, s)
+	do()
+	w.path = w.path[:len(w.path)-1]
+}
+
+func (w *unknownWalk) note() {
+	if len(w.found) >= 4*maxUnknown {
+		return
+	}
+	var b strings.Builder
+	for _, s := range w.path {
+		if s.name == nil {
+			b.WriteString(indexed("", s.index))
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte('.')
+		}
+		b.WriteString(plainName(s.name))
+	}
+	w.found = append(w.found, b.String())
+}
+
+// plainName is a member's name without its escapes.
+func plainName(raw []byte) string {
+	var s string
+	if bytes.IndexByte(raw, '\\') >= 0 && json.Unmarshal([]byte(`"`+string(raw)+`"`), &s) == nil {
+		return s
+	}
+	return string(raw)
+}
+
+func (w *unknownWalk) walk(raw []byte, t reflect.Type) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	switch v := v.(type) {
-	case map[string]any:
-		if shape, ok := policyShape(v, t); ok {
-			walkPolicy(v, shape, path, out)
-			return
+	i := skipBlanks(raw, 0)
+	switch {
+	case i >= len(raw):
+	case raw[i] == '{':
+		if shape, ok := policyShape(raw, t); ok {
+			w.walkPolicy(raw, shape)
+		} else if t.Kind() == reflect.Struct {
+			w.walkMembers(raw, fieldsByName(t), nil)
 		}
-		if t.Kind() == reflect.Struct {
-			walkMembers(v, t, path, out)
-		}
-	case []any:
-		if t.Kind() == reflect.Slice && t != reflect.TypeFor[json.RawMessage]() {
-			for i, e := range v {
-				walkUnknown(e, t.Elem(), indexed(path, i), out)
-			}
+	case raw[i] == '[' && t.Kind() == reflect.Slice && t != reflect.TypeFor[json.RawMessage]():
+		eachElement(raw, func(i int, value []byte) {
+			w.at(step{index: i}, func() { w.walk(value, t.Elem()) })
+		})
+	}
+}
+
+// fieldsByName are the exported fields of a struct.
+func fieldsByName(t reflect.Type) []reflect.StructField {
+	var out []reflect.StructField
+	for _, f := range reflect.VisibleFields(t) {
+		if f.IsExported() && !f.Anonymous {
+			out = append(out, f)
 		}
 	}
+	return out
 }
 
 // ignoredMembers are part of the schema for every document and mean nothing here.
 var ignoredMembers = []string{"Telemetry"}
 
-func walkMembers(m map[string]any, t reflect.Type, path string, out *[]string) {
-	fields := reflect.VisibleFields(t)
-	for name, v := range m {
-		i := slices.IndexFunc(fields, func(f reflect.StructField) bool {
-			return f.IsExported() && !f.Anonymous && strings.EqualFold(f.Name, name)
-		})
-		at := strings.TrimPrefix(path+"."+name, ".")
-		switch {
-		case i >= 0:
-			walkUnknown(v, fields[i].Type, at, out)
-		case !slices.Contains(ignoredMembers, name) && len(*out) < 4*maxUnknown:
-			*out = append(*out, at)
+func (w *unknownWalk) walkMembers(raw []byte, fields []reflect.StructField, aliases []string) {
+	eachMember(raw, func(name, value []byte) bool {
+		is := func(s string) bool { return len(s) == len(name) && strings.EqualFold(s, string(name)) }
+		if i := slices.IndexFunc(fields, func(f reflect.StructField) bool { return is(f.Name) }); i >= 0 {
+			w.at(step{name: name}, func() { w.walk(value, fields[i].Type) })
+		} else if !slices.Contains(ignoredMembers, string(name)) && !slices.ContainsFunc(aliases, is) {
+			w.at(step{name: name}, w.note)
 		}
-	}
+		return true
+	})
 }
 
 // aliasMembers are other names that the UnmarshalJSON of a settings type takes.
@@ -72,42 +123,35 @@ var aliasMembers = map[reflect.Type][]string{
 	reflect.TypeFor[L4WfpProxyPolicySetting]():  {"Port"},
 }
 
-func walkPolicy(m map[string]any, shape reflect.Type, path string, out *[]string) {
-	for name, v := range m {
-		if strings.EqualFold(name, "Type") {
-			continue
+func (w *unknownWalk) walkPolicy(raw []byte, shape settingsType) {
+	eachMember(raw, func(name, value []byte) bool {
+		if len(value) > 0 && value[0] == '{' && (strings.EqualFold(string(name), "Settings") || strings.EqualFold(string(name), "Data")) {
+			w.at(step{name: name}, func() { w.walkMembers(value, shape.members, aliasMembers[shape.shape]) })
 		}
-		settings, ok := v.(map[string]any)
-		if !ok || !strings.EqualFold(name, "Settings") && !strings.EqualFold(name, "Data") {
-			continue
-		}
-		known := map[string]any{}
-		for k, x := range settings {
-			if !slices.ContainsFunc(aliasMembers[shape], func(a string) bool { return strings.EqualFold(a, k) }) {
-				known[k] = x
-			}
-		}
-		walkMembers(known, shape, strings.TrimPrefix(path+"."+name, "."), out)
-	}
+		return true
+	})
 }
 
 // policyShape is the settings type of a policy object, where t is a kind of policy and the type is known.
-func policyShape(m map[string]any, t reflect.Type) (reflect.Type, bool) {
-	name := ""
-	for k, v := range m {
-		if s, ok := v.(string); ok && strings.EqualFold(k, "Type") {
-			name = s
+func policyShape(raw []byte, t reflect.Type) (s settingsType, ok bool) {
+	endpoint, network := t == reflect.TypeFor[EndpointPolicy](), t == reflect.TypeFor[NetworkPolicy]()
+	if !endpoint && !network && t != reflect.TypeFor[SubnetPolicy]() {
+		return s, false
+	}
+	typ := ""
+	eachMember(raw, func(name, value []byte) bool {
+		if strings.EqualFold(string(name), "Type") && len(value) > 1 && value[0] == '"' {
+			typ = plainName(value[1 : len(value)-1])
 		}
+		return true
+	})
+	switch {
+	case endpoint:
+		s, ok = endpointSettings[canonicalType(EndpointPolicyType(typ), endpointSettings)]
+	case network:
+		s, ok = networkSettings[canonicalType(NetworkPolicyType(typ), networkSettings)]
+	default:
+		s, ok = subnetSettings[canonicalType(SubnetPolicyType(typ), subnetSettings)]
 	}
-	var s settingsType
-	var ok bool
-	switch t {
-	case reflect.TypeFor[EndpointPolicy]():
-		s, ok = endpointSettings[canonicalType(EndpointPolicyType(name), endpointSettings)]
-	case reflect.TypeFor[NetworkPolicy]():
-		s, ok = networkSettings[canonicalType(NetworkPolicyType(name), networkSettings)]
-	case reflect.TypeFor[SubnetPolicy]():
-		s, ok = subnetSettings[canonicalType(SubnetPolicyType(name), subnetSettings)]
-	}
-	return s.shape, ok
+	return s, ok
 }

@@ -162,10 +162,7 @@ func (e *HostComputeEndpoint) validatePolicies() error {
 	var outbound []OutboundNatPolicySetting
 	for i, p := range e.Policies {
 		at := policyPath(i)
-		if err := validatePolicy(p.Type, p.Settings, at, endpointSettings); err != nil {
-			return err
-		}
-		v, err := p.Decode()
+		v, err := readPolicy(p.Type, p.Settings, at, endpointSettings)
 		if err != nil {
 			return err
 		}
