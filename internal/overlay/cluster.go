@@ -50,11 +50,13 @@ type Cluster struct {
 
 	change sync.Mutex // held while it joins or leaves
 
-	mu    sync.Mutex
-	cfg   *config // nil: in no cluster
-	run   *running
-	base  context.Context // of Run; nil before
-	agent *Agent
+	mu   sync.Mutex
+	cfg  *config // nil: in no cluster
+	run  *running
+	base context.Context // of Run; nil before
+	// trouble is why the parts of the membership do not run.
+	trouble error
+	agent   *Agent
 }
 
 // config is what is kept of a membership.
@@ -125,17 +127,38 @@ func (c *Cluster) Run(ctx context.Context) {
 	c.base = ctx
 	cfg := c.cfg
 	c.mu.Unlock()
-	c.change.Lock()
 	if cfg != nil {
-		if err := c.up(cfg); err != nil {
-			c.log.Error("join the cluster again", "error", err)
-		}
+		c.resume(ctx)
 	}
-	c.change.Unlock()
 	<-ctx.Done()
 	c.change.Lock()
 	defer c.change.Unlock()
 	c.down()
+}
+
+// resume starts the parts of the membership that is kept, and tries again until it can: a file or a program may be missing for a while.
+func (c *Cluster) resume(ctx context.Context) {
+	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
+		c.change.Lock()
+		c.mu.Lock()
+		cfg := c.cfg
+		c.mu.Unlock()
+		var err error
+		if cfg != nil { // it may have left meanwhile
+			err = c.up(cfg)
+		}
+		c.mu.Lock()
+		c.trouble = err
+		c.mu.Unlock()
+		c.change.Unlock()
+		if err == nil {
+			return
+		}
+		c.log.Error("be in the cluster again", "error", err)
+		if !sleep(ctx, jitter(wait)) {
+			return
+		}
+	}
 }
 
 // Agent of the membership; nil while there is none.
@@ -252,19 +275,33 @@ func (c *Cluster) openDoor(ctx context.Context, r *running, cfg *config) error {
 		ca: ca, caKey: keyPEM, cert: cert, cli: r.cli, prefix: cfg.Etcd.Prefix, endpoints: r.cli.Endpoints, cluster: cfg.Cluster, version: c.opt.Version, log: c.log,
 		busy: make(chan struct{}, 4),
 	}
-	for _, a := range cfg.Addrs {
-		at := netip.AddrPortFrom(a, cfg.Member.Port+2).String()
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at)
-		if err != nil {
-			return fmt.Errorf("listen for hosts that join: %w: choose other ports with --port", err)
-		}
-		r.wg.Go(func() {
-			if err := d.serve(ctx, ln); err != nil && ctx.Err() == nil {
-				c.log.Error("hosts cannot join here", "address", at, "error", err)
-			}
-		})
+	at := netip.AddrPortFrom(cfg.Addrs[0], cfg.Member.Port+2).String()
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at)
+	if err != nil && !c.Joined() {
+		return fmt.Errorf("listen for hosts that join: %w: choose other ports with --port", err)
 	}
+	r.wg.Go(func() { c.keepDoor(ctx, d, at, ln, err) })
 	return nil
+}
+
+// keepDoor serves at an address that the host may not have at all times.
+func (c *Cluster) keepDoor(ctx context.Context, d *door, at string, ln net.Listener, err error) {
+	for said := ""; ; {
+		if err == nil {
+			err, said = d.serve(ctx, ln), ""
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if text := err.Error(); text != said {
+			c.log.Warn("hosts cannot join here", "address", at, "error", err)
+			said = text
+		}
+		if !sleep(ctx, jitter(2*time.Second)) {
+			return
+		}
+		ln, err = (&net.ListenConfig{}).Listen(ctx, "tcp", at)
+	}
 }
 
 // membersEvery is how often the list of etcd's members is looked at: hosts must know those that came after them.

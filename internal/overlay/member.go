@@ -68,11 +68,8 @@ func newMember(dir, runDir string, c *memberConfig, log *slog.Logger) (*member, 
 	if err != nil {
 		return nil, errNoEtcd
 	}
-	clients, advertised := []string{c.url(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)}, []string(nil)
-	for _, a := range c.Addrs {
-		clients = append(clients, c.url(a, 0))
-		advertised = append(advertised, c.url(a, 0))
-	}
+	// By one address only: etcd does not start while an address that it is to listen on is not there.
+	clients := []string{c.url(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0), c.client()}
 	state := "existing"
 	if c.New {
 		state = "new"
@@ -81,7 +78,7 @@ func newMember(dir, runDir string, c *memberConfig, log *slog.Logger) (*member, 
 	m := &member{dir: dir, pid: filepath.Join(runDir, "etcd.pid"), binary: binary, log: log}
 	m.args = []string{
 		"--name", c.Name, "--data-dir", filepath.Join(dir, "etcd"),
-		"--listen-client-urls", strings.Join(clients, ","), "--advertise-client-urls", strings.Join(advertised, ","),
+		"--listen-client-urls", strings.Join(clients, ","), "--advertise-client-urls", c.client(),
 		"--listen-peer-urls", c.peer(), "--initial-advertise-peer-urls", c.peer(),
 		"--initial-cluster", c.Initial, "--initial-cluster-state", state, "--initial-cluster-token", c.Token.Lower(),
 		"--client-cert-auth", "--trusted-ca-file", pki(fileCA), "--cert-file", pki(fileCert), "--key-file", pki(fileKey),

@@ -444,9 +444,7 @@ func (c *Cluster) Token(ctx context.Context, valid time.Duration) (string, error
 	var addrs []netip.AddrPort
 	for _, h := range r.agent.Hosts() {
 		if h.Join != 0 {
-			for _, a := range h.Addrs {
-				addrs = append(addrs, netip.AddrPortFrom(a, h.Join))
-			}
+			addrs = append(addrs, netip.AddrPortFrom(h.Addrs[0], h.Join))
 		}
 	}
 	if len(addrs) == 0 {
@@ -593,7 +591,7 @@ type MemberStatus struct {
 // Status of the membership; it asks the members of etcd.
 func (c *Cluster) Status(ctx context.Context) Membership {
 	c.mu.Lock()
-	cfg, r, a := c.cfg, c.run, c.agent
+	cfg, r, a, trouble := c.cfg, c.run, c.agent, c.trouble
 	c.mu.Unlock()
 	if cfg == nil {
 		return Membership{}
@@ -603,7 +601,10 @@ func (c *Cluster) Status(ctx context.Context) Membership {
 		m.Expires = p.Leaf.NotAfter
 	}
 	if a == nil || r == nil {
-		m.Status.Problem = "the daemon could not start its part: see its log"
+		m.Status.Problem = "the daemon is starting"
+		if trouble != nil {
+			m.Status.Problem = trouble.Error()
+		}
 		return m
 	}
 	m.Status = a.Status()
