@@ -83,10 +83,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	count_rx(port, p->len);
 	if (p->lan)
 		return send_lan(skb, p, device, kind);
-	if (kind == PORT_HOST && p->kind == PORT_CONTAINER) {
-		offload_offer(skb, f, device);
+	if (kind == PORT_HOST && p->kind == PORT_CONTAINER && offload_offer(skb, f, p, device))
 		return CARRY_OFFERED;
-	}
 	return send(skb, device, kind);
 }
 

@@ -230,6 +230,11 @@ static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int en
 	__sync_fetch_and_or(&f->state, end ? FLOW_FIN_B : FLOW_FIN_A);
 }
 
+/* Where a port has more than this part of its share, a connection takes its flow along when
+ * it ends. That keeps room, and the table in the CPU's caches: of thousands that have ended
+ * each entry would be fetched from memory to be made, and again to be swept out. */
+#define MANY_FLOWS 64
+
 /* A verification border. What follows both ends' FIN is the last of a connection. Where flows
  * are many it takes its flow along; else that waits for stragglers. */
 __noinline int flow_last(const struct flow_key *k)
@@ -249,7 +254,7 @@ __noinline int flow_last(const struct flow_key *k)
 		return 0;
 	at = f->charged;
 	s = bpf_map_lookup_elem(&bh_shares_v3, &at);
-	if (s && (__s64)s->flows > c->flows_per_port / 4)
+	if (s && (__s64)s->flows > c->flows_per_port / MANY_FLOWS)
 		flow_end(&room->key, f);
 	return 0;
 }

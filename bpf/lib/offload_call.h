@@ -6,6 +6,7 @@
 #define BULKHEAD_OFFLOAD_CALL_H
 
 #include "../include/helpers.h"
+#include "parse.h"
 #include "send.h"
 #include "structs.h"
 
@@ -32,10 +33,17 @@ struct {
  * machines lets no other function do so. */
 #define CARRY_OFFERED 0x100
 
-static __always_inline void offload_offer(struct __sk_buff *skb, const struct flow *f, __u32 device)
+/* 1 when the offload wants to see the packet: it has no entry of a flow that it has not
+ * been offered, but for one whose count has begun anew, which must learn of its end. */
+static __always_inline int offload_offer(struct __sk_buff *skb, const struct flow *f, const struct pkt *p, __u32 device)
 {
+	int eligible = f->packets[0] + f->packets[1] >= OFFLOAD_AFTER;
+
+	if (!eligible && !(p->tcp & (TCP_FIN | TCP_RST)))
+		return 0;
 	skb->cb[OFFLOAD_CB_DEVICE] = device;
-	skb->cb[OFFLOAD_CB_ELIGIBLE] = f->packets[0] + f->packets[1] >= OFFLOAD_AFTER;
+	skb->cb[OFFLOAD_CB_ELIGIBLE] = eligible;
+	return 1;
 }
 
 /* Goes on here only when the slot is empty. */

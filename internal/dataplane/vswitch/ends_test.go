@@ -288,8 +288,8 @@ func TestLastWordMakesRoom(t *testing.T) {
 			}
 		}
 	})
-	if n := w.share(w.a); n > 150 {
-		t.Errorf("a's share holds %d flows of ended connections; with a quarter of 400 it should make room", n)
+	if n := w.share(w.a); n > 60 {
+		t.Errorf("a's share holds %d flows of ended connections; with a sixty-fourth of 400 it should make room", n)
 	}
 }
 
