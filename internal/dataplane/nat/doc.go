@@ -4,10 +4,10 @@
 // The table is static rules over sets and maps. A network, an endpoint or a port is an element, never a rule, so its
 // cost does not grow with their number and a change is one small netlink message. What the rules decide:
 //
-//		       raw            dstnat          mangle   filter               srcnat
-//		 in ──▶ guard ──▶ ct ──▶ prerouting ──▶ mss ──▶ forward ─────────────▶ postrouting ──▶ out
-//		                          │ publish               to_network / from_network
-//		 host process ─────────▶ output ──▶ redirects ──────────────────────▶ postrouting ──▶ out
+//		       raw            dstnat          filter               srcnat
+//		 in ──▶ guard ──▶ ct ──▶ prerouting ──▶ forward ─────────────▶ postrouting ──▶ out
+//		                          │ publish      to_network / from_network
+//		 host process ─────────▶ output ──▶ redirects ──────────────▶ postrouting ──▶ out
 //
 //	  - guard (before conntrack): frames that try to reach loopback, a container or a gateway address from the wrong
 //	    side end here, so no later rule or sysctl of anybody can let them in;

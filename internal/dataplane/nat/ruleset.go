@@ -195,6 +195,9 @@ func translationChains() []chainSpec {
 // processes get the reset: to them the ICMP error does not come back.
 const linkLocal = "ip6 daddr fe80::/10" + notHere6
 
+// clampSegments is in the chains that a packet passes anyway: a chain with a hook of its own costs each of them more.
+const clampSegments = "tcp flags syn tcp option maxseg size set rt mtu"
+
 const (
 	notHere4 = " meta l4proto . th dport @" + setLoopback4 + " reject with "
 	notHere6 = " meta l4proto . th dport @" + setLinkLocal + " reject with "
@@ -233,16 +236,13 @@ func filterChains() []chainSpec {
 			`iifname "lo" ip6 daddr ::1 meta l4proto tcp` + notHere6 + "tcp reset",
 			`iifname "lo" ip6 daddr ::1` + notHere6 + "icmpv6 type port-unreachable",
 		}},
-		{name: "mss", kind: "filter", hook: "forward", priority: "-150", doc: "Clamps the segment size of TCP connections across a network's border to the path's MTU, both ways.", rules: []string{
-			`oifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
-			`iifname "bhh*" tcp flags syn tcp option maxseg size set rt mtu`,
-		}},
 		{name: "forward", kind: "filter", hook: "forward", priority: "0", doc: "Sends what concerns a network to the two chains below; everything else passes untouched.", rules: []string{
 			`oifname "bhh*" goto to_network`,
 			`iifname "bhh*" goto from_network`,
 		}},
-		{name: "to_network", doc: "Into a network: to a proxy on it and back, answers, published ports, and subnets of the same network; the rest is dropped by reason.", rules: []string{
-			"iifname . oifname @" + setSameNetwork + " ct status dnat accept",
+		{name: "to_network", doc: "Into a network: to a proxy on it and back, answers, published ports, and subnets of the same network; the rest is dropped by reason. The segment size of TCP connections across its border is clamped to the path's MTU, both ways.", rules: []string{
+			clampSegments,
+			`iifname "bhh*" iifname . oifname @` + setSameNetwork + " ct status dnat accept",
 			"oifname != @" + setNATVNICs + drop(DropInternal),
 			"ip saddr 127.0.0.0/8" + drop(DropLoopback),
 			`iifname "bhh*" iifname != @` + setNATVNICs + drop(DropInternal),
@@ -253,6 +253,7 @@ func filterChains() []chainSpec {
 			"counter name " + DropDirect + " drop",
 		}},
 		{name: "from_network", doc: "Out of a network by a device that is not ours: allowed from NAT networks only.", rules: []string{
+			clampSegments,
 			"iifname != @" + setNATVNICs + drop(DropInternal),
 		}},
 		{name: "redirects", kind: "filter", hook: "output", priority: "0", doc: "Hairpin traffic goes back where it came from, which makes the host advise a shorter path; following that would go around the translation.", rules: []string{
