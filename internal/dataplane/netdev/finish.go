@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -42,7 +43,11 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 		if !f.n.known.isFresh(l.name) {
 			ps.found(string(id), "link "+port.Device, "down")
 		}
-		up = append(up, setLink("set "+port.Device+" up", l.index, unix.IFF_UP))
+		w := setLink("set "+port.Device+" up", l.index, unix.IFF_UP)
+		if l.alias == "" {
+			w.req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(port.Alias)))
+		}
+		up = append(up, w)
 	}
 	ps.fail(f.n.host.write(up...))
 	for _, port := range ready {
@@ -99,7 +104,7 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 		}
 		if index := f.n.known.newborn(c.New.Device); index != 0 {
 			ready = append(ready, c.New)
-			w := setLink("set "+c.New.Device+" up", index, unix.IFF_UP)
+			w := setLink("set "+c.New.Device+" up", index, unix.IFF_UP, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(c.New.Alias)))
 			w.fine = []unix.Errno{unix.ENODEV} // deleted by somebody just now, which wakes the engine
 			up = append(up, w)
 			continue

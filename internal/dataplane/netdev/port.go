@@ -78,17 +78,21 @@ func (ps *pass) makePair(p *plan.Port) error {
 	}
 	ps.forget(p.Device)
 	// Both ends as they are now; only their indices may have to be asked for. An echo of the message (NLM_F_ECHO) would
-	// tell too, but costs as much as the look-up.
-	near, ok, err := ps.n.host.linkByName(p.Device)
-	if err != nil || !ok {
-		return fmt.Errorf("find new link %s: %w", p.Device, errors.Join(err, missingIf(!ok)))
+	// tell too, but costs as much as the look-up by netlink.
+	near := link{name: p.Device, kind: "veth", mtu: p.VNIC.MTU, group: groupOurs, flags: unix.IFF_NOARP, peer: s.next}
+	if near.index, err = indexAt(ps.n.host.fd, p.Device); err != nil {
+		return fmt.Errorf("find new link %s: %w", p.Device, err)
 	}
 	ps.n.known.born(p.Device, near.index)
 	far := link{index: s.next, name: p.VNIC.Device, kind: "veth", mtu: p.VNIC.MTU, mac: p.VNIC.MAC, peer: near.index}
 	if s.next != 0 {
 		s.next++
-	} else if far, ok, err = s.conn.linkByName(p.VNIC.Device); err != nil || !ok {
-		return fmt.Errorf("find new interface %s: %w", p.VNIC.Device, errors.Join(err, missingIf(!ok)))
+	} else {
+		ok := false
+		if far, ok, err = s.conn.linkByName(p.VNIC.Device); err != nil || !ok {
+			return fmt.Errorf("find new interface %s: %w", p.VNIC.Device, errors.Join(err, missingIf(!ok)))
+		}
+		near.peer = far.index
 	}
 	if ps.links != nil {
 		ps.links[near.name] = near
@@ -242,7 +246,8 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 	object := "link " + p.Device
 	var attrs []*nl.RtAttr
 	var words []string
-	if l.alias != p.Alias {
+	// That of a new one comes with the message that sets it up: each is an event for all who listen.
+	if l.alias != p.Alias && !fresh {
 		d.found(object, "alias %q", l.alias)
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(p.Alias)))
 		words = append(words, fmt.Sprintf("alias %q", p.Alias))

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is an rtnetlink socket that sends several messages in one system call. The kernel works them off in order and
-// acknowledges each, so what configures a vNIC costs one round trip; that is why this does not go through
-// netlink.Handle, which waits for each message.
+// conn is an rtnetlink socket that sends several messages in one system call. The kernel works them off in order, tells of
+// each that fails and acknowledges the last, so what configures a vNIC costs one round trip; that is why this does not go
+// through netlink.Handle, which waits for each message.
 type conn struct {
 	mu     sync.Mutex
 	fd     int
@@ -25,7 +25,7 @@ type conn struct {
 }
 
 const (
-	// batchSize bounds the messages in flight: the acknowledgements must fit into the socket's receive buffer.
+	// batchSize bounds the messages in flight: what the kernel says of them must fit into the socket's receive buffer.
 	batchSize = 32
 	// replyTimeout is generous because another's batch deletion may hold the kernel's one configuration lock.
 	replyTimeout = 30
@@ -108,10 +108,14 @@ func (c *conn) writePart(ws []write) error {
 	defer c.mu.Unlock()
 	var out []byte
 	first := c.seq + 1
-	for _, w := range ws {
+	for i, w := range ws {
 		c.seq++
 		w.req.Seq = c.seq
-		w.req.Flags |= unix.NLM_F_ACK
+		if i == len(ws)-1 {
+			w.req.Flags |= unix.NLM_F_ACK
+		} else {
+			w.req.Flags &^= unix.NLM_F_ACK // as the library makes them
+		}
 		out = append(out, w.req.Serialize()...)
 		for len(out)%unix.NLMSG_ALIGNTO != 0 {
 			out = append(out, 0)
@@ -122,17 +126,17 @@ func (c *conn) writePart(ws []write) error {
 		return fmt.Errorf("%s: %w", ws[0].doing, err)
 	}
 	var errs []error
-	for answered := 0; answered < len(ws); {
+	for done := false; !done; {
 		msgs, err := c.receive()
 		if err != nil {
-			return fmt.Errorf("%s: read the kernel's answer: %w", ws[answered].doing, err)
+			return errors.Join(append(errs, fmt.Errorf("%s: read the kernel's answer: %w", ws[0].doing, err))...)
 		}
 		for _, m := range msgs {
 			i := int(m.Header.Seq - first)
 			if m.Header.Type != unix.NLMSG_ERROR || i < 0 || i >= len(ws) {
 				continue // late answer to a request that was given up
 			}
-			answered++
+			done = done || i == len(ws)-1
 			if err := answerError(m); err != nil && !ws[i].isFine(err) {
 				errs = append(errs, fmt.Errorf("%s: %w", ws[i].doing, err))
 			}
@@ -160,7 +164,12 @@ func (c *conn) send(b []byte) error {
 }
 
 // receive reads one datagram. The messages point into the socket's buffer and are valid until the next call.
-func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
+func (c *conn) receive() ([]syscall.NetlinkMessage, error) { return c.read(0) }
+
+// poll does the same when there is one, and else says EAGAIN.
+func (c *conn) poll() ([]syscall.NetlinkMessage, error) { return c.read(unix.MSG_DONTWAIT) }
+
+func (c *conn) read(flags int) ([]syscall.NetlinkMessage, error) {
 	if c.buf == nil {
 		if b, ok := c.bufs.Get().(*[]byte); ok {
 			c.buf = *b
@@ -169,7 +178,7 @@ func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
 		}
 	}
 	for {
-		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
+		n, _, err := unix.Recvfrom(c.fd, c.buf, flags)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

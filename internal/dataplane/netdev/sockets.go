@@ -74,15 +74,20 @@ func (n *Netdev) DeviceIndex(ctx context.Context, path, device string) (int, err
 
 // indexByName looks in the calling thread's namespace.
 func indexByName(device string) (int, error) {
-	ifr, err := unix.NewIfreq(device)
-	if err != nil {
-		return 0, err
-	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open socket: %w", err)
 	}
 	defer unix.Close(fd)
+	return indexAt(fd, device)
+}
+
+// indexAt looks in a socket's namespace.
+func indexAt(fd int, device string) (int, error) {
+	ifr, err := unix.NewIfreq(device)
+	if err != nil {
+		return 0, err
+	}
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
 		return 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -49,11 +50,26 @@ type watcher struct {
 	n       *Netdev
 	wake    func(cause string)
 	netlink *conn
+	// look is for questions: on the socket of the appliers they would wait for each other.
+	look    *conn
 	inotify int
 	end     int // readable when the context ends
 	ours    map[int]bool
 	inside  inside
+	// changed are the links of ours that were told of and not judged yet, by index: of several events of one the last
+	// counts.
+	changed map[int]linkEvent
 }
+
+type linkEvent struct {
+	link
+	event uint16
+	byUs  bool
+}
+
+// calmDown is how long events gather before they are read: an attach makes a dozen, and who reads each when it comes does
+// so on the processor, and under the lock, that the rest of the attach needs.
+const calmDown = 5 * time.Millisecond
 
 var watchGroups = []int{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
@@ -64,7 +80,7 @@ var watchGroups = []int{
 // compartments, until ctx ends. Our own routine changes do not wake. What happened has to be looked up: events may be
 // lost, and a loss wakes as well. ready, unless nil, is closed once events are caught.
 func (n *Netdev) Watch(ctx context.Context, wake func(cause string), ready chan<- struct{}) error {
-	w := &watcher{n: n, wake: wake, inotify: -1, end: -1, ours: map[int]bool{}}
+	w := &watcher{n: n, wake: wake, inotify: -1, end: -1, ours: map[int]bool{}, changed: map[int]linkEvent{}}
 	if err := n.home.do(w.open); err != nil {
 		w.close()
 		return fmt.Errorf("watch the host's network: %w", err)
@@ -105,6 +121,9 @@ func (w *watcher) open() (err error) {
 	if w.netlink, err = w.n.openConn(); err != nil {
 		return err
 	}
+	if w.look, err = w.n.openConn(); err != nil {
+		return err
+	}
 	for _, g := range watchGroups {
 		if err := unix.SetsockoptInt(w.netlink.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
 			return fmt.Errorf("join netlink group %d: %w", g, err)
@@ -132,11 +151,10 @@ func (w *watcher) open() (err error) {
 }
 
 func (w *watcher) close() {
-	if w.netlink != nil {
-		w.netlink.close()
-	}
-	if w.inside.conn != nil {
-		w.inside.conn.close()
+	for _, c := range []*conn{w.netlink, w.look, w.inside.conn} {
+		if c != nil {
+			c.close()
+		}
 	}
 	for _, fd := range []int{w.inotify, w.end} {
 		if fd >= 0 {
@@ -147,7 +165,7 @@ func (w *watcher) close() {
 
 // learn notes which devices are ours now.
 func (w *watcher) learn() {
-	links, err := w.n.host.listLinks()
+	links, err := w.look.listLinks()
 	if err != nil {
 		return // unknown devices count as foreign and wake: too often rather than too rarely
 	}
@@ -167,8 +185,15 @@ func (w *watcher) run(ctx context.Context) error {
 			{Fd: int32(w.end), Events: unix.POLLIN},
 			{Fd: int32(w.inside.conn.fd), Events: unix.POLLIN},
 		}
-		if _, err := unix.Poll(fds, w.inside.wait()); err != nil && !errors.Is(err, unix.EINTR) {
+		n, err := unix.Poll(fds, w.inside.wait())
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for kernel events: %w", err)
+		}
+		if n > 0 && fds[2].Revents == 0 {
+			select {
+			case <-ctx.Done():
+			case <-time.After(calmDown):
+			}
 		}
 		if fds[2].Revents != 0 || ctx.Err() != nil {
 			return ctx.Err()
@@ -192,19 +217,25 @@ func (w *watcher) run(ctx context.Context) error {
 	}
 }
 
+// readNetlink reads what there is, but lets others have their turn in a storm.
 func (w *watcher) readNetlink() error {
-	msgs, err := w.netlink.receive()
-	if errors.Is(err, unix.ENOBUFS) {
-		w.learn()
-		w.wake("kernel events were lost")
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read kernel events: %w", err)
-	}
-	for _, m := range msgs {
-		if cause := w.judge(m); cause != "" {
-			w.wake(cause)
+	defer w.judgeLinks()
+	for range 1024 {
+		msgs, err := w.netlink.poll()
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			w.learn()
+			w.wake("kernel events were lost")
+			continue
+		case err != nil:
+			return fmt.Errorf("read kernel events: %w", err)
+		}
+		for _, m := range msgs {
+			if cause := w.judge(m); cause != "" {
+				w.wake(cause)
+			}
 		}
 	}
 	return nil
@@ -244,21 +275,45 @@ func (w *watcher) judge(m syscall.NetlinkMessage) string {
 	return ""
 }
 
-// judgeLink judges an event of a link by how the link is now: the event may be old, and the kernel does not say whose
-// doing most of them are.
+// judgeLink judges an event of a link that is not ours; one of ours is only noted.
 func (w *watcher) judgeLink(m syscall.NetlinkMessage, byUs bool) string {
 	l := parseLink(m.Data)
+	whole := nl.DeserializeIfInfomsg(m.Data).Family == unix.AF_UNSPEC
 	if !l.ours() && !w.ours[l.index] {
-		if byUs || nl.DeserializeIfInfomsg(m.Data).Family != unix.AF_UNSPEC {
+		if byUs || !whole {
 			return "" // the latter are a device's bridge and IPv6 details
 		}
 		return "link " + l.name + " changed"
 	}
 	w.ours[l.index] = m.Header.Type == unix.RTM_NEWLINK
+	if _, ok := w.changed[l.index]; whole || !ok {
+		w.changed[l.index] = linkEvent{link: l, event: m.Header.Type, byUs: byUs}
+	}
+	return ""
+}
+
+// judgeLinks judges the links of ours that were told of by how they are now: an event may be old, and the kernel does not
+// say whose doing most of them are. One that shows its link as it should be is no cause to look, for should it be otherwise
+// now, another event says so.
+func (w *watcher) judgeLinks() {
+	for _, ev := range w.changed {
+		if cause := w.judgeOurs(ev); cause != "" {
+			w.wake(cause)
+		}
+	}
+	clear(w.changed)
+}
+
+func (w *watcher) judgeOurs(l linkEvent) string {
 	if l.group == groupDying {
 		return ""
 	}
-	now, exists, err := w.n.host.linkByName(l.name)
+	if l.event == unix.RTM_NEWLINK {
+		if right, ok := w.n.known.judge(l.link); ok && right {
+			return ""
+		}
+	}
+	now, exists, err := w.look.linkByName(l.name)
 	switch {
 	case err != nil:
 		return "link " + l.name + " cannot be looked at"
@@ -267,7 +322,7 @@ func (w *watcher) judgeLink(m syscall.NetlinkMessage, byUs bool) string {
 	case !exists, now.group == groupDying:
 		return ""
 	}
-	if right, ok := w.n.known.judge(now); right || !ok && byUs {
+	if right, ok := w.n.known.judge(now); right || !ok && l.byUs {
 		return ""
 	}
 	return "link " + l.name + " changed"

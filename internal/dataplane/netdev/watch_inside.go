@@ -97,36 +97,44 @@ func insideFilter(pid uint32) []unix.SockFilter {
 	}
 }
 
-// readInside reads one datagram of the socket. What comes without the number of a namespace is the host's own, which the
-// other socket tells of.
+// readInside reads what is on the socket, but lets others have their turn in a storm.
 func (w *watcher) readInside() error {
 	c := w.inside.conn
 	if c.buf == nil {
 		c.buf = make([]byte, 64<<10)
 	}
 	oob := make([]byte, 64)
-	size, oobSize, _, _, err := unix.Recvmsg(c.fd, c.buf, oob, 0)
-	switch {
-	case errors.Is(err, unix.EINTR):
-		return nil
-	case errors.Is(err, unix.ENOBUFS):
-		w.suspect(-1, 0, "events of compartments were lost")
-		return nil
-	case err != nil:
-		return fmt.Errorf("read events of compartments: %w", err)
+	for range 1024 {
+		size, oobSize, _, _, err := unix.Recvmsg(c.fd, c.buf, oob, unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOBUFS):
+			w.suspect(-1, 0, "events of compartments were lost")
+		case err != nil:
+			return fmt.Errorf("read events of compartments: %w", err)
+		default:
+			w.judgeDatagram(c.buf[:size], oob[:oobSize])
+		}
 	}
-	nsid, ok := namespaceNumber(oob[:oobSize])
+	return nil
+}
+
+// judgeDatagram leaves alone what comes without the number of a namespace: that is the host's own, which the other socket
+// tells of.
+func (w *watcher) judgeDatagram(b, oob []byte) {
+	nsid, ok := namespaceNumber(oob)
 	if !ok {
-		return nil
+		return
 	}
-	msgs, err := syscall.ParseNetlinkMessage(c.buf[:size])
+	msgs, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
-		return nil //nolint:nilerr // not netlink as we know it: nothing of ours
+		return // not netlink as we know it: nothing of ours
 	}
 	for _, m := range msgs {
 		w.judgeInside(nsid, m)
 	}
-	return nil
 }
 
 func namespaceNumber(oob []byte) (int, bool) {

@@ -19,6 +19,7 @@ import (
 // through the stack once more, which costs each of them a packet.
 type offloadWatch struct {
 	rules, routes int // sockets
+	buf           []byte
 	nl            *netlink.Handle
 	// running is set while somebody reads the sockets; without, nothing is carried.
 	running bool
@@ -35,13 +36,13 @@ type neighbourKey struct {
 const maxNeighbours = 8192
 
 func newOffloadWatch() (*offloadWatch, error) {
-	w := &offloadWatch{rules: -1, routes: -1, macs: map[neighbourKey]string{}}
+	w := &offloadWatch{rules: -1, routes: -1, buf: make([]byte, 1<<16), macs: map[neighbourKey]string{}}
 	var err error
 	if w.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	if w.rules, err = listenTo(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err == nil {
-		w.routes, err = listenTo(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
+	if w.rules, err = listenTo(unix.NETLINK_NETFILTER, nil, unix.NFNLGRP_NFTABLES); err == nil {
+		w.routes, err = listenTo(unix.NETLINK_ROUTE, withoutPorts(), unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
 			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 			unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	}
@@ -51,13 +52,48 @@ func newOffloadWatch() (*offloadWatch, error) {
 	return w, nil
 }
 
-func listenTo(protocol int, groups ...int) (int, error) {
+// withoutPorts drops what happens to the switch sides of ports, which have neither addresses nor routes: each endpoint that
+// comes would have all devices and routes looked at half a dozen times, by another processor and under the lock that the
+// rest of its attach waits for.
+func withoutPorts() []unix.SockFilter {
+	const headType, firstAttr = 4, unix.SizeofNlMsghdr + unix.SizeofIfInfomsg // the name is a link's first attribute
+	swap16 := func(v uint16) uint32 {
+		return uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v)))
+	}
+	load := func(size uint16, at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_ABS | size, K: at}
+	}
+	equal := func(k uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jt: yes, Jf: no}
+	}
+	prefix := binary.BigEndian.Uint32([]byte(plan.PortPrefix + "\x00"))
+	return []unix.SockFilter{
+		load(unix.BPF_H, headType),
+		equal(swap16(unix.RTM_NEWLINK), 1, 0),
+		equal(swap16(unix.RTM_DELLINK), 0, 5), // accept
+		load(unix.BPF_H, firstAttr+2),
+		equal(swap16(unix.IFLA_IFNAME), 0, 3),
+		load(unix.BPF_W, firstAttr+unix.SizeofRtAttr),
+		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: 0xffffff00},
+		equal(prefix, 1, 0), // drop
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 16},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+}
+
+func listenTo(protocol int, filter []unix.SockFilter, groups ...int) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return -1, fmt.Errorf("open netlink: %w", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return -1, errors.Join(fmt.Errorf("bind netlink: %w", err), unix.Close(fd))
+	}
+	if len(filter) > 0 {
+		prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog); err != nil {
+			return -1, errors.Join(fmt.Errorf("filter kernel events: %w", err), unix.Close(fd))
+		}
 	}
 	for _, g := range groups {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
@@ -119,8 +155,7 @@ func (w *offloadWatch) uplinks() (map[uint32]uint32, error) {
 }
 
 // read empties a socket. Messages that were lost say the same as messages.
-func read(fd int, each func([]syscall.NetlinkMessage)) error {
-	buf := make([]byte, 1<<16)
+func read(fd int, buf []byte, each func([]syscall.NetlinkMessage)) error {
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		switch {
@@ -257,12 +292,12 @@ func (o *offload) look() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	changed, moved := false, false
-	err := read(o.watch.rules, func([]syscall.NetlinkMessage) { changed = true })
+	err := read(o.watch.rules, o.watch.buf, func([]syscall.NetlinkMessage) { changed = true })
 	if err != nil {
 		return err
 	}
 	served := func(index uint32) bool { _, ok := o.links[index]; return ok }
-	err = read(o.watch.routes, func(msgs []syscall.NetlinkMessage) {
+	err = read(o.watch.routes, o.watch.buf, func(msgs []syscall.NetlinkMessage) {
 		moved = moved || msgs == nil
 		for _, m := range msgs {
 			if o.watch.concerns(m, served) {
