@@ -2,6 +2,8 @@ package engine
 
 import (
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -36,6 +38,8 @@ type txn struct {
 	facts *plan.Facts
 	// stored gets the outcome of the write.
 	stored chan error
+	// writes says that its commit has to write, with it whatever else is not stored yet.
+	writes bool
 	// dry transactions are taken back, whatever comes of them.
 	dry bool
 }
@@ -54,6 +58,10 @@ func (e *Engine) commitOnce(fn func(*txn) error) (uint64, error) {
 	t, rev, err := e.change(fn)
 	if err != nil || t == nil {
 		return rev, err
+	}
+	// Who waits anyway writes: another goroutine is another processor to wake.
+	if t.writes && e.storeBatch() {
+		go e.storeAll()
 	}
 	if err := <-t.stored; err != nil {
 		return 0, api.Errorf(api.KindInternal, "store the change: %w", err).
@@ -89,8 +97,7 @@ func (e *Engine) change(fn func(*txn) error) (*txn, uint64, error) {
 	}
 	e.unstored = append(e.unstored, t)
 	if !e.storing {
-		e.storing = true
-		go e.storeAll()
+		e.storing, t.writes = true, true
 	}
 	return t, e.st.rev, nil
 }
@@ -117,40 +124,50 @@ func (t *txn) finish() {
 	}
 }
 
-// storeAll writes transactions until none is left, those that came meanwhile in
-// one go. It has no owner that waits for it: every commit does, for its own.
+// storeAll writes transactions until none is left. It has no owner that waits for
+// it: every commit does, for its own.
 func (e *Engine) storeAll() {
-	for {
-		e.mu.Lock()
-		batch := e.unstored
-		lasting, passing := e.opt.DB, e.opt.Passing
-		e.unstored = nil
-		if len(batch) == 0 {
-			e.storing = false
-			e.mu.Unlock()
-			return
-		}
-		e.mu.Unlock()
-		begin := time.Now()
-		err := e.write(lasting, passing, batch)
-		e.opt.Meter.Commit(time.Since(begin), err)
-		if err != nil {
-			e.unstorable(batch, err)
-			continue
-		}
-		e.mu.Lock()
+	for e.storeBatch() {
+	}
+}
+
+// storeBatch writes the transactions that are not stored yet in one go, and tells
+// whether others came meanwhile. When none did, the next commit writes.
+func (e *Engine) storeBatch() (more bool) {
+	e.mu.Lock()
+	batch := e.unstored
+	lasting, passing := e.opt.DB, e.opt.Passing
+	e.unstored = nil
+	e.mu.Unlock()
+	begin := time.Now()
+	err := e.write(lasting, passing, batch)
+	e.opt.Meter.Commit(time.Since(begin), err)
+	if err != nil {
+		e.unstorable(batch, err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err == nil {
 		for _, t := range batch {
 			t.finish()
 			t.stored <- nil
 		}
-		e.mu.Unlock()
 	}
+	e.storing = len(e.unstored) > 0
+	return e.storing
 }
 
 // write writes a batch, to the store that outlives the host's run first. A crash in
 // between leaves what a restart of the host leaves too: endpoints and containers
 // without their compartments.
-func (e *Engine) write(lasting, passing *store.DB, batch []*txn) error {
+func (e *Engine) write(lasting, passing *store.DB, batch []*txn) (err error) {
+	// It runs for one caller and writes for others too: they must not wait for ever when it panics.
+	defer func() {
+		if p := recover(); p != nil {
+			e.log.Error("the store made the daemon panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = fmt.Errorf("the store is damaged: %v", p)
+		}
+	}()
 	var last, pass []saving
 	for _, t := range batch {
 		for _, s := range t.save {
@@ -167,7 +184,7 @@ func (e *Engine) write(lasting, passing *store.DB, batch []*txn) error {
 	if len(last) > 0 && len(pass) > 0 {
 		e.opt.Step("half-stored")
 	}
-	err := put(passing, pass)
+	err = put(passing, pass)
 	if err == nil || len(last) == 0 {
 		return err
 	}

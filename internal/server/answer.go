@@ -63,6 +63,10 @@ func (s *Server) finish(rec *recorder, r *http.Request, start time.Time) {
 		s.fail(rec, r, api.Errorf(api.KindInternal, "%s %s: the daemon hit a bug", r.Method, r.URL.Path).
 			Hint("see the daemon's log for a stack trace, and report it"))
 	}
+	// A whole answer need not wait for the log.
+	if rec.status == http.StatusNoContent || rec.Header().Get("Content-Length") != "" {
+		_ = http.NewResponseController(rec).Flush()
+	}
 	if s.observe != nil {
 		s.observe(r, pattern(r), rec.status)
 	}
