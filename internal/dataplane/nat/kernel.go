@@ -16,7 +16,10 @@ import (
 // kernel reads and writes nftables by netlink in one network namespace.
 type kernel struct {
 	netns int // descriptor; 0 is the caller's own namespace
-	// writer is kept open, since opening a socket costs as much as writing an element. Writes take turns.
+	// in runs a function in it.
+	in func(func() error) error
+	// batch writes elements, and writer what else is written without nft. Writes take turns.
+	batch  batcher
 	writer *nftables.Conn
 }
 

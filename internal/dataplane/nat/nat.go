@@ -58,6 +58,7 @@ func New(c Config) (*Applier, error) {
 		}
 		a.netns, a.k.netns = f, int(f.Fd())
 	}
+	a.k.in = a.inNetns
 	a.ports = newReservations(a.inNetns)
 	return a, nil
 }
@@ -108,7 +109,7 @@ func (a *Applier) reconcile(ctx context.Context, want elements) (have *listing, 
 		}
 		drift := a.drift(have)
 		if have.exists && have.seal == seal(have.static) {
-			err = a.commit(func() error { return a.k.write(have.elements.without(want), want.without(have.elements)) })
+			err = a.k.write(have.elements.without(want), want.without(have.elements))
 		} else {
 			err = a.install(ctx, want, have.exists)
 		}
@@ -216,7 +217,7 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	gone := was.without(is)
 	del, add := a.changes(was, is)
 	if len(del) > 0 || len(add) > 0 {
-		if err := a.commit(func() error { return a.k.write(del, add) }); err != nil {
+		if err := a.k.write(del, add); err != nil {
 			// Somebody changed the sets meanwhile: what is there has to be listed.
 			a.log.Info("the table differs from what was written", "err", err)
 			want, _ := planElements(p) // its errors are those of the delta, or were told before
@@ -257,7 +258,7 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	if len(del) == 0 {
 		return nil
 	}
-	if err := a.commit(func() error { return a.k.write(del, nil) }); err != nil {
+	if err := a.k.write(del, nil); err != nil {
 		return fmt.Errorf("cut off %d elements: %w", len(del), err)
 	}
 	a.remember(del, nil)

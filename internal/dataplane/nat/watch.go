@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// commits knows which generations of the ruleset are ours. Each commit raises the generation by one, so a generation
-// that appeared while we committed, and only one did, is ours. The process ID that the kernel reports with it does not
-// serve: it is that of a thread, and that of nft when the whole table is written.
+// commits knows which generations of the ruleset are ours, of those that were not written by our batcher, whose address
+// says so. Each commit raises the generation by one, so a generation that appeared while we committed, and only one did,
+// is ours. The process ID that the kernel reports with it does not serve: it is that of a thread, and that of nft when
+// the whole table is written.
 type commits struct {
 	mu   sync.Mutex
 	ours map[uint32]bool
-	last uint32        // the newest generation known, 0 for none: it need not be asked for before a commit
 	c    *netlink.Conn // to ask for the generation, kept open
 }
 
@@ -34,12 +34,9 @@ func (a *Applier) commit(write func() error) error {
 		}
 		a.commits.c = c
 	}
-	before := a.commits.last
-	if before == 0 {
-		var err error
-		if before, err = generation(a.commits.c); err != nil {
-			return errors.Join(err, a.commits.close())
-		}
+	before, err := generation(a.commits.c)
+	if err != nil {
+		return errors.Join(err, a.commits.close())
 	}
 	if err := write(); err != nil {
 		return err
@@ -51,7 +48,6 @@ func (a *Applier) commit(write func() error) error {
 	if after == before+1 {
 		a.commits.remember(after)
 	}
-	a.commits.last = after
 	return nil
 }
 
@@ -77,9 +73,6 @@ func (c *commits) forget(gen uint32) bool {
 	defer c.mu.Unlock()
 	ours := c.ours[gen]
 	delete(c.ours, gen)
-	if c.last != 0 && int32(gen-c.last) > 0 {
-		c.last = gen
-	}
 	return ours
 }
 
@@ -120,7 +113,7 @@ func (a *Applier) Watch(ctx context.Context, wake func(cause string)) error {
 
 // foreignCommit tells whether a message announces a generation that is not ours.
 func (a *Applier) foreignCommit(m netlink.Message) (string, bool) {
-	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || m.Header.PID == a.k.batch.port.Load() {
 		return "", false
 	}
 	g, err := parseGeneration(m.Data)

@@ -3,7 +3,6 @@ package nat
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -31,12 +30,13 @@ func (k *kernel) flush() error {
 }
 
 func (k *kernel) close() error {
+	err := k.batch.close()
 	if k.writer == nil {
-		return nil
+		return err
 	}
 	c := k.writer
 	k.writer = nil
-	return c.CloseLasting()
+	return errors.Join(err, c.CloseLasting())
 }
 
 // elementsPerMessage keeps an element list below the 64 KiB that one netlink attribute can hold.
@@ -47,31 +47,20 @@ func (k *kernel) write(del, add elements) error {
 	if len(del) == 0 && len(add) == 0 {
 		return nil
 	}
-	c, err := k.open()
+	if k.batch.fd == 0 {
+		if err := k.in(k.batch.open); err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+	}
+	ms, err := messages(nil, unix.NFT_MSG_DELSETELEM, 0, del)
+	if err == nil {
+		ms, err = messages(ms, unix.NFT_MSG_NEWSETELEM, netlink.Create, add)
+	}
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(queue(del, c.SetDeleteElements), queue(add, c.SetAddElements)); err != nil {
-		return errors.Join(err, k.close())
-	}
-	if err := k.flush(); err != nil {
-		return fmt.Errorf("write %d and delete %d elements: %w", len(add), len(del), err)
-	}
-	return nil
-}
-
-func queue(es elements, op func(*nftables.Set, []nftables.SetElement) error) error {
-	bySet := map[string][]nftables.SetElement{}
-	for _, k := range es.sorted() {
-		bySet[k.set] = append(bySet[k.set], nftables.SetElement{Key: []byte(k.key), KeyEnd: []byte(k.last), Val: []byte(es[k].val), IntervalEnd: k.end})
-	}
-	for _, s := range sets() {
-		for chunk := range slices.Chunk(bySet[s.name], elementsPerMessage) {
-			set := &nftables.Set{Table: table, Name: s.name, Interval: s.interval, Concatenation: s.ranges(), IsMap: s.value != ""}
-			if err := op(set, chunk); err != nil {
-				return fmt.Errorf("encode elements of %s: %w", s.name, err)
-			}
-		}
+	if err := k.batch.commit(ms); err != nil {
+		return fmt.Errorf("write %d and delete %d elements: %w", len(add), len(del), errors.Join(err, k.batch.close()))
 	}
 	return nil
 }
