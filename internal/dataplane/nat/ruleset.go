@@ -52,9 +52,6 @@ type setSpec struct {
 	doc              string
 }
 
-// ranges tells whether an element is one range in each part of its key, and not two ends.
-func (s setSpec) ranges() bool { return s.interval && strings.Contains(s.key, " . ") }
-
 func sets() []setSpec {
 	return []setSpec{
 		{setNATVNICs, "ifname", "", false, "The host's vNICs on NAT networks. A vNIC of ours that is not here belongs to an Internal network, or to none."},
