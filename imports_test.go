@@ -28,7 +28,7 @@ var mayImport = map[string]string{
 	"client":                 "hcn api",
 	"cmd/*":                  "everything",
 	"internal/cli":           "hcn api client",
-	"internal/cni":           "hcn client",
+	"internal/cni":           "hcn api client",
 	"internal/dataplane/*":   "hcn internal/plan",
 	"internal/dns":           "hcn internal/plan",
 	"internal/dockerplugin":  "hcn client",

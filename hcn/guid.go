@@ -65,6 +65,15 @@ func SwitchOfNIC(name string) GUID {
 	return guidOf([16]byte(sum[:16]), 8) // RFC 9562: made in a way of one's own
 }
 
+// DerivedGUID is the same for the same words (RFC 9562 version 8, of SHA-256): it names what must be found again by what it is.
+func DerivedGUID(words ...string) GUID {
+	sum := sha256.New()
+	for _, w := range words {
+		_, _ = fmt.Fprintf(sum, "%d:%s", len(w), w)
+	}
+	return guidOf([16]byte(sum.Sum(nil)), 8)
+}
+
 // IsZero reports whether g is empty or all zero; clients send both for "none".
 func (g GUID) IsZero() bool { return g == "" || g == zeroGUID }
 

@@ -245,6 +245,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Explain:   explain(p.dev, p.sw, p.filter),
 		Capture:   capturer(p.dev),
 		Reach:     p.dev,
+		Netns:     p.dev.Identify,
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},
 		Images:    imageStore{p.images},

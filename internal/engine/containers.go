@@ -104,28 +104,30 @@ func (s *state) containerDoc(c *containerRow) api.Container {
 	doc := c.Doc
 	doc.Endpoints = nil
 	for _, id := range c.Endpoints {
-		ep := s.endpoints[id]
-		if ep == nil {
-			continue
+		if ep := s.endpoints[id]; ep != nil {
+			doc.Endpoints = append(doc.Endpoints, s.endpointSummary(ep))
 		}
-		sum := api.ContainerEndpoint{ID: id, MAC: ep.MAC.String()}
-		n := s.networks[ep.Doc.HostComputeNetwork]
-		if n != nil {
-			sum.Network = n.Doc.Name
-		}
-		if ep.Attach != nil {
-			sum.Interface = ep.Attach.Interface
-		}
-		for _, a := range ep.Addrs {
-			sum.Addresses = append(sum.Addresses, a.String())
-		}
-		for _, via := range plan.Gateways(ep, n) {
-			sum.Gateways = append(sum.Gateways, via.String())
-		}
-		sum.Ports = portTexts(ep)
-		doc.Endpoints = append(doc.Endpoints, sum)
 	}
 	return doc
+}
+
+// endpointSummary is an endpoint as its container shows it.
+func (s *state) endpointSummary(ep *plan.Endpoint) api.ContainerEndpoint {
+	sum := api.ContainerEndpoint{ID: ep.Doc.ID, MAC: ep.MAC.String(), Ports: portTexts(ep)}
+	n := s.networks[ep.Doc.HostComputeNetwork]
+	if n != nil {
+		sum.Network = n.Doc.Name
+	}
+	if ep.Attach != nil {
+		sum.Interface = ep.Attach.Interface
+	}
+	for _, a := range ep.Addrs {
+		sum.Addresses = append(sum.Addresses, a.String())
+	}
+	for _, via := range plan.Gateways(ep, n) {
+		sum.Gateways = append(sum.Gateways, via.String())
+	}
+	return sum
 }
 
 // portTexts writes published ports as people read them.
@@ -368,16 +370,28 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 	if err != nil {
 		return nil, err
 	}
-	doc := hcn.HostComputeEndpoint{
-		Name: c.Doc.Name, Owner: "bulkhead", HostComputeNetwork: n.Doc.ID,
-		MacAddress: hcn.MAC(a.MAC), SchemaVersion: hcn.V2(),
+	doc, err := networkedEndpoint(n, a, c.Doc.Spec.DNS.ServerList)
+	if err != nil {
+		return nil, err
 	}
-	if servers := c.Doc.Spec.DNS.ServerList; len(servers) > 0 {
+	doc.Name, doc.Owner = c.Doc.Name, "bulkhead"
+	if first {
+		if err := addPublished(&doc, c.Doc.Spec.Publish, has6(&n.Doc)); err != nil {
+			return nil, err
+		}
+	}
+	return t.newEndpoint("", n.Doc.ID, doc, "")
+}
+
+// networkedEndpoint is the document of an endpoint that a container gets on a network, with name servers of its own or not.
+func networkedEndpoint(n *plan.Network, a api.NetworkAttachment, servers []string) (hcn.HostComputeEndpoint, error) {
+	doc := hcn.HostComputeEndpoint{HostComputeNetwork: n.Doc.ID, MacAddress: hcn.MAC(a.MAC), SchemaVersion: hcn.V2()}
+	if len(servers) > 0 {
 		doc.Dns = n.Doc.Clone().Dns
 		doc.Dns.ServerList = slices.Clone(servers)
 	}
 	if err := containerAddresses(&doc, n, a.Addresses); err != nil {
-		return nil, err
+		return doc, err
 	}
 	if len(a.Aliases) > 0 {
 		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.Aliases, hcn.AliasesSetting{Names: a.Aliases}))
@@ -394,16 +408,19 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 	if a.DNSFirst {
 		doc.Flags |= hcn.OverrideDNSServerOrder
 	}
-	if first {
-		for i, p := range c.Doc.Spec.Publish {
-			policies, err := publishPolicies(p, has6(&n.Doc))
-			if err != nil {
-				return nil, fmt.Errorf("publish[%d]: %w", i, err)
-			}
-			doc.Policies = append(doc.Policies, policies...)
+	return doc, nil
+}
+
+// addPublished adds ports that users want to an endpoint's document.
+func addPublished(doc *hcn.HostComputeEndpoint, ports []api.PublishedPort, v6 bool) error {
+	for i, p := range ports {
+		policies, err := publishPolicies(p, v6)
+		if err != nil {
+			return fmt.Errorf("publish[%d]: %w", i, err)
 		}
+		doc.Policies = append(doc.Policies, policies...)
 	}
-	return t.newEndpoint("", n.Doc.ID, doc, "")
+	return nil
 }
 
 func has6(n *hcn.HostComputeNetwork) bool { return subnetOf(n, false) != nil }

@@ -134,7 +134,10 @@ type Options struct {
 	// Capture runs a capture; nil where there is no data plane.
 	Capture func(ctx context.Context, r CaptureRequest, out CaptureOutput) error
 	// Reach asks who can be reached; nil where nobody can be asked.
-	Reach   Reach
+	Reach Reach
+	// Netns is the number of the network namespace at a path, which is refused unless it is one that endpoints may be put into;
+	// nil where there is no kernel.
+	Netns   func(path string) (inode uint64, err error)
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images

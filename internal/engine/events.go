@@ -242,6 +242,9 @@ func (e *Engine) vanished(id hcn.GUID) (was bool) {
 			ep.Detached = true
 			t.putEndpoint(epID, ep)
 		}
+		if t.st.namespaces[id] == nil {
+			return nil // it was there for its endpoints alone
+		}
 		t.putNamespace(id, &row)
 		return nil
 	})

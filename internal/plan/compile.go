@@ -217,7 +217,7 @@ func compileNamespace(n *NamespaceRow) *Namespace {
 	if n == nil || n.Vanished || n.Doc.Type != hcn.NamespaceTypeHost {
 		return nil
 	}
-	return &Namespace{ID: n.Doc.ID, Path: NamespacePath(n.Doc.ID), Sysctls: n.Sysctls}
+	return &Namespace{ID: n.Doc.ID, Path: NamespacePath(n.Doc.ID), Sysctls: n.Sysctls, Adopted: n.Adopted}
 }
 
 // mode of a network type; 0 for the types that have no switch of this kind.
@@ -396,7 +396,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 		VNIC: VNIC{
 			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
 			MAC: e.MAC, MTU: endpointMTU(e, n, f), Segments: segments(n, f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
-			Routes: endpointRoutes(e, n),
+			Routes: endpointRoutes(e, n), Adopted: ns.Adopted != nil,
 		},
 	}
 	for _, a := range e.Addrs {

@@ -64,6 +64,24 @@ type Endpoint struct {
 	// Boot is the boot ID of the host run that the endpoint ends with; "" for one
 	// that outlives it.
 	Boot string `json:",omitempty"`
+	// Foreign is the container of another runtime that has the endpoint.
+	Foreign *Foreign `json:",omitempty"`
+}
+
+// Foreign is a container that another runtime runs.
+type Foreign struct {
+	Owner, Container  string // who keeps account of it, and its ID there
+	Interface         string // as asked for
+	Netns             string // as named by the runtime
+	Runtime, Name     string
+	Labels            map[string]string
+	Resolvers, Search []string // that its creator asked for
+}
+
+// Adopted is a network namespace that somebody else made.
+type Adopted struct {
+	Path  string
+	Inode uint64 // on nsfs: what is at the path later may be another
 }
 
 // Attachment is an endpoint's place in a compartment.
@@ -97,6 +115,9 @@ type NamespaceRow struct {
 	// attached to the host and not because a client created it. It goes with the
 	// last that is in it.
 	Implicit bool `json:",omitempty"`
+	// Adopted is the namespace of another runtime that the compartment is. It is kept by a mount of ours, and goes when that
+	// runtime lets go of it.
+	Adopted *Adopted `json:",omitempty"`
 	// Containers listed in the namespace, by container ID.
 	Containers []string
 }

@@ -53,6 +53,8 @@ type Host struct {
 type Namespace struct {
 	ID   hcn.GUID
 	Path string // /run/netns/hns-<guid in lower case>
+	// Adopted is where the namespace is, if it is not ours to make.
+	Adopted *Adopted
 	// Sysctls of the namespace's stack, keyed as below /proc/sys, for example
 	// "net/ipv4/ip_unprivileged_port_start". Written when the namespace is made.
 	Sysctls map[string]string
@@ -241,6 +243,8 @@ type VNIC struct {
 	MTU       int
 	// Segments is how large a TCP segment may be that has not been cut into packets yet.
 	Segments Segments
+	// Adopted: the namespace is another runtime's, with settings of its own.
+	Adopted bool
 	// Addrs to assign, with the prefix length the interface gets.
 	Addrs []netip.Prefix
 	// LinkLocal address to assign (/64), fixed so that no duplicate address

@@ -16,6 +16,7 @@ type Backend interface {
 	networks
 	endpoints
 	namespaces
+	attachments
 	containers
 	images
 	volumes
@@ -60,6 +61,16 @@ type namespaces interface {
 	DeleteNamespace(ctx context.Context, id hcn.GUID) error
 	CreateCompartment(ctx context.Context, c api.Compartment) (api.Compartment, error)
 	DeleteCompartment(ctx context.Context, id hcn.GUID) error
+}
+
+// attachments are the containers of other runtimes, each by the ID of its endpoint.
+type attachments interface {
+	Attach(ctx context.Context, s api.AttachmentSpec) (api.Attachment, error)
+	Detach(ctx context.Context, id hcn.GUID) error
+	Attachments(owner string) []api.Attachment
+	Attachment(id hcn.GUID) (api.Attachment, error)
+	CheckAttachment(id hcn.GUID) (api.Attachment, error)
+	CollectAttachments(ctx context.Context, gc api.AttachmentGC) ([]hcn.GUID, error)
 }
 
 // containers take a container by its ID, a unique beginning of it, or its name.

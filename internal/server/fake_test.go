@@ -17,14 +17,15 @@ import (
 
 // fake is a backend in memory. It keeps documents as they come and writes down the calls that change something.
 type fake struct {
-	mu         sync.Mutex
-	networks   map[hcn.GUID]hcn.HostComputeNetwork
-	endpoints  map[hcn.GUID]hcn.HostComputeEndpoint
-	namespaces map[hcn.GUID]hcn.HostComputeNamespace
-	containers map[string]api.Container
-	images     map[string]api.Image
-	ids        int
-	calls      []string
+	mu          sync.Mutex
+	networks    map[hcn.GUID]hcn.HostComputeNetwork
+	endpoints   map[hcn.GUID]hcn.HostComputeEndpoint
+	namespaces  map[hcn.GUID]hcn.HostComputeNamespace
+	containers  map[string]api.Container
+	images      map[string]api.Image
+	attachments map[hcn.GUID]api.Attachment
+	ids         int
+	calls       []string
 
 	ring    []api.Event
 	readers map[chan api.Event]bool
@@ -40,7 +41,7 @@ func newFake() *fake {
 	return &fake{
 		networks: map[hcn.GUID]hcn.HostComputeNetwork{}, endpoints: map[hcn.GUID]hcn.HostComputeEndpoint{},
 		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
-		readers: map[chan api.Event]bool{}, exited: make(chan struct{}),
+		attachments: map[hcn.GUID]api.Attachment{}, readers: map[chan api.Event]bool{}, exited: make(chan struct{}),
 	}
 }
 
@@ -313,6 +314,61 @@ func (f *fake) CreateCompartment(ctx context.Context, c api.Compartment) (api.Co
 		made.Endpoints = append(made.Endpoints, ep)
 	}
 	return made, nil
+}
+
+func (f *fake) Attach(ctx context.Context, s api.AttachmentSpec) (api.Attachment, error) {
+	id := api.AttachmentKey{Container: s.Container, Interface: s.Interface}.ID(s.Owner)
+	if s.Netns == "" {
+		return api.Attachment{}, api.Errorf(api.KindInvalid, "netns: it is missing")
+	}
+	f.note("attach %s", id)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.attachments[id] = api.Attachment{ID: id, Owner: s.Owner, Container: s.Container, Netns: s.Netns}
+	return f.attachments[id], nil
+}
+
+func (f *fake) Detach(_ context.Context, id hcn.GUID) error {
+	if _, err := f.Attachment(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.attachments, id)
+	return nil
+}
+
+func (f *fake) Attachments(owner string) (out []api.Attachment) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.attachments {
+		if owner == "" || a.Owner == owner {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (f *fake) Attachment(id hcn.GUID) (api.Attachment, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a, ok := f.attachments[id]
+	if !ok {
+		return a, api.Errorf(api.KindNotFound, "no attachment has the ID %s", id)
+	}
+	return a, nil
+}
+
+func (f *fake) CheckAttachment(id hcn.GUID) (api.Attachment, error) { return f.Attachment(id) }
+
+func (f *fake) CollectAttachments(ctx context.Context, gc api.AttachmentGC) (gone []hcn.GUID, err error) {
+	for _, a := range f.Attachments(gc.Owner) {
+		if !slices.Contains(gc.Keep, api.AttachmentKey{Container: a.Container}) {
+			gone = append(gone, a.ID)
+			err = errors.Join(err, f.Detach(ctx, a.ID))
+		}
+	}
+	return gone, err
 }
 
 func (f *fake) DeleteCompartment(ctx context.Context, id hcn.GUID) error {

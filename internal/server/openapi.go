@@ -77,6 +77,7 @@ func apiTags() []*huma.Tag {
 		{Name: "hcn", Description: "Host Compute Network, version 2"},
 		{Name: "hns", Description: "Host Networking Service, version 1"},
 		{Name: "containers", Description: "Containers"},
+		{Name: "attachments", Description: "Containers of other runtimes on our networks"},
 		{Name: "compartments", Description: "Namespaces with their endpoints, in one step"},
 		{Name: "images", Description: "Images"},
 		{Name: "cluster", Description: "Hosts that share networks"},

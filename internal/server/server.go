@@ -86,6 +86,7 @@ func New(o Options) *Server {
 	s.containerRoutes()
 	s.networkingRoutes()
 	s.compartmentRoutes()
+	s.attachmentRoutes()
 	s.imageRoutes()
 	s.volumeRoutes()
 	s.reportRoutes()

@@ -188,6 +188,40 @@ func TestCompartments(t *testing.T) {
 	}
 }
 
+func TestAttachments(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	spec := api.AttachmentSpec{Owner: "cni/net", Container: "c1", Netns: "/run/netns/c1", NetworkAttachment: api.NetworkAttachment{Network: "nat"}}
+	made, err := r.Attach(ctx, spec)
+	if err != nil || made.ID != (api.AttachmentKey{Container: "c1"}).ID("cni/net") {
+		t.Fatalf("made %+v, %v", made, err)
+	}
+	if _, err := r.Attach(ctx, api.AttachmentSpec{Owner: "cni/net"}); !api.IsKind(err, api.KindInvalid) {
+		t.Errorf("without a namespace: %v", err)
+	}
+	for _, get := range []func(context.Context, hcn.GUID) (*api.Attachment, error){r.Attachment, r.CheckAttachment} {
+		if got, err := get(ctx, made.ID); err != nil || got.Container != "c1" {
+			t.Errorf("shown %+v, %v", got, err)
+		}
+	}
+	for owner, n := range map[string]int{"": 1, "cni/net": 1, "docker": 0} {
+		if got, err := r.Attachments(ctx, owner); err != nil || len(got) != n {
+			t.Errorf("of %q: %+v, %v, want %d", owner, got, err, n)
+		}
+	}
+	keep := api.AttachmentGC{Owner: "cni/net", Keep: []api.AttachmentKey{{Container: "c1"}}}
+	if gone, err := r.CollectAttachments(ctx, keep); err != nil || len(gone) != 0 {
+		t.Errorf("collected %v, %v, what was to be kept", gone, err)
+	}
+	keep.Keep = nil
+	if gone, err := r.CollectAttachments(ctx, keep); err != nil || len(gone) != 1 {
+		t.Errorf("collected %v, %v, want one", gone, err)
+	}
+	if err := r.Detach(ctx, made.ID); !api.IsKind(err, api.KindNotFound) {
+		t.Errorf("detach what is gone: %v", err)
+	}
+}
+
 func (r *rig) attachRoundTrip(t *testing.T, network hcn.GUID) {
 	t.Helper()
 	ctx := t.Context()

@@ -147,11 +147,9 @@ func (ps *pass) ensureNamespace(ns *plan.Namespace) error {
 	if err := ps.n.prepareDir(); err != nil {
 		return err
 	}
-	s := ps.n.pool.take()
-	if s == nil {
-		if s, err = ps.n.newNamespace(); err != nil {
-			return fmt.Errorf("make network namespace: %w", err)
-		}
+	s, err := ps.origin(ns)
+	if err != nil {
+		return err
 	}
 	s.path = ns.Path
 	if err := ps.n.christen(s, ns); err != nil {
@@ -160,6 +158,20 @@ func (ps *pass) ensureNamespace(ns *plan.Namespace) error {
 	}
 	ps.spaces[ns.Path] = s
 	return nil
+}
+
+// origin is the namespace that a compartment is to be: a new one, or that of another runtime.
+func (ps *pass) origin(ns *plan.Namespace) (s *space, err error) {
+	if ns.Adopted != nil {
+		return ps.n.openAdopted(ns.Adopted)
+	}
+	if s = ps.n.pool.take(); s != nil {
+		return s, nil
+	}
+	if s, err = ps.n.newNamespace(); err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	return s, nil
 }
 
 // christen gives a new namespace its own settings and then its name.
@@ -190,14 +202,21 @@ func (n *Netdev) furnish(s *space) (err error) {
 		return fmt.Errorf("open the new namespace: %w", err)
 	}
 	n.proc.another()
-	for _, kv := range bornWith {
-		// A kernel without IPv6 has none.
+	if err := n.writeSettings(bornWith[:]); err != nil {
+		return err
+	}
+	const loopback = 1 // the first device of every namespace
+	return s.conn.write(setLink("set lo up", loopback, unix.IFF_UP))
+}
+
+// writeSettings sets up what the calling thread's namespace has: a kernel without IPv6 has none of its settings.
+func (n *Netdev) writeSettings(settings [][2]string) error {
+	for _, kv := range settings {
 		if err := n.writeSysctl(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
-	const loopback = 1 // the first device of every namespace
-	return s.conn.write(setLink("set lo up", loopback, unix.IFF_UP))
+	return nil
 }
 
 // bind names a namespace. The directory entry is made first: a file that is no namespace is used again after a crash.

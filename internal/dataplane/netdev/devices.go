@@ -67,7 +67,7 @@ func (ps *pass) syncPorts(ports []*plan.Port) {
 func (ps *pass) syncNamespace(ns *plan.Namespace) {
 	_, err := ps.space(ns.Path)
 	switch {
-	case errors.Is(err, ErrVanished):
+	case errors.Is(err, ErrVanished), err == nil && ps.n.letGo(ns.Adopted):
 		ps.found(string(ns.ID), "namespace "+ns.Path, "vanished")
 		if ns.ID == plan.ResolverNamespace {
 			ps.fail(namespaceError(ns, ps.ensureNamespace(ns)))

@@ -94,6 +94,11 @@ func (ps *pass) makePair(p *plan.Port) error {
 		}
 		near.peer = far.index
 	}
+	if p.VNIC.Adopted {
+		if err := ps.n.within(s.fd, func() error { return ps.n.writeSettings(quietVNIC(far.name)) }); err != nil {
+			return err
+		}
+	}
 	if ps.links != nil {
 		ps.links[near.name] = near
 		if s.path == "" {

@@ -149,6 +149,11 @@ func deviceSettings(hostVNIC bool, name string) [][2]string {
 	return [][2]string{{"net/ipv6/conf/" + name + "/disable_ipv6", "1"}}
 }
 
+// quietVNIC are the settings of a vNIC in a namespace of another runtime, whose other interfaces may well ask for a router.
+func quietVNIC(name string) [][2]string {
+	return [][2]string{{"net/ipv6/conf/" + name + "/accept_ra", "0"}}
+}
+
 // ensureSettings sets what differs, or all of a device that was just made: reading costs what writing does. A device
 // without IPv6 (kernel or MTU) lacks those of IPv6.
 func (ps *pass) ensureSettings(fresh bool, id string, settings [][2]string) error {
