@@ -19,6 +19,7 @@ TESTPROCS ?= $(shell echo $$(($$(nproc) + 1)))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARY  := bin/bulkhead
+PLUGIN  := bin/bulkhead-cni
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .cache/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
@@ -47,9 +48,10 @@ go-ready:
 	@command -v $(GO) >/dev/null || { echo "make: no Go found; install Go 1.21 or newer from https://go.dev/dl, it fetches the version in go.mod by itself" >&2; exit 1; }
 
 .PHONY: build
-build: go-ready ## build bin/bulkhead, static (the default)
+build: go-ready ## build bin/bulkhead and its CNI plugin, static (the default)
 ifneq ($(HAVE_CMD),)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/bulkhead
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(PLUGIN) ./cmd/bulkhead-cni
 else
 	@echo "build: there is no cmd/bulkhead yet; building the packages only"
 	CGO_ENABLED=0 $(GO) build -trimpath ./...
@@ -137,6 +139,8 @@ fuzz: go-ready ## run every fuzz target for FUZZTIME (15s)
 	FUZZTIME=$(FUZZTIME) ./scripts/fuzz.sh
 
 BINDIR  := $(DESTDIR)$(PREFIX)/bin
+# Where container runtimes look for CNI plugins: containerd of its own packages there, that of Debian and Podman in /usr/lib/cni too.
+CNIDIR  := $(DESTDIR)/opt/cni/bin
 UNITDIR := $(DESTDIR)$(PREFIX)/lib/systemd/system
 UNITS   := bulkhead.service bulkhead-containers.service
 MANDIR  := $(DESTDIR)$(PREFIX)/share/man/man1
@@ -148,6 +152,7 @@ FISHDIR := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 install: build ## install binary, service, completion and man pages below PREFIX
 	@[ -x $(BINARY) ] || { echo "install: there is no $(BINARY)" >&2; exit 1; }
 	install -D -m 755 $(BINARY) $(BINDIR)/bulkhead
+	install -D -m 755 $(PLUGIN) $(CNIDIR)/bulkhead-cni
 	mkdir -p $(UNITDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	for unit in $(UNITS); do sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/$$unit >$(UNITDIR)/$$unit; done
 	$(BINARY) completion bash >$(BASHDIR)/bulkhead
@@ -161,7 +166,7 @@ endif
 
 .PHONY: uninstall
 uninstall: ## remove what install put below PREFIX (state and containers stay: bulkhead reset removes those)
-	rm -f $(BINDIR)/bulkhead $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
+	rm -f $(BINDIR)/bulkhead $(CNIDIR)/bulkhead-cni $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
 		$(FISHDIR)/bulkhead.fish $(MANDIR)/bulkhead.1 $(MANDIR)/bulkhead-*.1
 
 .PHONY: clean

@@ -10,6 +10,8 @@ type AttachmentSpec struct {
 	Container string `json:"container"` // the runtime's ID
 	// NetworkAttachment says where to. The interface is the one in the container; "" is the first free ethN.
 	NetworkAttachment
+	// Ranges are sets of addresses: one is taken from each.
+	Ranges [][]AddressRange `json:"ranges,omitempty"`
 	// Netns is the path of the container's network namespace, as the daemon sees it: one below /run/netns, for example, or
 	// /proc/PID/ns/net.
 	Netns   string `json:"netns"`
@@ -21,6 +23,13 @@ type AttachmentSpec struct {
 	DNS     hcn.Dns           `json:"dns,omitzero"`
 	// Policies are added as they are.
 	Policies []hcn.EndpointPolicy `json:"policies,omitempty"`
+}
+
+// AddressRange is a piece of a network's subnet. First and Last may be left out: then it begins, or ends, with the subnet.
+type AddressRange struct {
+	Subnet string `json:"subnet"` // prefix
+	First  string `json:"first,omitempty"`
+	Last   string `json:"last,omitempty"`
 }
 
 // Attachment is a foreign container's place on a network.

@@ -140,11 +140,14 @@ const (
 
 // Container is a container as the daemon shows it.
 type Container struct {
-	ID      string         `json:"id"` // 64 hexadecimal digits
-	Name    string         `json:"name"`
-	Created time.Time      `json:"created"`
-	Spec    ContainerSpec  `json:"spec"`
-	ImageID string         `json:"imageId"` // digest of the manifest it was made from
+	ID      string        `json:"id"` // 64 hexadecimal digits
+	Name    string        `json:"name"`
+	Created time.Time     `json:"created"`
+	Spec    ContainerSpec `json:"spec"`
+	ImageID string        `json:"imageId"` // digest of the manifest it was made from
+	// Runtime is that of a container which another one runs, "" for ours. Of such a container is known what its runtime told, and
+	// where it is attached.
+	Runtime string         `json:"runtime,omitempty"`
 	State   ContainerState `json:"state"`
 	// Namespace is the HCN namespace, Endpoints the endpoints in it that this
 	// container brought along.

@@ -302,6 +302,14 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 		}
 		return nil
 	})
+	part("detach what was noted", func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.engine.Ready():
+			return detachNoted(ctx, filepath.Join(filepath.Dir(listener.Addr().String()), "detach"), p.engine.Detach, log)
+		}
+	})
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
 	part("watch redirects", func() error { return p.cars.Watch(ctx, 0, p.engine.Wake, nil) })

@@ -101,6 +101,7 @@ func (d *daemon) routes() http.Handler {
 	}
 	get("/v1/info", func(*http.Request) (any, error) { return d.Info, nil })
 	get("/v1/containers", func(*http.Request) (any, error) { return d.Containers, nil })
+	get("/v1/attachments", func(*http.Request) (any, error) { return d.Attachments, nil })
 	get("/v1/containers/{ref}", func(r *http.Request) (any, error) { return d.container(r.PathValue("ref")) })
 	get("/v1/images", func(*http.Request) (any, error) { return d.Images, nil })
 	get("/v1/images/{ref...}", func(r *http.Request) (any, error) { return d.image(r.PathValue("ref")) })

@@ -19,7 +19,8 @@ func newPsCmd(a *app) *cobra.Command {
 		Use:     "ps",
 		Aliases: []string{"ls", "list"},
 		Short:   "List containers",
-		Long: `Lists the containers that run, or all of them with -a. Filters of the same key are
+		Long: `Lists the containers that run, or all of them with -a; also those that other runtimes have
+put on our networks, with the runtime as their status. Filters of the same key are
 alternatives, filters of different keys must all hold.`,
 		Example: `  bulkhead ps -a
   bulkhead ps --filter network=lan --filter status=running
@@ -47,6 +48,11 @@ alternatives, filters of different keys must all hold.`,
 		if err != nil {
 			return err
 		}
+		attached, err := c.Attachments(cmd.Context(), "")
+		if err != nil {
+			return err
+		}
+		list = append(list, foreignContainers(attached)...)
 		list = slices.DeleteFunc(list, func(c api.Container) bool {
 			return !keep(c) || !all && !byStatus && !isUp(c.State.Status)
 		})
@@ -62,6 +68,28 @@ alternatives, filters of different keys must all hold.`,
 	return cmd
 }
 
+// foreignContainers are the containers of other runtimes, each with the endpoints that its runtime asked for.
+func foreignContainers(list []api.Attachment) (out []api.Container) {
+	at := map[[2]string]int{}
+	for _, a := range list {
+		key := [2]string{a.Runtime, a.Container}
+		i, ok := at[key]
+		if !ok {
+			i = len(out)
+			at[key] = i
+			out = append(out, api.Container{
+				ID: a.Container, Name: cmp.Or(a.Name, a.Container), Runtime: cmp.Or(a.Runtime, a.Owner), Namespace: a.Namespace,
+				Spec: api.ContainerSpec{Name: a.Name, Labels: a.Labels}, State: api.ContainerState{Status: api.StatusExited},
+			})
+		}
+		if a.Namespace != "" {
+			out[i].State.Status = api.StatusRunning
+		}
+		out[i].Endpoints = append(out[i].Endpoints, a.Endpoint)
+	}
+	return out
+}
+
 func (a *app) containerListing(list []api.Container) listing[api.Container] {
 	return listing[api.Container]{
 		items: list,
@@ -69,7 +97,7 @@ func (a *app) containerListing(list []api.Container) listing[api.Container] {
 		head:  []string{"CONTAINER ID", "IMAGE", "STATUS", "ADDRESSES", "PORTS", "NAME"},
 		row: func(c api.Container) []any {
 			return []any{
-				shortID(c.ID), cut(c.Spec.Image, 40),
+				shortID(c.ID), orDash(cut(c.Spec.Image, 40)),
 				cell{statusText(c, a.Now()), statusStyle(c.State.Status)},
 				orDash(strings.Join(addressesOf(c), ", ")), orDash(strings.Join(portsOf(c), ", ")), c.Name,
 			}
@@ -85,6 +113,12 @@ func isUp(status string) bool {
 // statusText says how a container is doing and since when.
 func statusText(c api.Container, now time.Time) string {
 	s := c.State
+	if c.Runtime != "" {
+		if isUp(s.Status) {
+			return "in " + c.Runtime
+		}
+		return "gone from " + c.Runtime
+	}
 	switch s.Status {
 	case api.StatusRunning:
 		text := "up"

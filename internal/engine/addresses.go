@@ -25,7 +25,7 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 			if err != nil || seen[p.Addr().Is4()] {
 				continue
 			}
-			a, err := t.pickAddr(n, s, "")
+			a, err := t.pickAddr(n, s, "", nil)
 			if errors.Is(err, ipam.ErrExhausted) && t.hasOtherSubnet(n, s, p.Addr().Is4()) {
 				continue
 			}
@@ -48,7 +48,7 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 			if s == nil {
 				return hcn.Errorf(hcn.ErrSubnetNotFound, "IpConfigurations[%d]: network %q has no subnet %s", i, n.Doc.Name, c.IpSubnetId)
 			}
-			a, err := t.pickAddr(n, s, block)
+			a, err := t.pickAddr(n, s, block, nil)
 			if err != nil {
 				return err
 			}
@@ -109,14 +109,15 @@ func findSubnet(doc *hcn.HostComputeNetwork, id hcn.GUID) (*hcn.Subnet, hcn.GUID
 	return nil, ""
 }
 
-func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID) (netip.Addr, error) {
+// pickAddr takes a free address of a subnet: within ranges of it, or else a block of it, or else anywhere in it.
+func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []ipam.Range) (netip.Addr, error) {
 	prefix, err := s.Prefix()
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	pool := ipam.Pool{}
+	pool := ipam.Pool{Ranges: within}
 	for _, b := range s.IpSubnets {
-		if p, err := b.Prefix(); err == nil && (block.IsZero() || b.ID == block) {
+		if p, err := b.Prefix(); err == nil && within == nil && (block.IsZero() || b.ID == block) {
 			pool.Ranges = append(pool.Ranges, netipx.RangeOfPrefix(p))
 		}
 	}

@@ -5,12 +5,16 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"go4.org/netipx"
+
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/ipam"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -136,6 +140,9 @@ func (t *txn) newAttachment(id hcn.GUID, s *api.AttachmentSpec) error {
 	if err != nil {
 		return err
 	}
+	if err := t.pickInRanges(n, s); err != nil {
+		return err
+	}
 	doc, err := networkedEndpoint(n, s.NetworkAttachment, s.DNS.ServerList)
 	if err != nil {
 		return err
@@ -156,6 +163,71 @@ func (t *txn) newAttachment(id hcn.GUID, s *api.AttachmentSpec) error {
 	}
 	t.putEndpoint(id, &foreign)
 	return nil
+}
+
+// pickInRanges takes an address of each set of ranges.
+func (t *txn) pickInRanges(n *plan.Network, s *api.AttachmentSpec) error {
+	for i, set := range s.Ranges {
+		in := map[*hcn.Subnet][]ipam.Range{}
+		for j, r := range set {
+			subnet, within, err := addressRange(&n.Doc, r)
+			if err != nil {
+				return api.Errorf(api.KindInvalid, "ranges[%d][%d]: %w", i, j, err)
+			}
+			in[subnet] = append(in[subnet], within)
+		}
+		var a netip.Addr
+		err := error(api.Errorf(api.KindInvalid, "ranges[%d]: it is empty", i))
+		for _, subnet := range n.Doc.AllSubnets() {
+			if len(in[subnet]) == 0 {
+				continue
+			}
+			if a, err = t.pickAddr(n, subnet, "", in[subnet]); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("ranges[%d]: %w", i, err)
+		}
+		s.Addresses = append(s.Addresses, a.String())
+	}
+	return nil
+}
+
+// addressRange finds the subnet of a network that a range is in.
+func addressRange(n *hcn.HostComputeNetwork, r api.AddressRange) (*hcn.Subnet, ipam.Range, error) {
+	want, err := netip.ParsePrefix(r.Subnet)
+	if err != nil {
+		return nil, ipam.Range{}, fmt.Errorf("subnet: %.80q is no prefix", r.Subnet)
+	}
+	for _, s := range n.AllSubnets() {
+		p, err := s.Prefix()
+		if err != nil || !p.Contains(want.Addr()) || p.Bits() > want.Bits() {
+			continue
+		}
+		within := netipx.RangeOfPrefix(want)
+		for _, end := range []struct {
+			name, text string
+			set        func(netip.Addr)
+		}{
+			{"first", r.First, func(a netip.Addr) { within = netipx.IPRangeFrom(a, within.To()) }},
+			{"last", r.Last, func(a netip.Addr) { within = netipx.IPRangeFrom(within.From(), a) }},
+		} {
+			if end.text == "" {
+				continue
+			}
+			a, err := netip.ParseAddr(end.text)
+			if err != nil || !want.Contains(a) {
+				return nil, within, fmt.Errorf("%s: %.80q is no address of %s", end.name, end.text, want)
+			}
+			end.set(a)
+		}
+		if !within.IsValid() {
+			return nil, within, fmt.Errorf("first: %s is after last, %s", r.First, r.Last)
+		}
+		return s, within, nil
+	}
+	return nil, ipam.Range{}, fmt.Errorf("subnet: network %q has no subnet that %s is in", n.Name, want)
 }
 
 // sameAttachment refuses to take an attachment for another that has its name.

@@ -148,6 +148,7 @@ func (e *env) prepare() {
 		},
 		Counters: func(plan.PortID) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
+	opt.Netns = e.w.identify
 	e.leases = &fakeLeases{w: e.w, gen: gen, engine: func() *Engine { return e.e }}
 	opt.Leases, opt.Probe = e.leases, DefaultProbe
 	opt.Stages = []Stage{

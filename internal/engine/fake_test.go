@@ -43,12 +43,24 @@ type world struct {
 	onCreate func()
 	clock    int
 	lan      *lan
+	// netns are the network namespaces of other runtimes, by path.
+	netns map[string]uint64
+}
+
+func (w *world) identify(path string) (uint64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	inode, ok := w.netns[path]
+	if !ok {
+		return 0, fmt.Errorf("%s does not exist", path)
+	}
+	return inode, nil
 }
 
 var errKilled = errors.New("this daemon is dead")
 
 func newWorld() *world {
-	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}, lan: newLANServer()}
+	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}, lan: newLANServer(), netns: map[string]uint64{}}
 	w.reboot()
 	return w
 }

@@ -57,6 +57,11 @@ func build(m *testing.M) (int, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 1, err
 	}
+	for name, what := range map[string]string{"bulkhead-cni": "../../cmd/bulkhead-cni", "cnitool": "github.com/containernetworking/cni/cnitool"} {
+		if err := goBuild(filepath.Join(dir, name), what); err != nil {
+			return 1, err
+		}
+	}
 	echo := filepath.Join(dir, "echo")
 	if err := goBuild(echo, "testdata/echo.go"); err != nil {
 		return 1, err
@@ -134,6 +139,7 @@ func setup(env *testscript.Env) error {
 	w.host.Run(t, "ip", "netns", "list") // which may make /run/netns a mount; once
 	env.Values[worldKey{}] = w
 	env.Setenv("IMAGE", made.image)
+	env.Setenv("BIN", made.dir)
 	env.Setenv("CGROUP", w.host.CgroupParent())
 	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "12"))
 	w.before = w.host.Snapshot(t)

@@ -16,22 +16,23 @@ import (
 // runtime takes its own name of the namespace away, ours goes too.
 
 // Identify gives the inode of the network namespace at a path that another runtime names. Refused are the host's own and
-// compartments of ours, whose endpoints are told by their own names, and everything else that is no network namespace; none
-// of that is opened, as opening alone has effects on some files.
+// compartments of ours, whose endpoints are told by their own names, and everything else that is no network namespace,
+// which is not even opened: opening alone has effects on some files.
 func (n *Netdev) Identify(path string) (inode uint64, err error) {
 	err = n.home.do(func() error {
-		var st unix.Stat_t
-		if st, err = netnsAt(path); err != nil {
+		fd, at, err := netnsAt(path)
+		if err != nil {
 			return err
 		}
+		unix.Close(fd)
 		var host unix.Stat_t
 		if err := unix.Stat("/proc/thread-self/ns/net", &host); err != nil {
 			return fmt.Errorf("look at the host's network namespace: %w", err)
 		}
-		if st.Ino == host.Ino && st.Dev == host.Dev {
+		if at == host.Ino {
 			return fmt.Errorf("%s is the host's own network namespace: containers that use it need no endpoint", path)
 		}
-		inode = st.Ino
+		inode = at
 		return nil
 	})
 	if err == nil {
@@ -48,41 +49,47 @@ func (n *Netdev) checkNotOurs(path string) error {
 	return nil
 }
 
-// netnsAt looks at a file without opening it, which fails with ErrVanished if it is no network namespace.
-func netnsAt(path string) (st unix.Stat_t, err error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+// netnsAt opens the network namespace at a path, and fails with ErrVanished if none is there. What else lies there is looked at
+// without opening it.
+func netnsAt(path string) (fd int, inode uint64, err error) {
+	file, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ESRCH):
-		return st, fmt.Errorf("%w: %s does not exist", ErrVanished, path)
+		return -1, 0, fmt.Errorf("%w: %s does not exist", ErrVanished, path)
 	case err != nil:
-		return st, fmt.Errorf("look at %s: %w", path, err)
+		return -1, 0, fmt.Errorf("look at %s: %w", path, err)
 	}
-	defer unix.Close(fd)
+	defer unix.Close(file)
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil {
-		return st, fmt.Errorf("look at %s: %w", path, err)
-	}
-	if err := unix.Fstat(fd, &st); err != nil {
-		return st, fmt.Errorf("look at %s: %w", path, err)
+	if err := unix.Fstatfs(file, &fs); err != nil {
+		return -1, 0, fmt.Errorf("look at %s: %w", path, err)
 	}
 	if fs.Type != unix.NSFS_MAGIC {
-		return st, fmt.Errorf("%w: %s is no network namespace", ErrVanished, path)
+		return -1, 0, fmt.Errorf("%w: %s is no network namespace", ErrVanished, path)
 	}
-	return st, nil
+	if fd, err = openNetns(fmt.Sprintf("/proc/thread-self/fd/%d", file)); errors.Is(err, ErrVanished) {
+		return -1, 0, fmt.Errorf("%w: %s is no network namespace", ErrVanished, path)
+	} else if err != nil {
+		return -1, 0, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, 0, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return fd, st.Ino, nil
 }
 
 // openAdopted opens the namespace of another runtime, if it is still the one that is meant.
 func (n *Netdev) openAdopted(a *plan.Adopted) (*space, error) {
 	s := &space{fd: -1, own: true}
 	err := n.home.do(func() error {
-		st, err := netnsAt(a.Path)
-		if err != nil {
-			return err
+		fd, inode, err := netnsAt(a.Path)
+		if err == nil && inode != a.Inode {
+			unix.Close(fd)
+			err = fmt.Errorf("%w: another network namespace is at %s now", ErrVanished, a.Path)
 		}
-		if st.Ino != a.Inode {
-			return fmt.Errorf("%w: another network namespace is at %s now", ErrVanished, a.Path)
-		}
-		s.fd, err = openNetns(a.Path)
+		s.fd = fd
 		return err
 	})
 	if err != nil {
@@ -101,8 +108,11 @@ func (n *Netdev) letGo(a *plan.Adopted) (gone bool) {
 		return false
 	}
 	_ = n.home.do(func() error {
-		st, err := netnsAt(a.Path)
-		gone = errors.Is(err, ErrVanished) || err == nil && st.Ino != a.Inode
+		fd, inode, err := netnsAt(a.Path)
+		if err == nil {
+			unix.Close(fd)
+		}
+		gone = errors.Is(err, ErrVanished) || err == nil && inode != a.Inode
 		return nil
 	})
 	return gone
