@@ -25,22 +25,23 @@ type daemon struct {
 	t      *testing.T
 	socket string
 
-	Info       api.Info
-	Networks   []hcn.HostComputeNetwork
-	Endpoints  []hcn.HostComputeEndpoint
-	Namespaces []hcn.HostComputeNamespace
-	Containers []api.Container
-	Images     []api.Image
-	Addresses  []api.Address
-	Published  []api.Published
-	Doctor     []api.Check
-	Events     []api.Event
-	Drops      []api.DropLine
-	Flows      []api.FlowLine
-	Rules      []api.EndpointRules
-	Explained  api.Explanation
-	Plan       api.Plan
-	Cluster    api.Cluster
+	Info        api.Info
+	Networks    []hcn.HostComputeNetwork
+	Endpoints   []hcn.HostComputeEndpoint
+	Namespaces  []hcn.HostComputeNamespace
+	Containers  []api.Container
+	Images      []api.Image
+	Addresses   []api.Address
+	Published   []api.Published
+	Doctor      []api.Check
+	Events      []api.Event
+	Drops       []api.DropLine
+	Flows       []api.FlowLine
+	Rules       []api.EndpointRules
+	Explained   api.Explanation
+	Plan        api.Plan
+	Cluster     api.Cluster
+	Attachments []api.Attachment
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
