@@ -98,10 +98,10 @@ type podArgs struct {
 	types.CommonArgs
 	IP                         types.UnmarshallableString
 	MAC                        types.UnmarshallableString
-	K8S_POD_NAME               types.UnmarshallableString //nolint:revive // the name is the argument's
-	K8S_POD_NAMESPACE          types.UnmarshallableString //nolint:revive // the name is the argument's
-	K8S_POD_UID                types.UnmarshallableString //nolint:revive // the name is the argument's
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive // the name is the argument's
+	K8S_POD_NAME               types.UnmarshallableString
+	K8S_POD_NAMESPACE          types.UnmarshallableString
+	K8S_POD_UID                types.UnmarshallableString
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
 func readConfig(stdin []byte) (*config, error) {

@@ -43,9 +43,9 @@ func Funcs() skel.CNIFuncs {
 // session is one call.
 type session struct {
 	*config
-	*client.Client
-	ctx  context.Context //nolint:containedctx // a call lives as long as its process
-	stop context.CancelFunc
+	daemon *client.Client
+	ctx    context.Context //nolint:containedctx // a call lives as long as its process
+	stop   context.CancelFunc
 }
 
 func open(stdin []byte) (*session, error) {
@@ -57,14 +57,14 @@ func open(stdin []byte) (*session, error) {
 	if err != nil {
 		return nil, invalid("socket: %v", err)
 	}
-	s := &session{config: c, Client: cl}
+	s := &session{config: c, daemon: cl}
 	s.ctx, s.stop = context.WithTimeout(context.Background(), patience)
 	return s, nil
 }
 
 func (s *session) close() {
 	s.stop()
-	s.Client.Close()
+	s.daemon.Close()
 }
 
 // add attaches a container.
@@ -86,7 +86,7 @@ func add(args *skel.CmdArgs) error {
 	if err := s.forget(id); err != nil {
 		return failure(err)
 	}
-	a, err := s.Attach(s.ctx, spec)
+	a, err := s.daemon.Attach(s.ctx, spec)
 	if err != nil {
 		return failure(err)
 	}
@@ -119,7 +119,11 @@ func addTo(r *current.Result, a *api.Attachment, netns string) error {
 		if err != nil {
 			return fmt.Errorf("the daemon gave a route to %q: %w", rt.Destination, err)
 		}
-		r.Routes = append(r.Routes, &types.Route{Dst: ipNet(dst), GW: net.ParseIP(rt.Gateway)})
+		route := &types.Route{Dst: ipNet(dst)}
+		if via, err := netip.ParseAddr(rt.Gateway); err == nil {
+			route.GW = via.AsSlice()
+		}
+		r.Routes = append(r.Routes, route)
 	}
 	if d := a.DNS; len(r.DNS.Nameservers) == 0 {
 		r.DNS = types.DNS{Nameservers: d.ServerList, Domain: d.Domain, Search: d.Search, Options: d.Options}
@@ -168,7 +172,7 @@ func del(args *skel.CmdArgs) error {
 }
 
 func (s *session) detach(id hcn.GUID) error {
-	if err := s.Detach(s.ctx, id); err != nil && !api.IsKind(err, api.KindNotFound) {
+	if err := s.daemon.Detach(s.ctx, id); err != nil && !api.IsKind(err, api.KindNotFound) {
 		return err
 	}
 	return nil
@@ -212,9 +216,9 @@ func check(args *skel.CmdArgs) error {
 	if prev == nil {
 		return invalid("prevResult: it is missing: CHECK compares with it")
 	}
-	a, err := s.CheckAttachment(s.ctx, api.AttachmentKey{Container: args.ContainerID, Interface: args.IfName}.ID(s.owner()))
+	a, err := s.daemon.CheckAttachment(s.ctx, api.AttachmentKey{Container: args.ContainerID, Interface: args.IfName}.ID(s.owner()))
 	if api.IsKind(err, api.KindNotFound) {
-		return types.NewError(types.ErrUnknownContainer, fmt.Sprintf("container %s has no interface %s on %s", args.ContainerID, args.IfName, s.config.Network), err.Error())
+		return types.NewError(types.ErrUnknownContainer, fmt.Sprintf("container %s has no interface %s on %s", args.ContainerID, args.IfName, s.Network), err.Error())
 	}
 	if err != nil {
 		return failure(err)
@@ -253,7 +257,7 @@ func gc(args *skel.CmdArgs) error {
 	for _, a := range s.ValidAttachments {
 		keep.Keep = append(keep.Keep, api.AttachmentKey{Container: a.ContainerID, Interface: a.IfName})
 	}
-	_, err = s.CollectAttachments(s.ctx, keep)
+	_, err = s.daemon.CollectAttachments(s.ctx, keep)
 	return failure(err)
 }
 
@@ -264,13 +268,13 @@ func status(args *skel.CmdArgs) error {
 		return err
 	}
 	defer s.close()
-	networks, err := s.Networks(s.ctx)
+	networks, err := s.daemon.Networks(s.ctx)
 	if err != nil {
 		return types.NewError(notAvailable, "the daemon cannot be asked", withNext(err))
 	}
-	id, _ := hcn.ParseGUID(s.config.Network)
-	if !slices.ContainsFunc(networks, func(n hcn.HostComputeNetwork) bool { return n.Name == s.config.Network || n.ID == id }) {
-		return types.NewError(notAvailable, fmt.Sprintf("network %.80q does not exist", s.config.Network), fmt.Sprintf("make it: bulkhead network create %.80s", s.config.Network))
+	id, _ := hcn.ParseGUID(s.Network)
+	if !slices.ContainsFunc(networks, func(n hcn.HostComputeNetwork) bool { return n.Name == s.Network || n.ID == id }) {
+		return types.NewError(notAvailable, fmt.Sprintf("network %.80q does not exist", s.Network), fmt.Sprintf("make it: bulkhead network create %.80s", s.Network))
 	}
 	return nil
 }

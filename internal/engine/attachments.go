@@ -42,8 +42,13 @@ func checkAttachment(s *api.AttachmentSpec) error {
 		most        int
 		needed      bool
 	}{
-		{"owner", s.Owner, maxOwner, true}, {"container", s.Container, maxForeign, true}, {"netns", s.Netns, maxForeign, true},
-		{"network", s.Network, maxForeign, true}, {"interface", s.Interface, maxInterface, false}, {"runtime", s.Runtime, maxOwner, false}, {"name", s.Name, maxForeign, false},
+		{"owner", s.Owner, maxOwner, true},
+		{"container", s.Container, maxForeign, true},
+		{"netns", s.Netns, maxForeign, true},
+		{"network", s.Network, maxForeign, true},
+		{"interface", s.Interface, maxInterface, false},
+		{"runtime", s.Runtime, maxOwner, false},
+		{"name", s.Name, maxForeign, false},
 	} {
 		switch {
 		case f.needed && f.value == "":
