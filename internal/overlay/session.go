@@ -163,7 +163,7 @@ func (a *Agent) publish(ctx context.Context, lease clientv3.LeaseID) error {
 			return nil
 		}
 		tctx, cancel := context.WithTimeout(ctx, opTimeout)
-		res, err := a.cli.Txn(tctx).If(b.guards...).Then(b.ops...).Commit()
+		res, err := a.cli.Txn(tctx).If(b.guards...).Then(b.ops...).Else(clientv3.OpGet(a.keys.host(a.self.ID), clientv3.WithKeysOnly())).Commit()
 		cancel()
 		if err != nil {
 			a.retry(b)
@@ -187,6 +187,9 @@ func (a *Agent) publish(ctx context.Context, lease clientv3.LeaseID) error {
 		}
 		// Of what the guards ask for, this host has seen something else. The watch will say what, in a moment.
 		a.retry(b)
+		if kvs := res.Responses[0].GetResponseRange().Kvs; len(kvs) == 0 || clientv3.LeaseID(kvs[0].Lease) != lease {
+			return fmt.Errorf("the host's lease ended: %w", ErrAway)
+		}
 		if misses++; misses > 6 {
 			return fmt.Errorf("publish endpoints of network %s: etcd has changed in between: %w", b.network, ErrAway)
 		}
