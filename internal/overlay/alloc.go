@@ -73,7 +73,7 @@ func (a *Agent) CreateNetwork(ctx context.Context, prepare func(Taken) (Network,
 			return Network{}, err
 		}
 		if rev != 0 {
-			return n, a.waitFor(ctx, rev)
+			return n, a.settle(ctx, rev)
 		}
 		if !sleep(ctx, jitter(20*time.Millisecond)) {
 			return Network{}, ctx.Err()
@@ -214,7 +214,7 @@ func (a *Agent) DeleteNetwork(ctx context.Context, id hcn.GUID, force bool) erro
 	if err != nil {
 		return a.away("delete network "+it.v.Name, err)
 	}
-	return a.waitFor(ctx, res.Header.Revision)
+	return a.settle(ctx, res.Header.Revision)
 }
 
 // LeaseBlock makes a block of a subnet this host's: the one that holds an address, or any that is free where the address is invalid.
@@ -229,13 +229,21 @@ func (a *Agent) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.P
 			return netip.Prefix{}, err
 		}
 		if rev != 0 {
-			return p, a.waitFor(ctx, rev)
+			return p, a.settle(ctx, rev)
 		}
 		if !sleep(ctx, jitter(20*time.Millisecond)) { // the watch says whose it is
 			return netip.Prefix{}, ctx.Err()
 		}
 	}
 	return netip.Prefix{}, fmt.Errorf("lease a block of %s: others take them without a pause: %w", subnet, ErrAway)
+}
+
+// settle gives the watch time to see what was written. It is written in any case, so that a watch which is slow is no error.
+func (a *Agent) settle(ctx context.Context, rev int64) error {
+	if err := a.waitFor(ctx, rev); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil
 }
 
 // ReturnBlock gives a block back in which this host has no endpoint.

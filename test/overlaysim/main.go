@@ -325,7 +325,7 @@ func makeNetwork(ctx context.Context, h *host, k int) error {
 func populate(ctx context.Context, hosts []*host, per int) error {
 	subnet := netip.MustParsePrefix(subnetText)
 	errs := make(chan error, len(hosts))
-	places := make(chan struct{}, 32)
+	places := make(chan struct{}, 8)
 	for i, h := range hosts {
 		places <- struct{}{}
 		go func() {
@@ -361,13 +361,12 @@ func populate(ctx context.Context, hosts []*host, per int) error {
 	return errors.Join(all...)
 }
 
-// lease waits for the network, which the host may not have seen yet.
+// lease waits for the network, which the host may not have seen yet, and for an etcd that is busy.
 func lease(ctx context.Context, h *host, net hcn.GUID, subnet netip.Prefix) (p netip.Prefix, err error) {
-	for range 200 {
-		if p, err = h.agent.LeaseBlock(ctx, net, subnet, netip.Addr{}); !errors.Is(err, overlay.ErrNotFound) {
-			return p, err
+	for until := time.Now().Add(5 * time.Minute); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+		if p, err = h.agent.LeaseBlock(ctx, net, subnet, netip.Addr{}); !errors.Is(err, overlay.ErrNotFound) && !errors.Is(err, overlay.ErrAway) {
+			break
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	return p, err
 }
