@@ -47,7 +47,7 @@ const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCom
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
 // historical and has nothing to enforce.
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
-	PortMapping:         {NAT},
+	PortMapping:         {NAT, L2Bridge, L2Tunnel}, // but for loopback on the latter, see checkSupportOn
 	OutBoundNAT:         {NAT, L2Bridge, L2Tunnel}, // but for what unsupportedSettings names
 	SDNRoute:            {L2Bridge, L2Tunnel},
 	ACL:                 everywhere,
@@ -204,12 +204,34 @@ func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
 	}
 	for i, p := range e.Policies {
 		if slices.Contains(supportedEndpointPolicies[p.Type], t) {
+			if err := checkLoopback(p, t, policyPath(i)); err != nil {
+				return err
+			}
 			continue
 		}
 		if p.Type == PortMapping {
-			return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use a NAT network", t)
+			return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use one of type NAT, L2Bridge or L2Tunnel", t)
 		}
 		return unsupported(policyPath(i), "policy "+string(p.Type)+" on a network of type "+t.String())
+	}
+	return nil
+}
+
+// checkLoopback refuses what a container with an address of the LAN cannot be given: what comes from the host's loopback would have to
+// be answered there by way of the NIC.
+func checkLoopback(p EndpointPolicy, t NetworkType, path string) error {
+	if p.Type != PortMapping || !slices.Contains(onLAN, t) {
+		return nil
+	}
+	settings, err := p.Decode()
+	if err != nil {
+		return err
+	}
+	if s, ok := settings.(PortMappingPolicySetting); ok {
+		if a, one := s.Addr(); one && a.IsLoopback() {
+			return invalid(ErrMappingNotSupported, path+".Settings.VIP", "a network of type %s publishes ports to the LAN and not at the loopback: "+
+				"name an address of the host, or none (--expose lan)", t)
+		}
 	}
 	return nil
 }

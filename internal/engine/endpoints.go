@@ -127,7 +127,7 @@ func (t *txn) newEndpoint(id, network hcn.GUID, in hcn.HostComputeEndpoint, boot
 	if err != nil {
 		return nil, err
 	}
-	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, Leased: leased, Boot: boot, NameServers: nameServers(in.Dns.ServerList)}
+	row := &plan.Endpoint{Doc: *doc, Seq: t.nextSeq(), MAC: mac, Addrs: addrs, Leased: leased, OneMAC: plan.OneMAC(n.Doc.Type), Boot: boot, NameServers: nameServers(in.Dns.ServerList)}
 	if err := t.checkMTU(row, nil); err != nil {
 		return nil, err
 	}
@@ -228,6 +228,7 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 		row := *old
 		row.Doc = *doc
 		row.Doc.Version++
+		row.OneMAC = plan.OneMAC(n.Doc.Type) // a version before wrote none
 		if err := t.checkMTU(&row, old); err != nil {
 			return err
 		}

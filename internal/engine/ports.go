@@ -21,6 +21,11 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 	if err != nil {
 		return err
 	}
+	if n := t.st.networks[row.Doc.HostComputeNetwork]; len(mine) > 0 && n != nil {
+		if vlan := plan.VLANOf(row, n); vlan != 0 {
+			return hcn.Errorf(hcn.ErrMappingNotSupported, "port %d/%s cannot be published: %s is in VLAN %d, which the host is not in", mine[0].ExternalPort, mine[0].Protocol, owner, vlan)
+		}
+	}
 	for i, m := range mine {
 		for j := range i {
 			if m.Overlaps(mine[j]) {

@@ -133,7 +133,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 func needsHostAgain(d *Delta) bool {
 	for _, c := range d.Ports {
 		for _, p := range []*Port{c.Old, c.New} {
-			if p != nil && (len(p.Detours)+len(p.Outbound) > 0 || p.Kind == PortContainer && inHost(p)) {
+			if p != nil && (len(p.Detours)+len(p.Outbound) > 0 || slices.ContainsFunc(p.Forwards, Forward.IsHidden) || p.Kind == PortContainer && inHost(p)) {
 				return true
 			}
 		}
@@ -175,6 +175,10 @@ func (p *Plan) forwardPorts(host *Host) {
 		for i := range port.Outbound { // the host hides them
 			host.Forward4 = host.Forward4 || port.Outbound[i].Source.Is4()
 			host.Forward6 = host.Forward6 || port.Outbound[i].Source.Is6()
+		}
+		for _, f := range port.Forwards {
+			host.Forward4 = host.Forward4 || f.Hidden && f.Is4()
+			host.Forward6 = host.Forward6 || f.Hidden && !f.Is4()
 		}
 		if sw != nil && sw.Mode.OneMAC() && port.Kind == PortContainer && inHost(port) {
 			for _, a := range port.Addrs {
@@ -640,7 +644,7 @@ func Forwards(e *Endpoint) []Forward {
 		switch {
 		case one:
 			scope = ScopeAddress
-		case m.Scope == hcn.ScopeLAN:
+		case m.Scope == hcn.ScopeLAN, e.OneMAC: // no answer comes back to the loopback
 			scope = ScopeLAN
 		}
 		var has4, has6 bool
@@ -652,7 +656,7 @@ func Forwards(e *Endpoint) []Forward {
 			has4, has6 = has4 || v4, has6 || !v4
 			out = append(out, Forward{
 				Protocol: uint8(m.Protocol), Scope: scope, Bind: bind, Port: m.ExternalPort,
-				To: netip.AddrPortFrom(a.Addr(), m.InternalPort),
+				To: netip.AddrPortFrom(a.Addr(), m.InternalPort), Hidden: e.OneMAC,
 			})
 		}
 	}

@@ -155,6 +155,10 @@ func (f Forward) scopeText() string {
 func (e *explainer) toPublished(f Forward, to, from *Port) {
 	sw := e.plan.Switches[to.Network]
 	e.step(layerNAT, to.ID, "published %s and held by a socket of the daemon: %s becomes %s", f.scopeText(), netip.AddrPortFrom(e.Dst, f.Port), f.To)
+	if f.Hidden {
+		e.toHidden(f, to, sw)
+		return
+	}
 	k := Packet{From: sw.HostPort, Src: e.Src, Dst: f.To.Addr(), DstPort: f.To.Port()}
 	hook := "forward"
 	switch {
@@ -177,6 +181,26 @@ func (e *explainer) toPublished(f Forward, to, from *Port) {
 		e.mtu(sw.MTU, to.VNIC.MTU)
 		e.deliver(to, k.Src, f.To, f.To.String())
 	}
+}
+
+// toHidden is a published port of a container on a LAN, to which the host sends as itself.
+func (e *explainer) toHidden(f Forward, to *Port, sw *Switch) {
+	hook := "forward"
+	if e.q.From.Kind == PartyHost {
+		hook = "output"
+	}
+	e.Dst = f.To.Addr()
+	r, ok := e.hostRoute()
+	if !ok || !e.foreign(hook) {
+		return
+	}
+	e.Src = r.Src
+	e.step(layerNAT, "", "the container would answer the client past the host: the source becomes the host's, %s", r.Src)
+	k := Packet{From: sw.UplinkPort, Host: true, Src: r.Src, Dst: e.Dst, DstPort: f.To.Port()}
+	if own := e.hostVNIC(sw, r.Device); own != nil {
+		k = Packet{From: own.ID, Src: r.Src, Dst: e.Dst, DstPort: f.To.Port()}
+	}
+	e.onLAN(k, to, sw)
 }
 
 // fromHost begins with a process of the host.

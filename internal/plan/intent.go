@@ -54,6 +54,8 @@ type Endpoint struct {
 	// Leased says that the LAN gives the addresses: Addrs are those of Leases, in which it is kept what was given.
 	Leased bool                  `json:",omitempty"`
 	Leases map[LeaseSource]Lease `json:",omitempty"`
+	// OneMAC says that its network has one MAC on the wire.
+	OneMAC bool `json:",omitempty"`
 	// NameServers are those that its creator named. The document shows the
 	// network's when there are none, and then they follow the network.
 	NameServers []netip.Addr `json:",omitempty"`

@@ -306,7 +306,12 @@ type Forward struct {
 	Bind     netip.Addr // valid with ScopeAddress
 	Port     uint16     // on the host
 	To       netip.AddrPort
+	// Hidden says that the container sees the host instead of the client, which it would answer past the host.
+	Hidden bool
 }
+
+// IsHidden tells what Hidden does.
+func (f Forward) IsHidden() bool { return f.Hidden }
 
 // Is4 tells the family of the forward.
 func (f Forward) Is4() bool { return f.To.Addr().Is4() }

@@ -93,6 +93,10 @@ func (es elements) addPort(p *plan.Port) error {
 			return fmt.Errorf("publish %s: published to port %s already", Describe(f), have.owner)
 		}
 		es[k] = e
+		if f.Hidden {
+			h := elem{keyText: []string{f.To.Addr().String()}, kind: e.kind, owner: e.owner}
+			es[elemKey{set: hiddenSet(f.Is4()), key: string(f.To.Addr().AsSlice())}] = h
+		}
 		if k.set == mapAll6 || k.set == mapLAN6 {
 			es[elemKey{set: setLinkLocal, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
 		}
@@ -105,6 +109,13 @@ func (es elements) addPort(p *plan.Port) error {
 	}
 	es.addDetours(p)
 	return nil
+}
+
+func hiddenSet(v4 bool) string {
+	if v4 {
+		return setHidden4
+	}
+	return setHidden6
 }
 
 func forwardElement(f plan.Forward) (elemKey, elem) {

@@ -36,6 +36,8 @@ const (
 	mapAs6         = "outbound_as6"
 	setOnLAN4      = "outbound_lan4"
 	setOnLAN6      = "outbound_lan6"
+	setHidden4     = "published_hidden4"
+	setHidden6     = "published_hidden6"
 	mapProxy4      = "proxy4"
 	mapProxy6      = "proxy6"
 	mapProxyPort4  = "proxy_same_port4"
@@ -78,6 +80,8 @@ func sets() []setSpec {
 		{mapAs6, "ipv6_addr", "ipv6_addr", false, "The same in IPv6."},
 		{setOnLAN4, "ipv4_addr", "", false, "Containers on an L2Bridge or L2Tunnel network with an OutBoundNAT policy. The switch hands the host what is to be translated."},
 		{setOnLAN6, "ipv6_addr", "", false, "The same in IPv6."},
+		{setHidden4, "ipv4_addr", "", false, "Containers on an L2Bridge or L2Tunnel network with published ports: they see the host instead of the client."},
+		{setHidden6, "ipv6_addr", "", false, "The same in IPv6."},
 		{mapProxy4, "ipv4_addr . inet_proto . ipv4_addr", "ipv4_addr . inet_service", true, "Container, protocol and destinations whose flows go to a proxy (L4Proxy)."},
 		{mapProxy6, "ipv6_addr . inet_proto . ipv6_addr", "ipv6_addr . inet_service", true, "The same in IPv6."},
 		{mapProxyPort4, "ipv4_addr . inet_proto . ipv4_addr", "ipv4_addr", true, "The same where the flow keeps its port (L4Proxy without Port)."},
@@ -163,8 +167,10 @@ func translationChains() []chainSpec {
 			"ip6 saddr ::1 masquerade fully-random",
 			"iifname . oifname @" + setSameNetwork + " ct status dnat masquerade fully-random",
 		}},
-		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours, and what the switch hands over of containers on a LAN.", rules: []string{
+		{name: "postrouting", kind: "nat", hook: "postrouting", priority: "100", doc: "What leaves a NAT network by a device that is not ours, what the switch hands over of containers on a LAN, and what goes to a published port of one: it would be answered past the host, and so gets the host's address.", rules: []string{
 			`oifname "bhh*" goto to_network_source`,
+			"ip daddr @" + setHidden4 + " ct status dnat masquerade fully-random",
+			"ip6 daddr @" + setHidden6 + " ct status dnat masquerade fully-random",
 			"iifname @" + setNATVNICs + " goto outbound",
 			"ip saddr @" + setOnLAN4 + " goto outbound",
 			"ip6 saddr @" + setOnLAN6 + " goto outbound",
