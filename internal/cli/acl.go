@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -63,7 +64,7 @@ the peer's for out. A prefix matches its own family only. The lower priority is 
 				}
 			}
 			if err := changeACLs(cmd.Context(), c, e.ID, hcn.RequestTypeAdd, hcn.NewEndpointPolicy(hcn.ACL, rule)); err != nil {
-				return err
+				return f.inFlags(err)
 			}
 			_, err = fmt.Fprintln(a.Stdout, clean(rule.Id))
 			return err
@@ -85,6 +86,30 @@ the peer's for out. A prefix matches its own family only. The lower priority is 
 	complete(cmd, "action", "allow", "block")
 	completeFlag(cmd, "network", a.completeNetworks)
 	return cmd
+}
+
+// inFlags names the flag that made a member of the rule which is refused.
+func (f *aclFlags) inFlags(err error) error {
+	e, ok := errors.AsType[*hcn.Error](err)
+	if !ok {
+		return err
+	}
+	rest, ok := strings.CutPrefix(e.Detail, "Settings.Policies[0].Settings.")
+	member, what, hasMember := strings.Cut(rest, ": ")
+	if !ok || !hasMember {
+		return err
+	}
+	ports, source := "LocalPorts", "RemotePorts"
+	if strings.EqualFold(f.direction, "out") {
+		ports, source = source, ports
+	}
+	flag := map[string]string{
+		"LocalAddresses": "local", "RemoteAddresses": "remote", ports: "ports", source: "source-ports", "Protocols": "proto", "Id": "id",
+	}[member]
+	if flag == "" {
+		return err
+	}
+	return api.Errorf(api.KindInvalid, "--%s: %s", flag, what).Hint("bulkhead acl add --help")
 }
 
 // setting is the HCN rule that the flags ask for.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -442,4 +443,36 @@ func TestPortTakenAgainBeforeTheDiskRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestComparedLater: a first comparison that does not come to its end has the API answer, and is made again before it is
+// said that everything was compared.
+func TestComparedLater(t *testing.T) {
+	dir := memoryDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		e := &env{t: t, w: newWorld(), path: filepath.Join(dir, "state.db")}
+		defer e.stop()
+		tries := 0
+		e.w.fail = func(applier int, k *object) error {
+			if applier == 0 && k == nil {
+				if tries++; tries <= 3 {
+					return errors.New("the kernel takes too long")
+				}
+			}
+			return nil
+		}
+		e.start() // waits until the API answers
+		select {
+		case <-e.e.Compared():
+			t.Error("said to be compared after a comparison that failed as a whole")
+		default:
+		}
+		time.Sleep(10 * time.Second)
+		select {
+		case <-e.e.Compared():
+		default:
+			t.Errorf("not compared after %d tries", tries)
+		}
+		e.check()
+	})
 }

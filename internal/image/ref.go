@@ -96,6 +96,8 @@ func badName(s string) error {
 		why = "leave out the scheme, " + strconv.Quote(s[:strings.Index(s, "://")+3])
 	case hasDigest && (!isSHA || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != ""):
 		why = "after @ come sha256: and 64 digits of 0-9 and a-f"
+	case strings.Trim(strings.ToLower(repo), nameLetters) != "":
+		why = "names of images are made of lower-case letters, digits and . _ - /"
 	case repo != strings.ToLower(repo):
 		why = "names of images are in lower case: write " + strconv.Quote(strings.ToLower(repo)+base[len(repo):])
 	case len(base) > len(repo) && (tag == "" || len(tag) > 128 || strings.Trim(tag, tagLetters) != ""):
@@ -103,6 +105,8 @@ func badName(s string) error {
 	}
 	return fmt.Errorf("%w: image name %.200q: %s", ErrInvalid, s, why)
 }
+
+const nameLetters = "abcdefghijklmnopqrstuvwxyz0123456789._-/:[]" // with those of a registry's address and port
 
 const tagLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
