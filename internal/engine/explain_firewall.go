@@ -110,9 +110,9 @@ func firewallCommand(v *plan.HostVerdict, protocol uint8, inside bool) string {
 		return v.Tool + " -t " + v.Table + " -L " + v.Chain + " -n -v --line-numbers"
 	case v.Own():
 		return "nft -a list chain " + v.Table + " " + v.Chain
-	case name == "firewalld" && v.Src.IsValid() && inside:
+	case byFirewalld(name, v.Chain) && v.Src.IsValid() && inside:
 		return "firewall-cmd --zone=trusted --add-source=" + v.Src.String()
-	case name == "firewalld":
+	case byFirewalld(name, v.Chain):
 		return "firewall-cmd --list-all-policies && firewall-cmd --list-all-zones"
 	case v.Keeper == "ufw" && match != "":
 		return ufwCommand(v.Chain) + match
@@ -130,6 +130,12 @@ func firewallCommand(v *plan.HostVerdict, protocol uint8, inside bool) string {
 		return fmt.Sprintf("nft insert rule %s %s %s saddr %s %s daddr %s accept", v.Table, v.Chain, word, v.Src, word, v.Dst.Addr())
 	}
 	return "nft -a list chain " + v.Table + " " + v.Chain
+}
+
+// byFirewalld tells that a chain is firewalld's: it has a table of its own, or with its older backend chains of zones among those
+// of iptables.
+func byFirewalld(table, chain string) bool {
+	return table == "firewalld" || isIPTables(table) && strings.HasPrefix(chain, "FWD_")
 }
 
 // ufwCommand puts a rule before all others of the same direction.
