@@ -16,6 +16,7 @@
 #include "lib/pending.h"
 #include "lib/step.h"
 #include "lib/sweep.h"
+#include "lib/underlay.h"
 
 /* Types that only the ring buffer and skb->cb carry would not reach Go otherwise. */
 struct drop_event *unused_drop_event __attribute__((unused));
@@ -53,7 +54,7 @@ int bh_from_port(struct __sk_buff *skb)
 	if (!skb->ingress_ifindex)
 		p->flags = PKT_TEST;
 	index = p->ifindex;
-	port = bpf_map_lookup_elem(&bh_ports_v2, &index);
+	port = bpf_map_lookup_elem(&bh_ports_v3, &index);
 	if (!port)
 		return drop(skb, p, DROP_UNKNOWN_PORT);
 	p->kind = port->kind;
@@ -71,6 +72,7 @@ int bh_from_port(struct __sk_buff *skb)
 		p->ifindex = uplink_of(SWITCH_OF(port->sw));
 	p->src.sw = port->sw;
 	p->dst.sw = port->sw;
+	p->tunnel = port->tunnel;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);
 
 	if (p->lan && is_overdue(port->sw))
@@ -93,9 +95,6 @@ int bh_from_port(struct __sk_buff *skb)
 	}
 	if (step)
 		return drop(skb, p, step);
-
-	/* Load balancing, rewrites, routing and encapsulation come here. Each takes the pkt
-	 * and may change it. */
 
 	if (p->flags & PKT_GROUP)
 		return replicate(skb, p);
@@ -122,6 +121,20 @@ int bh_from_host(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 	return from_nic(skb, PORT_HOST, skb->tstamp == TEST_TIME);
+}
+
+/* tc ingress of a NIC that overlays' tunnels go by. */
+SEC("tc")
+int bh_from_underlay(struct __sk_buff *skb)
+{
+	return from_underlay(skb);
+}
+
+/* tc ingress of a VXLAN device. */
+SEC("tc")
+int bh_from_tunnel(struct __sk_buff *skb)
+{
+	return from_tunnel(skb);
 }
 
 /* Run by the daemon when it starts, after it has carried flows over, and now and then:

@@ -7,7 +7,7 @@ import "slices"
 // believe in a packet filter that is not there. Who implements a part adds it here, and nothing else has to change.
 
 // supportedNetworkTypes are the types that can be created.
-var supportedNetworkTypes = []NetworkType{NAT, Internal, Private, Transparent, L2Bridge, L2Tunnel}
+var supportedNetworkTypes = []NetworkType{NAT, Internal, Private, Transparent, L2Bridge, L2Tunnel, Overlay}
 
 // supportedNetworkFlags are the flags that are enforced, by network type. IsolateVSwitch asks for a switch that no other
 // network shares, and DisableHostPort on a Private network for a switch without host port: both are always so.
@@ -19,12 +19,15 @@ var supportedNetworkFlags = map[NetworkType]NetworkFlags{
 	Transparent: commonNetworkFlags,
 	L2Bridge:    commonNetworkFlags,
 	L2Tunnel:    commonNetworkFlags,
+	// Its switch is its own, and its resolver always answers.
+	Overlay: commonNetworkFlags | EnableDnsProxy,
 }
 
 // Types that have much in common.
 var (
 	onLAN      = []NetworkType{Transparent, L2Bridge, L2Tunnel}
-	everywhere = append([]NetworkType{NAT, Internal, Private}, onLAN...)
+	withUplink = append([]NetworkType{Overlay}, onLAN...)
+	everywhere = append([]NetworkType{NAT, Internal, Private}, withUplink...)
 )
 
 const commonNetworkFlags = EnableNonPersistent | EnablePersistent | IsolateVSwitch | DisableSharing
@@ -41,14 +44,16 @@ var supportedSubnetFlags = map[NetworkType]SubnetFlags{
 // supportedIpSubnetFlags are the flags of an IpSubnet that are enforced.
 const supportedIpSubnetFlags IpSubnetFlags = 0
 
-// supportedEndpointFlags are the endpoint flags that are enforced; EnableDhcp as checkDhcpOn says.
-const supportedEndpointFlags = EnableLowInterfaceMetric | DisableInterComputeCommunication | OverrideDNSServerOrder | EnableDhcp
+// supportedEndpointFlags are the endpoint flags that are enforced; EnableDhcp as checkDhcpOn says,
+// RemoteEndpoint on overlays.
+const supportedEndpointFlags = RemoteEndpoint | EnableLowInterfaceMetric | DisableInterComputeCommunication | OverrideDNSServerOrder | EnableDhcp
 
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
 // historical and has nothing to enforce.
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
-	PortMapping:         {NAT, L2Bridge, L2Tunnel}, // but for loopback on the latter, see checkSupportOn
-	OutBoundNAT:         {NAT, L2Bridge, L2Tunnel}, // but for what unsupportedSettings names
+	PortMapping:         {NAT, L2Bridge, L2Tunnel},          // but for loopback on the latter, see checkSupportOn
+	OutBoundNAT:         {NAT, L2Bridge, L2Tunnel, Overlay}, // but for what unsupportedSettings names
+	ProviderAddress:     {Overlay},                          // of remote endpoints
 	SDNRoute:            {L2Bridge, L2Tunnel},
 	ACL:                 everywhere,
 	TierAcl:             everywhere,
@@ -58,7 +63,7 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	EncapOverhead:       everywhere,
 	InterfaceParameters: everywhere,
 	L4Proxy:             {NAT, Internal},
-	L4WFPPROXY:          {NAT, Internal, Transparent, L2Bridge, L2Tunnel},
+	L4WFPPROXY:          {NAT, Internal, Transparent, L2Bridge, L2Tunnel, Overlay},
 	EndpointVLAN:        onLAN,
 	L2Driver:            everywhere,
 	InterfaceName:       everywhere,
@@ -69,10 +74,14 @@ var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 // supportedNetworkPolicies are the network policies that are enforced. VSwitchExtension is kept for the clients that set it:
 // there are no filtering extensions. LayerConstraint gets an answer of its own where switches are not shared, see checkSupport.
 var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
-	AutomaticDNS:               {NAT, Transparent, L2Bridge, L2Tunnel}, // enabled only, see checkSupport: a closed network asks nobody outside
-	NetAdapterName:             onLAN,
-	NetworkInterfaceConstraint: onLAN,
-	NetworkProviderAddress:     onLAN,
+	AutomaticDNS:               {NAT, Transparent, L2Bridge, L2Tunnel, Overlay}, // enabled only, see checkSupport: a closed network asks nobody outside
+	NetAdapterName:             withUplink,
+	NetworkInterfaceConstraint: withUplink,
+	NetworkProviderAddress:     withUplink,
+	DrMacAddress:               {Overlay},
+	VxlanPort:                  {Overlay},
+	RemoteSubnetRoute:          {Overlay},
+	HostRoute:                  {Overlay},
 	SourceMacAddress:           {NAT, Internal},
 	NetworkACL:                 everywhere,
 	NetworkL4Proxy:             {NAT, Internal},
@@ -83,7 +92,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 }
 
 // supportedSubnetPolicies are the subnet policies that are enforced.
-var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: onLAN}
+var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: onLAN, VSID: {Overlay}}
 
 // supportedNamespaceTypes are the kinds of compartment that can be made.
 var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault}
@@ -172,7 +181,7 @@ func (n *HostComputeNetwork) checkTypeSupport() error {
 	if slices.Contains(supportedNetworkTypes, n.Type) {
 		return nil
 	}
-	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal, Private, Transparent, L2Bridge or L2Tunnel", n.Type)
+	return invalid(ErrInvalidNetworkType, "Type", "networks of type %s cannot be created by this version: use NAT, Internal, Private, Transparent, L2Bridge, L2Tunnel or Overlay", n.Type)
 }
 
 // checkSupport refuses what no network type enforces; checkSupportOn refuses what the endpoint's own type does not.
@@ -201,6 +210,9 @@ func (e *HostComputeEndpoint) checkSupport() error {
 func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
 	if err := e.checkDhcpOn(t); err != nil {
 		return err
+	}
+	if e.Flags&RemoteEndpoint != 0 && t != Overlay {
+		return unsupported("Flags", "RemoteEndpoint on a network of type "+t.String())
 	}
 	for i, p := range e.Policies {
 		if slices.Contains(supportedEndpointPolicies[p.Type], t) {

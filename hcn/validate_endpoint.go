@@ -230,6 +230,9 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 	if err := e.validateAddrsFor(n); err != nil {
 		return err
 	}
+	if err := e.validateRemote(n); err != nil {
+		return err
+	}
 	for i, p := range e.Policies {
 		switch p.Type {
 		case PortMapping:
@@ -306,6 +309,9 @@ func (e *HostComputeEndpoint) validateAddrsFor(n *HostComputeNetwork) error {
 	for i, c := range e.IpConfigurations {
 		at := indexed("IpConfigurations", i)
 		s, err := n.subnetFor(at, c)
+		if err != nil && e.Flags&RemoteEndpoint != 0 && c.IpSubnetId.IsZero() {
+			continue // behind another host's router: see RemoteSubnetRoute
+		}
 		if err != nil {
 			return err
 		}

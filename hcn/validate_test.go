@@ -169,7 +169,7 @@ func TestNetworkSchemaOfAllTypes(t *testing.T) {
 			checkErr(t, n.validateSchema(), tc.code, tc.where)
 			switch n.Type {
 			case Transparent: // which can be: see TestTransparent
-			case L2Bridge, L2Tunnel:
+			case L2Bridge, L2Tunnel, Overlay:
 				checkErr(t, n.Validate(), tc.code, tc.where)
 			default:
 				checkErr(t, n.Validate(), ErrInvalidNetworkType, tc.typ)
@@ -450,6 +450,9 @@ func TestEveryPolicyIsEnforcedOrRefused(t *testing.T) {
 			t.Errorf("%s: %v", typ, err)
 		}
 		if len(supportedEndpointPolicies[typ]) > 0 {
+			if typ == ProviderAddress { // says where a remote endpoint is
+				e.Flags, e.MacAddress, e.IpConfigurations = RemoteEndpoint, "02-00-00-00-00-09", []IpConfig{{IpAddress: "10.99.0.9"}}
+			}
 			checkErr(t, e.ValidateFor(natNetwork(t, supportedEndpointPolicies[typ][0])), 0, "")
 			continue
 		}

@@ -26,10 +26,36 @@ typedef __u32 __wsum;
 /* Flags of maps and helpers. */
 #define BPF_F_NO_PREALLOC (1U << 0)
 #define BPF_NOEXIST 1
+#define BPF_F_INVALIDATE_HASH (1ULL << 1)
 #define BPF_F_INGRESS (1ULL << 0)
 #define BPF_F_PSEUDO_HDR (1ULL << 4)
 #define BPF_F_MARK_MANGLED_0 (1ULL << 5)
 #define CLOCK_MONOTONIC 1
+
+/* Flags of bpf_skb_adjust_room and of the tunnel keys. */
+#define BPF_ADJ_ROOM_MAC 1
+#define BPF_F_ADJ_ROOM_FIXED_GSO (1ULL << 0)
+#define BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 (1ULL << 1)
+#define BPF_F_ADJ_ROOM_ENCAP_L4_UDP (1ULL << 4)
+#define BPF_F_ADJ_ROOM_NO_CSUM_RESET (1ULL << 5)
+#define BPF_F_ADJ_ROOM_ENCAP_L2_ETH (1ULL << 6)
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
+#define BPF_F_ADJ_ROOM_ENCAP_L2(len) ((__u64)(len) << 56)
+#define BPF_F_TUNINFO_IPV6 (1ULL << 0)
+#define BPF_F_ZERO_CSUM_TX (1ULL << 1)
+#define BPF_F_DONT_FRAGMENT (1ULL << 2)
+
+/* Where a tunnel device sends a packet, or where it had it from. IPv4 in the host's byte order. */
+struct bpf_tunnel_key {
+	__u32 tunnel_id;
+	__u32 remote[4];
+	__u8 tos;
+	__u8 ttl;
+	__u16 flags;
+	__u32 label;
+	__u32 local[4];
+};
 
 /* A timer in a map's value (include/uapi/linux/bpf.h). */
 struct bpf_timer {

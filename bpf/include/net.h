@@ -54,6 +54,21 @@ struct ipv6hdr {
 	__u8 daddr[16];
 } __attribute__((packed, aligned(2)));
 
+struct udphdr {
+	__be16 source;
+	__be16 dest;
+	__be16 len;
+	__u16 check;
+} __attribute__((packed, aligned(2)));
+
+/* VXLAN (RFC 7348). */
+struct vxlanhdr {
+	__be32 flags;
+	__be32 vni; /* the upper 24 bits */
+} __attribute__((packed, aligned(2)));
+
+#define VXLAN_HAS_VNI 0x08000000
+
 /* ARP for IPv4 over Ethernet (RFC 826). */
 struct arp_ipv4 {
 	__be16 htype;

@@ -3,6 +3,7 @@
 #define BULKHEAD_ARP_H
 
 #include "owner.h"
+#include "remote.h"
 #include "parse.h"
 #include "step.h"
 
@@ -66,6 +67,11 @@ __noinline int arp(struct __sk_buff *skb, struct pkt *p)
 	if (p->type == ARP_REPLY || words(p->src.ip)[3] == words(p->dst.ip)[3])
 		return p->kind == PORT_RESOLVER ? DROP_RESOLVER : STEP_NEXT;
 	o = owner_of(&p->dst);
+	if (!o && p->tunnel) {
+		struct mac_key mac = {};
+
+		return elsewhere(p, &mac) ? arp_answer(skb, &arp, mac.mac) : DROP_UNKNOWN_ADDRESS;
+	}
 	/* What the switch does not know, somebody on the wire may. */
 	if (!o)
 		return p->lan ? STEP_NEXT : DROP_UNKNOWN_ADDRESS;

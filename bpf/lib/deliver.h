@@ -12,10 +12,29 @@
 #include "related.h"
 #include "send.h"
 #include "steer.h"
+#include "tunnel.h"
 #include "wire.h"
 
 /* Ports of one switch that get broadcast; plan and loader refuse more. */
 #define MAX_MEMBERS 4096
+
+/* A verification border. What a container gets by the router of an overlay has its MAC. */
+__noinline int pass_router(struct __sk_buff *skb, struct pkt *p)
+{
+	const struct overlay *o = p ? overlay_of(p->src.sw) : 0;
+
+	if (!o || !same_mac(p->dmac, o->router))
+		return 0;
+	return bpf_skb_store_bytes(skb, ETH_ALEN, o->router, ETH_ALEN, 0) != 0;
+}
+
+/* send() on an overlay. */
+static __always_inline int send_overlay(struct __sk_buff *skb, struct pkt *p, __u32 device, __u32 kind)
+{
+	if (p->flags & PKT_TEST)
+		return TC_ACT_SHOT;
+	return kind == PORT_REMOTE ? to_remote(skb, p) : send(skb, device, kind);
+}
 
 /* A verification border. Gives a frame the MAC of who has its destination address, or of
  * the host that it is sent by. */
@@ -29,7 +48,9 @@ __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
 	if (steer_mac(p, port, &host))
 		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0);
 	o = owner_of(&p->dst);
-	return !o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0);
+	if (!o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0))
+		return 1;
+	return p->tunnel ? pass_router(skb, p) : 0;
 }
 
 /* A verification border, to keep its variables off the stack of the long way.
@@ -49,7 +70,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return TC_ACT_SHOT;
 	if (p->flags & (PKT_FRAGMENT | PKT_OPENER | PKT_TEST) || !has_flow(p))
 		return 0;
-	if (p->kind != PORT_HOST && p->kind != PORT_UPLINK && !same_mac(p->smac, p->port_mac))
+	if (p->kind != PORT_HOST && p->kind != PORT_UPLINK && p->kind != PORT_REMOTE && !same_mac(p->smac, p->port_mac))
 		return 0;
 	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	key.sw |= half(p, end);
@@ -73,7 +94,11 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		flow_tcp(f, p, end);
 	if (you->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_IN;
-	step = rates(skb, p, port);
+	step = kind == PORT_REMOTE ? fits_tunnel(skb, p) : DROP_NONE;
+	if (step == DROP_NO_ROUTE) /* it may be here by now */
+		return 0;
+	if (!step)
+		step = rates(skb, p, port);
 	if (step)
 		return drop(skb, p, step);
 	count_flow(f, p, end);
@@ -83,6 +108,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	count_rx(port, p->len);
 	if (p->lan)
 		return send_lan(skb, p, device, kind);
+	if (p->tunnel)
+		return send_overlay(skb, p, device, kind);
 	if (kind == PORT_HOST && p->kind == PORT_CONTAINER && offload_offer(skb, f, p, device))
 		return CARRY_OFFERED;
 	return send(skb, device, kind);
@@ -107,7 +134,7 @@ static __always_inline int for_resolver(const struct pkt *p)
 static __always_inline int find_beyond(const struct pkt *p, struct dest *to)
 {
 	__u32 sw = SWITCH_OF(p->src.sw), index = uplink_of(sw);
-	const struct port *nic = bpf_map_lookup_elem(&bh_ports_v2, &index);
+	const struct port *nic = bpf_map_lookup_elem(&bh_ports_v3, &index);
 
 	if (!nic || p->kind != PORT_CONTAINER)
 		return nic ? DROP_UNKNOWN_MAC : DROP_NO_UPLINK;
@@ -126,9 +153,9 @@ __noinline int find_tunnel(struct pkt *p, struct dest *to)
 	if (!p || !to)
 		return DROP_MALFORMED;
 	index = p->ifindex;
-	from = bpf_map_lookup_elem(&bh_ports_v2, &index);
+	from = bpf_map_lookup_elem(&bh_ports_v3, &index);
 	index = to->port;
-	you = bpf_map_lookup_elem(&bh_ports_v2, &index);
+	you = bpf_map_lookup_elem(&bh_ports_v3, &index);
 	if (!from || !you)
 		return DROP_UNKNOWN_PORT;
 	/* The receiver's port takes it for a frame of the wire's. */
@@ -143,6 +170,60 @@ __noinline int find_tunnel(struct pkt *p, struct dest *to)
 	return DROP_NONE;
 }
 
+/* A verification border. Where a frame goes on an overlay. Its router is on no interface: what has its
+ * MAC is for whoever has the address, here or elsewhere, and else for the host. */
+__noinline int find_overlay(struct pkt *p, struct dest *to)
+{
+	struct mac_key key = {};
+	const struct overlay *o;
+	const struct owner *own;
+	const struct dest *d;
+	int routed;
+
+	if (!p || !to)
+		return DROP_MALFORMED;
+	key.sw = p->src.sw;
+	o = overlay_of(key.sw);
+	if (!o || (p->kind == PORT_HOST && !(o->flags & OVERLAY_HOST)))
+		return DROP_NO_ROUTE;
+	routed = same_mac(p->dmac, o->router);
+	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
+	d = routed ? 0 : bpf_map_lookup_elem(&bh_macs_v1, &key);
+	own = d ? 0 : owner_of(&p->dst);
+	if (own && !(own->flags & OWNER_GATEWAY)) {
+		__builtin_memcpy(key.mac, own->mac, ETH_ALEN);
+		d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+		p->stale = 1;
+	} else if (!d && !own && p->kind == PORT_CONTAINER && remote_of(&p->dst, o)) {
+		if (p->tunnel == NO_TUNNEL)
+			return DROP_NO_UPLINK;
+		to->port = p->tunnel;
+		to->device = p->tunnel;
+		to->kind = PORT_REMOTE;
+		return DROP_NONE;
+	} else if (!d && routed && p->kind == PORT_CONTAINER) {
+		if (!(o->flags & OVERLAY_HOST) && !own)
+			return DROP_NO_ROUTE;
+		d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+	}
+	if (!d)
+		return routed ? DROP_NO_ROUTE : DROP_UNKNOWN_MAC;
+	if (d->port == p->ifindex)
+		return DROP_TO_SELF;
+	if (d->kind == PORT_HOST && p->kind == PORT_REMOTE)
+		return DROP_NO_ROUTE;
+	*to = *d;
+	return DROP_NONE;
+}
+
+/* A verification border: may an overlay's port reach the host at all? */
+__noinline int has_host(__u32 sw)
+{
+	const struct overlay *o = overlay_of(sw);
+
+	return o && o->flags & OVERLAY_HOST;
+}
+
 /* A verification border. Where a frame goes: 0, or why nowhere. */
 static __always_inline int find(struct pkt *p, struct dest *to)
 {
@@ -152,6 +233,13 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 	if (!p || !to)
 		return DROP_MALFORMED;
 	key.sw = p->src.sw;
+	if (p->tunnel) {
+		int step = find_overlay(p, to);
+
+		if (step || to->kind != PORT_HOST)
+			return step;
+		goto host;
+	}
 	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
 	if (!d && p->lan) {
@@ -186,6 +274,7 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 		return find_tunnel(p, to);
 	if (p->flags & PKT_STEERED && !p->lan)
 		steer(p, to);
+host:
 	if (to->kind == PORT_HOST && for_resolver(p)) {
 		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v2, &key.sw);
 
@@ -196,8 +285,9 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 		to->port = sw->resolver;
 		to->device = sw->resolver;
 		to->kind = PORT_RESOLVER;
+		return DROP_NONE;
 	}
-	return DROP_NONE;
+	return p->tunnel && to->kind == PORT_HOST && !has_host(key.sw) ? DROP_NO_ROUTE : DROP_NONE;
 }
 
 /* A verification border. */
@@ -214,6 +304,8 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	step = judge(skb, p, &to);
 	if (!step && p->stale && redress(skb, p, to.port))
 		step = DROP_KERNEL;
+	if (!step && to.kind == PORT_REMOTE)
+		step = fits_tunnel(skb, p);
 	if (!step)
 		step = rates(skb, p, to.port);
 	if (step)
@@ -224,6 +316,8 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	report(skb, p, to.kind == PORT_UPLINK ? OUTCOME_WIRE : OUTCOME_DELIVER, 0, to.port, p->rule_out);
 	if (p->lan)
 		return send_lan(skb, p, to.device, to.kind);
+	if (p->tunnel)
+		return send_overlay(skb, p, to.device, to.kind);
 	return send(skb, to.device, to.kind);
 }
 

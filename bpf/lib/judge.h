@@ -179,7 +179,7 @@ static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 	me->kind = p->kind;
 	me->flags = end_flags(p, LIMIT_BACK);
 	__builtin_memcpy(me->mac, p->smac, ETH_ALEN);
-	if (p->kind == PORT_RESOLVER)
+	if (p->kind == PORT_RESOLVER || p->kind == PORT_REMOTE)
 		return;
 	__builtin_memcpy(key.mac, p->port_mac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
@@ -428,9 +428,9 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 	/* Before the rules are looked at: a change of them in between makes the flow stale. */
 	gen = generation();
 	port = p->ifindex;
-	from = bpf_map_lookup_elem(&bh_ports_v2, &port);
+	from = bpf_map_lookup_elem(&bh_ports_v3, &port);
 	port = d->port;
-	to = bpf_map_lookup_elem(&bh_ports_v2, &port);
+	to = bpf_map_lookup_elem(&bh_ports_v3, &port);
 	if (!from || !to)
 		return DROP_UNKNOWN_PORT;
 	if (to->flags & PORT_RATE_IN)
@@ -472,7 +472,7 @@ __noinline int judge_group(struct pkt *p, __u32 *isolated)
 	if (!p || !isolated)
 		return DROP_MALFORMED;
 	port = p->ifindex;
-	from = bpf_map_lookup_elem(&bh_ports_v2, &port);
+	from = bpf_map_lookup_elem(&bh_ports_v3, &port);
 	if (!from)
 		return DROP_UNKNOWN_PORT;
 	*isolated = from->flags & PORT_ISOLATED;
@@ -494,7 +494,7 @@ __noinline int judge_group(struct pkt *p, __u32 *isolated)
 /* A verification border: may this port have a copy? */
 __noinline int judge_copy(struct pkt *p, __u32 port, __u32 isolated)
 {
-	const struct port *to = bpf_map_lookup_elem(&bh_ports_v2, &port);
+	const struct port *to = bpf_map_lookup_elem(&bh_ports_v3, &port);
 	struct question q = {};
 
 	if (!p || !to)

@@ -21,7 +21,7 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32); /* interface index */
 	__type(value, struct port);
-} bh_ports_v2 SEC(".maps");
+} bh_ports_v3 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -58,6 +58,56 @@ struct {
 	__type(key, struct lan_key);
 	__type(value, struct lan);
 } bh_lans_v1 SEC(".maps");
+
+/* Overlays: the switches that have one, whose virtual networks are whose, the endpoints on other
+ * hosts, prefixes behind routers there, and the hosts themselves. */
+#define MAX_REMOTES (1 << 18)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PORTS);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32); /* switch number */
+	__type(value, struct overlay);
+} bh_overlays_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PORTS);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct vni_key);
+	__type(value, __u32); /* switch number */
+} bh_vnis_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_REMOTES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct addr_key);
+	__type(value, struct remote);
+} bh_remotes_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_REMOTES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct route_key);
+	__type(value, struct remote);
+} bh_routes_v1 SEC(".maps");
+
+/* By switch and address in the underlay: how many remotes and routes lead there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_REMOTES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct addr_key);
+	__type(value, __u32);
+} bh_vteps_v1 SEC(".maps");
 
 /* The ports of each switch that get broadcast, in slots 0..members-1. */
 struct {
@@ -292,6 +342,13 @@ struct search {
 	__u32 action;
 };
 
+/* A tunnel's packet: the host that it is from, the switch that it is for, and what it came in by. */
+struct arrival {
+	struct addr_key host;
+	__u32 tunnel; /* the VXLAN device */
+	__u32 test;   /* of a test run */
+};
+
 /* What does not fit on the stack of 512 bytes. A program runs to its end on its CPU before
  * another one of ours begins there. */
 struct scratch {
@@ -301,6 +358,7 @@ struct scratch {
 	struct flow_key key;
 	struct flow flow;
 	struct fragment_key fragment;
+	struct arrival arrival;
 };
 
 struct {
@@ -309,13 +367,13 @@ struct {
 	__uint(pinning, PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct scratch);
-} bh_scratch_v2 SEC(".maps");
+} bh_scratch_v3 SEC(".maps");
 
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&bh_scratch_v2, &zero);
+	return bpf_map_lookup_elem(&bh_scratch_v3, &zero);
 }
 
 #endif

@@ -5,6 +5,7 @@
 #include "csum.h"
 #include "guard.h"
 #include "owner.h"
+#include "remote.h"
 #include "step.h"
 
 #define ND_SOURCE_MAC 1
@@ -97,6 +98,11 @@ static __always_inline int nd_solicit(struct __sk_buff *skb, struct pkt *p)
 			return step;
 	}
 	o = owner_of(&p->dst);
+	if (!o && p->tunnel) {
+		struct mac_key mac = {};
+
+		return elsewhere(p, &mac) ? nd_answer(skb, p, mac.mac, 0) : DROP_UNKNOWN_ADDRESS;
+	}
 	if (!o)
 		return p->lan ? STEP_NEXT : DROP_UNKNOWN_ADDRESS;
 	if (o->port == p->ifindex || (p->kind == PORT_RESOLVER && o->flags & OWNER_GATEWAY))

@@ -139,7 +139,7 @@ static __always_inline int from_nic(struct __sk_buff *skb, __u32 kind, __u32 tes
 {
 	__u32 how = kind | (test ? HOW_TEST : 0);
 	struct lan_key key = {.nic = skb->ifindex};
-	const struct port *port = bpf_map_lookup_elem(&bh_ports_v2, &key.nic);
+	const struct port *port = bpf_map_lookup_elem(&bh_ports_v3, &key.nic);
 	const struct lan *l;
 	int step;
 

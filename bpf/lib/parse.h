@@ -43,6 +43,7 @@ struct pkt {
 	__u32 frag; /* identification of a fragmented packet */
 	__u32 l4;   /* offset of the transport header */
 	__u32 end;  /* offset behind the packet, without the frame's padding */
+	__u32 tunnel; /* on an overlay: its VXLAN device */
 	__u16 ethertype;
 	__u16 sport;
 	__u16 dport;

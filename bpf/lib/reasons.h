@@ -36,12 +36,19 @@ enum drop_reason {
 	DROP_REFLECTED = 28,	   /* from the wire, with the MAC of a port of this switch */
 	DROP_NO_UPLINK = 29,	   /* for the wire, and the NIC is gone */
 	DROP_UNCONFIRMED = 30,	   /* nobody confirmed the network in time */
+	DROP_UNKNOWN_VTEP = 31,	   /* a tunnel's packet from a host that has nothing of the network */
+	DROP_UNKNOWN_VNI = 32,	   /* a tunnel's packet for a virtual network that is not here */
+	DROP_INNER_SOURCE = 33,	   /* a sender inside a tunnel who is not on the host it came from */
+	DROP_NO_ROUTE = 34,	   /* an overlay knows no way to the destination */
+	DROP_MTU = 35,		   /* larger than a tunnel carries */
+	DROP_CONGESTED = 36,	   /* marked on its way in a tunnel, and the inner packet cannot say so (RFC 6040) */
 	/* From here on: traffic every stack sends and this switch has no use for. It is
 	 * counted, but as no loss and without an event. */
 	DROP_QUIET = 64,
 	DROP_ROUTER_SOLICIT = 64, /* no router advertises here */
 	DROP_MEMBERSHIP = 65,	  /* MLD, IGMP: groups are flooded anyway */
 	DROP_DAD = 66,		  /* a port asking for its own address */
+	DROP_FLOODED = 67,	  /* another host's broadcast or multicast, which an overlay does not carry */
 };
 
 #endif

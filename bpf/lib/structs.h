@@ -14,6 +14,7 @@ enum port_kind {
 	PORT_RESOLVER = 3,
 	PORT_UPLINK = 4, /* a NIC: both the wire and the host's stack are behind it */
 	PORT_GUEST = 5,	 /* only of a struct dest: a vNIC in the host's stack, on a switch with a NIC */
+	PORT_REMOTE = 6, /* a VXLAN device: other hosts are behind it */
 };
 
 #define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
@@ -44,6 +45,45 @@ struct port {
 	__u8 flags;	    /* PORT_*; of a NIC those from PORT_LAN on, and PORT_SHARED */
 	__u32 out;	    /* policy of what it sends; 0: everything passes */
 	__u32 in;	    /* policy of what it receives */
+	__u32 tunnel; /* on an overlay: its VXLAN device; of that one itself: its UDP port */
+};
+
+/* An endpoint on another host, or a prefix behind another host's router. */
+struct remote {
+	__u8 host[16] __attribute__((aligned(4))); /* that host, in the underlay */
+	__u32 vni;
+	__u8 mac[ETH_ALEN];
+	__u16 router; /* the MAC is a router's: a frame for the prefix is sent to it */
+};
+
+/* Longest prefix match over the prefixes of an overlay that are behind routers. */
+struct route_key {
+	__u32 bits;
+	__u32 sw;
+	__u8 ip[16] __attribute__((aligned(4)));
+};
+
+/* Whose virtual network is it that a tunnel's packet is for? */
+struct vni_key {
+	__u32 vni;
+	__u32 port;				/* UDP */
+	__u8 to[16] __attribute__((aligned(4))); /* the address that it came to */
+};
+
+#define NO_TUNNEL 0xffffffff /* the NIC of an overlay is gone */
+
+#define OVERLAY_HOST 1	/* the host reaches the ports, and they the host */
+#define OVERLAY_ROUTES 2 /* some prefixes are behind routers */
+
+/* What a switch needs to reach other hosts. */
+struct overlay {
+	__u32 nic;
+	__u32 tunnel; /* the VXLAN device */
+	__u32 flags;  /* OVERLAY_* */
+	__u32 mtu;    /* of the NIC */
+	__u8 from[16] __attribute__((aligned(4))); /* the host's own address in the underlay */
+	__u8 router[ETH_ALEN]; /* MAC of the host's router there */
+	__u16 port;	       /* UDP */
 };
 
 /* Networks on one NIC: each has a switch. That of the first is in the NIC's struct port, which

@@ -21,7 +21,7 @@ static __always_inline int has_ports(const struct flow *f)
 {
 	__u32 a = f->end[0].port, b = f->end[1].port;
 
-	return bpf_map_lookup_elem(&bh_ports_v2, &a) && bpf_map_lookup_elem(&bh_ports_v2, &b);
+	return bpf_map_lookup_elem(&bh_ports_v3, &a) && bpf_map_lookup_elem(&bh_ports_v3, &b);
 }
 
 static long sweep_flow(void *map, struct flow_key *k, struct flow *f, struct sweep *s)

@@ -73,7 +73,7 @@ static __always_inline int turn_nd(struct __sk_buff *skb, const struct pkt *p, _
 /* A verification border: a port's frame, as it is on the wire. */
 __noinline int turn_out(struct __sk_buff *skb, struct pkt *p, __u32 device)
 {
-	const struct port *nic = bpf_map_lookup_elem(&bh_ports_v2, &device);
+	const struct port *nic = bpf_map_lookup_elem(&bh_ports_v3, &device);
 	__u8 says;
 
 	if (!p || !nic || bpf_skb_store_bytes(skb, ETH_ALEN, nic->mac, ETH_ALEN, 0))

@@ -104,7 +104,7 @@ func endpointsAndNetworks(ctx context.Context, c *client.Client, network string)
 }
 
 func newEndpointCreateCmd(a *app) *cobra.Command {
-	var name, network, iface string
+	var name, network, iface, elsewhere string
 	var n networkFlags
 	var ports publishFlags
 	var priority int
@@ -140,7 +140,12 @@ removed; namespace attach gives a compartment the vNIC.`,
 			if err != nil {
 				return err
 			}
-			made, err := c.CreateEndpoint(cmd.Context(), endpointDocument(name, in.ID, to, published))
+			doc := endpointDocument(name, in.ID, to, published)
+			if elsewhere != "" {
+				doc.Flags |= hcn.RemoteEndpoint
+				doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.ProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: elsewhere}))
+			}
+			made, err := c.CreateEndpoint(cmd.Context(), doc)
 			if err != nil {
 				return err
 			}
@@ -158,6 +163,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 	flags.StringArrayVar(&n.aliases, "alias", nil, "further DNS name")
 	flags.StringVar(&iface, "interface", "", "name of the interface in the compartment")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route of the compartment")
+	flags.StringVar(&elsewhere, "remote-host", "", "the endpoint is on another host of an overlay, which has this address; give its --ip and --mac-address there")
 	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
 	flags.BoolVar(&dnsFirst, "dns-first", false, dnsFirstUsage)
 	addPublishFlags(cmd, &ports)

@@ -29,6 +29,9 @@ type networkSpec struct {
 	uplink     string
 	vlan       uint16
 	dhcp       bool
+	vsid       uint32
+	vxlanPort  uint16
+	hostRoute  bool
 	dns        hcn.Dns
 	confirm    time.Duration
 }
@@ -51,6 +54,12 @@ NIC's MAC, so it works where others are dropped: in virtual machines and on
 wireless NICs. On an l2tunnel network, what containers send each other goes by the
 switch outside, which has to send it back.
 
+An overlay spans hosts: what is for an endpoint on another one goes there in a VXLAN
+packet of the virtual network --vsid, by the NIC --uplink. Each host has the network,
+with the same --vsid and its own part of the addresses, and is told who is on the
+others (endpoint create --remote-host); nothing is learnt and nothing flooded. With
+--host-route the host reaches the network's local endpoints, and they the host.
+
 A network has both families. Without --subnet the daemon picks prefixes that
 collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
 made at random (a unique local /64, RFC 4193) unless --ipv6=false. A network on
@@ -60,7 +69,9 @@ a LAN has only the prefixes that are named.`,
   bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back
   bulkhead network create --type transparent --uplink eth1 --subnet 192.168.1.0/24 \
     --gateway 192.168.1.1 --ip-range 192.168.1.192/26 office
-  bulkhead network create --type transparent --uplink eth1 --dhcp office`,
+  bulkhead network create --type transparent --uplink eth1 --dhcp office
+  bulkhead network create -d overlay --vsid 5001 --subnet 10.9.0.0/16 --subnet fd00:9::/64 \
+    --ip-range 10.9.1.0/24 --ip-range fd00:9::1:0/112 blue`,
 		Args: needArgs(1, 1, "name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.name = args[0]
@@ -84,7 +95,7 @@ a LAN has only the prefixes that are named.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.kind, "type", "nat", "nat, internal, private, transparent, l2bridge or l2tunnel")
+	flags.StringVarP(&s.kind, "type", "d", "nat", "nat, internal, private, transparent, l2bridge, l2tunnel or overlay")
 	flags.StringArrayVar(&s.subnets, "subnet", nil, "prefix, like 10.7.0.0/24; again for another or for IPv6")
 	flags.StringArrayVar(&s.gateways, "gateway", nil, "the host's address in a subnet, or the router's on a LAN; the first address is the default")
 	flags.StringArrayVar(&s.ranges, "ip-range", nil, "part of a subnet that addresses are picked from, like 10.7.0.128/25")
@@ -93,12 +104,15 @@ a LAN has only the prefixes that are named.`,
 	flags.StringArrayVar(&s.dns.ServerList, "dns", nil, "resolver that other names are asked of; the host's are the default")
 	flags.StringArrayVar(&s.dns.Search, "dns-search", nil, "domain to search names in")
 	flags.StringVar(&s.dns.Domain, "domain", "", "domain of the network's own names")
-	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN, by its name, its ID (bulkhead nic ls) or an address on it; without it one whose address is in a subnet")
+	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN or under an overlay, by its name, its ID (bulkhead nic ls) or an address on it; without it one that fits")
+	flags.Uint32Var(&s.vsid, "vsid", 0, "virtual network of an overlay (VNI), from 4096 on; the same on all its hosts")
+	flags.Uint16Var(&s.vxlanPort, "vxlan-port", 0, "UDP port of an overlay; 4789 without it")
+	flags.BoolVar(&s.hostRoute, "host-route", false, "let the host and an overlay's local endpoints reach each other")
 	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
 	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
 	flags.DurationVar(&s.confirm, "confirm-within", 0, "undo a network on a NIC unless bulkhead confirm is called within this time, like 2m")
 	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
-	complete(cmd, "type", "nat", "internal", "private", "transparent", "l2bridge", "l2tunnel")
+	complete(cmd, "type", "nat", "internal", "private", "transparent", "l2bridge", "l2tunnel", "overlay")
 	return cmd
 }
 
@@ -123,8 +137,10 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 		doc.Type = hcn.L2Bridge
 	case "l2tunnel":
 		doc.Type = hcn.L2Tunnel
+	case "overlay":
+		doc.Type = hcn.Overlay
 	default:
-		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal, private, transparent, l2bridge or l2tunnel")
+		return nil, api.Errorf(api.KindInvalid, "network type %q is not known", s.kind).Hint("use nat, internal, private, transparent, l2bridge, l2tunnel or overlay")
 	}
 	if err := s.placeUplink(doc); err != nil {
 		return nil, err
@@ -142,6 +158,9 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 		for i := range subnets {
 			if s.vlan != 0 {
 				subnets[i].Policies = s.vlanSubnet()[0].Policies
+			}
+			if s.vsid != 0 {
+				subnets[i].Policies = []hcn.SubnetPolicy{hcn.NewSubnetPolicy(hcn.VSID, hcn.VsidPolicySetting{IsolationId: s.vsid})}
 			}
 		}
 		doc.Ipams = []hcn.Ipam{{Subnets: subnets}}
@@ -165,6 +184,13 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 
 // placeUplink names the NIC. A network on a LAN has the addresses that the LAN gives it.
 func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
+	if doc.Type == hcn.Overlay {
+		return s.placeOverlay(doc)
+	}
+	if s.vsid != 0 || s.vxlanPort != 0 || s.hostRoute {
+		return api.Errorf(api.KindInvalid, "--vsid, --vxlan-port and --host-route are for overlay networks, and this one is of type %s", doc.Type).
+			Hint("add --type overlay, or drop them")
+	}
 	if !onLAN(doc.Type) {
 		if s.uplink != "" || s.vlan != 0 || s.dhcp {
 			return api.Errorf(api.KindInvalid, "--uplink, --vlan and --dhcp are for networks on a LAN, and this one is of type %s", doc.Type).
@@ -204,6 +230,28 @@ func uplinkPolicy(nic string) hcn.NetworkPolicy {
 		return hcn.NewNetworkPolicy(hcn.NetworkInterfaceConstraint, hcn.InterfaceConstraintPolicySetting{InterfaceGuid: id})
 	}
 	return hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: nic})
+}
+
+// placeOverlay says by which NIC and how the hosts of an overlay reach each other.
+func (s *networkSpec) placeOverlay(doc *hcn.HostComputeNetwork) error {
+	switch {
+	case s.vsid == 0 || len(s.subnets) == 0:
+		return api.Errorf(api.KindInvalid, "an overlay network needs its virtual network and a subnet, the same on all hosts").
+			Hint("add --vsid and --subnet, like --vsid 5001 --subnet 10.9.0.0/16, and with --ip-range this host's part of it")
+	case s.vlan != 0 || s.dhcp:
+		return api.Errorf(api.KindInvalid, "--vlan and --dhcp are for networks on a LAN, and this one is of type %s", doc.Type).Hint("drop them")
+	}
+	s.ipv6 = slices.ContainsFunc(s.subnets, func(p string) bool { return strings.Contains(p, ":") })
+	if s.uplink != "" {
+		doc.Policies = append(doc.Policies, uplinkPolicy(s.uplink))
+	}
+	if s.vxlanPort != 0 {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.VxlanPort, hcn.VxlanPortPolicySetting{Port: s.vxlanPort}))
+	}
+	if s.hostRoute {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.HostRoute, hcn.EmptySetting{}))
+	}
+	return nil
 }
 
 // onLAN tells that a network of the type has a NIC of the host for its uplink.

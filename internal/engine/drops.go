@@ -201,6 +201,12 @@ func (e *Engine) describeDrop(s DropSample) api.Drop {
 			d.Network = n.Name
 		}
 	}
+	if at != nil && at.Kind == plan.PortTunnel { // which serves several networks
+		d.NetworkID, d.Network = "", ""
+		if n := e.view.numbered(s.Switch); n != nil {
+			d.NetworkID, d.Network = n.Network, n.Name
+		}
+	}
 	if s.Rule != 0 {
 		d.Rule = ruleDoc(s.Rule, rule)
 	}

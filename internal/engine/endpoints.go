@@ -369,6 +369,9 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && plan.OnLAN(n.Doc.Type) && !plan.OneMAC(n.Doc.Type) && ns.Doc.Type == hcn.NamespaceTypeHostDefault {
 		return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %s: the host is on the LAN of network %q by its own NIC, %s, and gets no vNIC there: give that NIC the address", id, n.Doc.Name, n.Uplink)
 	}
+	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && n.Doc.Type == hcn.Overlay && ns.Doc.Type == hcn.NamespaceTypeHostDefault {
+		return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %s: the host gets no vNIC on the overlay network %q: the policy HostRoute lets it reach the endpoints there", id, n.Doc.Name)
+	}
 	if ns.Vanished {
 		return nil, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s has no compartment of its own to attach to", namespace)
 	}

@@ -187,7 +187,14 @@ func (e *Engine) describeFlow(r FlowRecord, live bool) api.Flow {
 	if to != nil && r.RuleIn != 0 {
 		f.RuleIn = ruleDoc(r.RuleIn, findRule(to.Policy, api.DirectionIn, r.RuleIn))
 	}
-	if p := cmp.Or(from, to); p != nil {
+	here := cmp.Or(from, to)
+	if here != nil && here.Kind == plan.PortTunnel {
+		here = cmp.Or(to, from) // a tunnel serves several networks
+	}
+	if p := here; p != nil {
+		for _, end := range []*api.FlowEnd{&f.Source, &f.Destination} {
+			e.nameRemote(p, end)
+		}
 		f.NetworkID = p.Network
 		if n := e.view.network(p.Network); n != nil {
 			f.Network = n.Name
@@ -204,6 +211,9 @@ func (e *Engine) flowEnd(p *plan.Port, end FlowEnd) api.FlowEnd {
 		return out
 	}
 	out.Endpoint = p.Endpoint
+	if p.Kind == plan.PortTunnel {
+		return out // see nameRemote
+	}
 	if p.Kind == plan.PortUplink { // the host and all others of the LAN are behind it
 		if e.hostAddress(end.Addr) {
 			out.Name = "host"
@@ -214,6 +224,20 @@ func (e *Engine) flowEnd(p *plan.Port, end FlowEnd) api.FlowEnd {
 		out.Name = portName(p)
 	}
 	return out
+}
+
+// nameRemote names an end on another host.
+func (e *Engine) nameRemote(here *plan.Port, end *api.FlowEnd) {
+	a, err := netip.ParseAddr(end.Address)
+	if err != nil || end.Name != "" || end.Endpoint != "" {
+		return
+	}
+	if r := e.view.remote(here.Network, a); r != nil {
+		end.Endpoint = r.Endpoint
+		if len(r.Names) > 0 {
+			end.Name = r.Names[0]
+		}
+	}
 }
 
 // hostAddress tells whether an address is one of the host's own, besides the gateways.

@@ -104,7 +104,7 @@ func TestCreateNetworkRefuses(t *testing.T) {
 		"subnet of a host address":   {netDoc("x", "NAT", 67), hcn.ErrInvalidSubnet},
 		"subnet of the resolver":     {netDoc("x", "NAT", 68), hcn.ErrInvalidSubnet},
 		"no default route":           {`{"Name":"x",` + v2 + `,"Ipams":[{"Subnets":[{"IpAddressPrefix":"10.9.0.0/24"}]}]}`, hcn.ErrInvalidSubnet},
-		"type that is not there yet": {`{"Name":"x","Type":"Overlay",` + v2 + `}`, hcn.ErrInvalidNetworkType},
+		"type that is not there yet": {`{"Name":"x","Type":"ICS",` + v2 + `}`, hcn.ErrInvalidNetworkType},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(e *env) {

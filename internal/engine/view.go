@@ -2,6 +2,7 @@ package engine
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,14 @@ type view struct {
 	ports    map[plan.PortID]*plan.Port
 	switches map[hcn.GUID]*plan.Switch
 	macs     map[portMAC]*plan.Port
+	remotes  map[hcn.GUID]*plan.Remote
+	byAddr   map[remoteAddr]*plan.Remote
+}
+
+// remoteAddr finds an endpoint on another host.
+type remoteAddr struct {
+	network hcn.GUID
+	addr    netip.Addr
 }
 
 // portMAC finds the port of a frame's address.
@@ -28,7 +37,7 @@ type portMAC struct {
 }
 
 func newView() *view {
-	return &view{ports: map[plan.PortID]*plan.Port{}, switches: map[hcn.GUID]*plan.Switch{}, macs: map[portMAC]*plan.Port{}}
+	return &view{ports: map[plan.PortID]*plan.Port{}, switches: map[hcn.GUID]*plan.Switch{}, macs: map[portMAC]*plan.Port{}, remotes: map[hcn.GUID]*plan.Remote{}, byAddr: map[remoteAddr]*plan.Remote{}}
 }
 
 // apply follows a change of the plan.
@@ -43,6 +52,24 @@ func (v *view) apply(d *plan.Delta) {
 		if c.New != nil {
 			v.ports[id] = c.New
 			v.macs[portMAC{c.New.Switch, c.New.MAC, c.New.Kind}] = c.New
+		}
+	}
+	for id, c := range d.Remotes {
+		delete(v.remotes, id)
+		if c.Old != nil {
+			for _, a := range c.Old.Addrs {
+				if k := (remoteAddr{c.Old.Network, a}); v.byAddr[k] == c.Old {
+					delete(v.byAddr, k)
+				}
+			}
+		}
+	}
+	for id, c := range d.Remotes {
+		if c.New != nil {
+			v.remotes[id] = c.New
+			for _, a := range c.New.Addrs {
+				v.byAddr[remoteAddr{c.New.Network, a}] = c.New
+			}
 		}
 	}
 	for id, c := range d.Switches {
@@ -64,6 +91,25 @@ func (v *view) byMAC(sw uint32, mac plan.MAC) *plan.Port {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.macs[portMAC{sw, mac, plan.PortContainer}]
+}
+
+// remote is the endpoint on another host that has an address.
+func (v *view) remote(network hcn.GUID, a netip.Addr) *plan.Remote {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.byAddr[remoteAddr{network, a}]
+}
+
+// numbered is the switch with a number.
+func (v *view) numbered(sw uint32) *plan.Switch {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for _, s := range v.switches {
+		if s.Number == sw {
+			return s
+		}
+	}
+	return nil
 }
 
 func (v *view) network(id hcn.GUID) *plan.Switch {

@@ -39,6 +39,10 @@ func (e *explainer) fromContainer() {
 		e.beyond(k, sw, next)
 		return
 	}
+	if owner == nil && sw.Overlay != nil {
+		e.toRemote(k, sw, next)
+		return
+	}
 	if owner == nil {
 		e.fail("switching", from.ID, "bulkhead address ls --network "+sw.Name, "nobody on network %s has %s, so nobody tells its MAC", sw.Name, next)
 		return
@@ -49,6 +53,8 @@ func (e *explainer) fromContainer() {
 	case got == nil:
 	case got.Verdict == ToHost:
 		e.intoHost(from, sw, hostDevice(sw, owner))
+	case got.Verdict == ToRemote:
+		e.remote(from, sw)
 	case got.Verdict == ToWire:
 		e.backFromWire(owner, sw)
 	case got.Verdict == Delivered:

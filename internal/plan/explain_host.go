@@ -288,7 +288,7 @@ func (e *explainer) fromOutside() {
 		e.Src = Example(e.q.V6)
 	}
 	outer := e.outerAddrs()
-	if e.q.To.Kind == PartyPorts && e.lanToPort() {
+	if e.q.To.Kind == PartyPorts && (e.lanToPort() || e.remoteToPort()) {
 		return
 	}
 	if len(outer) == 0 {

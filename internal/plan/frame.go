@@ -30,7 +30,22 @@ func (k Packet) Frame() []byte {
 		b = append(b, k.Protocol, 64)
 		b = append(append(b, k.Src.AsSlice()...), k.Dst.AsSlice()...)
 	}
-	return append(b, l4...)
+	return k.wrapped(append(b, l4...))
+}
+
+// wrapped puts a frame from a tunnel port into its VXLAN packet, as it comes in by the NIC.
+func (k Packet) wrapped(inner []byte) []byte {
+	if k.VNI == 0 || !k.OuterSrc.Is4() || !k.OuterDst.Is4() {
+		return inner
+	}
+	outer := Packet{EtherType: etherIPv4, Src: k.OuterSrc, Dst: k.OuterDst, Protocol: protoUDP}
+	b := append(make([]byte, 12), 8, 0)
+	b = outer.appendIPv4(b, 16+len(inner))
+	b = binary.BigEndian.AppendUint16(b, 50000)
+	b = binary.BigEndian.AppendUint16(b, k.OuterPort)
+	b = binary.BigEndian.AppendUint16(b, uint16(16+len(inner)))
+	b = append(b, 0, 0, 8, 0, 0, 0)
+	return append(binary.BigEndian.AppendUint32(b, k.VNI<<8), inner...)
 }
 
 func (k Packet) appendIPv4(b []byte, payload int) []byte {
@@ -48,4 +63,10 @@ func (k Packet) appendIPv4(b []byte, payload int) []byte {
 	}
 	binary.BigEndian.PutUint16(h[10:], ^uint16(sum))
 	return append(b, h...)
+}
+
+// Buildable tells that a packet can be shown to the program as it comes in. One with a tag cannot. Of those from other hosts, the
+// NIC's program unpacks what came by IPv4; what it leaves to the VXLAN device cannot be built.
+func (k Packet) Buildable() bool {
+	return k.VLAN == 0 && (k.VNI == 0 || k.OuterSrc.Is4() && k.OuterDst.Is4())
 }

@@ -40,6 +40,8 @@ type Overlay struct {
 	// Router is the MAC by which containers, and other hosts, know this host's router. It routes between the network's
 	// subnets and is on no interface.
 	Router MAC
+	// MTU of the NIC under it.
+	MTU int
 	// Tunnel names the port of the VXLAN device in Plan.Ports; "" while there is none.
 	Tunnel PortID
 	// Host says that the host reaches the local endpoints, and they the host and by it others (policy HostRoute).
@@ -108,6 +110,9 @@ func overlayOverhead(n *Network, f *Facts) int {
 // compileOverlay adds what an overlay network has besides.
 func (s *Switch) compileOverlay(n *Network, f *Facts) {
 	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc)}
+	if nic := f.NIC(n.Uplink); nic != nil {
+		o.MTU = nic.MTU
+	}
 	routes, err := hcn.NetworkSettingsOf[hcn.RemoteSubnetRoutePolicySetting](n.Doc.Policies)
 	if err != nil {
 		routes = nil // refused when they were set

@@ -23,6 +23,11 @@ type Packet struct {
 	// SrcMAC and DstMAC that are zero are the right ones: the sender's, and that of
 	// whoever has Dst on the switch, or else the gateway's.
 	SrcMAC, DstMAC MAC
+	// What is from a tunnel port came in a packet of the virtual network VNI, from one address in the underlay to another; one
+	// that is not valid is the right one.
+	VNI                uint32
+	OuterSrc, OuterDst netip.Addr
+	OuterPort          uint16
 	// EtherType 0 is that of Src's family.
 	EtherType uint16
 	Src, Dst  netip.Addr
@@ -54,6 +59,8 @@ const (
 	// Passed: what is at the uplink is for nobody on the switch, and goes where it went
 	// without one.
 	Passed
+	// ToRemote: to another host, by the tunnel port To.
+	ToRemote
 )
 
 // RouterMAC stands for that of any machine on the wire.
@@ -61,7 +68,7 @@ func RouterMAC() MAC { return MAC{0x02, 0xb0, 0x1c, 0, 0, 1} }
 
 // String is the verdict's name.
 func (v Verdict) String() string {
-	names := []string{"not traced", "delivered", "to host", "flooded", "dropped", "to wire", "passed"}
+	names := []string{"not traced", "delivered", "to host", "flooded", "dropped", "to wire", "passed", "to another host"}
 	if int(v) < len(names) {
 		return names[v]
 	}
@@ -127,6 +134,9 @@ func (p *Plan) Complete(pkt Packet) Packet {
 	t := &tracer{plan: p, pkt: pkt, from: p.Ports[pkt.From]}
 	if t.from != nil {
 		t.sw = p.Switches[t.from.Network]
+		if t.from.Kind == PortTunnel {
+			t.sw = p.byVNI(t.from, pkt.VNI)
+		}
 		if t.from.Kind == PortUplink {
 			for _, sw := range p.onNIC(t.from) {
 				if t.sw = sw; t.owner(pkt.Dst) != nil {
@@ -146,6 +156,9 @@ func (p *Plan) Trace(pkt Packet) Trace {
 	t := &tracer{plan: p, pkt: pkt, from: p.Ports[pkt.From]}
 	if t.from != nil {
 		t.sw = p.Switches[t.from.Network]
+	}
+	if t.from != nil && t.from.Kind == PortTunnel {
+		return p.traceTunnel(t)
 	}
 	if t.sw == nil {
 		t.drop("switching", pkt.From, "unknown-port", "port %s is on no switch", pkt.From)
@@ -220,6 +233,8 @@ type tracer struct {
 	pkt  Packet
 	from *Port
 	sw   *Switch
+	// hop is how a packet gets to another host.
+	hop *hop
 	// tunnelled says that the packet is for another port, and takes the way by the wire.
 	tunnelled bool
 	// turned says that the host takes what is for others on the LAN.
@@ -244,6 +259,9 @@ func (t *tracer) complete() {
 			k.EtherType = etherIPv4
 		}
 	}
+	if t.from.Kind == PortTunnel {
+		t.completeOuter()
+	}
 	if k.SrcMAC == (MAC{}) {
 		k.SrcMAC = t.from.MAC
 		if t.from.Kind == PortUplink && !k.Host && (t.sw.Mode != ModeL2Tunnel || t.portAt(k.Src) == nil) {
@@ -256,6 +274,10 @@ func (t *tracer) complete() {
 			if t.from.Kind == PortUplink && !k.Host && t.sw.Mode.OneMAC() { // nobody there knows another
 				k.DstMAC = t.from.MAC
 			}
+		} else if r := t.plan.remoteAt(t.sw, k.Dst); r != nil {
+			k.DstMAC = r.MAC
+		} else if t.sw.Overlay != nil {
+			k.DstMAC = t.sw.Overlay.Router
 		} else if t.sw.Mode.OnLAN() {
 			k.DstMAC = RouterMAC()
 		} else if gw := t.plan.Ports[t.sw.HostPort]; gw != nil {
@@ -299,6 +321,7 @@ func (t *tracer) unicast() {
 	if to == nil {
 		return
 	}
+	defer t.encapsulate(to)
 	switch {
 	case t.exempt(), t.renewal(to):
 		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
@@ -336,6 +359,9 @@ func inHost(p *Port) bool { return p.VNIC.Namespace == "" }
 
 // destination finds the port that has the destination MAC.
 func (t *tracer) destination() *Port {
+	if t.sw.Overlay != nil {
+		return t.overlayDestination()
+	}
 	var to *Port
 	for _, p := range t.ports() {
 		if p.MAC == t.pkt.DstMAC {
@@ -548,7 +574,7 @@ func (t *tracer) resolverAddress(o *Port, a netip.Addr) bool {
 func (t *tracer) ports() []*Port {
 	var out []*Port
 	for _, p := range t.plan.Ports {
-		if p.Network == t.sw.Network && p.Kind != PortUplink && p.VLAN == t.vlan() && (p.Kind != PortResolver || t.sw.HostPort == "") {
+		if p.Network == t.sw.Network && p.Kind != PortUplink && p.Kind != PortTunnel && p.VLAN == t.vlan() && (p.Kind != PortResolver || t.sw.HostPort == "") {
 			out = append(out, p)
 		}
 	}

@@ -222,7 +222,7 @@ func proxied(in *plan.Intent, from *plan.Endpoint, k plan.Packet) bool {
 	n := in.Networks[from.Doc.HostComputeNetwork]
 	own, _ := hcn.SettingsOf[hcn.L4ProxyPolicySetting](from.Doc.Policies)
 	all, _ := hcn.NetworkSettingsOf[hcn.L4ProxyPolicySetting](n.Doc.Policies)
-	if n.Doc.Type == hcn.Private || plan.OnLAN(n.Doc.Type) { // which have no host port to go by
+	if n.Doc.Type == hcn.Private || plan.HasUplink(n.Doc.Type) { // which have no host port to go by
 		return false
 	}
 	is := func(a netip.Addr) bool {
@@ -257,6 +257,9 @@ func receiverOf(p *plan.Plan, k plan.Packet) plan.PortID {
 		case port.MAC == k.DstMAC:
 			if port.Kind == plan.PortContainer {
 				return id
+			}
+			if p.Switches[port.Network].Overlay != nil {
+				continue // whoever has the address
 			}
 			return ""
 		case port.Kind == plan.PortContainer && (slices.Contains(port.Addrs, k.Dst) || port.LinkLocal == k.Dst):
@@ -313,7 +316,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 	for _, want := range []string{
 		"delivered", "to host", "flooded", "dropped", "policy-out", "policy-in", "isolated", "source-address", "source-mac", "martian", "unknown-mac",
 		"to-self", "resolver", "membership", "router-solicit", "router-advert", "redirect", "dhcp-server", "group-unicast",
-		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned",
+		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned", "to another host", "no-route", "inner-source", "unknown-vtep", "flooded",
 	} {
 		if seen[want] == 0 {
 			t.Errorf("%q never came up", want)

@@ -47,6 +47,9 @@ func commands() map[string]command {
 		"bg": cmdBg, "bg-out": cmdBgOut, "bg-kill": cmdBgKill, "fg": cmdFg,
 		// snapshot NAME [PARTS…] keeps what the host has; same NAME [PARTS…] waits until it has that again.
 		"snapshot": cmdSnapshot, "same": cmdSame,
+		// machine NAME ADDRESSES… makes a further host, routed by the LAN; on NAME CMD… is a command there, bulkhead among them;
+		// on NAME daemon start|kill|stop is as above.
+		"machine": cmdMachine, "on": cmdOn,
 	}
 }
 
@@ -69,8 +72,18 @@ func (w *world) prepare(ctx context.Context, ts *testscript.TestScript, words []
 			program = made.binary
 		}
 		c = w.lan.Command(ctx, program, words[2:]...)
+	case "on":
+		m := w.machine(ts, words[1])
+		if len(words) < 3 {
+			ts.Fatalf("a command is missing after %q", words)
+		}
+		program := words[2]
+		if program == "bulkhead" {
+			program = made.binary
+		}
+		c = m.host.Command(ctx, program, words[3:]...)
 	default:
-		ts.Fatalf("%q is neither bulkhead nor host nor lan", words[0])
+		ts.Fatalf("%q is neither bulkhead nor host nor lan, nor on", words[0])
 	}
 	c.Dir = ts.Getenv("WORK")
 	c.Env = append(os.Environ(), "PATH="+made.dir+":"+os.Getenv("PATH"), "LC_ALL=C.UTF-8", "NO_COLOR=1", "TERM=dumb", "WORK="+c.Dir,
@@ -373,6 +386,7 @@ func (w *world) finish() {
 		w.daemon.Kill()
 		w.daemon = nil
 	}
+	w.finishMachines()
 	if _, err := os.Stat(w.log); err != nil {
 		return // no daemon in this story
 	}

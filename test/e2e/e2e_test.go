@@ -111,6 +111,7 @@ type world struct {
 	before    string
 	snapshots map[string]string
 	imported  bool
+	machines  map[string]*machine
 }
 
 type worldKey struct{}
@@ -122,7 +123,7 @@ func setup(env *testscript.Env) error {
 	}
 	w := &world{
 		t: t, host: testhost.New(t, testhost.WithName("host")), lan: testhost.New(t, testhost.WithName("lan")),
-		log: filepath.Join(env.WorkDir, "daemon.log"), jobs: map[string]*job{}, snapshots: map[string]string{},
+		log: filepath.Join(env.WorkDir, "daemon.log"), jobs: map[string]*job{}, snapshots: map[string]string{}, machines: map[string]*machine{},
 	}
 	w.host.Connect(w.lan, testhost.Cable{
 		Addrs:     []string{"192.0.2.10/24", "2001:db8:1::10/64"},

@@ -54,7 +54,7 @@ func (r *registry) note(p *plan.Port, fresh bool) {
 		side.vnic, side.vnicMAC = p.VNIC.Device, p.VNIC.MAC
 	}
 	enter(p.Device, side)
-	if p.VNIC.Namespace == "" {
+	if p.VNIC.Namespace == "" && p.VNIC.Device != "" {
 		enter(p.VNIC.Device, known{alias: p.VNIC.Alias, mtu: p.VNIC.MTU, segments: p.VNIC.Segments, mac: p.VNIC.MAC, flags: working, fresh: fresh})
 	}
 }

@@ -77,7 +77,7 @@ const (
 // ours tells whether a link of the host's namespace was made by us: by its name and one of the marks, or by both
 // marks when somebody has renamed it.
 func (l link) ours() bool {
-	if l.kind != "veth" {
+	if l.kind != "veth" && l.kind != "vxlan" {
 		return false
 	}
 	marked := l.group == groupOurs || l.group == groupDying
@@ -88,7 +88,8 @@ func (l link) ours() bool {
 func (l link) up() bool { return l.flags&unix.IFF_UP != 0 }
 
 func ourName(name string) bool {
-	return strings.HasPrefix(name, plan.HostVNICPrefix) || strings.HasPrefix(name, plan.LANVNICPrefix) || strings.HasPrefix(name, plan.PortPrefix)
+	return strings.HasPrefix(name, plan.HostVNICPrefix) || strings.HasPrefix(name, plan.LANVNICPrefix) || strings.HasPrefix(name, plan.PortPrefix) ||
+		strings.HasPrefix(name, plan.TunnelPrefix)
 }
 
 func parseLink(m []byte) link {

@@ -14,7 +14,12 @@ import (
 )
 
 // createPort makes a port that is believed to be absent. When something is in the way it falls back to looking.
-func (ps *pass) createPort(p *plan.Port) error { return ps.create(p, ps.ensurePort) }
+func (ps *pass) createPort(p *plan.Port) error {
+	if p.Kind == plan.PortTunnel {
+		return ps.ensureTunnel(p)
+	}
+	return ps.create(p, ps.ensurePort)
+}
 
 // createAnew makes a port after a look: what is in its way now is an error, or looking and making would take turns for ever.
 func (ps *pass) createAnew(p *plan.Port) error {
@@ -120,6 +125,9 @@ func missingIf(missing bool) error {
 
 // ensurePort compares a port with the kernel and writes the difference.
 func (ps *pass) ensurePort(p *plan.Port) error {
+	if p.Kind == plan.PortTunnel {
+		return ps.ensureTunnel(p)
+	}
 	s, err := ps.space(p.VNIC.Namespace)
 	if err != nil {
 		return err

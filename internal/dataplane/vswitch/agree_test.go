@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/cilium/ebpf/features"
 	"github.com/vishvananda/netlink"
 	"pgregory.net/rapid"
 
@@ -39,17 +40,29 @@ func TestTraceAgrees(t *testing.T) {
 
 func compare(t *rapid.T, l *lab, pkt plan.Packet) {
 	want := l.plan.Trace(pkt)
-	if want.Verdict == plan.NotTraced {
+	if want.Verdict == plan.NotTraced || !pkt.Buildable() {
 		return
 	}
 	got := l.runAt(Place{Port: pkt.From, Host: pkt.Host}, pkt.Frame())
+	if got.Outcome == Passed && l.plan.Ports[pkt.From].Kind == plan.PortTunnel && !unpacks(t) {
+		return
+	}
 	outcome := map[plan.Verdict]Outcome{
 		plan.Delivered: Delivered, plan.ToHost: Delivered, plan.Flooded: Replicated, plan.Dropped: Dropped,
-		plan.ToWire: ToWire, plan.Passed: Passed,
+		plan.ToWire: ToWire, plan.Passed: Passed, plan.ToRemote: Delivered,
 	}[want.Verdict]
 	if got.Outcome != outcome || got.To != want.To || outcome == Dropped && got.Reason.String() != want.Reason || got.rules() != ruleNumbers(&want) {
 		t.Fatalf("%+v\nprogram: %s %s to %q by rules %v\ntrace: %+v", pkt, got.Outcome, got.Reason, got.To, got.rules(), want)
 	}
+}
+
+// unpacks tells whether the kernel lets a program take outer headers off.
+func unpacks(t *rapid.T) bool {
+	v, err := features.LinuxVersionCode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v >= 6<<16|3<<8
 }
 
 // rules are the numbers that a run names, where they have a meaning.

@@ -21,8 +21,11 @@ type hook struct {
 	pin    string
 	dev    string
 	egress bool
+	name   string // of the program
 	prog   *ebpf.Program
 	id     ebpf.ProgramID
+	// handle of the filter of the clsact way.
+	handle uint32
 }
 
 func (h hook) tcx() ebpf.AttachType {
@@ -48,15 +51,41 @@ type spot struct {
 // hooksOf are the places of a port's programs. A port that is ours alone has one at its
 // ingress; a NIC has one at either side. bpffs keeps names with dots for itself.
 func (a *Applier) hooksOf(kind plan.PortKind, dev string) []hook {
-	if kind != plan.PortUplink {
-		return []hook{{pin: dev, dev: dev, prog: a.objs.BhFromPort, id: a.ids[bpfProgBhFromPort]}}
-	}
 	nic := nicPin(dev)
-	return []hook{
-		{pin: nic + "-in", dev: dev, prog: a.objs.BhFromWire, id: a.ids[bpfProgBhFromWire]},
-		{pin: nic + "-out", dev: dev, egress: true, prog: a.objs.BhFromHost, id: a.ids[bpfProgBhFromHost]},
+	switch kind {
+	case plan.PortUplink:
+		return []hook{
+			a.hook(nic+"-in", dev, bpfProgBhFromWire),
+			func() hook { h := a.hook(nic+"-out", dev, bpfProgBhFromHost); h.egress = true; return h }(),
+		}
+	case plan.PortTunnel:
+		return []hook{a.hook(dev, dev, bpfProgBhFromTunnel)}
+	default:
+		return []hook{a.hook(dev, dev, bpfProgBhFromPort)}
 	}
 }
+
+func (a *Applier) hook(pin, dev, name string) hook {
+	h := hook{pin: pin, dev: dev, name: name, prog: *programsOf(&a.objs)[name], id: a.ids[name], handle: filterHandle}
+	if name == bpfProgBhFromUnderlay { // beside that of an uplink
+		h.handle = underlayHandle
+	}
+	return h
+}
+
+// spotsOf are those places with the indexes of their devices: a tunnel's packets come in by NICs, too.
+func (a *Applier) spotsOf(s *portState) []spot {
+	var out []spot
+	for _, h := range a.hooksOf(s.kind, s.device) {
+		out = append(out, spot{h, s.index})
+	}
+	for _, nic := range s.nics {
+		out = append(out, spot{a.hook(underlayPin(nic.name), nic.name, bpfProgBhFromUnderlay), nic.index})
+	}
+	return out
+}
+
+func underlayPin(dev string) string { return nicPin(dev) + "-tun" }
 
 func nicPin(dev string) string { return "nic-" + strings.ReplaceAll(dev, ".", "%") }
 
@@ -275,6 +304,7 @@ const (
 	filterName     = "bulkhead"
 	filterPriority = 1
 	filterHandle   = 0xb01c
+	underlayHandle = 0xb01e
 )
 
 // clsact attaches by a filter on the clsact qdisc, for kernels before 6.6. The filter
@@ -292,7 +322,7 @@ func device(index uint32) netlink.Link {
 }
 
 // find gives our filter at one side of a device, nil if there is none.
-func (c *clsact) find(index, parent uint32) (*netlink.BpfFilter, error) {
+func (c *clsact) find(index, parent, handle uint32) (*netlink.BpfFilter, error) {
 	filters, err := c.nl.FilterList(device(index), parent)
 	// No qdisc to ask, or no device.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
@@ -302,7 +332,7 @@ func (c *clsact) find(index, parent uint32) (*netlink.BpfFilter, error) {
 		return nil, err
 	}
 	for _, f := range filters {
-		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle == filterHandle && b.Priority == filterPriority {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle == handle && b.Priority == filterPriority {
 			return b, nil
 		}
 	}
@@ -311,7 +341,7 @@ func (c *clsact) find(index, parent uint32) (*netlink.BpfFilter, error) {
 
 func (c *clsact) attached(hooks []spot) (bool, error) {
 	for _, h := range hooks {
-		if f, err := c.find(h.index, h.parent()); f == nil || ebpf.ProgramID(f.Id) != h.id || err != nil {
+		if f, err := c.find(h.index, h.parent(), h.handle); f == nil || ebpf.ProgramID(f.Id) != h.id || err != nil {
 			return false, err
 		}
 	}
@@ -319,7 +349,7 @@ func (c *clsact) attached(hooks []spot) (bool, error) {
 }
 
 func (c *clsact) ensure(h spot) (string, error) {
-	f, err := c.find(h.index, h.parent())
+	f, err := c.find(h.index, h.parent(), h.handle)
 	if err != nil {
 		return "", fmt.Errorf("list filters of %s: %w", h.dev, err)
 	}
@@ -340,7 +370,7 @@ func (c *clsact) ensure(h spot) (string, error) {
 	err = c.nl.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: int(h.index), Parent: h.parent(),
-			Handle: filterHandle, Priority: filterPriority, Protocol: unix.ETH_P_ALL,
+			Handle: h.handle, Priority: filterPriority, Protocol: unix.ETH_P_ALL,
 		},
 		Fd: h.prog.FD(), Name: filterName, DirectAction: true,
 	})
@@ -358,12 +388,12 @@ func (c *clsact) detach(h hook) error {
 	if err != nil {
 		return fmt.Errorf("find device %s: %w", h.dev, err)
 	}
-	return c.removeFilter(uint32(ifi.Attrs().Index), h.parent())
+	return c.removeFilter(uint32(ifi.Attrs().Index), h.parent(), h.handle)
 }
 
 // removeFilter takes our filter off one side of a device.
-func (c *clsact) removeFilter(index, parent uint32) error {
-	f, err := c.find(index, parent)
+func (c *clsact) removeFilter(index, parent, handle uint32) error {
+	f, err := c.find(index, parent, handle)
 	if err != nil || f == nil {
 		return err
 	}
@@ -383,15 +413,19 @@ func (c *clsact) prune(keep map[string]bool) ([]string, error) {
 	}
 	errs := []error{err}
 	for _, l := range links {
-		if name := l.Attrs().Name; !strings.HasPrefix(name, plan.PortPrefix) && !keep[nicPin(name)+"-in"] {
-			errs = append(errs, c.removeBoth(uint32(l.Attrs().Index)))
+		name, index := l.Attrs().Name, uint32(l.Attrs().Index)
+		if !strings.HasPrefix(name, plan.PortPrefix) && !keep[nicPin(name)+"-in"] && !keep[name] {
+			errs = append(errs, c.removeBoth(index))
+		}
+		if !keep[underlayPin(name)] {
+			errs = append(errs, c.removeFilter(index, netlink.HANDLE_MIN_INGRESS, underlayHandle))
 		}
 	}
 	return gone, errors.Join(errs...)
 }
 
 func (c *clsact) removeBoth(index uint32) error {
-	return errors.Join(c.removeFilter(index, netlink.HANDLE_MIN_INGRESS), c.removeFilter(index, netlink.HANDLE_MIN_EGRESS))
+	return errors.Join(c.removeFilter(index, netlink.HANDLE_MIN_INGRESS, filterHandle), c.removeFilter(index, netlink.HANDLE_MIN_EGRESS, filterHandle))
 }
 
 func (c *clsact) close() error {

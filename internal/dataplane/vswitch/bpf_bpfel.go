@@ -119,10 +119,17 @@ const (
 	bpfDropReasonDROP_REFLECTED         bpfDropReason = 28
 	bpfDropReasonDROP_NO_UPLINK         bpfDropReason = 29
 	bpfDropReasonDROP_UNCONFIRMED       bpfDropReason = 30
+	bpfDropReasonDROP_UNKNOWN_VTEP      bpfDropReason = 31
+	bpfDropReasonDROP_UNKNOWN_VNI       bpfDropReason = 32
+	bpfDropReasonDROP_INNER_SOURCE      bpfDropReason = 33
+	bpfDropReasonDROP_NO_ROUTE          bpfDropReason = 34
+	bpfDropReasonDROP_MTU               bpfDropReason = 35
+	bpfDropReasonDROP_CONGESTED         bpfDropReason = 36
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
 	bpfDropReasonDROP_DAD               bpfDropReason = 66
+	bpfDropReasonDROP_FLOODED           bpfDropReason = 67
 )
 
 type bpfEventBudget struct {
@@ -234,6 +241,17 @@ const (
 	bpfOutcomeOUTCOME_PASS      bpfOutcome = 6
 )
 
+type bpfOverlay struct {
+	_      structs.HostLayout
+	Nic    uint32
+	Tunnel uint32
+	Flags  uint32
+	Mtu    uint32
+	From   [16]uint8
+	Router [6]uint8
+	Port   uint16
+}
+
 type bpfOwner struct {
 	_     structs.HostLayout
 	Port  uint32
@@ -258,13 +276,14 @@ type bpfPolicy struct {
 }
 
 type bpfPort struct {
-	_     structs.HostLayout
-	Sw    uint32
-	Mac   [6]uint8
-	Kind  uint8
-	Flags uint8
-	Out   uint32
-	In    uint32
+	_      structs.HostLayout
+	Sw     uint32
+	Mac    [6]uint8
+	Kind   uint8
+	Flags  uint8
+	Out    uint32
+	In     uint32
+	Tunnel uint32
 }
 
 type bpfPortKind uint32
@@ -275,6 +294,7 @@ const (
 	bpfPortKindPORT_RESOLVER  bpfPortKind = 3
 	bpfPortKindPORT_UPLINK    bpfPortKind = 4
 	bpfPortKindPORT_GUEST     bpfPortKind = 5
+	bpfPortKindPORT_REMOTE    bpfPortKind = 6
 )
 
 type bpfPrefixKey struct {
@@ -298,6 +318,14 @@ type bpfRateKey struct {
 	Side uint32
 }
 
+type bpfRemote struct {
+	_      structs.HostLayout
+	Host   [16]uint8
+	Vni    uint32
+	Mac    [6]uint8
+	Router uint16
+}
+
 type bpfReport struct {
 	_       structs.HostLayout
 	Outcome bpfOutcome
@@ -305,6 +333,13 @@ type bpfReport struct {
 	Port    uint32
 	RuleOut uint32
 	Rule    uint32
+}
+
+type bpfRouteKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	Sw   uint32
+	Ip   [16]uint8
 }
 
 type bpfRule struct {
@@ -347,6 +382,7 @@ type bpfScratch struct {
 		Frag      uint32
 		L4        uint32
 		End       uint32
+		Tunnel    uint32
 		Ethertype uint16
 		Sport     uint16
 		Dport     uint16
@@ -390,9 +426,15 @@ type bpfScratch struct {
 		Action      uint32
 	}
 	Key      bpfFlowKey
+	_        [4]byte
 	Flow     bpfFlow
 	Fragment bpfFragmentKey
-	_        [4]byte
+	Arrival  struct {
+		_      structs.HostLayout
+		Host   bpfAddrKey
+		Tunnel uint32
+		Test   uint32
+	}
 }
 
 type bpfServiceKey struct {
@@ -501,6 +543,13 @@ type bpfVectorKey struct {
 	Piece  uint32
 }
 
+type bpfVniKey struct {
+	_    structs.HostLayout
+	Vni  uint32
+	Port uint32
+	To   [16]uint8
+}
+
 type bpfVswitch struct {
 	_        structs.HostLayout
 	Members  uint32
@@ -527,14 +576,17 @@ const (
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
 	bpfMapBhOffloadCallsV1 = "bh_offload_calls_v1"
+	bpfMapBhOverlaysV1     = "bh_overlays_v1"
 	bpfMapBhPendingV1      = "bh_pending_v1"
 	bpfMapBhPoliciesV1     = "bh_policies_v1"
-	bpfMapBhPortsV2        = "bh_ports_v2"
+	bpfMapBhPortsV3        = "bh_ports_v3"
 	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
 	bpfMapBhRatesV1        = "bh_rates_v1"
+	bpfMapBhRemotesV1      = "bh_remotes_v1"
+	bpfMapBhRoutesV1       = "bh_routes_v1"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
-	bpfMapBhScratchV2      = "bh_scratch_v2"
+	bpfMapBhScratchV3      = "bh_scratch_v3"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
 	bpfMapBhSharesV3       = "bh_shares_v3"
@@ -543,8 +595,12 @@ const (
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
+	bpfMapBhVnisV1         = "bh_vnis_v1"
+	bpfMapBhVtepsV1        = "bh_vteps_v1"
 	bpfProgBhFromHost      = "bh_from_host"
 	bpfProgBhFromPort      = "bh_from_port"
+	bpfProgBhFromTunnel    = "bh_from_tunnel"
+	bpfProgBhFromUnderlay  = "bh_from_underlay"
 	bpfProgBhFromWire      = "bh_from_wire"
 	bpfProgBhSweep         = "bh_sweep"
 	bpfVarUnusedAction     = "unused_action"
@@ -597,10 +653,12 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	BhFromHost *ebpf.ProgramSpec `ebpf:"bh_from_host"`
-	BhFromPort *ebpf.ProgramSpec `ebpf:"bh_from_port"`
-	BhFromWire *ebpf.ProgramSpec `ebpf:"bh_from_wire"`
-	BhSweep    *ebpf.ProgramSpec `ebpf:"bh_sweep"`
+	BhFromHost     *ebpf.ProgramSpec `ebpf:"bh_from_host"`
+	BhFromPort     *ebpf.ProgramSpec `ebpf:"bh_from_port"`
+	BhFromTunnel   *ebpf.ProgramSpec `ebpf:"bh_from_tunnel"`
+	BhFromUnderlay *ebpf.ProgramSpec `ebpf:"bh_from_underlay"`
+	BhFromWire     *ebpf.ProgramSpec `ebpf:"bh_from_wire"`
+	BhSweep        *ebpf.ProgramSpec `ebpf:"bh_sweep"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -622,14 +680,17 @@ type bpfMapSpecs struct {
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
 	BhOffloadCallsV1 *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
+	BhOverlaysV1     *ebpf.MapSpec `ebpf:"bh_overlays_v1"`
 	BhPendingV1      *ebpf.MapSpec `ebpf:"bh_pending_v1"`
 	BhPoliciesV1     *ebpf.MapSpec `ebpf:"bh_policies_v1"`
-	BhPortsV2        *ebpf.MapSpec `ebpf:"bh_ports_v2"`
+	BhPortsV3        *ebpf.MapSpec `ebpf:"bh_ports_v3"`
 	BhPrefixesV1     *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
 	BhRatesV1        *ebpf.MapSpec `ebpf:"bh_rates_v1"`
+	BhRemotesV1      *ebpf.MapSpec `ebpf:"bh_remotes_v1"`
+	BhRoutesV1       *ebpf.MapSpec `ebpf:"bh_routes_v1"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV2      *ebpf.MapSpec `ebpf:"bh_scratch_v2"`
+	BhScratchV3      *ebpf.MapSpec `ebpf:"bh_scratch_v3"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV3       *ebpf.MapSpec `ebpf:"bh_shares_v3"`
@@ -638,6 +699,8 @@ type bpfMapSpecs struct {
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
+	BhVnisV1         *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
+	BhVtepsV1        *ebpf.MapSpec `ebpf:"bh_vteps_v1"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -687,14 +750,17 @@ type bpfMaps struct {
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
 	BhOffloadCallsV1 *ebpf.Map `ebpf:"bh_offload_calls_v1"`
+	BhOverlaysV1     *ebpf.Map `ebpf:"bh_overlays_v1"`
 	BhPendingV1      *ebpf.Map `ebpf:"bh_pending_v1"`
 	BhPoliciesV1     *ebpf.Map `ebpf:"bh_policies_v1"`
-	BhPortsV2        *ebpf.Map `ebpf:"bh_ports_v2"`
+	BhPortsV3        *ebpf.Map `ebpf:"bh_ports_v3"`
 	BhPrefixesV1     *ebpf.Map `ebpf:"bh_prefixes_v1"`
 	BhRatesV1        *ebpf.Map `ebpf:"bh_rates_v1"`
+	BhRemotesV1      *ebpf.Map `ebpf:"bh_remotes_v1"`
+	BhRoutesV1       *ebpf.Map `ebpf:"bh_routes_v1"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV2      *ebpf.Map `ebpf:"bh_scratch_v2"`
+	BhScratchV3      *ebpf.Map `ebpf:"bh_scratch_v3"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV3       *ebpf.Map `ebpf:"bh_shares_v3"`
@@ -703,6 +769,8 @@ type bpfMaps struct {
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
+	BhVnisV1         *ebpf.Map `ebpf:"bh_vnis_v1"`
+	BhVtepsV1        *ebpf.Map `ebpf:"bh_vteps_v1"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -722,14 +790,17 @@ func (m *bpfMaps) Close() error {
 		m.BhMacsV1,
 		m.BhMembersV1,
 		m.BhOffloadCallsV1,
+		m.BhOverlaysV1,
 		m.BhPendingV1,
 		m.BhPoliciesV1,
-		m.BhPortsV2,
+		m.BhPortsV3,
 		m.BhPrefixesV1,
 		m.BhRatesV1,
+		m.BhRemotesV1,
+		m.BhRoutesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV2,
+		m.BhScratchV3,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV3,
@@ -738,6 +809,8 @@ func (m *bpfMaps) Close() error {
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
 		m.BhVectorsV1,
+		m.BhVnisV1,
+		m.BhVtepsV1,
 	)
 }
 
@@ -757,16 +830,20 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	BhFromHost *ebpf.Program `ebpf:"bh_from_host"`
-	BhFromPort *ebpf.Program `ebpf:"bh_from_port"`
-	BhFromWire *ebpf.Program `ebpf:"bh_from_wire"`
-	BhSweep    *ebpf.Program `ebpf:"bh_sweep"`
+	BhFromHost     *ebpf.Program `ebpf:"bh_from_host"`
+	BhFromPort     *ebpf.Program `ebpf:"bh_from_port"`
+	BhFromTunnel   *ebpf.Program `ebpf:"bh_from_tunnel"`
+	BhFromUnderlay *ebpf.Program `ebpf:"bh_from_underlay"`
+	BhFromWire     *ebpf.Program `ebpf:"bh_from_wire"`
+	BhSweep        *ebpf.Program `ebpf:"bh_sweep"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
 		p.BhFromHost,
 		p.BhFromPort,
+		p.BhFromTunnel,
+		p.BhFromUnderlay,
 		p.BhFromWire,
 		p.BhSweep,
 	)

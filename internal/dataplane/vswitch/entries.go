@@ -37,6 +37,7 @@ type portState struct {
 	rates   map[bpfRateKey]bpfRate
 	steers  map[bpfSteerKey]bpfSteer
 	lans    map[bpfLanKey]bpfLan // of a NIC: its other switches
+	nics    []nicIndex           // of a tunnel: what its packets come in by
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
 	member bool
@@ -45,7 +46,7 @@ type portState struct {
 func (s *portState) equal(o *portState) bool {
 	return s.index == o.index && s.device == o.device && s.entry == o.entry && s.dest == o.dest &&
 		s.member == o.member && mapsEqual(s.macs, o.macs) && mapsEqual(s.addrs, o.addrs) && mapsEqual(s.rates, o.rates) &&
-		mapsEqual(s.steers, o.steers) && mapsEqual(s.lans, o.lans)
+		mapsEqual(s.steers, o.steers) && mapsEqual(s.lans, o.lans) && slices.Equal(s.nics, o.nics)
 }
 
 func mapsEqual[K, V comparable](a, b map[K]V) bool {
@@ -139,8 +140,13 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 		dest:  bpfDest{Port: index, Device: index, Kind: uint8(port.Kind)},
 		macs:  map[bpfMacKey]bpfDest{}, addrs: map[bpfAddrKey]bpfOwner{}, rates: map[bpfRateKey]bpfRate{},
 		steers: map[bpfSteerKey]bpfSteer{},
-		member: port.Kind != plan.PortResolver && port.Kind != plan.PortUplink,
+		member: port.Kind != plan.PortResolver && port.Kind != plan.PortUplink && port.Kind != plan.PortTunnel,
 	}
+	if port.Kind == plan.PortTunnel {
+		a.wantTunnel(s, port)
+		return s, nil
+	}
+	s.entry.Tunnel = a.tunnelIndex(p, sw)
 	s.entry.Flags |= lanFlags(sw.Mode)
 	if port.Kind == plan.PortUplink {
 		return s, s.wantLANs(p, port) // who is not on the switch is behind it
@@ -287,7 +293,7 @@ func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
 			err = w.add(s)
 		}
 		if err == nil {
-			for _, h := range a.hooksOf(s.kind, s.device) {
+			for _, h := range a.spotsOf(s) {
 				w.hooks[h.pin] = true
 			}
 		}
@@ -325,7 +331,7 @@ func (w *wanted) add(s *portState) error {
 	maps.Copy(w.lans, s.lans)
 	if s.member {
 		w.groups[s.entry.Sw] = append(w.groups[s.entry.Sw], s.dest)
-	} else if _, ok := w.groups[s.entry.Sw]; !ok {
+	} else if _, ok := w.groups[s.entry.Sw]; !ok && s.entry.Sw != 0 {
 		w.groups[s.entry.Sw] = nil
 	}
 	return nil

@@ -357,7 +357,7 @@ func TestUpgrade(t *testing.T) {
 			return err
 		}
 		defer objs.Close()
-		if err := objs.BhPortsV2.Pin(p.lab.a.pins.mapFile("bh_ports_v0")); err != nil {
+		if err := objs.BhPortsV3.Pin(p.lab.a.pins.mapFile("bh_ports_v0")); err != nil {
 			return err
 		}
 		l, err := link.LoadPinnedLink(p.lab.a.pins.link(p.a.Device), nil)
@@ -392,7 +392,7 @@ func TestIncompatiblePin(t *testing.T) {
 		if err := l.a.Close(); err != nil {
 			return err
 		}
-		if err := remove(l.a.pins.mapFile(bpfMapBhPortsV2)); err != nil {
+		if err := remove(l.a.pins.mapFile(bpfMapBhPortsV3)); err != nil {
 			return err
 		}
 		m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: 1})
@@ -400,7 +400,7 @@ func TestIncompatiblePin(t *testing.T) {
 			return err
 		}
 		defer m.Close()
-		if err := m.Pin(l.a.pins.mapFile(bpfMapBhPortsV2)); err != nil {
+		if err := m.Pin(l.a.pins.mapFile(bpfMapBhPortsV3)); err != nil {
 			return err
 		}
 		_, err = New(Options{})

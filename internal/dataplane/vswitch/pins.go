@@ -117,6 +117,7 @@ func (a *Applier) load() error {
 func programsOf(o *bpfObjects) map[string]**ebpf.Program {
 	return map[string]**ebpf.Program{
 		bpfProgBhFromPort: &o.BhFromPort, bpfProgBhFromWire: &o.BhFromWire, bpfProgBhFromHost: &o.BhFromHost,
+		bpfProgBhFromUnderlay: &o.BhFromUnderlay, bpfProgBhFromTunnel: &o.BhFromTunnel,
 	}
 }
 

@@ -109,6 +109,7 @@ func (a *Applier) newShadow() *Applier {
 	s.tables = a.tables.twin(r, &s.writes)
 	s.groups = readGroups(s.tables)
 	s.policies = a.policies.twin(r, &s.writes)
+	s.remotes = a.remotes.twin(r, &s.writes)
 	s.dev = &shadowDevices{real: a.dev, shadow: r}
 	s.att = &shadowAttacher{real: a.att, shadow: r}
 	return s
@@ -128,6 +129,7 @@ func (t *tables) twin(r *recorder, writes *int) *tables {
 		ports: t.ports.twin(r, writes), macs: t.macs.twin(r, writes), addrs: t.addrs.twin(r, writes),
 		switches: t.switches.twin(r, writes), members: t.members.twin(r, writes), rates: t.rates.twin(r, writes),
 		steers: t.steers.twin(r, writes), lans: t.lans.twin(r, writes),
+		overlays: t.overlays.twin(r, writes), vnis: t.vnis.twin(r, writes),
 		stats: t.stats.twin(r, writes), shares: t.shares.twin(r, writes), drops: t.drops.twin(r, writes),
 	}
 }
@@ -235,13 +237,10 @@ func (s *shadowAttacher) close() error                            { return nil }
 
 // title says which program it is, and where it is put.
 func (h hook) title() string {
-	switch {
-	case h.egress:
-		return bpfProgBhFromHost + " at tc egress"
-	case h.pin != h.dev:
-		return bpfProgBhFromWire + " at tc ingress"
+	if h.egress {
+		return h.name + " at tc egress"
 	}
-	return bpfProgBhFromPort + " at tc ingress"
+	return h.name + " at tc ingress"
 }
 
 // key writes the key of an entry for people, value what follows it.
@@ -269,6 +268,10 @@ func (r *recorder) key(k any) string {
 		return fmt.Sprintf("list %08x %s sets %08x", k.Policy, sideText(int(k.Side)), k.Class)
 	case bpfVectorKey:
 		return fmt.Sprintf("vector %08x piece %d", k.Vector, k.Piece)
+	case bpfRouteKey:
+		return fmt.Sprintf("%s %s", switchText(k.Sw), block(k.Ip, int(k.Bits)-routeHead))
+	case bpfVniKey:
+		return fmt.Sprintf("network %d udp %d %s", k.Vni, k.Port, netip.AddrFrom16(k.To).Unmap())
 	case bpfDropKey:
 		return fmt.Sprintf("%s %s", r.device(k.Port), Reason(k.Reason))
 	}
@@ -298,6 +301,10 @@ func (r *recorder) value(v any) string {
 			s += " uplink " + r.device(v.Uplink)
 		}
 		return s
+	case bpfRemote:
+		return fmt.Sprintf(": %s in network %d by %s", plan.MAC(v.Mac), v.Vni, netip.AddrFrom16(v.Host).Unmap())
+	case bpfOverlay:
+		return fmt.Sprintf(": router %s, tunnels from %s by %s", plan.MAC(v.Router), netip.AddrFrom16(v.From).Unmap(), r.device(v.Nic))
 	case bpfRate:
 		return fmt.Sprintf(": %d bytes/s", v.Bytes)
 	case bpfSteer:
@@ -338,7 +345,7 @@ func (r *recorder) device(index uint32) string {
 }
 
 // indexed are the maps whose key is the index of a port's device.
-var indexed = []string{bpfMapBhPortsV2, bpfMapBhStatsV1, bpfMapBhSharesV3}
+var indexed = []string{bpfMapBhPortsV3, bpfMapBhStatsV1, bpfMapBhSharesV3}
 
 // keyIn is the key of an entry in the map of this name: a bare number means a device, a switch or a list.
 func (r *recorder) keyIn(name string, k any) string {
@@ -348,7 +355,7 @@ func (r *recorder) keyIn(name string, k any) string {
 		return r.key(k)
 	case slices.Contains(indexed, name):
 		return r.device(n)
-	case name == bpfMapBhSwitchesV2:
+	case name == bpfMapBhSwitchesV2, name == bpfMapBhOverlaysV1:
 		return switchText(n)
 	}
 	return fmt.Sprintf("list %08x", n)

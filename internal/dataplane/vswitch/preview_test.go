@@ -134,7 +134,7 @@ func TestPreview(t *testing.T) {
 			t.Errorf("programs of a new port: %q, want %q", programs(early), want)
 		}
 		if !slices.ContainsFunc(early, func(w plan.Write) bool {
-			return w.Object == "map "+bpfMapBhPortsV2 && strings.HasPrefix(w.Text, add.Device+": switch 1 ") && w.Owner == string(add.ID)
+			return w.Object == "map "+bpfMapBhPortsV3 && strings.HasPrefix(w.Text, add.Device+": switch 1 ") && w.Owner == string(add.ID)
 		}) {
 			t.Errorf("the new port's entry is not told, or not of which device: %v", early)
 		}

@@ -37,9 +37,16 @@ const (
 	ReasonReflected        = Reason(bpfDropReasonDROP_REFLECTED)
 	ReasonNoUplink         = Reason(bpfDropReasonDROP_NO_UPLINK)
 	ReasonUnconfirmed      = Reason(bpfDropReasonDROP_UNCONFIRMED)
+	ReasonUnknownVTEP      = Reason(bpfDropReasonDROP_UNKNOWN_VTEP)
+	ReasonUnknownVNI       = Reason(bpfDropReasonDROP_UNKNOWN_VNI)
+	ReasonInnerSource      = Reason(bpfDropReasonDROP_INNER_SOURCE)
+	ReasonNoRoute          = Reason(bpfDropReasonDROP_NO_ROUTE)
+	ReasonMTU              = Reason(bpfDropReasonDROP_MTU)
+	ReasonCongested        = Reason(bpfDropReasonDROP_CONGESTED)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
+	ReasonFlooded          = Reason(bpfDropReasonDROP_FLOODED)
 )
 
 // words are a short name, stable for metrics and filters, and an explanation.
@@ -74,15 +81,22 @@ var words = map[Reason][2]string{
 	ReasonReflected:        {"reflected", "it came in from the wire with the MAC of a port of this switch"},
 	ReasonNoUplink:         {"no-uplink", "it is for the LAN, and the NIC of the network is gone"},
 	ReasonUnconfirmed:      {"unconfirmed", "nobody confirmed the network in time, and the daemon is not there to take it away"},
+	ReasonUnknownVTEP:      {"unknown-vtep", "a tunnel's packet from a host that has no endpoint of this network"},
+	ReasonUnknownVNI:       {"unknown-vni", "a tunnel's packet for a virtual network that this host does not have"},
+	ReasonInnerSource:      {"inner-source", "the sender inside a tunnel is not an endpoint of the host that the packet came from"},
+	ReasonNoRoute:          {"no-route", "the overlay knows no way to the destination: no endpoint, no remote subnet, and no way to the host"},
+	ReasonMTU:              {"mtu", "larger than a tunnel carries"},
+	ReasonCongested:        {"congested", "marked as congested in a tunnel, and the packet inside cannot carry the mark"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},
+	ReasonFlooded:          {"flooded", "another host's broadcast or multicast, which an overlay does not carry"},
 }
 
 // Reasons lists all of them in the order of their numbers.
 func Reasons() []Reason {
 	var out []Reason
-	for r := Reason(1); r <= ReasonDAD; r++ {
+	for r := Reason(1); r <= ReasonFlooded; r++ {
 		if _, ok := words[r]; ok {
 			out = append(out, r)
 		}

@@ -54,7 +54,7 @@ func removeFilters(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		errs = append(errs, c.removeBoth(uint32(l.Attrs().Index)))
+		errs = append(errs, c.removeBoth(uint32(l.Attrs().Index)), c.removeFilter(uint32(l.Attrs().Index), netlink.HANDLE_MIN_INGRESS, underlayHandle))
 	}
 	return errors.Join(errs...)
 }
@@ -71,6 +71,9 @@ func Leftovers(dir string, p *plan.Plan) ([]string, error) {
 		if port.Kind == plan.PortUplink {
 			nic := filepath.Join(dir, "links", nicPin(port.Device))
 			keep[nic+"-in"], keep[nic+"-out"] = true, true
+		}
+		for _, nic := range port.Underlays {
+			keep[filepath.Join(dir, "links", underlayPin(nic))] = true
 		}
 	}
 	var out []string

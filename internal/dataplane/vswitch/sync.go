@@ -44,6 +44,8 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	errs = append(errs, werrs...)
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
+	drift = append(drift, a.remotes.drift(a.listed)...)
+	errs = append(errs, a.syncOverlays(p))
 	a.listed = true
 	errs = append(errs, a.settle(), a.serveOffload(p))
 	err = errors.Join(errs...)
@@ -57,6 +59,9 @@ func (a *Applier) list() error {
 	}
 	a.groups = readGroups(a.tables)
 	if _, err := a.tables.drops.list(); err != nil {
+		return err
+	}
+	if err := a.remotes.list(); err != nil {
 		return err
 	}
 	changed, err := a.policies.t.list()
@@ -219,8 +224,8 @@ func (a *Applier) ensureShare(index uint32) error {
 }
 
 func (a *Applier) attach(s *portState) (found string, err error) {
-	for _, h := range a.hooksOf(s.kind, s.device) {
-		instead, err := a.att.ensure(spot{h, s.index})
+	for _, h := range a.spotsOf(s) {
+		instead, err := a.att.ensure(h)
 		if instead != "" {
 			a.writes++
 			found = instead
@@ -267,7 +272,7 @@ func (a *Applier) compare(w *wanted, missingPins []string) []plan.Drift {
 func (a *Applier) differs(s *portState) []string {
 	var out []string
 	if e, ok := a.tables.ports.have[s.index]; !ok || e != s.entry {
-		out = append(out, bpfMapBhPortsV2)
+		out = append(out, bpfMapBhPortsV3)
 	}
 	if !holds(a.tables.macs.have, s.macs) {
 		out = append(out, bpfMapBhMacsV1)
@@ -327,7 +332,7 @@ func (a *Applier) foreign(w *wanted) []plan.Drift {
 			out = append(out, plan.Drift{Object: "map " + name, Found: fmt.Sprintf("%d foreign entries", n)})
 		}
 	}
-	note(bpfMapBhPortsV2, strangers(a.tables.ports.have, w.ports, func(k uint32) bool { _, ok := a.byIndex[k]; return ok }))
+	note(bpfMapBhPortsV3, strangers(a.tables.ports.have, w.ports, func(k uint32) bool { _, ok := a.byIndex[k]; return ok }))
 	note(bpfMapBhMacsV1, strangers(a.tables.macs.have, w.macs, func(k bpfMacKey) bool { return known[k] }))
 	note(bpfMapBhAddrsV1, strangers(a.tables.addrs.have, w.addrs, func(k bpfAddrKey) bool { return knownAddr[k] }))
 	return out
@@ -365,9 +370,7 @@ func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 		if p.Ports[id] == nil {
 			return false, nil
 		}
-		for _, h := range a.hooksOf(s.kind, s.device) {
-			hooks = append(hooks, spot{h, s.index})
-		}
+		hooks = append(hooks, a.spotsOf(s)...)
 	}
 	if err := ctx.Err(); err != nil {
 		return false, err

@@ -96,7 +96,7 @@ func TestRepair(t *testing.T) {
 		state := p.lab.a.applied[p.a.ID]
 		objs := &p.lab.a.objs
 		breakages := map[string]func() error{
-			"port entry deleted": func() error { return objs.BhPortsV2.Delete(&state.index) },
+			"port entry deleted": func() error { return objs.BhPortsV3.Delete(&state.index) },
 			"MAC entry deleted": func() error {
 				return objs.BhMacsV1.Delete(&bpfMacKey{Sw: 1, Mac: p.a.MAC})
 			},
@@ -106,7 +106,7 @@ func TestRepair(t *testing.T) {
 				return objs.BhAddrsV1.Put(&k, &o)
 			},
 			"counters deleted":     func() error { return objs.BhStatsV1.Delete(&state.index) },
-			"foreign port":         func() error { return objs.BhPortsV2.Put(uint32(9999), &bpfPort{Sw: 1, Kind: 2}) },
+			"foreign port":         func() error { return objs.BhPortsV3.Put(uint32(9999), &bpfPort{Sw: 1, Kind: 2}) },
 			"foreign address":      func() error { k := addrKey(1, addr("10.1.0.66")); return objs.BhAddrsV1.Put(&k, &bpfOwner{Port: 3}) },
 			"program detached":     func() error { return p.lab.a.att.detach(p.lab.a.hooksOf(p.a.Kind, p.a.Device)[0]) },
 			"map pin removed":      func() error { return os.Remove(p.lab.a.pins.mapFile(bpfMapBhAddrsV1)) },

@@ -180,6 +180,8 @@ type tables struct {
 	rates    *table[bpfRateKey, bpfRate]
 	steers   *table[bpfSteerKey, bpfSteer]
 	lans     *table[bpfLanKey, bpfLan]
+	overlays *table[uint32, bpfOverlay]
+	vnis     *table[bpfVniKey, uint32]
 	// stats keys have to exist for the program to count; their values are its own.
 	stats  *keySet[uint32, bpfStats]
 	shares *keySet[uint32, bpfShare]
@@ -188,7 +190,7 @@ type tables struct {
 
 func newTables(o *bpfObjects, writes *int) *tables {
 	return &tables{
-		ports:    newTable[uint32, bpfPort](bpfMapBhPortsV2, o.BhPortsV2, writes),
+		ports:    newTable[uint32, bpfPort](bpfMapBhPortsV3, o.BhPortsV3, writes),
 		macs:     newTable[bpfMacKey, bpfDest](bpfMapBhMacsV1, o.BhMacsV1, writes),
 		addrs:    newTable[bpfAddrKey, bpfOwner](bpfMapBhAddrsV1, o.BhAddrsV1, writes),
 		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV2, o.BhSwitchesV2, writes),
@@ -196,6 +198,8 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		rates:    newTable[bpfRateKey, bpfRate](bpfMapBhRatesV1, o.BhRatesV1, writes),
 		steers:   newTable[bpfSteerKey, bpfSteer](bpfMapBhSteerV1, o.BhSteerV1, writes),
 		lans:     newTable[bpfLanKey, bpfLan](bpfMapBhLansV1, o.BhLansV1, writes),
+		overlays: newTable[uint32, bpfOverlay](bpfMapBhOverlaysV1, o.BhOverlaysV1, writes),
+		vnis:     newTable[bpfVniKey, uint32](bpfMapBhVnisV1, o.BhVnisV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
 		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV3, m: o.BhSharesV3, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
@@ -206,7 +210,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 func (t *tables) list() (changed bool, err error) {
 	var errs []error
 	for _, list := range []func() (bool, error){
-		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.rates.list, t.steers.list, t.lans.list, t.stats.list, t.shares.list,
+		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.rates.list, t.steers.list, t.lans.list, t.overlays.list, t.vnis.list, t.stats.list, t.shares.list,
 	} {
 		c, err := list()
 		changed = changed || c

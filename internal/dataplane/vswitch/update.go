@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -81,6 +82,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		}
 		errs = append(errs, a.policies.dropSwitch(c.Old.Number))
 	}
+	errs = append(errs, a.updateOverlays(p, d))
 	return errors.Join(append(errs, a.settle(), a.serveOffload(p))...)
 }
 
@@ -129,6 +131,7 @@ func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 	}
 	followsHost(p, d, out)
 	followsNIC(p, d, out)
+	followsTunnel(p, d, out)
 	for _, c := range d.Switches {
 		if c.Old != nil && p.Ports[c.Old.UplinkPort] != nil { // other networks may go on with it
 			out[c.Old.UplinkPort] = p.Ports[c.Old.UplinkPort]
@@ -191,6 +194,7 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 	}
 	if next != nil && next.index == old.index && next.entry.Sw == old.entry.Sw {
 		return errors.Join(
+			a.leaveNICs(old, next),
 			dropMissing(a.tables.macs, old.macs, next.macs),
 			dropMissing(a.tables.addrs, old.addrs, next.addrs),
 			dropMissing(a.tables.rates, old.rates, next.rates),
@@ -213,11 +217,12 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 		errs = append(errs, a.groups.setUplink(old.entry.Sw, 0))
 	default:
 	}
-	if next == nil || next.device != old.device {
-		for _, h := range a.hooksOf(old.kind, old.device) {
-			errs = append(errs, a.att.detach(h))
-			a.writes++
+	for _, h := range a.spotsOf(old) {
+		if a.needed(h.pin, id) || next != nil && slices.ContainsFunc(a.spotsOf(next), func(n spot) bool { return n.pin == h.pin }) {
+			continue
 		}
+		errs = append(errs, a.att.detach(h.hook))
+		a.writes++
 	}
 	errs = append(errs, a.forgetCounters(old.index))
 	a.forget(id)
@@ -254,6 +259,9 @@ func (a *Applier) place(s *portState) error {
 		return err
 	}
 	a.remember(s)
+	if a.remotes.hasAny(s.addrs) { // its flows go to another host
+		a.policies.changed = true
+	}
 	switch s.kind {
 	case plan.PortResolver:
 		return a.groups.setResolver(s.entry.Sw, s.index)

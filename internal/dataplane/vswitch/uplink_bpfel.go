@@ -218,6 +218,17 @@ const (
 	uplinkOffloadStatOFFLOAD_STATS   uplinkOffloadStat = 5
 )
 
+type uplinkOverlay struct {
+	_      structs.HostLayout
+	Nic    uint32
+	Tunnel uint32
+	Flags  uint32
+	Mtu    uint32
+	From   [16]uint8
+	Router [6]uint8
+	Port   uint16
+}
+
 type uplinkOwner struct {
 	_     structs.HostLayout
 	Port  uint32
@@ -242,13 +253,14 @@ type uplinkPolicy struct {
 }
 
 type uplinkPort struct {
-	_     structs.HostLayout
-	Sw    uint32
-	Mac   [6]uint8
-	Kind  uint8
-	Flags uint8
-	Out   uint32
-	In    uint32
+	_      structs.HostLayout
+	Sw     uint32
+	Mac    [6]uint8
+	Kind   uint8
+	Flags  uint8
+	Out    uint32
+	In     uint32
+	Tunnel uint32
 }
 
 type uplinkPrefixKey struct {
@@ -270,6 +282,21 @@ type uplinkRateKey struct {
 	_    structs.HostLayout
 	Port uint32
 	Side uint32
+}
+
+type uplinkRemote struct {
+	_      structs.HostLayout
+	Host   [16]uint8
+	Vni    uint32
+	Mac    [6]uint8
+	Router uint16
+}
+
+type uplinkRouteKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	Sw   uint32
+	Ip   [16]uint8
 }
 
 type uplinkRule struct {
@@ -312,6 +339,7 @@ type uplinkScratch struct {
 		Frag      uint32
 		L4        uint32
 		End       uint32
+		Tunnel    uint32
 		Ethertype uint16
 		Sport     uint16
 		Dport     uint16
@@ -355,9 +383,15 @@ type uplinkScratch struct {
 		Action      uint32
 	}
 	Key      uplinkFlowKey
+	_        [4]byte
 	Flow     uplinkFlow
 	Fragment uplinkFragmentKey
-	_        [4]byte
+	Arrival  struct {
+		_      structs.HostLayout
+		Host   uplinkAddrKey
+		Tunnel uint32
+		Test   uint32
+	}
 }
 
 type uplinkServiceKey struct {
@@ -412,6 +446,13 @@ type uplinkVectorKey struct {
 	Piece  uint32
 }
 
+type uplinkVniKey struct {
+	_    structs.HostLayout
+	Vni  uint32
+	Port uint32
+	To   [16]uint8
+}
+
 type uplinkVswitch struct {
 	_        structs.HostLayout
 	Members  uint32
@@ -443,14 +484,17 @@ const (
 	uplinkMapBhOffloadLinksV1  = "bh_offload_links_v1"
 	uplinkMapBhOffloadStatsV1  = "bh_offload_stats_v1"
 	uplinkMapBhOffloadV1       = "bh_offload_v1"
+	uplinkMapBhOverlaysV1      = "bh_overlays_v1"
 	uplinkMapBhPendingV1       = "bh_pending_v1"
 	uplinkMapBhPoliciesV1      = "bh_policies_v1"
-	uplinkMapBhPortsV2         = "bh_ports_v2"
+	uplinkMapBhPortsV3         = "bh_ports_v3"
 	uplinkMapBhPrefixesV1      = "bh_prefixes_v1"
 	uplinkMapBhRatesV1         = "bh_rates_v1"
+	uplinkMapBhRemotesV1       = "bh_remotes_v1"
+	uplinkMapBhRoutesV1        = "bh_routes_v1"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
-	uplinkMapBhScratchV2       = "bh_scratch_v2"
+	uplinkMapBhScratchV3       = "bh_scratch_v3"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
 	uplinkMapBhSharesV3        = "bh_shares_v3"
@@ -458,6 +502,8 @@ const (
 	uplinkMapBhSweeperV1       = "bh_sweeper_v1"
 	uplinkMapBhSwitchesV2      = "bh_switches_v2"
 	uplinkMapBhVectorsV1       = "bh_vectors_v1"
+	uplinkMapBhVnisV1          = "bh_vnis_v1"
+	uplinkMapBhVtepsV1         = "bh_vteps_v1"
 	uplinkProgBhCarryIn        = "bh_carry_in"
 	uplinkProgBhCarryOut       = "bh_carry_out"
 	uplinkProgBhLearnIn        = "bh_learn_in"
@@ -539,14 +585,17 @@ type uplinkMapSpecs struct {
 	BhOffloadLinksV1  *ebpf.MapSpec `ebpf:"bh_offload_links_v1"`
 	BhOffloadStatsV1  *ebpf.MapSpec `ebpf:"bh_offload_stats_v1"`
 	BhOffloadV1       *ebpf.MapSpec `ebpf:"bh_offload_v1"`
+	BhOverlaysV1      *ebpf.MapSpec `ebpf:"bh_overlays_v1"`
 	BhPendingV1       *ebpf.MapSpec `ebpf:"bh_pending_v1"`
 	BhPoliciesV1      *ebpf.MapSpec `ebpf:"bh_policies_v1"`
-	BhPortsV2         *ebpf.MapSpec `ebpf:"bh_ports_v2"`
+	BhPortsV3         *ebpf.MapSpec `ebpf:"bh_ports_v3"`
 	BhPrefixesV1      *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
 	BhRatesV1         *ebpf.MapSpec `ebpf:"bh_rates_v1"`
+	BhRemotesV1       *ebpf.MapSpec `ebpf:"bh_remotes_v1"`
+	BhRoutesV1        *ebpf.MapSpec `ebpf:"bh_routes_v1"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV2       *ebpf.MapSpec `ebpf:"bh_scratch_v2"`
+	BhScratchV3       *ebpf.MapSpec `ebpf:"bh_scratch_v3"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV3        *ebpf.MapSpec `ebpf:"bh_shares_v3"`
@@ -554,6 +603,8 @@ type uplinkMapSpecs struct {
 	BhSweeperV1       *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhVectorsV1       *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
+	BhVnisV1          *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
+	BhVtepsV1         *ebpf.MapSpec `ebpf:"bh_vteps_v1"`
 }
 
 // uplinkVariableSpecs contains global variables before they are loaded into the kernel.
@@ -605,14 +656,17 @@ type uplinkMaps struct {
 	BhOffloadLinksV1  *ebpf.Map `ebpf:"bh_offload_links_v1"`
 	BhOffloadStatsV1  *ebpf.Map `ebpf:"bh_offload_stats_v1"`
 	BhOffloadV1       *ebpf.Map `ebpf:"bh_offload_v1"`
+	BhOverlaysV1      *ebpf.Map `ebpf:"bh_overlays_v1"`
 	BhPendingV1       *ebpf.Map `ebpf:"bh_pending_v1"`
 	BhPoliciesV1      *ebpf.Map `ebpf:"bh_policies_v1"`
-	BhPortsV2         *ebpf.Map `ebpf:"bh_ports_v2"`
+	BhPortsV3         *ebpf.Map `ebpf:"bh_ports_v3"`
 	BhPrefixesV1      *ebpf.Map `ebpf:"bh_prefixes_v1"`
 	BhRatesV1         *ebpf.Map `ebpf:"bh_rates_v1"`
+	BhRemotesV1       *ebpf.Map `ebpf:"bh_remotes_v1"`
+	BhRoutesV1        *ebpf.Map `ebpf:"bh_routes_v1"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV2       *ebpf.Map `ebpf:"bh_scratch_v2"`
+	BhScratchV3       *ebpf.Map `ebpf:"bh_scratch_v3"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV3        *ebpf.Map `ebpf:"bh_shares_v3"`
@@ -620,6 +674,8 @@ type uplinkMaps struct {
 	BhSweeperV1       *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhVectorsV1       *ebpf.Map `ebpf:"bh_vectors_v1"`
+	BhVnisV1          *ebpf.Map `ebpf:"bh_vnis_v1"`
+	BhVtepsV1         *ebpf.Map `ebpf:"bh_vteps_v1"`
 }
 
 func (m *uplinkMaps) Close() error {
@@ -644,14 +700,17 @@ func (m *uplinkMaps) Close() error {
 		m.BhOffloadLinksV1,
 		m.BhOffloadStatsV1,
 		m.BhOffloadV1,
+		m.BhOverlaysV1,
 		m.BhPendingV1,
 		m.BhPoliciesV1,
-		m.BhPortsV2,
+		m.BhPortsV3,
 		m.BhPrefixesV1,
 		m.BhRatesV1,
+		m.BhRemotesV1,
+		m.BhRoutesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV2,
+		m.BhScratchV3,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV3,
@@ -659,6 +718,8 @@ func (m *uplinkMaps) Close() error {
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
 		m.BhVectorsV1,
+		m.BhVnisV1,
+		m.BhVtepsV1,
 	)
 }
 

@@ -17,7 +17,7 @@
 // # Upgrades
 //
 // A pinned map's layout never changes under its name: a new layout is a new name
-// (bh_ports_v1 → bh_ports_v2). A new daemon creates its maps, fills them from the plan,
+// (bh_ports_v2 → bh_ports_v3). A new daemon creates its maps, fills them from the plan,
 // then moves each attachment to its program with one atomic link update, and last removes
 // pins that it does not know. Between, the old program reads the old maps: no packet meets
 // half of anything. Flows are carried over (carry.go), so connections go on. What else is
@@ -100,6 +100,7 @@ type Applier struct {
 	// tables mirror what is in the kernel, once listed.
 	tables   *tables
 	groups   *groups
+	remotes  *remotes
 	policies *policies
 	listed   bool
 	// collecting counts the removals of old rules that wait for the packets at them.
@@ -161,6 +162,7 @@ func (a *Applier) open(opts Options) error {
 	}
 	a.tables = newTables(&a.objs, &a.writes)
 	a.policies = newPolicies(newPolicyTables(&a.objs, &a.writes))
+	a.remotes = newRemotes(newRemoteTables(&a.objs, &a.writes))
 	if err := a.configure(opts.FlowsPerPort); err != nil {
 		return err
 	}
@@ -226,7 +228,7 @@ func closeObjects(o *bpfObjects) error {
 			errs = append(errs, m.Close())
 		}
 	}
-	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhFromWire, o.BhFromHost, o.BhSweep} {
+	for _, p := range []*ebpf.Program{o.BhFromPort, o.BhFromWire, o.BhFromHost, o.BhFromUnderlay, o.BhFromTunnel, o.BhSweep} {
 		if p != nil {
 			errs = append(errs, p.Close())
 		}
@@ -237,14 +239,15 @@ func closeObjects(o *bpfObjects) error {
 // mapsOf lists the maps by their pinned names.
 func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
-		bpfMapBhPortsV2: o.BhPortsV2, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
+		bpfMapBhPortsV3: o.BhPortsV3, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
 		bpfMapBhSwitchesV2: o.BhSwitchesV2, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1,
 		bpfMapBhFlowsV3: o.BhFlowsV3, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV3: o.BhSharesV3, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhSteerV1: o.BhSteerV1, bpfMapBhLansV1: o.BhLansV1, bpfMapBhBucketsV1: o.BhBucketsV1,
-		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV2: o.BhScratchV2,
+		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV3: o.BhScratchV3,
+		bpfMapBhOverlaysV1: o.BhOverlaysV1, bpfMapBhVnisV1: o.BhVnisV1, bpfMapBhRemotesV1: o.BhRemotesV1, bpfMapBhRoutesV1: o.BhRoutesV1, bpfMapBhVtepsV1: o.BhVtepsV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
 	}
 }

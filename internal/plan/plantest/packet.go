@@ -17,6 +17,9 @@ func Packet(t *rapid.T, p *plan.Plan) plan.Packet {
 	from := p.Ports[rapid.SampledFrom(slices.Sorted(maps.Keys(p.Ports))).Draw(t, "from")]
 	v6 := rapid.Bool().Draw(t, "v6")
 	k := plan.Packet{From: from.ID, Host: from.Kind == plan.PortUplink && rapid.Bool().Draw(t, "host"), Src: source(t, from, v6), Dst: destination(t, p, from.ID, v6)}
+	if from.Kind == plan.PortTunnel {
+		tunnelled(t, p, from, &k, v6)
+	}
 	k.SrcMAC, k.DstMAC = macs(t, p)
 	if k.DstMAC == (plan.MAC{}) && k.Dst.IsMulticast() && !seldom(t, "unicast to a group") {
 		k.DstMAC = plan.MAC{0x33, 0x33, 0, 0, 0, 1}
@@ -104,7 +107,7 @@ func destination(t *rapid.T, p *plan.Plan, from plan.PortID, v6 bool) netip.Addr
 		return rapid.SampledFrom(others(v6)).Draw(t, "destination")
 	}
 	own := seldom(t, "to itself") // else the sender's own addresses are left out
-	var known []netip.Addr
+	known := elsewhere(p, v6)
 	for _, id := range slices.Sorted(maps.Keys(p.Ports)) {
 		if id == from && !own {
 			continue

@@ -41,7 +41,8 @@ func Plan(t *rapid.T) *plan.Plan { return plan.Compile(Intent(t), Facts()) }
 func Facts() *plan.Facts {
 	f := &plan.Facts{UplinkMTU: 1500}
 	for i := range Networks() {
-		f.NICs = append(f.NICs, plan.NIC{Name: nic(i + 1), Index: i + 1, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, byte(i + 1)}})
+		f.NICs = append(f.NICs, plan.NIC{Name: nic(i + 1), Index: i + 1, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, byte(i + 1)},
+			Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(200 + i)}), 24)}})
 	}
 	return f
 }
@@ -52,10 +53,14 @@ func nic(network int) string { return fmt.Sprintf("nic%d", network) }
 func Intent(t *rapid.T) *plan.Intent {
 	in := &plan.Intent{
 		Networks: map[hcn.GUID]*plan.Network{}, Endpoints: map[hcn.GUID]*plan.Endpoint{}, Namespaces: map[hcn.GUID]*plan.NamespaceRow{},
+		Remotes: map[hcn.GUID]*plan.Remote{},
 	}
 	networks := Networks()[:rapid.IntRange(1, 2).Draw(t, "networks")]
 	for i, id := range networks {
 		in.Networks[id] = network(t, id, i+1)
+		if in.Networks[id].Doc.Type == hcn.Overlay {
+			remotes(t, in, id, i+1)
+		}
 	}
 	ids := Endpoints()
 	for i, id := range ids[:rapid.IntRange(2, len(ids)).Draw(t, "endpoints")] {
@@ -64,7 +69,7 @@ func Intent(t *rapid.T) *plan.Intent {
 		in.Namespaces[ns] = &plan.NamespaceRow{Doc: hcn.HostComputeNamespace{ID: ns}}
 		e := endpoint(t, id, i+1)
 		e.Doc.HostComputeNetwork = on
-		if in.Networks[on].Uplink != "" && rapid.IntRange(0, 4).Draw(t, "tagged") == 0 {
+		if plan.OnLAN(in.Networks[on].Doc.Type) && rapid.IntRange(0, 4).Draw(t, "tagged") == 0 {
 			e.Doc.Policies = append(e.Doc.Policies, hcn.NewEndpointPolicy(hcn.EndpointVLAN, hcn.VlanPolicySetting{IsolationId: 5}))
 		}
 		e.Attach = &plan.Attachment{Namespace: ns, Interface: "eth0"}
@@ -82,7 +87,7 @@ const (
 
 func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 	doc := hcn.HostComputeNetwork{
-		ID: id, Name: fmt.Sprintf("net%d", number), Type: rapid.SampledFrom([]hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private, hcn.Transparent, hcn.L2Bridge, hcn.L2Tunnel}).Draw(t, "type"),
+		ID: id, Name: fmt.Sprintf("net%d", number), Type: rapid.SampledFrom([]hcn.NetworkType{hcn.NAT, hcn.Internal, hcn.Private, hcn.Transparent, hcn.L2Bridge, hcn.L2Tunnel, hcn.Overlay}).Draw(t, "type"),
 		Ipams: []hcn.Ipam{{Subnets: []hcn.Subnet{
 			{IpAddressPrefix: prefix4, Routes: []hcn.Route{{NextHop: "10.1.0.1", DestinationPrefix: "0.0.0.0/0"}}},
 			{IpAddressPrefix: prefix6, Routes: []hcn.Route{{NextHop: "fd00:1::1", DestinationPrefix: "::/0"}}},
@@ -90,7 +95,10 @@ func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 		Policies: networkPolicies(t),
 	}
 	n := &plan.Network{Doc: doc, Switch: uint32(number), GatewayMAC: plan.MAC{2, 0, 0, 0, byte(number), 1}}
-	if plan.OnLAN(doc.Type) {
+	if doc.Type == hcn.Overlay {
+		overlay(t, &n.Doc, number)
+	}
+	if plan.HasUplink(doc.Type) {
 		n.Uplink = nic(rapid.IntRange(1, number).Draw(t, "NIC"))
 	}
 	return n

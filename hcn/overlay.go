@@ -1,0 +1,44 @@
+package hcn
+
+import "slices"
+
+// remotePolicies are those of a remote endpoint: where it is, and what it is called.
+var remotePolicies = []EndpointPolicyType{ProviderAddress, Aliases, L2Driver, EncapOverhead}
+
+// validateRemote holds an endpoint of an overlay against what it is: here, or on another host.
+func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
+	if n.Type != Overlay {
+		return nil
+	}
+	at := slices.IndexFunc(e.Policies, func(p EndpointPolicy) bool { return p.Type == ProviderAddress })
+	if e.Flags&RemoteEndpoint == 0 {
+		if at >= 0 {
+			return invalid(ErrInvalidPolicy, policyPath(at), "the endpoint is on this host, and its network says by which address that is reached: "+
+				"leave it out, or set the flag RemoteEndpoint")
+		}
+		return e.validateHostRoute(n)
+	}
+	switch {
+	case at < 0:
+		return invalid(ErrInvalidEndpoint, "Policies", `a remote endpoint on an overlay needs {"Type":"ProviderAddress","Settings":{"ProviderAddress":ip}}: the address of its host`)
+	case e.MacAddress == "":
+		return invalid(ErrInvalidEndpoint, "MacAddress", "a remote endpoint on an overlay needs the MAC that it has on its host")
+	}
+	for i, p := range e.Policies {
+		if !slices.Contains(remotePolicies, p.Type) {
+			return invalid(ErrInvalidRemoteEndpointOperation, policyPath(i), "%s has no effect on an endpoint of another host: set it there", p.Type)
+		}
+	}
+	return nil
+}
+
+// validateHostRoute: the way to the outside is by the host.
+func (e *HostComputeEndpoint) validateHostRoute(n *HostComputeNetwork) error {
+	if slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute }) {
+		return nil
+	}
+	if i := slices.IndexFunc(e.Policies, func(p EndpointPolicy) bool { return p.Type == OutBoundNAT }); i >= 0 {
+		return invalid(ErrInvalidPolicy, policyPath(i), `OutBoundNAT on an overlay goes by the host, to which network %s has no way: add the policy {"Type":"HostRoute","Settings":{}} to it`, n.label())
+	}
+	return nil
+}

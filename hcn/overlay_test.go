@@ -1,0 +1,115 @@
+package hcn
+
+import (
+	"encoding/json"
+	"testing"
+)
+
+// overlayV1 is a network as a controller that drives HNS by version 1 writes it.
+const overlayV1 = `{"Name":"vxlan0","Type":"Overlay","NetworkAdapterName":"eth0","Subnets":[
+	{"AddressPrefix":"10.61.1.0/24","GatewayAddress":"10.61.1.1","Policies":[{"Type":"VSID","VSID":4096}]}]}`
+
+func overlayNetwork(t *testing.T, policies ...NetworkPolicy) *HostComputeNetwork {
+	t.Helper()
+	var v HNSNetwork
+	if err := json.Unmarshal([]byte(overlayV1), &v); err != nil {
+		t.Fatal(err)
+	}
+	n, err := NetworkFromV1(&v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.ID = fixedIDs()()
+	n.Policies = append(n.Policies, policies...)
+	if err := n.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if vsid := n.AllSubnets()[0].VSID(); vsid != 4096 {
+		t.Fatalf("the subnet's virtual network is %d", vsid)
+	}
+	return n
+}
+
+func TestOverlayNetworkPolicies(t *testing.T) {
+	n := overlayNetwork(t)
+	for _, tc := range []struct {
+		policy string
+		code   ErrorCode
+	}{
+		{`{"Type":"HostRoute","Settings":{}}`, 0},
+		{`{"Type":"VxlanPort","Settings":{"Port":8472}}`, 0},
+		{`{"Type":"DrMacAddress","Settings":{"Address":"00-15-5D-01-02-03"}}`, 0},
+		{`{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}`, 0},
+		{`{"Type":"RemoteSubnetRoute","Settings":{"DestinationPrefix":"10.61.2.0/24","IsolationId":4096,"ProviderAddress":"192.0.2.2","DistributedRouterMacAddress":"00:15:5d:01:02:04"}}`, 0},
+		{`{"Type":"RemoteSubnetRoute","Settings":{"DestinationPrefix":"10.61.2.0/24","IsolationId":4096,"ProviderAddress":"192.0.2.2"}}`, ErrInvalidPolicy},
+		{`{"Type":"VxlanPort","Settings":{}}`, ErrInvalidPolicy},
+		{`{"Type":"SourceMacAddress","Settings":{"SourceMacAddress":"00-15-5D-01-02-03"}}`, ErrRequestUnsupported},
+	} {
+		p, err := Decode[NetworkPolicy]([]byte(tc.policy))
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc := n.Clone()
+		doc.Policies = append(doc.Policies, *p)
+		t.Run(tc.policy, func(t *testing.T) { checkErr(t, doc.Validate(), tc.code, "Policies[1]") })
+	}
+}
+
+// TestRemoteRoutesAreReplaced: a controller takes the old value away by its prefix and adds the new one.
+func TestRemoteRoutesAreReplaced(t *testing.T) {
+	route := func(pa string) NetworkPolicy {
+		return NewNetworkPolicy(RemoteSubnetRoute, RemoteSubnetRoutePolicySetting{
+			DestinationPrefix: "10.61.2.0/24", IsolationId: 4096, ProviderAddress: pa, DistributedRouterMacAddress: "00-15-5D-01-02-04",
+		})
+	}
+	list, err := ModifyNetworkPolicies(nil, RequestTypeAdd, []NetworkPolicy{route("192.0.2.2")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = ModifyNetworkPolicies(list, RequestTypeAdd, []NetworkPolicy{route("192.0.2.3")})
+	checkErr(t, err, ErrPolicyAlreadyExists, "10.61.2.0/24")
+	if list, err = ModifyNetworkPolicies(list, RequestTypeRemove, []NetworkPolicy{route("192.0.2.2")}); err != nil || len(list) != 0 {
+		t.Fatalf("%v, %v", list, err)
+	}
+}
+
+func TestOverlayEndpoints(t *testing.T) {
+	hostRoute := NewNetworkPolicy(HostRoute, EmptySetting{})
+	pa := `{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.2"}}`
+	for _, tc := range []struct {
+		name, doc string
+		network   *HostComputeNetwork
+		code      ErrorCode
+		where     string
+	}{
+		{"remote", `{"Flags":1,"MacAddress":"02-11-0A-3D-01-09","IpConfigurations":[{"IpAddress":"10.61.1.9"}],"Policies":[` + pa + `]}`, overlayNetwork(t), 0, ""},
+		{"remote behind another router", `{"Flags":1,"MacAddress":"02-11-0A-3D-02-09","IpConfigurations":[{"IpAddress":"10.61.2.9"}],"Policies":[` + pa + `]}`, overlayNetwork(t), 0, ""},
+		{"remote nowhere", `{"Flags":1,"MacAddress":"02-11-0A-3D-01-09","IpConfigurations":[{"IpAddress":"10.61.1.9"}]}`, overlayNetwork(t), ErrInvalidEndpoint, "ProviderAddress"},
+		{"remote without MAC", `{"Flags":1,"IpConfigurations":[{"IpAddress":"10.61.1.9"}],"Policies":[` + pa + `]}`, overlayNetwork(t), ErrInvalidEndpoint, "MacAddress"},
+		{"remote without address", `{"Flags":1,"MacAddress":"02-11-0A-3D-01-09","Policies":[` + pa + `]}`, overlayNetwork(t), ErrInvalidEndpoint, "IpConfigurations"},
+		{"remote with rules", `{"Flags":1,"MacAddress":"02-11-0A-3D-01-09","IpConfigurations":[{"IpAddress":"10.61.1.9"}],"Policies":[` + pa + `,{"Type":"QOS","Settings":{"MaximumOutgoingBandwidthInBytes":1}}]}`, overlayNetwork(t), ErrInvalidRemoteEndpointOperation, "Policies[1]"},
+		{"remote on NAT", `{"Flags":1,"MacAddress":"02-11-0A-3D-01-09","IpConfigurations":[{"IpAddress":"10.99.0.9"}]}`, natNetwork(t, NAT), ErrRequestUnsupported, "RemoteEndpoint"},
+		{"local elsewhere", `{"Policies":[` + pa + `]}`, overlayNetwork(t), ErrInvalidPolicy, "Policies[0]"},
+		{"local out of its subnet", `{"IpConfigurations":[{"IpAddress":"10.61.2.9"}]}`, overlayNetwork(t), ErrInvalidIP, "10.61.2.9"},
+		{"outside with no way there", `{"Policies":[{"Type":"OutBoundNAT","Settings":{"Exceptions":["10.61.0.0/16"]}}]}`, overlayNetwork(t), ErrInvalidPolicy, "HostRoute"},
+		{"outside", `{"Policies":[{"Type":"OutBoundNAT","Settings":{"Exceptions":["10.61.0.0/16"]}}]}`, overlayNetwork(t, hostRoute), 0, ""},
+		{"published", `{"Policies":[{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80}}]}`, overlayNetwork(t, hostRoute), ErrMappingNotSupported, "Policies[0]"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e, err := Decode[HostComputeEndpoint]([]byte(tc.doc))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkErr(t, e.ValidateFor(tc.network), tc.code, tc.where)
+		})
+	}
+	var v HNSEndpoint
+	if err := json.Unmarshal([]byte(`{"IsRemoteEndpoint":true,"MacAddress":"02-11-0A-3D-01-09","IPAddress":"10.61.1.9","Policies":[{"Type":"PA","PA":"192.0.2.2"}]}`), &v); err != nil {
+		t.Fatal(err)
+	}
+	e, err := EndpointFromV1(&v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkErr(t, e.ValidateFor(overlayNetwork(t)), 0, "")
+}

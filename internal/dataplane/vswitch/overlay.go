@@ -1,0 +1,426 @@
+package vswitch
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Flags of an overlay, and the port of one that has no tunnel now (bpf/lib/structs.h).
+const (
+	overlayHost   = 1
+	overlayRoutes = 2
+	noTunnel      = 0xffffffff
+)
+
+// routeHead is how many bits stand before the address in a key of the routes.
+const routeHead = 32
+
+// nicIndex is a NIC that a tunnel's packets come in by.
+type nicIndex struct {
+	name  string
+	index uint32
+}
+
+// wantTunnel works out the entries of a VXLAN device. It is no port of any one switch.
+func (a *Applier) wantTunnel(s *portState, port *plan.Port) {
+	s.entry.Sw, s.entry.Mac, s.entry.Tunnel = 0, [6]uint8{}, uint32(port.UDPPort)
+	for _, name := range port.Underlays {
+		if index, err := a.dev.index(name); err == nil { // else it is gone
+			s.nics = append(s.nics, nicIndex{name, index})
+		}
+	}
+}
+
+// tunnelIndex is that of a switch's VXLAN device; 0 on a switch that needs none.
+func (a *Applier) tunnelIndex(p *plan.Plan, sw *plan.Switch) uint32 {
+	if sw.Overlay == nil {
+		return 0
+	}
+	if tunnel := p.Ports[sw.Overlay.Tunnel]; tunnel != nil {
+		if index, err := a.dev.index(tunnel.Device); err == nil {
+			return index
+		}
+	}
+	return noTunnel
+}
+
+// needed tells that another port's programs are at a place, too: tunnels share NICs.
+func (a *Applier) needed(pin string, except plan.PortID) bool {
+	for id, s := range a.applied {
+		if id != except && slices.ContainsFunc(s.nics, func(n nicIndex) bool { return underlayPin(n.name) == pin }) {
+			return true
+		}
+	}
+	return false
+}
+
+// leaveNICs takes the programs off NICs that a tunnel does not use any more.
+func (a *Applier) leaveNICs(old, next *portState) error {
+	var errs []error
+	for _, n := range old.nics {
+		h := a.hook(underlayPin(n.name), n.name, bpfProgBhFromUnderlay)
+		if slices.ContainsFunc(next.nics, func(m nicIndex) bool { return m.name == n.name }) || a.needed(h.pin, old.id) {
+			continue
+		}
+		errs = append(errs, a.att.detach(h))
+		a.writes++
+	}
+	return errors.Join(errs...)
+}
+
+// followsTunnel adds the ports that know a VXLAN device by its index when that changes.
+func followsTunnel(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) {
+	changed := map[hcn.GUID]bool{}
+	for network, c := range d.Switches {
+		if c.New != nil && c.New.Overlay != nil {
+			changed[network] = true
+		}
+	}
+	for id, c := range d.Ports {
+		if c.New == nil || c.New.Kind != plan.PortTunnel {
+			continue
+		}
+		for network, sw := range p.Switches {
+			if sw.Overlay != nil && sw.Overlay.Tunnel == id {
+				changed[network] = true
+			}
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	for id, port := range p.Ports {
+		if changed[port.Network] && port.Kind != plan.PortTunnel {
+			out[id] = port
+		}
+	}
+}
+
+// overlayEntries are what the maps hold of a switch.
+func (a *Applier) overlayEntries(p *plan.Plan, sw *plan.Switch) (bpfOverlay, []bpfVniKey) {
+	o := sw.Overlay
+	e := bpfOverlay{Tunnel: a.tunnelIndex(p, sw), Mtu: uint32(o.MTU), Router: o.Router, Port: o.Port}
+	if o.Host {
+		e.Flags |= overlayHost
+	}
+	if len(o.Routes) > 0 {
+		e.Flags |= overlayRoutes
+	}
+	if !o.Provider.IsValid() || e.Tunnel == noTunnel {
+		return e, nil
+	}
+	e.From = o.Provider.As16()
+	if index, err := a.dev.index(sw.Uplink); err == nil {
+		e.Nic = index
+	}
+	var keys []bpfVniKey
+	for _, vni := range sw.VNIs() {
+		keys = append(keys, bpfVniKey{Vni: vni, Port: uint32(o.Port), To: e.From})
+	}
+	return e, keys
+}
+
+// setOverlay writes a switch's entries; nil takes them away.
+func (a *Applier) setOverlay(p *plan.Plan, number uint32, sw *plan.Switch) error {
+	keep := map[bpfVniKey]bool{}
+	var entry bpfOverlay
+	if sw != nil && sw.Overlay != nil {
+		var keys []bpfVniKey
+		entry, keys = a.overlayEntries(p, sw)
+		for _, k := range keys {
+			keep[k] = true
+		}
+	}
+	var errs []error
+	for k, n := range a.tables.vnis.have {
+		if n == number && !keep[k] {
+			errs = append(errs, a.tables.vnis.drop(k))
+		}
+	}
+	if sw == nil || sw.Overlay == nil {
+		return errors.Join(append(errs, a.remotes.setRoutes(number, nil), a.tables.overlays.drop(number))...)
+	}
+	if had, ok := a.tables.overlays.have[number]; ok && had != entry {
+		a.policies.changed = true
+	}
+	errs = append(errs, a.remotes.setRoutes(number, sw.Overlay.Routes), a.tables.overlays.set(number, entry))
+	for k := range keep {
+		errs = append(errs, a.tables.vnis.set(k, number))
+	}
+	return errors.Join(errs...)
+}
+
+// updateOverlays applies what a delta changes of other hosts.
+func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
+	var errs []error
+	fail := func(network hcn.GUID, err error) {
+		if err != nil {
+			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
+		}
+	}
+	for id, c := range d.Remotes {
+		if c.New == nil {
+			fail(c.Old.Network, a.remotes.set(id, 0, nil))
+		}
+	}
+	changed := map[hcn.GUID]*plan.Switch{}
+	for network, c := range d.Switches {
+		changed[network] = c.New
+		if c.New == nil {
+			fail(network, a.setOverlay(p, c.Old.Number, nil))
+		}
+	}
+	for id, c := range d.Ports {
+		if c.New != nil && c.New.Kind == plan.PortTunnel {
+			for network, sw := range p.Switches {
+				if sw.Overlay != nil && sw.Overlay.Tunnel == id {
+					changed[network] = sw
+				}
+			}
+		}
+	}
+	for network, sw := range changed {
+		if sw != nil {
+			a.about(string(network))
+			fail(network, a.setOverlay(p, sw.Number, sw))
+		}
+	}
+	for id, c := range d.Remotes {
+		if c.New == nil || p.Switches[c.New.Network] == nil {
+			continue
+		}
+		a.about(string(c.New.Network))
+		fail(c.New.Network, a.remotes.set(id, p.Switches[c.New.Network].Number, c.New))
+	}
+	return errors.Join(errs...)
+}
+
+// syncOverlays makes all that is known of other hosts what the plan says.
+func (a *Applier) syncOverlays(p *plan.Plan) error {
+	numbers := map[uint32]*plan.Switch{}
+	for _, sw := range p.Switches {
+		if sw.Overlay != nil {
+			numbers[sw.Number] = sw
+		}
+	}
+	var errs []error
+	gone := map[uint32]bool{}
+	for number := range a.tables.overlays.have {
+		gone[number] = numbers[number] == nil
+	}
+	for _, number := range a.tables.vnis.have {
+		gone[number] = numbers[number] == nil
+	}
+	fresh := newRemotes(a.remotes.t)
+	a.remotes = fresh
+	for number := range gone {
+		if gone[number] {
+			errs = append(errs, a.setOverlay(p, number, nil))
+		}
+	}
+	for number, sw := range numbers {
+		errs = append(errs, a.setOverlay(p, number, sw))
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(p.Remotes), func(a, b hcn.GUID) int { return cmp.Compare(a, b) }) {
+		r := p.Remotes[id]
+		if sw := p.Switches[r.Network]; sw != nil {
+			errs = append(errs, fresh.set(id, sw.Number, r))
+		}
+	}
+	return errors.Join(append(errs, fresh.prune())...)
+}
+
+// remoteTables are the maps of what is on other hosts. They may be large, so they are read only when everything is compared.
+type remoteTables struct {
+	endpoints *table[bpfAddrKey, bpfRemote]
+	routes    *table[bpfRouteKey, bpfRemote]
+	vteps     *table[bpfAddrKey, uint32]
+}
+
+func newRemoteTables(o *bpfObjects, writes *int) *remoteTables {
+	return &remoteTables{
+		endpoints: newTable[bpfAddrKey, bpfRemote](bpfMapBhRemotesV1, o.BhRemotesV1, writes),
+		routes:    newTable[bpfRouteKey, bpfRemote](bpfMapBhRoutesV1, o.BhRoutesV1, writes),
+		vteps:     newTable[bpfAddrKey, uint32](bpfMapBhVtepsV1, o.BhVtepsV1, writes),
+	}
+}
+
+// remotes keep those tables.
+type remotes struct {
+	t *remoteTables
+	// of is what each endpoint has in them. claims are the endpoints that have an address: more than one for a moment, while
+	// it moves, and then the one that was told last counts.
+	of     map[hcn.GUID]map[bpfAddrKey]bpfRemote
+	claims map[bpfAddrKey][]hcn.GUID
+	routes map[uint32]map[bpfRouteKey]bpfRemote
+	// hosts counts what leads to each.
+	hosts map[bpfAddrKey]uint32
+	// differ says that somebody changed the tables.
+	differ []string
+}
+
+func newRemotes(t *remoteTables) *remotes {
+	return &remotes{
+		t: t, of: map[hcn.GUID]map[bpfAddrKey]bpfRemote{}, claims: map[bpfAddrKey][]hcn.GUID{},
+		routes: map[uint32]map[bpfRouteKey]bpfRemote{}, hosts: map[bpfAddrKey]uint32{},
+	}
+}
+
+func (r *remotes) list() error {
+	r.differ = nil
+	var errs []error
+	for _, t := range []struct {
+		name string
+		list func() (bool, error)
+	}{{r.t.endpoints.name, r.t.endpoints.list}, {r.t.routes.name, r.t.routes.list}, {r.t.vteps.name, r.t.vteps.list}} {
+		changed, err := t.list()
+		if changed {
+			r.differ = append(r.differ, t.name)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// drift tells what the last listing found changed.
+func (r *remotes) drift(listed bool) []plan.Drift {
+	if !listed {
+		return nil // left by a run before
+	}
+	var out []plan.Drift
+	for _, name := range r.differ {
+		out = append(out, plan.Drift{Object: "map " + name, Found: "entries missing or changed"})
+	}
+	return out
+}
+
+// hasAny tells that one of the addresses is an endpoint's elsewhere.
+func (r *remotes) hasAny(addrs map[bpfAddrKey]bpfOwner) bool {
+	if len(r.claims) == 0 {
+		return false
+	}
+	for k := range addrs {
+		if len(r.claims[k]) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// set makes an endpoint's entries those of the plan; nil takes them away.
+func (r *remotes) set(id hcn.GUID, sw uint32, next *plan.Remote) error {
+	want := map[bpfAddrKey]bpfRemote{}
+	if next != nil {
+		for i, a := range next.Addrs {
+			want[addrKey(sw, a)] = bpfRemote{Host: next.Provider.As16(), Vni: next.VNIs[i], Mac: next.MAC}
+		}
+	}
+	had := r.of[id]
+	var errs []error
+	// The new host may send before the old one may not.
+	for k, v := range want {
+		errs = append(errs, r.count(k.Sw, v.Host, 1))
+		if _, ok := had[k]; !ok {
+			r.claims[k] = append(r.claims[k], id)
+		}
+	}
+	if len(want) > 0 {
+		r.of[id] = want
+	} else {
+		delete(r.of, id)
+	}
+	for k := range want {
+		errs = append(errs, r.settle(k))
+	}
+	for k, v := range had {
+		if _, ok := want[k]; !ok {
+			r.claims[k] = slices.DeleteFunc(r.claims[k], func(o hcn.GUID) bool { return o == id })
+			errs = append(errs, r.settle(k))
+		}
+		errs = append(errs, r.count(k.Sw, v.Host, -1))
+	}
+	return errors.Join(errs...)
+}
+
+// settle writes the entry of an address.
+func (r *remotes) settle(k bpfAddrKey) error {
+	n := len(r.claims[k])
+	if n == 0 {
+		delete(r.claims, k)
+		return r.t.endpoints.drop(k)
+	}
+	return r.t.endpoints.set(k, r.of[r.claims[k][n-1]][k])
+}
+
+// count notes that so much more leads to a host.
+func (r *remotes) count(sw uint32, host [16]uint8, by int) error {
+	k := bpfAddrKey{Sw: sw, Ip: host}
+	if r.hosts[k] += uint32(by); r.hosts[k] == 0 {
+		delete(r.hosts, k)
+		return r.t.vteps.drop(k)
+	}
+	if _, ok := r.t.vteps.have[k]; ok {
+		return nil // known; the number is ours alone
+	}
+	return r.t.vteps.set(k, 1)
+}
+
+// setRoutes makes a switch's routes those of the plan.
+func (r *remotes) setRoutes(sw uint32, list []plan.RemoteRoute) error {
+	want := map[bpfRouteKey]bpfRemote{}
+	for _, route := range list {
+		bits := route.Prefix.Bits()
+		if route.Prefix.Addr().Is4() {
+			bits += mappedBits
+		}
+		k := bpfRouteKey{Bits: uint32(routeHead + bits), Sw: sw, Ip: route.Prefix.Addr().As16()}
+		want[k] = bpfRemote{Host: route.Provider.As16(), Vni: route.VNI, Mac: route.Router, Router: 1}
+	}
+	had := r.routes[sw]
+	var errs []error
+	for k, v := range want {
+		errs = append(errs, r.count(sw, v.Host, 1), r.t.routes.set(k, v))
+	}
+	for k, v := range had {
+		if _, ok := want[k]; !ok {
+			errs = append(errs, r.t.routes.drop(k))
+		}
+		errs = append(errs, r.count(sw, v.Host, -1))
+	}
+	if len(want) > 0 {
+		r.routes[sw] = want
+	} else {
+		delete(r.routes, sw)
+	}
+	return errors.Join(errs...)
+}
+
+// prune deletes what nothing has.
+func (r *remotes) prune() error {
+	routes := map[bpfRouteKey]bool{}
+	for _, of := range r.routes {
+		for k := range of {
+			routes[k] = true
+		}
+	}
+	return errors.Join(
+		r.t.endpoints.keep(func(k bpfAddrKey) bool { return len(r.claims[k]) > 0 }),
+		r.t.routes.keep(func(k bpfRouteKey) bool { return routes[k] }),
+		r.t.vteps.keep(func(k bpfAddrKey) bool { return r.hosts[k] > 0 }))
+}
+
+func (r *remotes) twin(rec *recorder, writes *int) *remotes {
+	out := newRemotes(&remoteTables{
+		endpoints: r.t.endpoints.twin(rec, writes), routes: r.t.routes.twin(rec, writes), vteps: r.t.vteps.twin(rec, writes),
+	})
+	out.of, out.routes, out.hosts = maps.Clone(r.of), maps.Clone(r.routes), maps.Clone(r.hosts)
+	for k, list := range r.claims {
+		out.claims[k] = slices.Clone(list)
+	}
+	return out
+}
