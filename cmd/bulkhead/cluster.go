@@ -397,7 +397,7 @@ func (c *cluster) CreateClusterNetwork(ctx context.Context, doc hcn.HostComputeN
 	a := c.member.Agent()
 	if a == nil {
 		return doc, api.Errorf(api.KindConflict, "an overlay network is one of a cluster, and this host is in none").
-			Hint("bulkhead cluster init begins one, bulkhead join TOKEN joins one")
+			Hint("bulkhead cluster init begins one, bulkhead join TOKEN joins one; or name the virtual network with --vsid, for a network that is only this host's")
 	}
 	n, err := a.CreateNetwork(ctx, func(t overlay.Taken) (overlay.Network, error) {
 		var taken []netip.Prefix

@@ -150,6 +150,9 @@ func (d *daemon) routes() http.Handler {
 		})
 	}
 	change("POST /v1/cluster/tokens", func(*http.Request) (any, error) { return api.ClusterToken{Token: "bulkhead1.def"}, nil })
+	change("POST /v1/cluster/networks", func(*http.Request) (any, error) {
+		return hcn.HostComputeNetwork{Name: "blue", ID: "44444444-CCCC-4000-8000-000000000001"}, nil
+	})
 	change("POST /v1/cluster/leave", func(*http.Request) (any, error) { return nil, nil })
 	change("DELETE /v1/cluster/hosts/{host}", func(*http.Request) (any, error) { return nil, nil })
 	get("/v1/rules/{ref}", func(*http.Request) (any, error) { return d.Rules, nil })

@@ -86,7 +86,11 @@ a LAN has only the prefixes that are named.`,
 			if cmd.Flags().Changed("confirm-within") {
 				return a.createTentative(cmd.Context(), c, doc, s.confirm)
 			}
-			made, err := c.CreateNetwork(cmd.Context(), doc)
+			create := c.CreateNetwork
+			if s.ofCluster() {
+				create = c.CreateClusterNetwork
+			}
+			made, err := create(cmd.Context(), doc)
 			if err != nil {
 				return err
 			}
@@ -232,16 +236,24 @@ func uplinkPolicy(nic string) hcn.NetworkPolicy {
 	return hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: nic})
 }
 
+// ofCluster tells that the network is one of a cluster: an overlay of which nobody says its virtual network.
+func (s *networkSpec) ofCluster() bool { return strings.EqualFold(s.kind, "overlay") && s.vsid == 0 }
+
 // placeOverlay says by which NIC and how the hosts of an overlay reach each other.
 func (s *networkSpec) placeOverlay(doc *hcn.HostComputeNetwork) error {
 	switch {
-	case s.vsid == 0 || len(s.subnets) == 0:
-		return api.Errorf(api.KindInvalid, "an overlay network needs its virtual network and a subnet, the same on all hosts").
-			Hint("add --vsid and --subnet, like --vsid 5001 --subnet 10.9.0.0/16, and with --ip-range this host's part of it")
 	case s.vlan != 0 || s.dhcp:
 		return api.Errorf(api.KindInvalid, "--vlan and --dhcp are for networks on a LAN, and this one is of type %s", doc.Type).Hint("drop them")
+	case s.ofCluster() && (s.uplink != "" || len(s.ranges) > 0):
+		return api.Errorf(api.KindInvalid, "--uplink and --ip-range are each host's own, and a network of the cluster is the same on all").
+			Hint("drop them; or add --vsid, for a network of this host alone")
+	case !s.ofCluster() && len(s.subnets) == 0:
+		return api.Errorf(api.KindInvalid, "an overlay network with --vsid needs a subnet, the same on all hosts").
+			Hint("add --subnet, like --subnet 10.9.0.0/16, and with --ip-range this host's part of it; or drop --vsid, for a network of the cluster")
 	}
-	s.ipv6 = slices.ContainsFunc(s.subnets, func(p string) bool { return strings.Contains(p, ":") })
+	if !s.ofCluster() {
+		s.ipv6 = slices.ContainsFunc(s.subnets, func(p string) bool { return strings.Contains(p, ":") })
+	}
 	if s.uplink != "" {
 		doc.Policies = append(doc.Policies, uplinkPolicy(s.uplink))
 	}

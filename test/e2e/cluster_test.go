@@ -191,8 +191,10 @@ func TestCluster(t *testing.T) {
 		t.Error("its membership is left")
 	}
 	a.sees("two hosts and members", func(c api.Cluster) bool { return c.Connected && len(c.Hosts) == 2 && len(c.Etcd) == 2 })
-	c.do("join", a.do("cluster", "token"))
+	c.do("join", "--member", a.do("cluster", "token"))
 	c.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
+
+	sharedNetwork(t, a, b, c)
 
 	for _, n := range []*node{a, b, c} {
 		n.stop(syscall.SIGTERM)
@@ -200,5 +202,75 @@ func TestCluster(t *testing.T) {
 		if out := n.Run(t, "sh", "-c", "pgrep -l etcd || true"); strings.TrimSpace(out) != "" {
 			t.Errorf("%s: reset leaves %s", n.name, out)
 		}
+	}
+}
+
+// sharedNetwork: a network that is made on one host is on all. Containers reach each other by name; those of a host that is cut off
+// vanish for the others, while it goes on making some; and all is well after.
+func sharedNetwork(t *testing.T, a, b, c *node) {
+	t.Helper()
+	id := a.do("network", "create", "-d", "overlay", "blue")
+	for i, n := range []*node{a, b, c} {
+		n.until("the network is there", func() error {
+			out, err := n.try("network", "ls", "-o", "json")
+			if err == nil && !strings.Contains(out, id) {
+				err = fmt.Errorf("no %s in %s", id, out)
+			}
+			return err
+		})
+		n.do("image", "import", "--cmd", "sh", made.image, "box")
+		n.do("run", "-d", "--name", fmt.Sprintf("web%d", i+1), "--network", "blue", "box", "httpd", "-f", "-h", "/www")
+	}
+	reaches := func(n *node, from, to string) {
+		t.Helper()
+		n.until(from+" reaches "+to, func() error {
+			_, err := n.try("exec", from, "timeout", "5", "wget", "-qO-", "http://"+to+"/")
+			return err
+		})
+	}
+	knows := func(n *node, from, name string, want bool) {
+		t.Helper()
+		n.until(fmt.Sprintf("%s knows %s: %v", from, name, want), func() error {
+			if out, err := n.try("exec", from, "nslookup", name); (err == nil) != want {
+				return fmt.Errorf("%v: %s", err, out)
+			}
+			return nil
+		})
+	}
+	for _, way := range []struct {
+		n        *node
+		from, to string
+	}{{a, "web1", "web2"}, {a, "web1", "web3"}, {b, "web2", "web1"}, {c, "web3", "web2"}} {
+		reaches(way.n, way.from, way.to)
+	}
+	b.refused("network blue has 1 endpoint: web2", "network", "rm", "blue")
+
+	// A host is cut off: it goes on, and the others hear of its end. Back, it has what it made meanwhile.
+	b.Run(t, "ip", "link", "set", "eth0", "down")
+	knows(a, "web1", "web2", false)
+	b.do("run", "-d", "--name", "late", "--network", "blue", "box", "httpd", "-f", "-h", "/www")
+	b.Run(t, "ip", "link", "set", "eth0", "up")
+	b.Run(t, "ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad") // the kernel took it away
+	reaches(a, "web1", "late")
+	reaches(a, "web1", "web2")
+	reaches(b, "late", "web1")
+
+	// A host dies: its names go with it.
+	b.do("rm", "-f", "web2", "late")
+	b.refused("has endpoints on other hosts", "network", "rm", "blue")
+	b.stop(syscall.SIGKILL)
+	c.do("rm", "-f", "web3")
+	knows(a, "web1", "web3", false)
+	b.start()
+	a.do("rm", "-f", "web1")
+	a.until("the network is removed", func() error { _, err := a.try("network", "rm", "blue"); return err })
+	for _, n := range []*node{a, b, c} {
+		n.until("it is gone", func() error {
+			out, err := n.try("network", "ls", "-o", "json")
+			if err == nil && strings.Contains(out, id) {
+				err = errors.New(out)
+			}
+			return err
+		})
 	}
 }
