@@ -86,7 +86,7 @@ func (t *tracer) overlayDestination() *Port {
 	case owner == nil && t.isContainer(t.from) && t.plan.hopTo(t.sw, k.Dst) != nil:
 		return t.elsewhere()
 	case routed && t.isContainer(t.from):
-		return t.overlayHost(owner)
+		return t.overlayHost()
 	case routed:
 		return fail("no-route", "nobody on this host has %s on network %q", k.Dst, t.sw.Name)
 	default:
@@ -119,7 +119,7 @@ func (t *tracer) elsewhere() *Port {
 }
 
 // overlayHost is the host, for what has the router's MAC and is for nobody on the network: or its resolver.
-func (t *tracer) overlayHost(owner *Port) *Port {
+func (t *tracer) overlayHost() *Port {
 	host := t.plan.Ports[t.sw.HostPort]
 	if t.asksResolver() {
 		if to := t.plan.Ports[t.sw.ResolverPort]; to != nil {

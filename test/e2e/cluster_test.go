@@ -231,10 +231,15 @@ func sharedNetwork(t *testing.T, a, b, c *node) {
 	knows := func(n *node, from, name string, want bool) {
 		t.Helper()
 		n.until(fmt.Sprintf("%s knows %s: %v", from, name, want), func() error {
-			if out, err := n.try("exec", from, "nslookup", name); (err == nil) != want {
-				return fmt.Errorf("%v: %s", err, out)
+			out, err := n.try("exec", from, "nslookup", name)
+			switch known := err == nil; {
+			case known == want:
+				return nil
+			case known:
+				return fmt.Errorf("it is answered: %s", out)
+			default:
+				return fmt.Errorf("%w: %s", err, out)
 			}
-			return nil
 		})
 	}
 	for _, way := range []struct {

@@ -245,7 +245,7 @@ func begin(ctx context.Context, dir string) (overlay.Etcd, func(), error) {
 		if err == nil || !strings.Contains(err.Error(), "is starting") {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
+		pause(ctx, 10*time.Millisecond)
 	}
 	if err != nil {
 		end()
@@ -361,9 +361,17 @@ func populate(ctx context.Context, hosts []*host, per int) error {
 	return errors.Join(all...)
 }
 
+// pause waits for a moment, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // lease waits for the network, which the host may not have seen yet, and for an etcd that is busy.
 func lease(ctx context.Context, h *host, net hcn.GUID, subnet netip.Prefix) (p netip.Prefix, err error) {
-	for until := time.Now().Add(5 * time.Minute); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+	for until := time.Now().Add(5 * time.Minute); time.Now().Before(until); pause(ctx, 50*time.Millisecond) {
 		if p, err = h.agent.LeaseBlock(ctx, net, subnet, netip.Addr{}); !errors.Is(err, overlay.ErrNotFound) && !errors.Is(err, overlay.ErrAway) {
 			break
 		}
@@ -379,7 +387,7 @@ func settled(ctx context.Context, etcd overlay.Etcd, hosts []*host, want int) er
 	}
 	defer cli.Close()
 	var rev int64
-	for until := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for until := time.Now().Add(5 * time.Minute); ; pause(ctx, 50*time.Millisecond) {
 		if time.Now().After(until) {
 			return errors.New("the endpoints are not published")
 		}
@@ -397,7 +405,7 @@ func settled(ctx context.Context, etcd overlay.Etcd, hosts []*host, want int) er
 	}
 	rev = res.Kvs[0].ModRevision
 	for _, h := range hosts {
-		for until := time.Now().Add(2 * time.Minute); h.latest() < rev; time.Sleep(10 * time.Millisecond) {
+		for until := time.Now().Add(2 * time.Minute); h.latest() < rev; pause(ctx, 10*time.Millisecond) {
 			if time.Now().After(until) {
 				return fmt.Errorf("a host has seen revision %d of %d", h.latest(), rev)
 			}
@@ -437,7 +445,7 @@ func wholeAgent(ctx context.Context, etcd overlay.Etcd, want int) (*host, int64,
 	done := make(chan struct{})
 	go func() { h.agent.Run(ctx); close(done) }()
 	stop := func() { cancel(); <-done; cli.Close() }
-	for until := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for until := time.Now().Add(2 * time.Minute); ; pause(ctx, 20*time.Millisecond) {
 		mu.Lock()
 		n := total
 		mu.Unlock()
@@ -512,7 +520,7 @@ func followChanges(ctx context.Context, etcd overlay.Etcd) (*changes, error) {
 func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.Time, c *changes) (times, wholes []time.Duration, err error) {
 	for seq, at := range made {
 		var rev int64
-		for until := time.Now().Add(time.Minute); rev == 0; time.Sleep(5 * time.Millisecond) {
+		for until := time.Now().Add(time.Minute); rev == 0; pause(ctx, 5*time.Millisecond) {
 			c.mu.Lock()
 			rev = c.revs[seq]
 			c.mu.Unlock()
@@ -520,7 +528,7 @@ func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.
 				return nil, nil, fmt.Errorf("change %d was not written", seq)
 			}
 		}
-		for _, h := range append(hosts[:len(hosts):len(hosts)], whole) {
+		for _, h := range append(slices.Clip(hosts), whole) {
 			var t time.Time
 			for until := time.Now().Add(time.Minute); t.IsZero(); {
 				if t = h.when(rev); !t.IsZero() {
@@ -529,7 +537,7 @@ func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.
 				if time.Now().After(until) {
 					return nil, nil, fmt.Errorf("change %d was not seen by a host", seq)
 				}
-				time.Sleep(5 * time.Millisecond)
+				pause(ctx, 5*time.Millisecond)
 			}
 			if h == whole {
 				wholes = append(wholes, t.Sub(at))

@@ -3,6 +3,7 @@ package nat
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -48,9 +49,7 @@ func TestBatch(t *testing.T) {
 	}
 	many := elements{}
 	for i := range 3000 {
-		for key, e := range element(2000 + i) {
-			many[key] = e
-		}
+		maps.Copy(many, element(2000+i))
 	}
 	if err := k.write(element(1001), many); err != nil {
 		t.Fatalf("write thousands: %v", err)

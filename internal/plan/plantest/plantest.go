@@ -41,8 +41,10 @@ func Plan(t *rapid.T) *plan.Plan { return plan.Compile(Intent(t), Facts()) }
 func Facts() *plan.Facts {
 	f := &plan.Facts{UplinkMTU: 1500}
 	for i := range Networks() {
-		f.NICs = append(f.NICs, plan.NIC{Name: nic(i + 1), Index: i + 1, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, byte(i + 1)},
-			Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(200 + i)}), 24)}})
+		f.NICs = append(f.NICs, plan.NIC{
+			Name: nic(i + 1), Index: i + 1, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, byte(i + 1)},
+			Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(200 + i)}), 24)},
+		})
 	}
 	return f
 }
