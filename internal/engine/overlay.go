@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -84,14 +85,14 @@ func (t *txn) replaceRemote(doc *hcn.HostComputeEndpoint, n *plan.Network) {
 	if n.Doc.Type != hcn.Overlay || doc.Flags&hcn.RemoteEndpoint != 0 {
 		return
 	}
-	addrs, err := doc.Addrs()
-	if err != nil {
-		return // refused where it is read
-	}
-	for _, a := range addrs {
-		holder, ok := t.st.addrs[n.Doc.ID][a.Addr()]
+	for _, c := range doc.IpConfigurations {
+		a, err := netip.ParseAddr(c.IpAddress)
+		if err != nil {
+			continue // refused where it is read, or to be picked, which takes no remote one's
+		}
+		holder, ok := t.st.addrs[n.Doc.ID][a.Unmap()]
 		if ok && t.st.endpoints[holder].Doc.Flags&hcn.RemoteEndpoint != 0 {
-			t.e.log.Info("an endpoint that was on another host is made here", "address", a.Addr().String(), "endpoint", holder)
+			t.e.log.Info("an endpoint that was on another host is made here", "address", a.String(), "endpoint", holder)
 			t.dropEndpoint(holder)
 		}
 	}

@@ -24,7 +24,10 @@ import (
 func bothWays(t *testing.T, fn func(t *testing.T, mode AttachMode)) {
 	t.Helper()
 	for _, mode := range []AttachMode{AttachTCX, AttachClsact} {
-		t.Run(string(mode), func(t *testing.T) { fn(t, mode) })
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel() // both wait more than they work
+			fn(t, mode)
+		})
 	}
 }
 
