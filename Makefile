@@ -15,6 +15,8 @@ PKGS     ?= ./...
 TESTFLAGS ?=
 # Packages tested at once: one more than there are CPUs, because the tests of the kernel wait half of their time.
 TESTPROCS ?= $(shell echo $$(($$(nproc) + 1)))
+# Those that take longest come first: else the whole waits for them at its end.
+LONGEST := ./test/e2e ./internal/dataplane/vswitch ./internal/dataplane/nat
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -75,7 +77,7 @@ ifneq ($(IS_ROOT),)
 else
 	@echo "test: not root, so the tests that need it are skipped; sudo make test runs them all"
 endif
-	$(GOTESTSUM) -timeout 15m -p $(TESTPROCS) $(TESTFLAGS) ./...
+	$(GOTESTSUM) -timeout 15m -p $(TESTPROCS) $(TESTFLAGS) $(LONGEST) ./...
 
 .PHONY: test-floor
 test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machine (root)
