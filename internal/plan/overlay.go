@@ -226,7 +226,8 @@ const tunnelMTU = 65000
 func (p *Plan) recompileTunnels(d *Delta) {
 	want := map[PortID]*Port{}
 	owner := map[PortID]*Switch{}
-	for _, s := range p.Switches {
+	for _, network := range slices.Sorted(maps.Keys(p.Switches)) { // the tunnel's owner does not depend on the order of a map
+		s := p.Switches[network]
 		if s.Overlay == nil || s.Overlay.Tunnel == "" {
 			continue
 		}
