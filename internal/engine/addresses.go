@@ -121,14 +121,12 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []
 			pool.Ranges = append(pool.Ranges, netipx.RangeOfPrefix(p))
 		}
 	}
-	if len(pool.Ranges) == 0 {
+	if pool.Ranges == nil {
 		pool.Ranges = []ipam.Range{netipx.RangeOfPrefix(prefix)}
 	}
+	wanted, part := pool.Ranges, within != nil || len(s.IpSubnets) > 0
 	if n.Cluster {
-		pool.Ranges = nil
-		for _, b := range inBlocks(n, prefix.Masked()) {
-			pool.Ranges = append(pool.Ranges, netipx.RangeOfPrefix(b))
-		}
+		pool.Ranges = inBlocks(n, wanted)
 	}
 	var excluded []hcn.AddrRange
 	if all, err := hcn.NetworkSettingsOf[hcn.ExclusionsSetting](n.Doc.Policies); err == nil {
@@ -146,7 +144,13 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])
 	if err != nil && n.Cluster {
-		return a, &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked()}
+		need := &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked()}
+		if !part {
+			return a, need // any block of the subnet will do
+		}
+		if need.around = beyondBlocks(n, wanted); need.around.IsValid() {
+			return a, need
+		}
 	}
 	if err != nil {
 		return a, full(n, prefix, pool, taken)

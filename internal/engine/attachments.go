@@ -31,6 +31,8 @@ const (
 	// maxInterface bytes has an interface's name (IFNAMSIZ, less the NUL).
 	maxInterface = 15
 	maxLabel     = 4096 // bytes of one label
+	// maxSets of ranges, and maxRanges in each; maxDNS servers, domains and options together.
+	maxSets, maxRanges, maxDNS = 16, 64, 64
 )
 
 func checkAttachment(s *api.AttachmentSpec) error {
@@ -73,6 +75,17 @@ func checkAttachment(s *api.AttachmentSpec) error {
 	if len(s.Publish) > 1024 {
 		return bad("publish", "at most 1024 published ports to a container")
 	}
+	if len(s.Ranges) > maxSets {
+		return bad("ranges", "%d sets are too many: at most %d", len(s.Ranges), maxSets)
+	}
+	for i, set := range s.Ranges {
+		if len(set) > maxRanges {
+			return bad("ranges", "set %d has %d ranges: at most %d", i, len(set), maxRanges)
+		}
+	}
+	if n := len(s.DNS.ServerList) + len(s.DNS.Search) + len(s.DNS.Options); n > maxDNS {
+		return bad("dns", "%d servers, domains and options are too many: at most %d", n, maxDNS)
+	}
 	return checkDNS(&s.DNS)
 }
 
@@ -91,36 +104,55 @@ func (e *Engine) Attach(ctx context.Context, s api.AttachmentSpec) (api.Attachme
 	}
 	id := api.AttachmentKey{Container: s.Container, Interface: s.Interface}.ID(s.Owner)
 	var before, row *plan.Endpoint
-	rev, err := e.commitOr(ctx, func(t *txn) error {
+	create := func(t *txn) error {
 		before = t.st.endpoints[id]
 		ns, err := t.adopt(plan.Adopted{Path: s.Netns, Inode: inode})
 		if err != nil {
 			return err
 		}
-		if before == nil {
-			if err := t.newAttachment(id, &s); err != nil {
-				return err
-			}
-		} else if err := t.sameAttachment(before, &s, ns); err != nil {
+		switch {
+		case before == nil:
+			err = t.newAttachment(id, &s)
+		case before.Foreign == nil:
+			err = api.Errorf(api.KindConflict, "endpoint %s has the ID that this attachment is to have, and is none", id).Hint("bulkhead endpoint rm %s", id)
+		default:
+			err = t.sameAttachment(before, &s, ns)
+		}
+		if err != nil {
 			return err
 		}
 		row, err = t.attach(id, ns)
 		return err
-	})
+	}
+	err = e.vacant(ctx, func(t *txn) ([]*plan.Endpoint, error) { err := create(t); return []*plan.Endpoint{row}, err })
 	if err != nil {
 		return api.Attachment{}, asAPI(err)
 	}
-	err = e.applied(ctx, rev, namespaceObject(row.Attach.Namespace), portObject(id))
-	if err == nil && before == nil {
-		err = e.awaitLeases(ctx, id)
-	}
+	rev, err := e.commitOr(ctx, create)
 	if err != nil {
-		if before == nil {
-			e.undo(ctx, "endpoint", string(id), func(t *txn) { t.dropEndpoint(id) })
+		return api.Attachment{}, asAPI(err)
+	}
+	if err := e.applied(ctx, rev, namespaceObject(row.Attach.Namespace), portObject(id)); err != nil {
+		return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
+	}
+	if before == nil || before.Attach == nil {
+		if err := e.awaitLeases(ctx, id); err != nil {
+			return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
 		}
-		return api.Attachment{}, api.Errorf(api.KindInternal, "attach container %.40s to network %s: %w", s.Container, s.Network, err)
+		e.announce(id)
 	}
 	return e.Attachment(id)
+}
+
+// attachFailed leaves an endpoint as it was before.
+func (e *Engine) attachFailed(ctx context.Context, s *api.AttachmentSpec, before, row *plan.Endpoint, err error) error {
+	switch {
+	case before == nil:
+		e.undo(ctx, "endpoint", string(row.Doc.ID), func(t *txn) { t.dropEndpoint(row.Doc.ID) })
+	case before.Attach == nil:
+		e.undo(ctx, "endpoint", string(row.Doc.ID), func(t *txn) { t.detachIf(row) })
+	}
+	return api.Errorf(api.KindInternal, "attach container %.40s to network %s: %w", s.Container, s.Network, err)
 }
 
 // adopt finds the compartment that a network namespace is, or makes it one.
@@ -145,10 +177,13 @@ func (t *txn) newAttachment(id hcn.GUID, s *api.AttachmentSpec) error {
 	if err != nil {
 		return err
 	}
-	if err := t.pickInRanges(n, s); err != nil {
+	at := s.NetworkAttachment
+	picked, err := t.pickInRanges(n, s.Ranges, at.Addresses)
+	if err != nil {
 		return err
 	}
-	doc, err := networkedEndpoint(n, s.NetworkAttachment, s.DNS.ServerList)
+	at.Addresses = slices.Concat(at.Addresses, picked)
+	doc, err := networkedEndpoint(n, at, s.DNS.ServerList)
 	if err != nil {
 		return err
 	}
@@ -164,20 +199,21 @@ func (t *txn) newAttachment(id hcn.GUID, s *api.AttachmentSpec) error {
 	foreign := *row
 	foreign.Foreign = &plan.Foreign{
 		Owner: s.Owner, Container: s.Container, Interface: s.Interface, Netns: s.Netns, Runtime: s.Runtime, Name: s.Name,
-		Labels: maps.Clone(s.Labels), Resolvers: slices.Clone(s.DNS.ServerList), Search: slices.Clone(s.DNS.Search),
+		Labels: maps.Clone(s.Labels), DNS: s.DNS,
 	}
 	t.putEndpoint(id, &foreign)
 	return nil
 }
 
-// pickInRanges takes an address of each set of ranges.
-func (t *txn) pickInRanges(n *plan.Network, s *api.AttachmentSpec) error {
-	for i, set := range s.Ranges {
+// pickInRanges takes an address of each set of ranges, none of them twice, and none that the endpoint has already.
+func (t *txn) pickInRanges(n *plan.Network, sets [][]api.AddressRange, has []string) (picked []string, err error) {
+	mine := slices.Clone(has)
+	for i, set := range sets {
 		in := map[*hcn.Subnet][]ipam.Range{}
 		for j, r := range set {
 			subnet, within, err := addressRange(&n.Doc, r)
 			if err != nil {
-				return api.Errorf(api.KindInvalid, "ranges[%d][%d]: %w", i, j, err)
+				return nil, api.Errorf(api.KindInvalid, "ranges[%d][%d]: %w", i, j, err)
 			}
 			in[subnet] = append(in[subnet], within)
 		}
@@ -187,16 +223,34 @@ func (t *txn) pickInRanges(n *plan.Network, s *api.AttachmentSpec) error {
 			if len(in[subnet]) == 0 {
 				continue
 			}
-			if a, err = t.pickAddr(n, subnet, "", in[subnet]); err == nil {
+			if a, err = t.pickAddr(n, subnet, "", without(in[subnet], mine)); err == nil {
 				break
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("ranges[%d]: %w", i, err)
+			return nil, fmt.Errorf("ranges[%d]: %w", i, err)
 		}
-		s.Addresses = append(s.Addresses, a.String())
+		picked, mine = append(picked, a.String()), append(mine, a.String())
 	}
-	return nil
+	return picked, nil
+}
+
+// without cuts addresses out of ranges.
+func without(ranges []ipam.Range, addrs []string) []ipam.Range {
+	var b netipx.IPSetBuilder
+	for _, r := range ranges {
+		b.AddRange(r)
+	}
+	for _, text := range addrs {
+		if a, err := netip.ParseAddr(text); err == nil { // refused later if it is none
+			b.Remove(a)
+		}
+	}
+	set, err := b.IPSet()
+	if err != nil {
+		return ranges // the builder fails on ranges that are none, and these were checked
+	}
+	return append([]ipam.Range{}, set.Ranges()...) // not nil: that would be the whole subnet
 }
 
 // addressRange finds the subnet of a network that a range is in.
@@ -390,9 +444,13 @@ func (e *Engine) attachmentDoc(ep *plan.Endpoint) api.Attachment {
 	}
 	as := &containerRow{Endpoints: []hcn.GUID{ep.Doc.ID}}
 	out.DNS = ep.Doc.Clone().Dns
-	out.DNS.ServerList = e.st.resolvers(as, f.Resolvers, e.facts.Resolvers)
-	if len(f.Search) > 0 {
-		out.DNS.Search = f.Search
+	out.DNS.ServerList = e.st.resolvers(as, f.DNS.ServerList, e.facts.Resolvers)
+	out.DNS.Domain = cmp.Or(f.DNS.Domain, out.DNS.Domain)
+	if len(f.DNS.Search) > 0 {
+		out.DNS.Search = f.DNS.Search
+	}
+	if len(f.DNS.Options) > 0 {
+		out.DNS.Options = f.DNS.Options
 	}
 	return out
 }

@@ -192,3 +192,50 @@ func TestForeignNamespaceVanishes(t *testing.T) {
 		e.ok(e.e.Detach(context.Background(), a.ID))
 	})
 }
+
+// TestForeignContainerTakesEachOnce: neither two sets of ranges nor a fixed address and a set give the same one.
+func TestForeignContainerTakesEachOnce(t *testing.T) {
+	withNetns(t, func(e *env) {
+		s := foreign("c1")
+		s.Addresses = []string{"10.7.0.99"}
+		s.Ranges = [][]api.AddressRange{{{Subnet: "10.7.0.0/24", First: "10.7.0.99", Last: "10.7.0.99"}}}
+		if _, err := e.attachForeign(s); err == nil || !strings.Contains(err.Error(), "ranges[0]") {
+			e.t.Errorf("a set whose only address is the container's own: %v", err)
+		}
+		for name, change := range map[string]func(*api.AttachmentSpec){
+			"sets":   func(s *api.AttachmentSpec) { s.Ranges = make([][]api.AddressRange, maxSets+1) },
+			"ranges": func(s *api.AttachmentSpec) { s.Ranges = [][]api.AddressRange{make([]api.AddressRange, maxRanges+1)} },
+			"dns":    func(s *api.AttachmentSpec) { s.DNS.Search = make([]string, maxDNS+1) },
+		} {
+			s := foreign("c1")
+			change(&s)
+			_, err := e.attachForeign(s)
+			e.wantKind(err, api.KindInvalid)
+			if !strings.Contains(err.Error(), "at most") {
+				e.t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
+
+func TestForeignContainerKeepsItsDNS(t *testing.T) {
+	withNetns(t, func(e *env) {
+		s := foreign("c1")
+		s.DNS = hcn.Dns{Domain: "d.example", Search: []string{"s.example"}, Options: []string{"ndots:5"}}
+		a := must(e.attachForeign(s))(e)
+		if a.DNS.Domain != "d.example" || !slices.Equal(a.DNS.Search, s.DNS.Search) || !slices.Equal(a.DNS.Options, s.DNS.Options) || len(a.DNS.ServerList) == 0 {
+			e.t.Errorf("resolves by %s", toJSON(a.DNS))
+		}
+	})
+}
+
+// TestForeignIDOfAnother: an endpoint that happens to have the ID is not taken over.
+func TestForeignIDOfAnother(t *testing.T) {
+	withNetns(t, func(e *env) {
+		n := must(e.network(netDoc("b", "NAT", 8)))(e)
+		doc := decode[hcn.HostComputeEndpoint](e, epDoc(n.ID, ""))
+		must(e.e.CreateEndpoint(context.Background(), api.AttachmentKey{Container: "c1", Interface: "eth0"}.ID("cni/a"), "", doc))(e)
+		_, err := e.attachForeign(foreign("c1"))
+		e.wantKind(err, api.KindConflict)
+	})
+}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"go4.org/netipx"
+
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/ipam"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -63,7 +65,8 @@ func (n *needBlock) Error() string {
 	return fmt.Sprintf("network %q: this host's blocks of %s have no free address", n.name, n.subnet)
 }
 
-// leaseBlock gets what a transaction needs, and keeps it.
+// leaseBlock gets what a transaction needs, and keeps it. Had it been there, the transaction would have found something in it: then
+// there is no more to be had.
 func (e *Engine) leaseBlock(need *needBlock) error {
 	if e.opt.Cluster == nil {
 		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and there is no cluster to lease one of", need)
@@ -74,12 +77,13 @@ func (e *Engine) leaseBlock(need *needBlock) error {
 	if err != nil {
 		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: %w", need, err)
 	}
+	var had bool
 	_, err = e.commitOnce(func(t *txn) error {
 		n := t.st.networks[need.network]
 		if n == nil {
 			return noNetwork(need.network)
 		}
-		if slices.Contains(n.Blocks, block) {
+		if had = slices.Contains(n.Blocks, block); had {
 			return nil
 		}
 		row := *n
@@ -87,31 +91,79 @@ func (e *Engine) leaseBlock(need *needBlock) error {
 		t.putNetwork(need.network, &row)
 		return nil
 	})
+	if err == nil && had {
+		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and the cluster gives no other than %s", need, block)
+	}
 	return err
 }
 
 // commit runs fn as a transaction, with what it needs of the cluster. fn may run several times, and its last run counts.
-func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
-	for tries := 0; ; tries++ {
-		rev, err := e.commitOnce(fn)
-		need, ok := errors.AsType[*needBlock](err)
-		if !ok || tries == 4 {
-			return rev, err
+func (e *Engine) commit(fn func(*txn) error) (rev uint64, err error) {
+	err = e.leasing(func() (err error) { rev, err = e.commitOnce(fn); return err })
+	return rev, err
+}
+
+// leasing runs a transaction again with the blocks that it lacked, one after the other. Of many that lack one at once, the first
+// leases it, and the others look again before they do.
+func (e *Engine) leasing(try func() error) error {
+	err := try()
+	if _, lacks := errors.AsType[*needBlock](err); !lacks {
+		return err
+	}
+	e.oneLease.Lock()
+	defer e.oneLease.Unlock()
+	for {
+		err := try()
+		need, lacks := errors.AsType[*needBlock](err)
+		if !lacks {
+			return err
 		}
 		if err := e.leaseBlock(need); err != nil {
-			return 0, err
+			return err
 		}
 	}
 }
 
-// inBlocks are the parts of a subnet that are this host's.
-func inBlocks(n *plan.Network, subnet netip.Prefix) (out []netip.Prefix) {
+// inBlocks are the parts of ranges that are this host's.
+func inBlocks(n *plan.Network, ranges []ipam.Range) (out []ipam.Range) {
 	for _, b := range n.Blocks {
-		if subnet.Overlaps(b) && subnet.Bits() <= b.Bits() {
-			out = append(out, b)
+		block := netipx.RangeOfPrefix(b)
+		for _, r := range ranges {
+			if r.Overlaps(block) {
+				out = append(out, netipx.IPRangeFrom(later(r.From(), block.From()), earlier(r.To(), block.To())))
+			}
 		}
 	}
 	return out
+}
+
+// beyondBlocks is the first address of ranges that is in no block of this host; invalid if all are.
+func beyondBlocks(n *plan.Network, ranges []ipam.Range) netip.Addr {
+	for _, r := range ranges {
+		a := r.From()
+		for a.IsValid() && !r.To().Less(a) {
+			i := slices.IndexFunc(n.Blocks, func(b netip.Prefix) bool { return b.Contains(a) })
+			if i < 0 {
+				return a
+			}
+			a = netipx.PrefixLastIP(n.Blocks[i]).Next()
+		}
+	}
+	return netip.Addr{}
+}
+
+func later(a, b netip.Addr) netip.Addr {
+	if a.Less(b) {
+		return b
+	}
+	return a
+}
+
+func earlier(a, b netip.Addr) netip.Addr {
+	if a.Less(b) {
+		return a
+	}
+	return b
 }
 
 // checkBlock refuses an address that was asked for and is not this host's to give, for now.

@@ -22,12 +22,12 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 	}
 	var id hcn.GUID
 	var eps []*plan.Endpoint
-	rev, err := e.commitOr(ctx, func(t *txn) error {
+	create := func(t *txn) error {
 		ns, err := t.newNamespace("", in.Namespace)
 		if err != nil {
 			return err
 		}
-		id = ns.Doc.ID
+		id, eps = ns.Doc.ID, nil
 		for i := range in.Endpoints {
 			row, err := t.newEndpoint("", "", in.Endpoints[i], t.e.facts.BootID)
 			if err == nil {
@@ -39,13 +39,19 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 			eps = append(eps, row)
 		}
 		return nil
-	})
+	}
+	if err := e.vacant(ctx, func(t *txn) ([]*plan.Endpoint, error) { err := create(t); return eps, err }); err != nil {
+		return api.Compartment{}, err
+	}
+	rev, err := e.commitOr(ctx, create)
 	if err != nil {
 		return api.Compartment{}, err
 	}
 	wait := []object{namespaceObject(id)}
-	for _, ep := range eps {
-		wait = append(wait, portObject(ep.Doc.ID))
+	ids := make([]hcn.GUID, len(eps))
+	for i, ep := range eps {
+		ids[i] = ep.Doc.ID
+		wait = append(wait, portObject(ids[i]))
 	}
 	if err := e.applied(ctx, rev, wait...); err != nil {
 		e.undo(ctx, "namespace", string(id), func(t *txn) {
@@ -56,6 +62,7 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 		})
 		return api.Compartment{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "make compartment %s: %w", id, err)
 	}
+	e.announce(ids...)
 	return e.compartment(id)
 }
 

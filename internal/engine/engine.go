@@ -170,6 +170,9 @@ type Engine struct {
 	opt Options
 	log *slog.Logger
 
+	// oneLease is held while a block of addresses is leased from a cluster.
+	oneLease sync.Mutex
+
 	mu sync.RWMutex // guards st and the row-derived indexes in it
 	st *state
 

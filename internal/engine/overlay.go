@@ -92,7 +92,9 @@ func (t *txn) replaceRemote(doc *hcn.HostComputeEndpoint, n *plan.Network) {
 		}
 		holder, ok := t.st.addrs[n.Doc.ID][a.Unmap()]
 		if ok && t.st.endpoints[holder].Doc.Flags&hcn.RemoteEndpoint != 0 {
-			t.e.log.Info("an endpoint that was on another host is made here", "address", a.String(), "endpoint", holder)
+			if !t.dry {
+				t.e.log.Info("an endpoint that was on another host is made here", "address", a.String(), "endpoint", holder)
+			}
 			t.dropEndpoint(holder)
 		}
 	}

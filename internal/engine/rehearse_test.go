@@ -152,7 +152,7 @@ func TestRehearsalRefuses(t *testing.T) {
 			"no network": func(ctx context.Context) error {
 				return e.e.DeleteNetwork(ctx, "99999999-0000-4000-8000-000000000001")
 			},
-			"no container": func(ctx context.Context) error { return e.e.DisconnectContainer(ctx, "db", "nat") },
+			"no container": func(ctx context.Context) error { return e.e.DisconnectContainer(ctx, "nobody", "nat") },
 			"port taken": func(ctx context.Context) error {
 				_, err := e.e.PublishPorts(ctx, "web", []api.PublishedPort{{HostPort: 81, ContainerPort: 81}})
 				return err

@@ -62,8 +62,8 @@ func (e *Engine) vacant(ctx context.Context, change func(*txn) ([]*plan.Endpoint
 	}
 	tried := map[lanAddr]bool{}
 	for {
-		eps, err := e.tryOut(change)
-		if err != nil {
+		var eps []*plan.Endpoint
+		if err := e.leasing(func() (err error) { eps, err = e.tryOut(change); return err }); err != nil {
 			return err
 		}
 		found := e.squatters(ctx, eps)
@@ -132,6 +132,7 @@ func (e *Engine) squatters(ctx context.Context, eps []*plan.Endpoint) (found []s
 	questions := e.questions(eps)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
+	var answered []*question
 	for _, q := range questions {
 		wg.Go(func() {
 			users, err := e.opt.Leases.Probe(ctx, q.want, q.addrs, e.opt.Probe)
@@ -142,6 +143,7 @@ func (e *Engine) squatters(ctx context.Context, eps []*plan.Endpoint) (found []s
 			}
 			mu.Lock()
 			defer mu.Unlock()
+			answered = append(answered, q)
 			found = append(found, q.judge(users)...)
 		})
 	}
@@ -149,7 +151,7 @@ func (e *Engine) squatters(ctx context.Context, eps []*plan.Endpoint) (found []s
 	slices.SortFunc(found, func(a, b squatter) int {
 		return cmp.Or(cmp.Compare(a.name, b.name), a.addr.Compare(b.addr))
 	})
-	e.noteFree(questions, found)
+	e.noteFree(answered, found)
 	return found
 }
 

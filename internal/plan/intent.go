@@ -72,12 +72,12 @@ type Endpoint struct {
 
 // Foreign is a container that another runtime runs.
 type Foreign struct {
-	Owner, Container  string // who keeps account of it, and its ID there
-	Interface         string // as asked for
-	Netns             string // as named by the runtime
-	Runtime, Name     string
-	Labels            map[string]string
-	Resolvers, Search []string // that its creator asked for
+	Owner, Container string // who keeps account of it, and its ID there
+	Interface        string // as asked for
+	Netns            string // as named by the runtime
+	Runtime, Name    string
+	Labels           map[string]string
+	DNS              hcn.Dns // that its runtime asked for
 }
 
 // Adopted is a network namespace that somebody else made.
