@@ -60,10 +60,7 @@ func guidOf(b [16]byte, version byte) GUID {
 }
 
 // SwitchOfNIC is the identity of the switch that the networks on a NIC share: it is the same as long as the NIC has its name.
-func SwitchOfNIC(name string) GUID {
-	sum := sha256.Sum256([]byte("switch of " + name))
-	return guidOf([16]byte(sum[:16]), 8) // RFC 9562: made in a way of one's own
-}
+func SwitchOfNIC(name string) GUID { return DerivedGUID("switch of a NIC", name) }
 
 // DerivedGUID is the same for the same words (RFC 9562 version 8, of SHA-256): it names what must be found again by what it is.
 func DerivedGUID(words ...string) GUID {
