@@ -17,7 +17,7 @@ import (
 const maxNotes = 1 << 16
 
 // detachNoted detaches what plugins were told to detach while no daemon was there: each left a file in a directory, by the
-// attachment's ID. It goes when that is done.
+// attachment's ID.
 func detachNoted(ctx context.Context, dir string, detach func(context.Context, hcn.GUID) error, log *slog.Logger) error {
 	d, err := os.Open(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -36,12 +36,17 @@ func detachNoted(ctx context.Context, dir string, detach func(context.Context, h
 		if err != nil {
 			continue
 		}
-		if err := detach(ctx, id); err != nil && !api.IsKind(err, api.KindNotFound) {
-			log.Warn("detach what a plugin noted; it stays noted", "attachment", id, "error", err)
+		note := filepath.Join(dir, entry.Name())
+		// An ADD takes its note back before it attaches. Whoever removes the file first has his way, so that nothing that was
+		// attached since is detached.
+		if err := os.Remove(note); errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			log.Warn("take a plugin's note", "attachment", id, "error", err)
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil {
-			log.Warn("remove a plugin's note", "attachment", id, "error", err)
+		if err := detach(ctx, id); err != nil && !api.IsKind(err, api.KindNotFound) {
+			log.Warn("detach what a plugin noted; it stays noted", "attachment", id, "error", errors.Join(err, os.WriteFile(note, nil, 0o600)))
 		}
 	}
 	return nil

@@ -96,12 +96,11 @@ type dnsConfig struct {
 // podArgs are the CNI_ARGS that Kubernetes' runtimes, and Podman, give.
 type podArgs struct {
 	types.CommonArgs
-	IP                         types.UnmarshallableString
-	MAC                        types.UnmarshallableString
-	K8S_POD_NAME               types.UnmarshallableString
-	K8S_POD_NAMESPACE          types.UnmarshallableString
-	K8S_POD_UID                types.UnmarshallableString
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
+	IP                types.UnmarshallableString
+	MAC               types.UnmarshallableString
+	K8S_POD_NAME      types.UnmarshallableString
+	K8S_POD_NAMESPACE types.UnmarshallableString
+	K8S_POD_UID       types.UnmarshallableString
 }
 
 func readConfig(stdin []byte) (*config, error) {

@@ -185,7 +185,11 @@ func (c *config) later() string {
 
 // note writes down that an attachment is to go.
 func (c *config) note(id hcn.GUID) error {
-	if err := os.MkdirAll(c.later(), 0o700); err != nil {
+	// The directory above is the socket's, which everybody may look for.
+	if err := os.MkdirAll(filepath.Dir(c.later()), 0o755); err != nil {
+		return fmt.Errorf("note that %s is to be detached: %w", id, err)
+	}
+	if err := os.Mkdir(c.later(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("note that %s is to be detached: %w", id, err)
 	}
 	if err := os.WriteFile(filepath.Join(c.later(), string(id)), nil, 0o600); err != nil {
