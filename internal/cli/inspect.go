@@ -136,7 +136,10 @@ func lookUpKind(ctx context.Context, c *client.Client, name, kind string) (found
 			return found{}, err
 		}
 		// A container that does not run has no port whose rules would count anything.
-		rules, _ := c.Rules(ctx, name)
+		rules, err := c.Rules(ctx, name)
+		if err != nil && !isNotFound(err) && !api.IsKind(err, api.KindConflict) {
+			return found{}, err
+		}
 		return found{kind, o.Name, o.ID, inspected{o, rules}}, nil
 	case kindNetwork:
 		o, err := networks(c).find(ctx, name)

@@ -63,7 +63,9 @@ others (endpoint create --remote-host); nothing is learnt and nothing flooded. W
 A network has both families. Without --subnet the daemon picks prefixes that
 collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
 made at random (a unique local /64, RFC 4193) unless --ipv6=false. A network on
-a LAN has only the prefixes that are named.`,
+a LAN, or with --vsid, has only the prefixes that are named. An overlay without
+--vsid is a network of the cluster that this host is in (bulkhead cluster): it is
+made on all its hosts.`,
 		Example: `  bulkhead network create lan
   bulkhead network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.20 lan
   bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back
@@ -244,6 +246,8 @@ func (s *networkSpec) placeOverlay(doc *hcn.HostComputeNetwork) error {
 	switch {
 	case s.vlan != 0 || s.dhcp:
 		return api.Errorf(api.KindInvalid, "--vlan and --dhcp are for networks on a LAN, and this one is of type %s", doc.Type).Hint("drop them")
+	case s.confirm != 0:
+		return api.Errorf(api.KindInvalid, "--confirm-within is for networks on a LAN, and this one is of type %s", doc.Type).Hint("drop it")
 	case s.ofCluster() && (s.uplink != "" || len(s.ranges) > 0):
 		return api.Errorf(api.KindInvalid, "--uplink and --ip-range are each host's own, and a network of the cluster is the same on all").
 			Hint("drop them; or add --vsid, for a network of this host alone")

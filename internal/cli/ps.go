@@ -30,7 +30,7 @@ alternatives, filters of different keys must all hold.`,
 	form := outputFlag(cmd, outputTable)
 	flags := cmd.Flags()
 	flags.BoolVarP(&all, "all", "a", false, "also those that do not run")
-	flags.BoolVarP(&quiet, "quiet", "q", false, "print the short IDs only")
+	flags.BoolVarP(&quiet, "quiet", "q", false, "print the short IDs only, of our own containers")
 	flags.StringArrayVarP(&filters, "filter", "f", nil, "name=TEXT, status=STATUS (paused too), network=NAME, label=KEY[=VALUE]")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(*form); err != nil {
@@ -59,7 +59,9 @@ alternatives, filters of different keys must all hold.`,
 		slices.SortStableFunc(list, func(x, y api.Container) int { return y.Created.Compare(x.Created) })
 		if quiet {
 			for _, c := range list {
-				fmt.Fprintln(a.Stdout, shortID(c.ID))
+				if c.Runtime == "" { // no command of ours takes the others
+					fmt.Fprintln(a.Stdout, shortID(c.ID))
+				}
 			}
 			return nil
 		}
