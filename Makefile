@@ -142,7 +142,7 @@ fuzz: go-ready ## run every fuzz target for FUZZTIME (15s)
 
 BINDIR  := $(DESTDIR)$(PREFIX)/bin
 # Where container runtimes look for CNI plugins: containerd of its own packages there, that of Debian and Podman in /usr/lib/cni too.
-CNIDIR  := $(DESTDIR)/opt/cni/bin
+CNIDIR  ?= /opt/cni/bin
 UNITDIR := $(DESTDIR)$(PREFIX)/lib/systemd/system
 UNITS   := bulkhead.service bulkhead-containers.service
 MANDIR  := $(DESTDIR)$(PREFIX)/share/man/man1
@@ -151,10 +151,10 @@ ZSHDIR  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
 .PHONY: install
-install: build ## install binary, service, completion and man pages below PREFIX
+install: build ## install binary, service, completion and man pages below PREFIX, the CNI plugin in CNIDIR
 	@[ -x $(BINARY) ] || { echo "install: there is no $(BINARY)" >&2; exit 1; }
 	install -D -m 755 $(BINARY) $(BINDIR)/bulkhead
-	install -D -m 755 $(PLUGIN) $(CNIDIR)/bulkhead-cni
+	install -D -m 755 $(PLUGIN) $(DESTDIR)$(CNIDIR)/bulkhead-cni
 	mkdir -p $(UNITDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	for unit in $(UNITS); do sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/$$unit >$(UNITDIR)/$$unit; done
 	$(BINARY) completion bash >$(BASHDIR)/bulkhead
@@ -167,8 +167,8 @@ ifeq ($(DESTDIR),)
 endif
 
 .PHONY: uninstall
-uninstall: ## remove what install put below PREFIX (state and containers stay: bulkhead reset removes those)
-	rm -f $(BINDIR)/bulkhead $(CNIDIR)/bulkhead-cni $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
+uninstall: ## remove what install put there (state and containers stay: bulkhead reset removes those)
+	rm -f $(BINDIR)/bulkhead $(DESTDIR)$(CNIDIR)/bulkhead-cni $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
 		$(FISHDIR)/bulkhead.fish $(MANDIR)/bulkhead.1 $(MANDIR)/bulkhead-*.1
 
 .PHONY: clean
