@@ -102,7 +102,6 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// TestExecEndsWithItsClient: also what the command started.
 // TestRefreshEtc: a container's files follow, also after a daemon that died in the middle of it, but for one that it has changed itself.
 func TestRefreshEtc(t *testing.T) {
 	b := newBed(t)
@@ -128,6 +127,7 @@ func TestRefreshEtc(t *testing.T) {
 	must(t, b.r.RefreshEtc(strings.Repeat("0", 64), "", "")) // nobody's
 }
 
+// TestExecEndsWithItsClient: also what the command started.
 func TestExecEndsWithItsClient(t *testing.T) {
 	b := newBed(t)
 	id := b.startForever()
