@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // cache is what etcd shows of the cluster, checked. It is fed by one goroutine, under the
@@ -418,14 +419,10 @@ func (c *cache) ownBlocks() map[hcn.GUID][]netip.Prefix {
 			}
 		}
 		if list := out[net]; list != nil {
-			slices.SortFunc(list, comparePrefixes)
+			slices.SortFunc(list, plan.ComparePrefixes)
 		}
 	}
 	return out
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // reset replaces everything by a snapshot, and marks what that changed.

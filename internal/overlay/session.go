@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // hold takes the host's place in the cluster and keeps it until something breaks: the lease ended, its key was removed, etcd is
@@ -312,7 +313,7 @@ func (a *Agent) guard(net hcn.GUID, addrs []netip.Addr, has map[netip.Prefix]boo
 			return nil, fmt.Sprintf("address %s is in block %s of host %s: delete the endpoint, or have that host give the block back", addr, p, a.hostName(it.v.Host))
 		}
 	}
-	for _, p := range slices.SortedFunc(maps.Keys(blocks), comparePrefixes) {
+	for _, p := range slices.SortedFunc(maps.Keys(blocks), plan.ComparePrefixes) {
 		if !has[p] {
 			out = append(out, clientv3.Compare(clientv3.CreateRevision(a.keys.block(net, p)), "=", blocks[p].created))
 		}

@@ -122,9 +122,7 @@ func (s *Switch) compileOverlay(n *Network, f *Facts) {
 			o.Routes = append(o.Routes, r)
 		}
 	}
-	slices.SortFunc(o.Routes, func(a, b RemoteRoute) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
-	})
+	slices.SortFunc(o.Routes, func(a, b RemoteRoute) int { return ComparePrefixes(a.Prefix, b.Prefix) })
 	for i, sub := range n.Doc.AllSubnets() {
 		if i < len(s.Subnets) {
 			s.Subnets[i].VNI = sub.VSID()
@@ -218,6 +216,16 @@ func remoteOf(e *Endpoint) *Remote {
 
 // TunnelPortID names the VXLAN device of a UDP port, which all overlay networks with that port share.
 func TunnelPortID(port uint16) PortID { return PortID("tunnel:" + strconv.Itoa(int(port))) }
+
+// Through are the switches whose tunnels go by a port.
+func (p *Plan) Through(tunnel PortID) (out []*Switch) {
+	for _, sw := range p.Switches {
+		if sw.Overlay != nil && sw.Overlay.Tunnel == tunnel {
+			out = append(out, sw)
+		}
+	}
+	return out
+}
 
 // tunnelMTU is that of a VXLAN device. What goes by it was held to the switch's MTU before, or is to be fragmented outside.
 const tunnelMTU = 65000

@@ -97,7 +97,7 @@ func (r *networkRules) nest(s hcn.SetPolicySetting, old *addressSet) {
 
 func newSet(id string, raw []byte, members []string, prefixes []netip.Prefix) *addressSet {
 	s := &addressSet{id: id, raw: raw, members: members, prefixes: prefixes}
-	slices.SortFunc(s.prefixes, comparePrefixes)
+	slices.SortFunc(s.prefixes, ComparePrefixes)
 	s.prefixes = slices.Compact(s.prefixes)
 	for _, p := range s.prefixes {
 		lengths := &s.lengths6
@@ -111,7 +111,8 @@ func newSet(id string, raw []byte, members []string, prefixes []netip.Prefix) *a
 	return s
 }
 
-func comparePrefixes(a, b netip.Prefix) int {
+// ComparePrefixes orders by address, and then by length.
+func ComparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
@@ -130,7 +131,7 @@ func (s *addressSet) holds(addrs []netip.Addr) bool {
 			if err != nil {
 				continue
 			}
-			if _, ok := slices.BinarySearchFunc(s.prefixes, p, comparePrefixes); ok {
+			if _, ok := slices.BinarySearchFunc(s.prefixes, p, ComparePrefixes); ok {
 				return true
 			}
 		}

@@ -153,8 +153,8 @@ func (t *tracer) encapsulate(to *Port) {
 
 // byVNI is the switch whose virtual network a tunnel's packet is for, or nil.
 func (p *Plan) byVNI(tunnel *Port, vni uint32) *Switch {
-	for _, sw := range p.Switches {
-		if sw.Overlay != nil && sw.Overlay.Tunnel == tunnel.ID && slices.Contains(sw.VNIs(), vni) {
+	for _, sw := range p.Through(tunnel.ID) {
+		if slices.Contains(sw.VNIs(), vni) {
 			return sw
 		}
 	}

@@ -119,9 +119,7 @@ func inherit[V any](own map[netip.Prefix]V, add func(v, parent V)) {
 	for p := range own {
 		prefixes = append(prefixes, p)
 	}
-	slices.SortFunc(prefixes, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-	})
+	slices.SortFunc(prefixes, plan.ComparePrefixes)
 	var around []netip.Prefix
 	for _, p := range prefixes {
 		for len(around) > 0 && !around[len(around)-1].Contains(p.Addr()) {

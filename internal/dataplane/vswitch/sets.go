@@ -232,7 +232,7 @@ func compareLists(old, now []netip.Prefix, differs func(p netip.Prefix, added bo
 		return true
 	}
 	for i, j := 0, 0; i < len(old) || j < len(now); {
-		if i+1 < len(old) && comparePrefixes(old[i], old[i+1]) >= 0 || j+1 < len(now) && comparePrefixes(now[j], now[j+1]) >= 0 {
+		if i+1 < len(old) && plan.ComparePrefixes(old[i], old[i+1]) >= 0 || j+1 < len(now) && plan.ComparePrefixes(now[j], now[j+1]) >= 0 {
 			return false
 		}
 		order := 0
@@ -242,7 +242,7 @@ func compareLists(old, now []netip.Prefix, differs func(p netip.Prefix, added bo
 		case j == len(now):
 			order = -1
 		default:
-			order = comparePrefixes(old[i], now[j])
+			order = plan.ComparePrefixes(old[i], now[j])
 		}
 		if order < 0 {
 			differs(old[i], false)
@@ -257,10 +257,6 @@ func compareLists(old, now []netip.Prefix, differs func(p netip.Prefix, added bo
 		}
 	}
 	return true
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // setSwitch brings the sets of a switch up to date: first what the rules say about new

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // describe names the entries of a state by the sets that an address in them is in.
@@ -59,7 +61,7 @@ func TestSetsFollow(t *testing.T) {
 				} else {
 					list = append(list, p)
 				}
-				slices.SortFunc(list, comparePrefixes)
+				slices.SortFunc(list, plan.ComparePrefixes)
 				next[name] = list
 			}
 			changes, ok := s.follow(1, next)

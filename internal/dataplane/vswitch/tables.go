@@ -25,6 +25,27 @@ func newTable[K, V comparable](name string, m *ebpf.Map, writes *int) *table[K, 
 	return &table[K, V]{name: name, m: m, have: map[K]V{}, writes: writes}
 }
 
+// mirror is a map whose content is known here.
+type mirror interface {
+	called() string
+	list() (changed bool, err error)
+}
+
+// listAll reads maps, and names those that were others before.
+func listAll(all ...mirror) (changed []string, err error) {
+	var errs []error
+	for _, m := range all {
+		c, err := m.list()
+		if c {
+			changed = append(changed, m.called())
+		}
+		errs = append(errs, err)
+	}
+	return changed, errors.Join(errs...)
+}
+
+func (t *table[K, V]) called() string { return t.name }
+
 // batch is how many entries one system call reads.
 const batch = 4096
 
@@ -159,15 +180,8 @@ func newPolicyTables(o *bpfObjects, writes *int) *policyTables {
 }
 
 func (t *policyTables) list() (changed bool, err error) {
-	var errs []error
-	for _, list := range []func() (bool, error){
-		t.heads.list, t.rules.list, t.prefixes.list, t.services.list, t.sets.list, t.classes.list, t.vectors.list,
-	} {
-		c, err := list()
-		changed = changed || c
-		errs = append(errs, err)
-	}
-	return changed, errors.Join(errs...)
+	names, err := listAll(t.heads, t.rules, t.prefixes, t.services, t.sets, t.classes, t.vectors)
+	return len(names) > 0, err
 }
 
 // tables are the maps that come from the plan.
@@ -208,15 +222,8 @@ func newTables(o *bpfObjects, writes *int) *tables {
 
 // list reads all maps and tells whether anything was another before.
 func (t *tables) list() (changed bool, err error) {
-	var errs []error
-	for _, list := range []func() (bool, error){
-		t.ports.list, t.macs.list, t.addrs.list, t.switches.list, t.members.list, t.rates.list, t.steers.list, t.lans.list, t.overlays.list, t.vnis.list, t.stats.list, t.shares.list,
-	} {
-		c, err := list()
-		changed = changed || c
-		errs = append(errs, err)
-	}
-	return changed, errors.Join(errs...)
+	names, err := listAll(t.ports, t.macs, t.addrs, t.switches, t.members, t.rates, t.steers, t.lans, t.overlays, t.vnis, t.stats, t.shares)
+	return len(names) > 0, err
 }
 
 // keySet is a map whose values belong to the program.
@@ -230,6 +237,8 @@ type keySet[K, V comparable] struct {
 	keys     []K
 	values   []V
 }
+
+func (s *keySet[K, V]) called() string { return s.name }
 
 func (s *keySet[K, V]) list() (changed bool, err error) {
 	before := s.have
