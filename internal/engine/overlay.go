@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
@@ -57,8 +59,8 @@ func (t *txn) checkOverlay(doc *hcn.HostComputeNetwork, old *plan.Network, uplin
 			}
 		}
 	}
-	if old == nil {
-		return nil
+	if err := t.checkTunnelMTU(doc, old, uplink); err != nil || old == nil {
+		return err
 	}
 	if was, is := plan.VXLANPort(&old.Doc), plan.VXLANPort(doc); was != is && len(t.st.byNetwork[doc.ID]) > 0 {
 		return hcn.Errorf(hcn.ErrEntityHasReferences, "VxlanPort: network %q has endpoints, and their tunnels go by port %d: delete them first", doc.Name, was)
@@ -67,6 +69,40 @@ func (t *txn) checkOverlay(doc *hcn.HostComputeNetwork, old *plan.Network, uplin
 		return t.checkNobodyOutside(doc)
 	}
 	return nil
+}
+
+// checkTunnelMTU refuses a network whose tunnels carry less than its containers send at least: it would lose large packets, and
+// nobody would tell. Of one that is there, which may have come to that by a change of the NIC, only new needs are refused.
+func (t *txn) checkTunnelMTU(doc *hcn.HostComputeNetwork, old *plan.Network, uplink string) error {
+	n := &plan.Network{Doc: *doc, Uplink: uplink}
+	nic := t.facts.NIC(uplink)
+	if nic == nil {
+		return nil
+	}
+	carries, least := plan.TunnelMTU(n, t.facts), plan.LeastMTU(n)
+	if carries >= least || old != nil && plan.LeastMTU(old) == least {
+		return nil
+	}
+	return hcn.Errorf(hcn.ErrInvalidPolicy, "network %q: %s has an MTU of %d, so its tunnels carry packets of %d bytes, and the subnets need %d: raise it (`ip link set %s mtu %d`), "+
+		"name another NIC with NetAdapterName, or leave out subnets of IPv6, which needs 1280", doc.Name, uplink, nic.MTU, carries, least, uplink, nic.MTU+least-carries)
+}
+
+// tunnelChecks are the doctor's lines about overlays whose NIC has become too small. Locked: e.mu.
+func (e *Engine) tunnelChecks() (out []api.Check) {
+	for _, n := range e.st.networks {
+		nic := e.facts.NIC(n.Uplink)
+		if n.Doc.Type != hcn.Overlay || nic == nil {
+			continue
+		}
+		if carries, least := plan.TunnelMTU(n, &e.facts), plan.LeastMTU(n); carries < least {
+			out = append(out, api.Check{
+				Name: "network " + n.Doc.Name, Status: "warn",
+				Detail: fmt.Sprintf("%s has an MTU of %d, so its tunnels carry packets of %d bytes; containers send up to %d, and what is larger is dropped (mtu)", n.Uplink, nic.MTU, carries, least),
+				Next:   fmt.Sprintf("ip link set %s mtu %d", n.Uplink, nic.MTU+least-carries),
+			})
+		}
+	}
+	return out
 }
 
 // checkNobodyOutside refuses to take away the way to the host from under those that use it.

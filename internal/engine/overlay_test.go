@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
@@ -26,6 +28,7 @@ func (e *env) underlay() {
 	e.w.facts.NICs = []plan.NIC{
 		{Name: "bare0", Index: 2, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 2}},
 		{Name: "eth7", Index: 3, MTU: 9000, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 1}, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
+		{Name: "small0", Index: 4, MTU: 1300, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 3}, Addrs: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}},
 	}
 }
 
@@ -50,12 +53,40 @@ func TestOverlayNetworks(t *testing.T) {
 			"the host's, on one of ours":  {overlayDoc("a", 246, 5002, hostRoute), hcn.ErrInvalidSubnet, "nat"},
 			"without a virtual network":   {netDoc("a", "Overlay", 62), hcn.ErrInvalidSubnet, "VSID"},
 			"on a VLAN":                   {strings.ReplaceAll(overlayDoc("a", 62, 5002, ""), `{"Type":"VSID","Settings":{"IsolationId":5002}}`, `{"Type":"VSID","Settings":{"IsolationId":5002}},{"Type":"VLAN","Settings":{"IsolationId":5}}`), hcn.ErrRequestUnsupported, "VLAN"},
+			"IPv6 in too small a NIC":     {overlayDoc("a", 62, 5002, `{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"small0"}}`), hcn.ErrInvalidPolicy, "ip link set small0 mtu 1330"},
 			"second one that hosts reach": {overlayDoc("a", 61, 5002, hostRoute+`,`+hostRoute), hcn.ErrPolicyAlreadyExists, "HostRoute"},
 		} {
 			if _, err := e.network(tc.doc); hcn.CodeOf(err) != tc.code || !strings.Contains(err.Error(), tc.word) {
 				e.t.Errorf("%s: %v, want %s and %q", name, err, tc.code.Name(), tc.word)
 			}
 		}
+		// Without IPv6 there it will do, and the doctor tells of a NIC that becomes too small.
+		v6 := `,
+		{"IpAddressPrefix":"fd00:63::/64","Policies":[{"Type":"VSID","Settings":{"IsolationId":5009}}],"Routes":[{"NextHop":"fd00:63::1","DestinationPrefix":"::/0"}]}`
+		small := overlayDoc("small", 63, 5009, `{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"small0"}}`)
+		if !strings.Contains(small, v6) {
+			e.t.Fatalf("no subnet %s in %s", v6, small)
+		}
+		must(e.network(strings.Replace(small, v6, "", 1)))(e)
+		warned := func() bool {
+			return slices.ContainsFunc(e.e.Doctor(bg), func(c api.Check) bool { return c.Status == "warn" && c.Next == "ip link set eth7 mtu 1330" })
+		}
+		if warned() {
+			e.t.Error("eth7 is large enough, and the doctor says it is not")
+		}
+		e.w.mu.Lock()
+		e.w.facts.NICs = slices.Clone(e.w.facts.NICs)
+		e.w.facts.NICs[1].MTU = 1300
+		e.w.mu.Unlock()
+		e.settle()
+		if !warned() {
+			e.t.Errorf("the doctor does not tell that eth7 is too small: %s", toJSON(e.e.Doctor(bg)))
+		}
+		e.w.mu.Lock()
+		e.w.facts.NICs = slices.Clone(e.w.facts.NICs)
+		e.w.facts.NICs[1].MTU = 9000
+		e.w.mu.Unlock()
+		e.settle()
 		// Tenants may have the same prefixes, as long as the host reaches one of them at most.
 		must(e.network(overlayDoc("red", 61, 5003, "")))(e)
 		must(e.network(overlayDoc("host", 61, 5004, hostRoute)))(e)

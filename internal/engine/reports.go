@@ -242,6 +242,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	defer e.mu.RUnlock()
 	out = append(out, e.asideChecks()...)
 	out = append(out, e.leaseChecks()...)
+	out = append(out, e.tunnelChecks()...)
 	used := usedByHost(&e.facts)
 	for _, n := range e.st.networks {
 		if !hostReaches(&n.Doc) || plan.OnLAN(n.Doc.Type) {

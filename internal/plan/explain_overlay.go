@@ -42,7 +42,7 @@ func (e *explainer) remoteToPort() bool {
 
 // remote ends the way at the border of this host.
 func (e *explainer) remote(from *Port, sw *Switch) {
-	e.mtu(from.VNIC.MTU, sw.MTU)
+	e.mtu(from.VNIC.MTU, sw.MTU, sw.Overlay.carries())
 	h := e.plan.hopTo(sw, e.Dst)
 	if h == nil {
 		e.Summary = "the switch judges this packet by more than an explanation holds"

@@ -55,14 +55,24 @@ const (
 // SwitchMTU is the MTU of a network's own ports: on a LAN that of its NIC, on an overlay what its tunnels carry, else that of
 // the way out.
 func SwitchMTU(n *Network, f *Facts) int {
+	if n.Doc.Type == hcn.Overlay {
+		return max(TunnelMTU(n, f), LeastMTU(n))
+	}
 	mtu := f.UplinkMTU
 	if nic := f.NIC(n.Uplink); nic != nil {
 		mtu = nic.MTU
 	}
-	if n.Doc.Type == hcn.Overlay {
-		mtu -= overlayOverhead(n, f)
-	}
 	return max(mtu, minMTU6)
+}
+
+// LeastMTU is what containers of an overlay network need at least.
+func LeastMTU(n *Network) int {
+	for _, s := range n.Doc.AllSubnets() {
+		if p, err := s.Prefix(); err == nil && p.Addr().Is6() {
+			return minMTU6
+		}
+	}
+	return minMTU4
 }
 
 // ownPorts are those of a network that no endpoint has.
@@ -111,7 +121,7 @@ func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 	host := &Port{
 		ID: HostPortID(id), Kind: PortHost, Network: id, Switch: n.Switch, Name: n.Doc.Name,
 		MAC: n.GatewayMAC, LinkLocal: n.GatewayMAC.LinkLocal(),
-		VNIC: VNIC{MAC: n.GatewayMAC, MTU: sw.MTU, Segments: f.Segments, Addrs: gateways, LinkLocal: n.GatewayMAC.LinkLocal()},
+		VNIC: VNIC{MAC: n.GatewayMAC, MTU: max(sw.MTU, minMTU6), Segments: f.Segments, Addrs: gateways, LinkLocal: n.GatewayMAC.LinkLocal()},
 	}
 	for _, g := range gateways {
 		host.Addrs = append(host.Addrs, g.Addr())

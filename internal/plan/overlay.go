@@ -107,6 +107,23 @@ func overlayOverhead(n *Network, f *Facts) int {
 	return overhead4
 }
 
+// TunnelMTU is how large packets are that an overlay network's tunnels carry.
+func TunnelMTU(n *Network, f *Facts) int {
+	mtu := f.UplinkMTU
+	if nic := f.NIC(n.Uplink); nic != nil {
+		mtu = nic.MTU
+	}
+	return mtu - overlayOverhead(n, f)
+}
+
+// carries is the same of a compiled one.
+func (o *Overlay) carries() int {
+	if o.Provider.Is6() {
+		return o.MTU - overhead6
+	}
+	return o.MTU - overhead4
+}
+
 // compileOverlay adds what an overlay network has besides.
 func (s *Switch) compileOverlay(n *Network, f *Facts) {
 	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc)}
