@@ -410,6 +410,12 @@ static __always_inline int judge_first(struct __sk_buff *skb, struct pkt *p, str
 	return DROP_NONE;
 }
 
+/* Is an endpoint there, of this host or of another? Isolated ones exchange nothing with it. */
+static __always_inline int is_peer(const struct port *p)
+{
+	return p->kind == PORT_CONTAINER || p->kind == PORT_REMOTE;
+}
+
 /* May the packet go to that port? 0, or the reason why not. */
 static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct dest *d)
 {
@@ -437,7 +443,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		p->limits |= LIMIT_IN;
 	if (is_exempt(p) || is_renewal(p, to))
 		return DROP_NONE;
-	if ((from->flags | to->flags) & PORT_ISOLATED && from->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER) {
+	if ((from->flags | to->flags) & PORT_ISOLATED && is_peer(from) && is_peer(to)) {
 		if (!(from->flags & PORT_ISOLATED))
 			p->at = d->port;
 		return DROP_ISOLATED;

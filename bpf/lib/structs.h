@@ -17,7 +17,7 @@ enum port_kind {
 	PORT_REMOTE = 6, /* a VXLAN device: other hosts are behind it */
 };
 
-#define PORT_ISOLATED 1 /* exchanges nothing with other container ports */
+#define PORT_ISOLATED 1 /* exchanges nothing with other endpoints, wherever they are */
 #define PORT_GUESTS 2	/* the host's, when endpoints of the switch are in the host's stack */
 #define PORT_RATE_OUT 4 /* what it sends is bounded: see struct rate */
 #define PORT_RATE_IN 8	/* the same of what it receives */

@@ -36,7 +36,7 @@ const (
 type Policy struct {
 	// Out judges what the vNIC sends, In what it receives; nil allows all.
 	Out, In *RuleList
-	// Isolated ports exchange nothing with other container ports of their switch
+	// Isolated ports exchange nothing with other endpoints of their network
 	// (DisableInterComputeCommunication).
 	Isolated bool
 	// RateOut and RateIn bound what the vNIC sends and receives, in bytes per second;

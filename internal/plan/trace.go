@@ -325,7 +325,7 @@ func (t *tracer) unicast() {
 	switch {
 	case t.exempt(), t.renewal(to):
 		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
-	case t.isContainer(t.from) && t.isContainer(to) && (t.from.Policy.Isolated || to.Policy.Isolated):
+	case t.isPeer(t.from) && t.isPeer(to) && (t.from.Policy.Isolated || to.Policy.Isolated):
 		t.dropIsolated(cmp.Or(isolatedPort(t.from), isolatedPort(to)))
 		return
 	default:
@@ -353,6 +353,9 @@ func (t *tracer) isHost(p *Port) bool {
 
 // isContainer tells that a port is a compartment's.
 func (t *tracer) isContainer(p *Port) bool { return p.Kind == PortContainer && !t.isHost(p) }
+
+// isPeer tells that an endpoint is behind a port, here or on another host: isolated ones exchange nothing with it.
+func (t *tracer) isPeer(p *Port) bool { return t.isContainer(p) || p.Kind == PortTunnel }
 
 // inHost tells whether a port's vNIC is the host's own.
 func inHost(p *Port) bool { return p.VNIC.Namespace == "" }
@@ -471,7 +474,7 @@ func isolatedPort(p *Port) *Port {
 }
 
 func (t *tracer) dropIsolated(p *Port) {
-	t.drop("isolation", p.ID, "isolated", "port %s exchanges nothing with other containers (DisableInterComputeCommunication)", p.ID)
+	t.drop("isolation", p.ID, "isolated", "port %s exchanges nothing with other endpoints (DisableInterComputeCommunication)", p.ID)
 }
 
 // portAt is the port that has an address, but for those in the host's own stack.

@@ -269,6 +269,16 @@ func receiverOf(p *plan.Plan, k plan.Packet) plan.PortID {
 	return byAddress
 }
 
+// isHere tells that a port of a network has an address.
+func isHere(p *plan.Plan, network hcn.GUID, a netip.Addr) bool {
+	for _, port := range p.Ports {
+		if port.Network == network && slices.Contains(port.Addrs, a) {
+			return true
+		}
+	}
+	return false
+}
+
 // TestDrawnPacketsReachEverything keeps the generator honest: what it never draws, no
 // property test has tested.
 func TestDrawnPacketsReachEverything(t *testing.T) {
@@ -302,6 +312,11 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 					found["ports"]++
 				}
 			}
+			if from := p.Ports[k.From]; tr.Reason == "isolated" && from.Kind == plan.PortTunnel {
+				found["isolated from elsewhere"]++
+			} else if tr.Reason == "isolated" && p.Switches[from.Network].Overlay != nil && !isHere(p, from.Network, k.Dst) {
+				found["isolated to elsewhere"]++
+			}
 			if len(k.Frame()) < 54 {
 				t.Fatalf("a frame of %d bytes", len(k.Frame()))
 			}
@@ -317,6 +332,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 		"delivered", "to host", "flooded", "dropped", "policy-out", "policy-in", "isolated", "source-address", "source-mac", "martian", "unknown-mac",
 		"to-self", "resolver", "membership", "router-solicit", "router-advert", "redirect", "dhcp-server", "group-unicast",
 		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned", "to another host", "no-route", "inner-source", "unknown-vtep", "flooded",
+		"isolated from elsewhere", "isolated to elsewhere",
 	} {
 		if seen[want] == 0 {
 			t.Errorf("%q never came up", want)

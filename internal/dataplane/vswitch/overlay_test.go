@@ -141,3 +141,31 @@ func (l *lab) moves(t *testing.T, r *plan.Remote) {
 		t.Errorf("it is gone, and these may send: %v", l.hosts())
 	}
 }
+
+// TestOverlayIsolated: what exchanges nothing with others does not with those on other hosts, either.
+func TestOverlayIsolated(t *testing.T) {
+	l := newLab(t, AttachAuto)
+	r := l.overlay()
+	c := l.plan.Ports["1-10"]
+	c.Policy.Isolated = true
+	l.sync()
+	tunnel := plan.TunnelPortID(4789)
+	for i, a := range r.Addrs {
+		for _, pkt := range []plan.Packet{
+			{From: c.ID, Src: c.Addrs[i], Dst: a, Protocol: 17, SrcPort: 1000, DstPort: 80},
+			{From: tunnel, VNI: 5001, Src: a, Dst: c.Addrs[i], Protocol: 17, SrcPort: 1000, DstPort: 80},
+		} {
+			pkt = l.plan.Complete(pkt)
+			if got := l.plan.Trace(pkt); got.Reason != ReasonIsolated.String() {
+				t.Errorf("trace of %+v: %+v", pkt, got)
+			}
+			got := l.run(pkt.From, pkt.Frame())
+			if got.Outcome == Passed && pkt.From == tunnel {
+				continue // before 6.3
+			}
+			if got.Outcome != Dropped || got.Reason != ReasonIsolated {
+				t.Errorf("%s to %s: %s %s", pkt.Src, pkt.Dst, got.Outcome, got.Reason)
+			}
+		}
+	}
+}
