@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -85,10 +86,8 @@ func followsTunnel(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) 
 		if c.New == nil || c.New.Kind != plan.PortTunnel {
 			continue
 		}
-		for network, sw := range p.Switches {
-			if sw.Overlay != nil && sw.Overlay.Tunnel == id {
-				changed[network] = true
-			}
+		for _, sw := range p.Through(id) {
+			changed[sw.Network] = true
 		}
 	}
 	if len(changed) == 0 {
@@ -142,6 +141,8 @@ func (a *Applier) setOverlay(p *plan.Plan, number uint32, sw *plan.Switch) error
 			errs = append(errs, a.tables.vnis.drop(k))
 		}
 	}
+	maps.DeleteFunc(a.remotes.vnis, func(_ bpfVniKey, n uint32) bool { return n == number })
+	delete(a.remotes.overlays, number)
 	if sw == nil || sw.Overlay == nil {
 		return errors.Join(append(errs, a.remotes.setRoutes(number, nil), a.tables.overlays.drop(number))...)
 	}
@@ -149,7 +150,9 @@ func (a *Applier) setOverlay(p *plan.Plan, number uint32, sw *plan.Switch) error
 		a.policies.changed = true
 	}
 	errs = append(errs, a.remotes.setRoutes(number, sw.Overlay.Routes), a.tables.overlays.set(number, entry))
+	a.remotes.overlays[number] = entry
 	for k := range keep {
+		a.remotes.vnis[k] = number
 		errs = append(errs, a.tables.vnis.set(k, number))
 	}
 	return errors.Join(errs...)
@@ -177,10 +180,8 @@ func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
 	}
 	for id, c := range d.Ports {
 		if c.New != nil && c.New.Kind == plan.PortTunnel {
-			for network, sw := range p.Switches {
-				if sw.Overlay != nil && sw.Overlay.Tunnel == id {
-					changed[network] = sw
-				}
+			for _, sw := range p.Through(id) {
+				changed[sw.Network] = sw
 			}
 		}
 	}
@@ -197,7 +198,19 @@ func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
 		a.about(string(c.New.Network))
 		fail(c.New.Network, a.remotes.set(id, p.Switches[c.New.Network].Number, c.New))
 	}
+	a.weighShifts()
 	return errors.Join(errs...)
+}
+
+// weighShifts has flows judged again where it may be another now whether they go to this host or to another one. On a network
+// without a way to this host each packet looks up who has the address.
+func (a *Applier) weighShifts() {
+	for sw, shifted := range a.remotes.shifted {
+		if shifted && a.tables.overlays.have[sw].Flags&overlayHost != 0 {
+			a.policies.changed = true
+		}
+	}
+	clear(a.remotes.shifted)
 }
 
 // syncOverlays makes all that is known of other hosts what the plan says.
@@ -226,13 +239,16 @@ func (a *Applier) syncOverlays(p *plan.Plan) error {
 	for number, sw := range numbers {
 		errs = append(errs, a.setOverlay(p, number, sw))
 	}
-	for _, id := range slices.SortedFunc(maps.Keys(p.Remotes), func(a, b hcn.GUID) int { return cmp.Compare(a, b) }) {
+	// The one that counts comes first, so that no other is written before.
+	for _, id := range slices.SortedFunc(maps.Keys(p.Remotes), func(a, b hcn.GUID) int { return cmp.Compare(b, a) }) {
 		r := p.Remotes[id]
 		if sw := p.Switches[r.Network]; sw != nil {
 			errs = append(errs, fresh.set(id, sw.Number, r))
 		}
 	}
-	return errors.Join(append(errs, fresh.prune())...)
+	errs = append(errs, fresh.prune())
+	a.weighShifts()
+	return errors.Join(errs...)
 }
 
 // remoteTables are the maps of what is on other hosts. They may be large, so they are read only when everything is compared.
@@ -254,58 +270,65 @@ func newRemoteTables(o *bpfObjects, writes *int) *remoteTables {
 type remotes struct {
 	t *remoteTables
 	// of is what each endpoint has in them. claims are the endpoints that have an address: more than one for a moment, while
-	// it moves, and then the one that was told last counts.
+	// it moves, and then the one of the highest id counts, as in the plan.
 	of     map[hcn.GUID]map[bpfAddrKey]bpfRemote
 	claims map[bpfAddrKey][]hcn.GUID
 	routes map[uint32]map[bpfRouteKey]bpfRemote
 	// hosts counts what leads to each.
 	hosts map[bpfAddrKey]uint32
+	// overlays and vnis are what was written to those maps.
+	overlays map[uint32]bpfOverlay
+	vnis     map[bpfVniKey]uint32
 	// differ says that somebody changed the tables.
 	differ []string
+	// shifted are the switches of which an address came to be, or ceased to be, elsewhere.
+	shifted map[uint32]bool
 }
 
 func newRemotes(t *remoteTables) *remotes {
 	return &remotes{
 		t: t, of: map[hcn.GUID]map[bpfAddrKey]bpfRemote{}, claims: map[bpfAddrKey][]hcn.GUID{},
 		routes: map[uint32]map[bpfRouteKey]bpfRemote{}, hosts: map[bpfAddrKey]uint32{},
+		overlays: map[uint32]bpfOverlay{}, vnis: map[bpfVniKey]uint32{}, shifted: map[uint32]bool{},
 	}
 }
 
-func (r *remotes) list() error {
-	r.differ = nil
-	var errs []error
-	for _, t := range []struct {
-		name string
-		list func() (bool, error)
-	}{{r.t.endpoints.name, r.t.endpoints.list}, {r.t.routes.name, r.t.routes.list}, {r.t.vteps.name, r.t.vteps.list}} {
-		changed, err := t.list()
-		if changed {
-			r.differ = append(r.differ, t.name)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+func (r *remotes) list() (err error) {
+	r.differ, err = listAll(r.t.endpoints, r.t.routes, r.t.vteps)
+	return err
 }
 
-// drift tells what the last listing found changed.
-func (r *remotes) drift(listed bool) []plan.Drift {
+// drift tells what somebody has changed: of the tables here as the last listing found it, of the others by what was written.
+func (r *remotes) drift(listed bool, t *tables) []plan.Drift {
 	if !listed {
 		return nil // left by a run before
 	}
+	differ := slices.Clone(r.differ)
+	if !maps.Equal(t.overlays.have, r.overlays) {
+		differ = append(differ, t.overlays.name)
+	}
+	if !maps.Equal(t.vnis.have, r.vnis) {
+		differ = append(differ, t.vnis.name)
+	}
 	var out []plan.Drift
-	for _, name := range r.differ {
+	for _, name := range differ {
 		out = append(out, plan.Drift{Object: "map " + name, Found: "entries missing or changed"})
 	}
 	return out
 }
 
-// hasAny tells that one of the addresses is an endpoint's elsewhere.
-func (r *remotes) hasAny(addrs map[bpfAddrKey]bpfOwner) bool {
-	if len(r.claims) == 0 {
-		return false
+// reach tells that what is for an address goes to another host as long as nobody here has it. After a restart the tables know that,
+// and nothing else yet.
+func (r *remotes) reach(k bpfAddrKey) bool {
+	if _, ok := r.t.endpoints.have[k]; ok {
+		return true
 	}
-	for k := range addrs {
-		if len(r.claims[k]) > 0 {
+	routes := r.routes[k.Sw]
+	if len(r.routes) == 0 {
+		routes = r.t.routes.have
+	}
+	for route := range routes {
+		if route.Sw == k.Sw && netip.PrefixFrom(netip.AddrFrom16(route.Ip), int(route.Bits)-routeHead).Contains(netip.AddrFrom16(k.Ip)) {
 			return true
 		}
 	}
@@ -349,12 +372,14 @@ func (r *remotes) set(id hcn.GUID, sw uint32, next *plan.Remote) error {
 
 // settle writes the entry of an address.
 func (r *remotes) settle(k bpfAddrKey) error {
-	n := len(r.claims[k])
-	if n == 0 {
+	_, had := r.t.endpoints.have[k]
+	if len(r.claims[k]) == 0 {
 		delete(r.claims, k)
+		r.shifted[k.Sw] = r.shifted[k.Sw] || had
 		return r.t.endpoints.drop(k)
 	}
-	return r.t.endpoints.set(k, r.of[r.claims[k][n-1]][k])
+	r.shifted[k.Sw] = r.shifted[k.Sw] || !had
+	return r.t.endpoints.set(k, r.of[slices.Max(r.claims[k])][k])
 }
 
 // count notes that so much more leads to a host.
@@ -384,10 +409,14 @@ func (r *remotes) setRoutes(sw uint32, list []plan.RemoteRoute) error {
 	had := r.routes[sw]
 	var errs []error
 	for k, v := range want {
+		if _, ok := r.t.routes.have[k]; !ok {
+			r.shifted[sw] = true
+		}
 		errs = append(errs, r.count(sw, v.Host, 1), r.t.routes.set(k, v))
 	}
 	for k, v := range had {
 		if _, ok := want[k]; !ok {
+			r.shifted[sw] = true
 			errs = append(errs, r.t.routes.drop(k))
 		}
 		errs = append(errs, r.count(sw, v.Host, -1))
@@ -408,9 +437,13 @@ func (r *remotes) prune() error {
 			routes[k] = true
 		}
 	}
+	stays := func(sw uint32, ok bool) bool {
+		r.shifted[sw] = r.shifted[sw] || !ok
+		return ok
+	}
 	return errors.Join(
-		r.t.endpoints.keep(func(k bpfAddrKey) bool { return len(r.claims[k]) > 0 }),
-		r.t.routes.keep(func(k bpfRouteKey) bool { return routes[k] }),
+		r.t.endpoints.keep(func(k bpfAddrKey) bool { return stays(k.Sw, len(r.claims[k]) > 0) }),
+		r.t.routes.keep(func(k bpfRouteKey) bool { return stays(k.Sw, routes[k]) }),
 		r.t.vteps.keep(func(k bpfAddrKey) bool { return r.hosts[k] > 0 }))
 }
 
@@ -419,6 +452,7 @@ func (r *remotes) twin(rec *recorder, writes *int) *remotes {
 		endpoints: r.t.endpoints.twin(rec, writes), routes: r.t.routes.twin(rec, writes), vteps: r.t.vteps.twin(rec, writes),
 	})
 	out.of, out.routes, out.hosts = maps.Clone(r.of), maps.Clone(r.routes), maps.Clone(r.hosts)
+	out.overlays, out.vnis = maps.Clone(r.overlays), maps.Clone(r.vnis)
 	for k, list := range r.claims {
 		out.claims[k] = slices.Clone(list)
 	}

@@ -1,7 +1,11 @@
 package vswitch
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -77,27 +81,45 @@ func TestOverlayTables(t *testing.T) {
 	}
 }
 
-// mended: what somebody deletes comes back, and what somebody adds goes.
+// mended: what somebody deletes or changes comes back, what somebody adds goes, and both are told of, in each of the maps.
 func (l *lab) mended(t *testing.T) {
 	t.Helper()
-	key := addrKey(1, netip.MustParseAddr("10.1.0.50"))
-	stranger := addrKey(1, netip.MustParseAddr("10.1.0.51"))
-	l.in(func() error {
-		if err := l.a.objs.BhRemotesV1.Delete(&key); err != nil {
-			return err
+	r := l.a.remotes.t
+	mendedMap(t, l, r.endpoints, addrKey(1, netip.MustParseAddr("10.1.0.51")), bpfRemote{Vni: 7})
+	mendedMap(t, l, r.routes, bpfRouteKey{Bits: 160, Sw: 1}, bpfRemote{Vni: 7})
+	mendedMap(t, l, r.vteps, addrKey(1, netip.MustParseAddr("192.0.2.9")), 1)
+	mendedMap(t, l, l.a.tables.overlays, 7, bpfOverlay{Mtu: 7})
+	mendedMap(t, l, l.a.tables.vnis, bpfVniKey{Vni: 7}, 7)
+}
+
+// mendedMap breaks a map by deleting and changing an entry, and by adding one.
+func mendedMap[K, V comparable](t *testing.T, l *lab, m *table[K, V], stranger K, value V) {
+	t.Helper()
+	before := maps.Clone(m.have)
+	if len(before) == 0 {
+		t.Errorf("%s is empty", m.name)
+	}
+	for what, do := range map[string]func(k K) error{
+		"deleted": func(k K) error { return m.m.Delete(&k) },
+		"changed": func(k K) error { return m.m.Put(&k, &value) },
+		"added":   func(K) error { return m.m.Put(&stranger, &value) },
+	} {
+		for k, v := range before {
+			if what == "changed" && v == value {
+				continue // the value of a host means nothing
+			}
+			l.in(func() error { return do(k) })
+			if drift := l.sync(); len(drift) != 1 || drift[0].Object != "map "+m.name {
+				t.Errorf("an entry of %s was %s, and the drift is %v", m.name, what, drift)
+			}
+			break
 		}
-		return l.a.objs.BhRemotesV1.Put(&stranger, &bpfRemote{Vni: 7})
-	})
-	if drift := l.sync(); len(drift) == 0 {
-		t.Error("a change of the remotes is no drift")
-	}
-	var got bpfRemote
-	l.in(func() error { return l.a.objs.BhRemotesV1.Lookup(&key, &got) })
-	if err := l.a.objs.BhRemotesV1.Lookup(&stranger, &got); err == nil {
-		t.Error("somebody's remote stays")
-	}
-	if drift := l.sync(); len(drift) > 0 {
-		t.Errorf("it is mended and still drift: %v", drift)
+		if _, err := m.list(); err != nil || !maps.Equal(m.have, before) {
+			t.Errorf("an entry of %s was %s, and then there is %v, %v; before %v", m.name, what, m.have, err, before)
+		}
+		if drift := l.sync(); len(drift) > 0 {
+			t.Errorf("%s is mended and still drift: %v", m.name, drift)
+		}
 	}
 }
 
@@ -136,9 +158,108 @@ func (l *lab) moves(t *testing.T, r *plan.Remote) {
 	if drift := l.sync(); len(drift) > 0 || l.a.Writes() != before {
 		t.Errorf("Sync found other entries than the Updates made: %v, %d writes", drift, l.a.Writes()-before)
 	}
+	// One of a lower id takes over.
+	change(nil, &moved)
+	if at() != "192.0.2.5" {
+		t.Errorf("both have it, and it is at %s", at())
+	}
+	before = l.a.Writes()
+	if drift := l.sync(); len(drift) > 0 || l.a.Writes() != before {
+		t.Errorf("both have it, and Sync found %v and wrote %d times", drift, l.a.Writes()-before)
+	}
+	pkt := l.plan.Complete(plan.Packet{From: "1-10", Src: l.plan.Ports["1-10"].Addrs[0], Dst: r.Addrs[0], Protocol: 17})
+	if tr := l.plan.Trace(pkt); !strings.Contains(tr.Steps[len(tr.Steps)-1].Text, "192.0.2.5") {
+		t.Errorf("the plan has it elsewhere: %+v", tr)
+	}
 	change(&next, nil)
+	if got := l.hosts(); at() != "192.0.2.4" || got["192.0.2.5"] {
+		t.Errorf("what took over is at %s, and these may send: %v", at(), got)
+	}
+	change(&moved, nil)
 	if _, there := l.a.remotes.t.endpoints.have[key]; there || len(l.hosts()) != 1 {
 		t.Errorf("it is gone, and these may send: %v", l.hosts())
+	}
+}
+
+// TestOverlayShifts: flows are judged again whenever their way may be another one, to this host or to another, and only then.
+func TestOverlayShifts(t *testing.T) {
+	here := netip.MustParseAddr("10.1.0.50")
+	for _, host := range []bool{false, true} {
+		t.Run(fmt.Sprintf("host route %v", host), func(t *testing.T) {
+			l := newLab(t, AttachAuto)
+			r := l.overlay()
+			l.plan.Switches[network(1)].Overlay.Host = host
+			l.sync()
+			raised := func(what string, want bool, do func()) {
+				t.Helper()
+				before := l.generation()
+				do()
+				if got := l.generation() != before; got != want {
+					t.Errorf("%s: judged again: %v, want %v", what, got, want)
+				}
+			}
+			apply := func(update bool, d *plan.Delta) {
+				if update {
+					l.update(d)
+				} else {
+					l.sync()
+				}
+			}
+			raised("nothing", false, func() { l.sync() })
+			i := 20
+			for _, update := range []bool{true, false} {
+				how := map[bool]string{true: " by Update", false: " by Sync"}[update]
+				comes := func(what string, want bool, a netip.Addr) {
+					t.Helper()
+					i++
+					p := l.container(1, i)
+					p.Addrs = []netip.Addr{a}
+					l.pairsOf(p)
+					raised(what+how, want, func() { apply(update, change(nil, p)) })
+					delete(l.plan.Ports, p.ID)
+					l.update(change(p, nil))
+				}
+				comes("an address that nobody has", false, netip.MustParseAddr("10.1.9.9"))
+				comes("an address that is elsewhere", true, here)
+				comes("an address behind a router elsewhere", true, netip.MustParseAddr("10.7.0.9"))
+				next := *r
+				next.Endpoint, next.Addrs, next.VNIs = "T", []netip.Addr{netip.MustParseAddr("10.1.0.77")}, []uint32{5001}
+				l.plan.Remotes["T"] = &next
+				raised("an address comes to be elsewhere"+how, host, func() {
+					apply(update, &plan.Delta{Remotes: map[hcn.GUID]plan.Change[plan.Remote]{"T": {New: &next}}})
+				})
+				moved := next
+				moved.Provider = netip.MustParseAddr("192.0.2.8")
+				l.plan.Remotes["T"] = &moved
+				raised("it moves"+how, false, func() {
+					apply(update, &plan.Delta{Remotes: map[hcn.GUID]plan.Change[plan.Remote]{"T": {Old: &next, New: &moved}}})
+				})
+				delete(l.plan.Remotes, "T")
+				raised("it is nowhere"+how, host, func() {
+					apply(update, &plan.Delta{Remotes: map[hcn.GUID]plan.Change[plan.Remote]{"T": {Old: &moved}}})
+				})
+				old := l.plan.Switches[network(1)]
+				sw, overlay := *old, *old.Overlay
+				overlay.Routes = append(slices.Clone(overlay.Routes), plan.RemoteRoute{Prefix: netip.MustParsePrefix("10.8.0.0/16"), VNI: 5001, Provider: netip.MustParseAddr("192.0.2.3")})
+				sw.Overlay = &overlay
+				l.plan.Switches[network(1)] = &sw
+				raised("a route comes"+how, host, func() {
+					apply(update, &plan.Delta{Switches: map[hcn.GUID]plan.Change[plan.Switch]{network(1): {Old: old, New: &sw}}})
+				})
+				l.plan.Switches[network(1)] = old
+				raised("a route goes"+how, host, func() {
+					apply(update, &plan.Delta{Switches: map[hcn.GUID]plan.Change[plan.Switch]{network(1): {Old: &sw, New: old}}})
+				})
+			}
+			// A daemon that was away while the address came here.
+			p := l.container(1, 60)
+			p.Addrs = []netip.Addr{here}
+			l.pairsOf(p)
+			l.open()
+			raised("after a restart", true, func() { l.sync() })
+			l.open()
+			raised("after another restart", false, func() { l.sync() })
+		})
 	}
 }
 
@@ -168,4 +289,20 @@ func TestOverlayIsolated(t *testing.T) {
 			}
 		}
 	}
+}
+
+// pairsOf makes a port's devices. Nothing is sent.
+func (l *lab) pairsOf(p *plan.Port) {
+	l.t.Helper()
+	only := lab{t: l.t, host: l.host, plan: &plan.Plan{Ports: map[plan.PortID]*plan.Port{p.ID: p}}}
+	only.pairs(map[string]bool{})
+}
+
+func (l *lab) generation() uint32 {
+	l.t.Helper()
+	c, err := l.a.config()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return c.Generation
 }

@@ -44,7 +44,7 @@ func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	errs = append(errs, werrs...)
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
-	drift = append(drift, a.remotes.drift(a.listed)...)
+	drift = append(drift, a.remotes.drift(a.listed, a.tables)...)
 	errs = append(errs, a.syncOverlays(p))
 	a.listed = true
 	errs = append(errs, a.settle(), a.serveOffload(p))
@@ -190,6 +190,9 @@ func (a *Applier) write(s *portState) error {
 		return err
 	}
 	for k, v := range s.addrs {
+		if _, ok := a.tables.addrs.have[k]; !ok && a.remotes.reach(k) { // its flows go to another host
+			a.policies.changed = true
+		}
 		if err := a.tables.addrs.set(k, v); err != nil {
 			return err
 		}

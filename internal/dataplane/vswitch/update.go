@@ -259,9 +259,6 @@ func (a *Applier) place(s *portState) error {
 		return err
 	}
 	a.remember(s)
-	if a.remotes.hasAny(s.addrs) { // its flows go to another host
-		a.policies.changed = true
-	}
 	switch s.kind {
 	case plan.PortResolver:
 		return a.groups.setResolver(s.entry.Sw, s.index)
