@@ -67,7 +67,7 @@ __noinline int arp(struct __sk_buff *skb, struct pkt *p)
 	if (p->type == ARP_REPLY || words(p->src.ip)[3] == words(p->dst.ip)[3])
 		return p->kind == PORT_RESOLVER ? DROP_RESOLVER : STEP_NEXT;
 	o = owner_of(&p->dst);
-	if (!o && p->tunnel) {
+	if (!o && on_overlay(p)) {
 		struct mac_key mac = {};
 
 		return elsewhere(p, &mac) ? arp_answer(skb, &arp, mac.mac) : DROP_UNKNOWN_ADDRESS;

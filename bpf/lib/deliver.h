@@ -50,7 +50,7 @@ __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
 	o = owner_of(&p->dst);
 	if (!o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0))
 		return 1;
-	return p->tunnel ? pass_router(skb, p) : 0;
+	return on_overlay(p) ? pass_router(skb, p) : 0;
 }
 
 /* A verification border, to keep its variables off the stack of the long way.
@@ -108,7 +108,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	count_rx(port, p->len);
 	if (p->lan)
 		return send_lan(skb, p, device, kind);
-	if (p->tunnel)
+	if (on_overlay(p))
 		return send_overlay(skb, p, device, kind);
 	if (kind == PORT_HOST && p->kind == PORT_CONTAINER && offload_offer(skb, f, p, device))
 		return CARRY_OFFERED;
@@ -224,22 +224,12 @@ __noinline int has_host(__u32 sw)
 	return o && o->flags & OVERLAY_HOST;
 }
 
-/* A verification border. Where a frame goes: 0, or why nowhere. */
-static __always_inline int find(struct pkt *p, struct dest *to)
+/* The same on the other switches. */
+static __always_inline int find_here(struct pkt *p, struct dest *to)
 {
-	struct mac_key key = {};
+	struct mac_key key = {.sw = p->src.sw};
 	const struct dest *d;
 
-	if (!p || !to)
-		return DROP_MALFORMED;
-	key.sw = p->src.sw;
-	if (p->tunnel) {
-		int step = find_overlay(p, to);
-
-		if (step || to->kind != PORT_HOST)
-			return step;
-		goto host;
-	}
 	__builtin_memcpy(key.mac, p->dmac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
 	if (!d && p->lan) {
@@ -274,20 +264,34 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 		return find_tunnel(p, to);
 	if (p->flags & PKT_STEERED && !p->lan)
 		steer(p, to);
-host:
-	if (to->kind == PORT_HOST && for_resolver(p)) {
-		const struct vswitch *sw = bpf_map_lookup_elem(&bh_switches_v2, &key.sw);
+	return DROP_NONE;
+}
 
-		if (p->flags & PKT_FRAGMENT)
-			return DROP_FRAGMENT;
-		if (!sw || !sw->resolver)
-			return DROP_RESOLVER;
-		to->port = sw->resolver;
-		to->device = sw->resolver;
-		to->kind = PORT_RESOLVER;
-		return DROP_NONE;
-	}
-	return p->tunnel && to->kind == PORT_HOST && !has_host(key.sw) ? DROP_NO_ROUTE : DROP_NONE;
+/* What is for the host may be for its resolver. */
+static __always_inline int find_host(const struct pkt *p, struct dest *to)
+{
+	const struct vswitch *sw;
+	__u32 number = p->src.sw;
+
+	if (!for_resolver(p))
+		return on_overlay(p) && !has_host(number) ? DROP_NO_ROUTE : DROP_NONE;
+	if (p->flags & PKT_FRAGMENT)
+		return DROP_FRAGMENT;
+	sw = bpf_map_lookup_elem(&bh_switches_v2, &number);
+	if (!sw || !sw->resolver)
+		return DROP_RESOLVER;
+	to->port = sw->resolver;
+	to->device = sw->resolver;
+	to->kind = PORT_RESOLVER;
+	return DROP_NONE;
+}
+
+/* Where a frame goes: 0, or why nowhere. */
+static __always_inline int find(struct pkt *p, struct dest *to)
+{
+	int step = on_overlay(p) ? find_overlay(p, to) : find_here(p, to);
+
+	return step || to->kind != PORT_HOST ? step : find_host(p, to);
 }
 
 /* A verification border. */
@@ -316,7 +320,7 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 	report(skb, p, to.kind == PORT_UPLINK ? OUTCOME_WIRE : OUTCOME_DELIVER, 0, to.port, p->rule_out);
 	if (p->lan)
 		return send_lan(skb, p, to.device, to.kind);
-	if (p->tunnel)
+	if (on_overlay(p))
 		return send_overlay(skb, p, to.device, to.kind);
 	return send(skb, to.device, to.kind);
 }

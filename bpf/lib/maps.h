@@ -9,312 +9,101 @@
 #include "parse.h"
 #include "structs.h"
 
+#define PINNED(kind, entries) \
+	__uint(type, BPF_MAP_TYPE_##kind); \
+	__uint(max_entries, entries); \
+	__uint(pinning, PIN_BY_NAME)
+/* Of what is sized once and for all. */
+#define FIXED(name, kind, entries, k, v) \
+	struct { \
+		PINNED(kind, entries); \
+		__type(key, k); \
+		__type(value, v); \
+	} name SEC(".maps")
+/* Its entries take their memory one by one. */
+#define TABLE(name, kind, entries, k, v) \
+	struct { \
+		PINNED(kind, entries); \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__type(key, k); \
+		__type(value, v); \
+	} name SEC(".maps")
+#define RING(name, bytes) \
+	struct { \
+		PINNED(RINGBUF, bytes); \
+	} name SEC(".maps")
+
 #define MAX_PORTS 16384
 #define MAX_POLICIES (2 * MAX_PORTS)
 #define MAX_PREFIXES (1 << 21)
 #define MAX_FLOWS (1 << 19)
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32); /* interface index */
-	__type(value, struct port);
-} bh_ports_v3 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct mac_key);
-	__type(value, struct dest);
-} bh_macs_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4 * MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct addr_key);
-	__type(value, struct owner);
-} bh_addrs_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32); /* switch number */
-	__type(value, struct vswitch);
-} bh_switches_v2 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct lan_key);
-	__type(value, struct lan);
-} bh_lans_v1 SEC(".maps");
+TABLE(bh_ports_v3, HASH, MAX_PORTS, __u32, struct port); /* by interface index */
+TABLE(bh_macs_v1, HASH, MAX_PORTS, struct mac_key, struct dest);
+TABLE(bh_addrs_v1, HASH, 4 * MAX_PORTS, struct addr_key, struct owner);
+TABLE(bh_switches_v2, HASH, MAX_PORTS, __u32, struct vswitch); /* by switch number */
+TABLE(bh_lans_v1, HASH, MAX_PORTS, struct lan_key, struct lan);
 
 /* Overlays: the switches that have one, whose virtual networks are whose, the endpoints on other
  * hosts, prefixes behind routers there, and the hosts themselves. */
 #define MAX_REMOTES (1 << 18)
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32); /* switch number */
-	__type(value, struct overlay);
-} bh_overlays_v1 SEC(".maps");
+TABLE(bh_overlays_v1, HASH, MAX_PORTS, __u32, struct overlay); /* by switch number */
+TABLE(bh_vnis_v1, HASH, MAX_PORTS, struct vni_key, __u32); /* switch number */
+TABLE(bh_remotes_v1, HASH, MAX_REMOTES, struct addr_key, struct remote);
+TABLE(bh_routes_v1, LPM_TRIE, MAX_REMOTES, struct route_key, struct remote);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct vni_key);
-	__type(value, __u32); /* switch number */
-} bh_vnis_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_REMOTES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct addr_key);
-	__type(value, struct remote);
-} bh_remotes_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_REMOTES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct route_key);
-	__type(value, struct remote);
-} bh_routes_v1 SEC(".maps");
-
-/* By switch and address in the underlay: how many remotes and routes lead there. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_REMOTES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct addr_key);
-	__type(value, __u32);
-} bh_vteps_v1 SEC(".maps");
+/* By switch and address in the underlay: the hosts that remotes or routes lead to. The value counts for
+ * nothing. */
+TABLE(bh_vteps_v1, HASH, MAX_REMOTES, struct addr_key, __u32);
 
 /* The ports of each switch that get broadcast, in slots 0..members-1. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct member_key);
-	__type(value, struct dest);
-} bh_members_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32); /* interface index of the port */
-	__type(value, struct stats);
-} bh_stats_v1 SEC(".maps");
+TABLE(bh_members_v1, HASH, MAX_PORTS, struct member_key, struct dest);
+TABLE(bh_stats_v1, PERCPU_HASH, MAX_PORTS, __u32, struct stats); /* by interface index of the port */
 
 /* Filled by the program: at most one entry per port and reason. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4 * MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct drop_key);
-	__type(value, struct drop_count);
-} bh_drops_v1 SEC(".maps");
+TABLE(bh_drops_v1, HASH, 4 * MAX_PORTS, struct drop_key, struct drop_count);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
-	__uint(pinning, PIN_BY_NAME);
-} bh_events_v1 SEC(".maps");
+RING(bh_events_v1, 256 * 1024);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct event_budget);
-} bh_budget_v1 SEC(".maps");
+FIXED(bh_budget_v1, PERCPU_ARRAY, 1, __u32, struct event_budget);
 
 /* The rules (see struct policy). */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_POLICIES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct policy);
-} bh_policies_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct prefix_key);
-	__type(value, __u32);
-} bh_prefixes_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct service_key);
-	__type(value, __u32);
-} bh_services_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct set_key);
-	__type(value, __u32);
-} bh_sets_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct class_key);
-	__type(value, __u32);
-} bh_classes_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct vector_key);
-	__type(value, struct vector);
-} bh_vectors_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct rule_key);
-	__type(value, struct rule);
-} bh_rules_v1 SEC(".maps");
+TABLE(bh_policies_v1, HASH, MAX_POLICIES, __u32, struct policy);
+TABLE(bh_prefixes_v1, LPM_TRIE, MAX_PREFIXES, struct prefix_key, __u32);
+TABLE(bh_services_v1, LPM_TRIE, MAX_PREFIXES, struct service_key, __u32);
+TABLE(bh_sets_v1, LPM_TRIE, MAX_PREFIXES, struct set_key, __u32);
+TABLE(bh_classes_v1, HASH, MAX_PREFIXES, struct class_key, __u32);
+TABLE(bh_vectors_v1, HASH, MAX_PREFIXES, struct vector_key, struct vector);
+TABLE(bh_rules_v1, HASH, MAX_PREFIXES, struct rule_key, struct rule);
 
 /* Filled by the program. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 18);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct rule_stat_key);
-	__type(value, struct rule_stats);
-} bh_rulestats_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct config);
-} bh_config_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct pending);
-} bh_pending_v1 SEC(".maps");
+TABLE(bh_rulestats_v1, PERCPU_HASH, 1 << 18, struct rule_stat_key, struct rule_stats);
+FIXED(bh_config_v1, ARRAY, 1, __u32, struct config);
+FIXED(bh_pending_v1, ARRAY, 1, __u32, struct pending);
 
 /* Connections. Not an LRU: a flood of new flows may not push out one that others rely
  * on, so each port has a share, and the silent ones are swept out. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_FLOWS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct flow_key);
-	__type(value, struct flow);
-} bh_flows_v3 SEC(".maps");
+TABLE(bh_flows_v3, HASH, MAX_FLOWS, struct flow_key, struct flow);
 
 /* How many of them each port has: the version goes with that of the flows, for those of
  * another version's table are counted anew. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PORTS);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct share);
-} bh_shares_v3 SEC(".maps");
+TABLE(bh_shares_v3, HASH, MAX_PORTS, __u32, struct share);
 
 /* One timer for all: the kernel allocates each, and from a packet's path it may find no
  * memory for thousands. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct sweeper);
-} bh_sweeper_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_POLICIES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct rate_key);
-	__type(value, struct rate);
-} bh_rates_v1 SEC(".maps");
+FIXED(bh_sweeper_v1, ARRAY, 1, __u32, struct sweeper);
+TABLE(bh_rates_v1, HASH, MAX_POLICIES, struct rate_key, struct rate);
 
 /* Filled by the program. Of a port that is gone nothing is missed: an entry's absence
  * is a full bucket. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, MAX_POLICIES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct rate_key);
-	__type(value, struct bucket);
-} bh_buckets_v1 SEC(".maps");
+FIXED(bh_buckets_v1, LRU_HASH, MAX_POLICIES, struct rate_key, struct bucket);
+FIXED(bh_fragments_v1, LRU_HASH, 8192, struct fragment_key, struct fragment);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct fragment_key);
-	__type(value, struct fragment);
-} bh_fragments_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1024 * 1024);
-	__uint(pinning, PIN_BY_NAME);
-} bh_flowlog_v1 SEC(".maps");
+RING(bh_flowlog_v1, 1024 * 1024);
 
 /* Ended flows for which that had no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, __u64);
-} bh_lost_v1 SEC(".maps");
+FIXED(bh_lost_v1, PERCPU_ARRAY, 1, __u32, __u64);
 
 /* A question about one packet and one list of rules, and the answer. */
 struct question {
@@ -361,13 +150,7 @@ struct scratch {
 	struct arrival arrival;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, struct scratch);
-} bh_scratch_v3 SEC(".maps");
+FIXED(bh_scratch_v3, PERCPU_ARRAY, 1, __u32, struct scratch);
 
 static __always_inline struct scratch *scratch(void)
 {

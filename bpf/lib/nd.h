@@ -98,7 +98,7 @@ static __always_inline int nd_solicit(struct __sk_buff *skb, struct pkt *p)
 			return step;
 	}
 	o = owner_of(&p->dst);
-	if (!o && p->tunnel) {
+	if (!o && on_overlay(p)) {
 		struct mac_key mac = {};
 
 		return elsewhere(p, &mac) ? nd_answer(skb, p, mac.mac, 0) : DROP_UNKNOWN_ADDRESS;

@@ -78,21 +78,6 @@ static __always_inline int is_ending(const struct pkt *p)
 	return p->tcp & (TCP_SYN | TCP_FIN | TCP_RST);
 }
 
-static __always_inline int fits(struct __sk_buff *skb, const struct pkt *p, __u32 mtu)
-{
-	__u32 head = p->l4 - ETH_HLEN + 8;
-	__u8 words;
-
-	if (!skb->gso_size)
-		return p->len - ETH_HLEN <= mtu;
-	if (p->proto == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, p->l4 + 12, &words, 1))
-			return 0;
-		head = p->l4 - ETH_HLEN + (words >> 4) * 4;
-	}
-	return skb->gso_size + head <= mtu;
-}
-
 static __always_inline void in_key(struct offload_key *k, const struct pkt *p, __u32 scope)
 {
 	k->scope = scope;

@@ -43,7 +43,7 @@ struct pkt {
 	__u32 frag; /* identification of a fragmented packet */
 	__u32 l4;   /* offset of the transport header */
 	__u32 end;  /* offset behind the packet, without the frame's padding */
-	__u32 tunnel; /* on an overlay: its VXLAN device */
+	__u32 tunnel; /* on an overlay: its VXLAN device, or NO_TUNNEL; else 0 */
 	__u16 ethertype;
 	__u16 sport;
 	__u16 dport;
@@ -66,6 +66,11 @@ struct pkt {
 #define LAN_TUNNEL 4
 #define LAN_TURNED 8 /* from the wire, for the NIC's MAC: dmac is that of the port it is for */
 #define LAN_OF(flags) ((flags) >> 5)
+
+static __always_inline int on_overlay(const struct pkt *p)
+{
+	return p->tunnel != 0;
+}
 
 /* Three halves: clang 14 turns a compare of six bytes into a call of memcmp, which
  * no program can make. */
@@ -321,6 +326,25 @@ __noinline int parse(struct __sk_buff *skb, struct pkt *p)
 	if (p->ethertype == ETH_P_ARP)
 		return parse_arp(skb, p);
 	return DROP_ETHERTYPE;
+}
+
+/* Does a frame fit an MTU, or, of one that is to be cut, each segment? Other protocols' segments are
+ * as large as their stack has made them: what gso_size says of those is no size. */
+static __always_inline int fits(struct __sk_buff *skb, const struct pkt *p, __u32 mtu)
+{
+	__u32 head = p->l4 - ETH_HLEN + 8;
+	__u8 words;
+
+	if (!skb->gso_size)
+		return p->len - ETH_HLEN <= mtu;
+	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
+		return 1;
+	if (p->proto == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, p->l4 + 12, &words, 1))
+			return 0;
+		head = p->l4 - ETH_HLEN + (words >> 4) * 4;
+	}
+	return skb->gso_size + head <= mtu;
 }
 
 #endif

@@ -51,7 +51,7 @@ __noinline int elsewhere(struct pkt *p, struct mac_key *mac)
 	const struct overlay *o;
 	const struct remote *r;
 
-	if (!p || !mac || !p->tunnel)
+	if (!p || !mac || !on_overlay(p))
 		return 0;
 	o = overlay_of(p->src.sw);
 	if (!o)

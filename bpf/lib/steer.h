@@ -27,14 +27,7 @@ struct steer {
 	__u16 pad;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_PREFIXES);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct steer_key);
-	__type(value, struct steer);
-} bh_steer_v1 SEC(".maps");
+TABLE(bh_steer_v1, LPM_TRIE, MAX_PREFIXES, struct steer_key, struct steer);
 
 static __always_inline const struct steer *steer_of(const struct pkt *p)
 {

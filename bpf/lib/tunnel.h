@@ -2,10 +2,9 @@
  * come in is believed.
  *
  * Over IPv4, a port's program writes the outer headers itself and hands the packet to the NIC; the
- * NIC's program takes them off. That costs half of what a VXLAN device does. The device is for what
- * cannot be done so: an outer checksum, which IPv6 wants; ARP, which the kernel does not let a
- * program wrap; packets that were unpacked on this host; kernels before 6.3, which do not say what an
- * unpacked packet is. On the wire nobody can tell. */
+ * NIC's program takes them off. The VXLAN device is for what cannot be done so: an outer checksum, which
+ * IPv6 wants; ARP, which the kernel does not let a program wrap; packets that were unpacked on this
+ * host; kernels before 6.3, which do not say what an unpacked packet is. On the wire nobody can tell. */
 #ifndef BULKHEAD_TUNNEL_H
 #define BULKHEAD_TUNNEL_H
 
