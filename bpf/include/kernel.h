@@ -26,6 +26,7 @@ typedef __u32 __wsum;
 /* Flags of maps and helpers. */
 #define BPF_F_NO_PREALLOC (1U << 0)
 #define BPF_NOEXIST 1
+#define BPF_F_RECOMPUTE_CSUM (1ULL << 0)
 #define BPF_F_INVALIDATE_HASH (1ULL << 1)
 #define BPF_F_INGRESS (1ULL << 0)
 #define BPF_F_PSEUDO_HDR (1ULL << 4)

@@ -90,8 +90,6 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return 0;
 	if (f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) && redress(skb, p, port))
 		return 0;
-	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
-		flow_tcp(f, p, end);
 	if (you->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_IN;
 	step = kind == PORT_REMOTE ? fits_tunnel(skb, p) : DROP_NONE;
@@ -101,6 +99,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		step = rates(skb, p, port);
 	if (step)
 		return drop(skb, p, step);
+	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
+		flow_tcp(f, p, end);
 	count_flow(f, p, end);
 	if (is_closed(f) && !(p->tcp & (TCP_FIN | TCP_RST)))
 		flow_last(&key);

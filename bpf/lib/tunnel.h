@@ -15,6 +15,8 @@
 #include "step.h"
 
 #define ECN_MASK 3
+#define ECN_ECT1 1
+#define ECN_ECT0 2
 #define ECN_CE 3
 #define TUNNEL_TTL 64
 #define IP_DF 0x4000
@@ -131,8 +133,8 @@ __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 	r = o ? remote_of(&p->dst, o) : 0;
 	if (!r || is_mapped(r->host) != is_mapped(o->from))
 		return DROP_NO_ROUTE;
-	most = o->mtu + ETH_HLEN - WRAPPING - (is_mapped(r->host) ? 0 : sizeof(struct ipv6hdr) - sizeof(struct iphdr));
-	return !skb->gso_size && skb->len > most ? DROP_MTU : DROP_NONE;
+	most = o->mtu - WRAPPING - (is_mapped(r->host) ? 0 : sizeof(struct ipv6hdr) - sizeof(struct iphdr));
+	return fits(skb, p, most) ? DROP_NONE : DROP_MTU;
 }
 
 /* A verification border. Sends a frame to the host that its destination is on. Who that is, is

@@ -80,11 +80,41 @@ __noinline int from_remote(struct __sk_buff *skb)
 	return deliver(skb, p);
 }
 
+/* A verification border. What the network between the hosts has said of congestion goes to the packet inside
+ * (RFC 6040): a mark for what was only able to bear one replaces that. 0, or a reason. */
+__noinline int pass_ecn(struct __sk_buff *skb, __u32 outer)
+{
+	__u8 head[2] __attribute__((aligned(2)));
+	__u16 was;
+
+	if (outer == ECN_CE)
+		return bpf_skb_ecn_set_ce(skb) ? DROP_NONE : DROP_CONGESTED;
+	if (outer != ECN_ECT1)
+		return DROP_NONE;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, head, sizeof(head)))
+		return DROP_MALFORMED;
+	was = *(__u16 *)head;
+	if (head[0] >> 4 == 6) {
+		if ((head[1] >> 4 & ECN_MASK) != ECN_ECT0)
+			return DROP_NONE;
+		head[1] ^= (ECN_ECT0 ^ ECN_ECT1) << 4;
+		return bpf_skb_store_bytes(skb, ETH_HLEN, head, sizeof(head), BPF_F_RECOMPUTE_CSUM) ? DROP_KERNEL : DROP_NONE;
+	}
+	if ((head[1] & ECN_MASK) != ECN_ECT0)
+		return DROP_NONE;
+	head[1] ^= ECN_ECT0 ^ ECN_ECT1;
+	if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, *(__u16 *)head, sizeof(was)) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN, head, sizeof(head), 0))
+		return DROP_KERNEL;
+	return DROP_NONE;
+}
+
 /* A verification border. Takes a packet's outer headers off: 0, or what becomes of it instead. */
 __noinline int unwrap(struct __sk_buff *skb)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	struct wrapping w;
+	int reason;
 
 	if (bpf_skb_load_bytes(skb, 0, &w, sizeof(w)))
 		return TC_ACT_UNSPEC;
@@ -93,9 +123,8 @@ __noinline int unwrap(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_store_bytes(skb, 0, &w.inner, sizeof(w.inner), 0))
 		return TC_ACT_SHOT;
-	if ((w.ip.tos & ECN_MASK) == ECN_CE && !bpf_skb_ecn_set_ce(skb))
-		return refuse(skb, DROP_CONGESTED);
-	return 0;
+	reason = pass_ecn(skb, w.ip.tos & ECN_MASK);
+	return reason ? refuse(skb, reason) : 0;
 }
 
 /* Is it a VXLAN packet that the program can unpack? One with a checksum of its own, with options,
