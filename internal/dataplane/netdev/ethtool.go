@@ -9,8 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// offload is a feature of a NIC's, as ethtool -k shows it.
-type offload struct{ on, fixed bool }
+// offload is a feature of a NIC's, as ethtool -k shows it. A driver may keep one on that is not wanted.
+type offload struct{ on, wanted, fixed bool }
+
+// stubborn tells that it was asked to be off, and is not.
+func (o offload) stubborn() bool { return o.on && !o.wanted }
 
 // Commands and the string set of features (linux/ethtool.h).
 const (
@@ -39,7 +42,7 @@ func (n *Netdev) offloads(nic string) (out map[string]offload, err error) {
 		for i, name := range names {
 			at, bit := 8+i/32*16, uint32(1)<<(i%32)
 			word := func(k int) uint32 { return binary.NativeEndian.Uint32(b[at+4*k:]) }
-			out[name] = offload{on: word(2)&bit != 0, fixed: word(0)&bit == 0 || word(3)&bit != 0}
+			out[name] = offload{on: word(2)&bit != 0, wanted: word(1)&bit != 0, fixed: word(0)&bit == 0 || word(3)&bit != 0}
 		}
 		return nil
 	})

@@ -21,7 +21,7 @@ func (n *Netdev) Reset(ctx context.Context) error {
 	errs := []error{err, n.reap.wait(ctx)}
 	ps := n.newPass(ctx, false)
 	defer ps.close()
-	errs = append(errs, ps.applyHost(empty.Host), n.dropDir())
+	errs = append(errs, ps.applyHost(empty.Host), n.forgetAbsent(), n.dropDir())
 	return errors.Join(errs...)
 }
 
@@ -84,7 +84,7 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
 	}
 	all = append(all, r.filterNotes()...)
-	all = append(all, r.tuningNotes()...)
+	all = append(all, r.tuningNotes(links)...)
 	sort.Strings(all)
 	return all, err
 }

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,6 +28,8 @@ const (
 
 // tuning is what we changed of a NIC.
 type tuning struct {
+	// Index is the NIC's. One that comes back is as we left it; another of its name is as its maker did.
+	Index int `json:"index,omitempty"`
 	// AllMulti: it takes all group frames.
 	AllMulti bool `json:"all_multi,omitempty"`
 	// Off are the offloads that were turned off, by their names in ethtool.
@@ -80,15 +83,17 @@ func tuningChanges(d *plan.Delta) bool {
 	return false
 }
 
+// of tells whether a note is of a NIC with that index. Older notes do not say.
+func (t tuning) of(index int) bool { return t.Index == 0 || t.Index == index }
+
 // tune has NICs do what their networks need.
 func (ps *pass) tune(p *plan.Plan) error {
 	want := ps.n.demandsOf(p)
+	var errs []error
 	for _, nic := range slices.Sorted(maps.Keys(want)) {
-		if err := ps.tuneOne(nic, want[nic]); err != nil {
-			return err
-		}
+		errs = append(errs, ps.tuneOne(nic, want[nic]))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (ps *pass) tuneOne(nic string, d demand) error {
@@ -96,7 +101,7 @@ func (ps *pass) tuneOne(nic string, d demand) error {
 	if err != nil || !ok {
 		return err
 	}
-	noted, err := ps.n.tuned()
+	all, err := ps.n.tuned()
 	if err != nil {
 		return err
 	}
@@ -104,7 +109,11 @@ func (ps *pass) tuneOne(nic string, d demand) error {
 	if err != nil {
 		return err
 	}
-	next := tuning{noted[nic].AllMulti, slices.Clone(noted[nic].Off)}
+	noted := all[nic]
+	if !noted.of(l.index) {
+		noted = tuning{}
+	}
+	next := tuning{l.index, noted.AllMulti, slices.Clone(noted.Off)}
 	groups := l.flags&unix.IFF_ALLMULTI == 0
 	if groups {
 		if next.AllMulti {
@@ -114,7 +123,7 @@ func (ps *pass) tuneOne(nic string, d demand) error {
 	}
 	var off []string
 	for _, f := range d.off {
-		if !have[f].on || have[f].fixed {
+		if o := have[f]; !o.on || o.fixed || o.stubborn() {
 			continue
 		}
 		off = append(off, f)
@@ -124,15 +133,13 @@ func (ps *pass) tuneOne(nic string, d demand) error {
 			next.Off = append(next.Off, f)
 		}
 	}
-	if err := ps.noteTuning(nic, next, noted[nic]); err != nil {
+	if err := ps.noteTuning(nic, next, all[nic]); err != nil {
 		return err
 	}
 	if groups {
-		if err := ps.setGroups(string(d.owner), nic, l.index, true); err != nil {
-			return err
-		}
+		err = ps.setGroups(string(d.owner), nic, l.index, true)
 	}
-	return ps.setOffloads(string(d.owner), nic, off, false)
+	return errors.Join(err, ps.setOffloads(string(d.owner), nic, off, false))
 }
 
 // untune undoes what was written down and is not needed.
@@ -142,37 +149,62 @@ func (ps *pass) untune(p *plan.Plan) error {
 		return err
 	}
 	want := ps.n.demandsOf(p)
+	var errs []error
 	for _, nic := range slices.Sorted(maps.Keys(noted)) {
-		was := noted[nic]
-		d, needed := want[nic]
-		keep := tuning{AllMulti: was.AllMulti && needed}
-		var on []string
-		for _, f := range was.Off {
-			if needed && slices.Contains(d.off, f) {
-				keep.Off = append(keep.Off, f)
-			} else {
-				on = append(on, f)
-			}
+		var d *demand
+		if w, needed := want[nic]; needed {
+			d = &w
 		}
-		l, ok, err := ps.hostLink(nic)
-		if err != nil {
-			return err
+		errs = append(errs, ps.untuneOne(nic, noted[nic], d))
+	}
+	return errors.Join(errs...)
+}
+
+// untuneOne undoes what was written down of a NIC but for what is needed, which may be nothing. One that is away may come back
+// as it was.
+func (ps *pass) untuneOne(nic string, was tuning, need *demand) error {
+	l, ok, err := ps.hostLink(nic)
+	if err != nil || !ok {
+		return err
+	}
+	if !was.of(l.index) {
+		return ps.noteTuning(nic, tuning{}, was)
+	}
+	keep := tuning{Index: l.index, AllMulti: was.AllMulti && need != nil}
+	var on []string
+	for _, f := range was.Off {
+		if need != nil && slices.Contains(need.off, f) {
+			keep.Off = append(keep.Off, f)
+		} else {
+			on = append(on, f)
 		}
-		if ok { // what is gone has nothing to undo
-			if err := ps.setOffloads("", nic, on, true); err != nil {
-				return err
-			}
-			if was.AllMulti && !keep.AllMulti && l.flags&unix.IFF_ALLMULTI != 0 {
-				if err := ps.setGroups("", nic, l.index, false); err != nil {
-					return err
-				}
-			}
-		}
-		if err := ps.noteTuning(nic, keep, was); err != nil {
+	}
+	if err := ps.setOffloads("", nic, on, true); err != nil {
+		return err
+	}
+	if was.AllMulti && !keep.AllMulti && l.flags&unix.IFF_ALLMULTI != 0 {
+		if err := ps.setGroups("", nic, l.index, false); err != nil {
 			return err
 		}
 	}
-	return nil
+	return ps.noteTuning(nic, keep, was)
+}
+
+// forgetAbsent drops the notes of NICs that are not there: whoever resets does not wait for them.
+func (n *Netdev) forgetAbsent() error {
+	return n.home.do(func() error {
+		links, err := n.host.listLinks()
+		if err != nil {
+			return fmt.Errorf("list links: %w", err)
+		}
+		return n.updateRecord(func(r *record) {
+			maps.DeleteFunc(r.NICs, func(nic string, t tuning) bool { return !t.present(nic, links) })
+		})
+	})
+}
+
+func (t tuning) present(nic string, links []link) bool {
+	return slices.ContainsFunc(links, func(l link) bool { return l.name == nic && t.of(l.index) })
 }
 
 // setGroups has a NIC take all group frames, or those that somebody asked for.
@@ -227,12 +259,15 @@ func (n *Netdev) tuned() (out map[string]tuning, err error) {
 }
 
 func (ps *pass) noteTuning(nic string, now, was tuning) error {
-	if ps.dry != nil || now.AllMulti == was.AllMulti && slices.Equal(now.Off, was.Off) {
+	if !now.AllMulti && len(now.Off) == 0 {
+		now = tuning{}
+	}
+	if ps.dry != nil || now.Index == was.Index && now.AllMulti == was.AllMulti && slices.Equal(now.Off, was.Off) {
 		return nil
 	}
 	return ps.n.home.do(func() error {
 		return ps.n.updateRecord(func(r *record) {
-			if !now.AllMulti && len(now.Off) == 0 {
+			if now.Index == 0 {
 				delete(r.NICs, nic)
 				return
 			}
@@ -244,10 +279,13 @@ func (ps *pass) noteTuning(nic string, now, was tuning) error {
 	})
 }
 
-// tuningNotes lists what is written down, for a check after Reset.
-func (r record) tuningNotes() []string {
+// tuningNotes lists what is written down of NICs that are there, for a check after Reset.
+func (r record) tuningNotes(links []link) []string {
 	var out []string
 	for _, nic := range slices.Sorted(maps.Keys(r.NICs)) {
+		if !r.NICs[nic].present(nic, links) {
+			continue
+		}
 		if r.NICs[nic].AllMulti {
 			out = append(out, "allmulticast of "+nic)
 		}

@@ -140,3 +140,56 @@ func TestTuningVLAN(t *testing.T) {
 		t.Error("a port in a VLAN is no change")
 	}
 }
+
+// TestTuningAway: a NIC that is away when its network goes is put back when it comes again; another one of its name is left alone.
+func TestTuningAway(t *testing.T) {
+	t.Parallel()
+	h, n := tuningHost(t)
+	h.Run(t, "ip", "netns", "add", "far")
+	apply(t, n, &plan.Plan{}, onNIC("nic0"))
+	h.Run(t, "ip", "link", "set", "nic0", "netns", "far")
+	apply(t, n, onNIC("nic0"), &plan.Plan{})
+	if got := leftovers(t, n); got != "" {
+		t.Errorf("what is away is left here: %s", got)
+	}
+	h.Run(t, "bash", "-c", "ip -n far link set nic0 netns $$ && ip link show nic0")
+	tunedTo(t, n, "nic0", true, false)
+	if _, err := resync(t, n, &plan.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	tunedTo(t, n, "nic0", false, true)
+	apply(t, n, &plan.Plan{}, onNIC("nic0"))
+	h.Run(t, "bash", "-c", "ip link del nic0; ip link add nic0 type veth peer name far0; ip link set nic0 up allmulticast on; ip link set far0 up")
+	if _, err := resync(t, n, &plan.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	tunedTo(t, n, "nic0", true, true)
+	if got := leftovers(t, n); got != "" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// TestTuningGoesOn: a NIC that cannot be tuned does not keep the others from it.
+func TestTuningGoesOn(t *testing.T) {
+	t.Parallel()
+	_, n := tuningHost(t)
+	p := onNIC("nic0")
+	p.Switches["B"] = &plan.Switch{Network: "B", Mode: plan.ModeL2Bridge, Uplink: "longer.than.a.NIC.is.called", UplinkPort: plan.UplinkPortID("B")}
+	ps := n.newPass(t.Context(), false)
+	defer ps.close()
+	if err := ps.tune(p); err == nil {
+		t.Error("the kernel knows a NIC of a name that it does not allow")
+	}
+	tunedTo(t, n, "nic0", true, false)
+}
+
+// TestStubbornOffload: what a driver keeps on although it was asked not to is asked once, and is no drift.
+func TestStubbornOffload(t *testing.T) {
+	for o, want := range map[offload]bool{
+		{on: true, wanted: true}: false, {on: true}: true, {}: false, {wanted: true}: false,
+	} {
+		if got := o.stubborn(); got != want {
+			t.Errorf("%+v: stubborn %v", o, got)
+		}
+	}
+}
