@@ -98,7 +98,7 @@ func (e *Engine) Attach(ctx context.Context, s api.AttachmentSpec) (api.Attachme
 	if e.opt.Netns == nil {
 		return api.Attachment{}, api.Errorf(api.KindUnsupported, "netns: this daemon has no kernel to attach containers in")
 	}
-	inode, err := e.opt.Netns(s.Netns)
+	inode, err := e.netnsAt(s.Netns)
 	if err != nil {
 		return api.Attachment{}, api.Errorf(api.KindInvalid, "netns: %w", err)
 	}
@@ -401,7 +401,7 @@ func (e *Engine) CheckAttachment(id hcn.GUID) (api.Attachment, error) {
 	if a.Namespace == "" {
 		return a, api.Errorf(api.KindConflict, "attachment %s: its network namespace %s has vanished", id, a.Netns).Hint("detach it")
 	}
-	if inode, err := e.opt.Netns(a.Netns); err != nil {
+	if inode, err := e.netnsAt(a.Netns); err != nil {
 		return a, api.Errorf(api.KindConflict, "attachment %s: %w", id, err).Hint("detach it")
 	} else if ns := e.adoptedAt(a.Namespace); ns == nil || ns.Inode != inode {
 		return a, api.Errorf(api.KindConflict, "attachment %s: another network namespace is at %s now", id, a.Netns).Hint("detach it")
@@ -410,6 +410,26 @@ func (e *Engine) CheckAttachment(id hcn.GUID) (api.Attachment, error) {
 		return a, api.Errorf(api.KindConflict, "attachment %s: %w", id, err).Hint("it is tried again; see the daemon's log")
 	}
 	return a, nil
+}
+
+// netnsAt is the number of another runtime's network namespace. Compartments that we made are refused, whatever they are called
+// there: their endpoints are told by their own names.
+func (e *Engine) netnsAt(path string) (uint64, error) {
+	inode, compartment, err := e.opt.Netns(path)
+	if err != nil || compartment == "" {
+		return inode, err
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if compartment == plan.NamespacePath(plan.ResolverNamespace) {
+		return 0, fmt.Errorf("%s is the compartment of our resolver: name that of a container", path)
+	}
+	for id, ns := range e.st.namespaces {
+		if plan.NamespacePath(id) == compartment && ns.Adopted == nil {
+			return 0, fmt.Errorf("%s is a compartment of ours: name its HCN namespace %s instead", path, id)
+		}
+	}
+	return inode, nil
 }
 
 func (e *Engine) adoptedAt(namespace hcn.GUID) *plan.Adopted {

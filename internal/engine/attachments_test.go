@@ -46,6 +46,9 @@ func TestForeignContainerIsAttachedOnce(t *testing.T) {
 			len(a.Endpoint.Addresses) == 0 || len(a.Routes) == 0 || len(a.DNS.ServerList) == 0 || a.Labels["app"] != "web" {
 			e.t.Errorf("attached %s", toJSON(a))
 		}
+		e.w.mu.Lock()
+		e.w.compartments[11] = plan.NamespacePath(a.Namespace) // as we hold it now
+		e.w.mu.Unlock()
 		if again := must(e.attachForeign(s))(e); !cmp.Equal(again, a) {
 			e.t.Errorf("again: %s", cmp.Diff(a, again))
 		}
@@ -111,21 +114,28 @@ func TestForeignContainerFailsWhole(t *testing.T) {
 		}
 		must(e.attachForeign(foreign("c1")))(e)
 		must(e.network(netDoc("b", "NAT", 8)))(e)
+		ours := must(e.namespace(`{` + v2 + `}`))(e)
+		e.w.mu.Lock()
+		maps.Copy(e.w.netns, map[string]uint64{"/proc/7/ns/net": 21, "/proc/8/ns/net": 22})
+		maps.Copy(e.w.compartments, map[uint64]string{21: plan.NamespacePath(ours.ID), 22: plan.NamespacePath(plan.ResolverNamespace)})
+		e.w.mu.Unlock()
 		for name, c := range map[string]struct {
 			change func(*api.AttachmentSpec)
 			kind   string
 			text   string
 		}{
-			"no owner":          {func(s *api.AttachmentSpec) { s.Owner = "" }, api.KindInvalid, "owner: it is missing"},
-			"long container":    {func(s *api.AttachmentSpec) { s.Container = strings.Repeat("x", 300) }, api.KindInvalid, "container: "},
-			"control character": {func(s *api.AttachmentSpec) { s.Name = "a\nb" }, api.KindInvalid, "name: "},
-			"relative path":     {func(s *api.AttachmentSpec) { s.Netns = "netns/c1" }, api.KindInvalid, "netns: "},
-			"no namespace":      {func(s *api.AttachmentSpec) { s.Netns = "/run/netns/x" }, api.KindInvalid, "netns: /run/netns/x does not exist"},
-			"no network":        {func(s *api.AttachmentSpec) { s.Network = "x"; s.Container = "c9" }, api.KindNotFound, `network "x"`},
-			"interface":         {func(s *api.AttachmentSpec) { s.Interface = "lo" }, api.KindInvalid, "lo"},
-			"taken interface":   {func(s *api.AttachmentSpec) { s.Owner = "other" }, api.KindInternal, "eth0"},
-			"other network":     {func(s *api.AttachmentSpec) { s.Network = "b" }, api.KindConflict, "is on network"},
-			"other namespace":   {func(s *api.AttachmentSpec) { s.Netns = "/run/netns/c2" }, api.KindConflict, "another network namespace"},
+			"no owner":            {func(s *api.AttachmentSpec) { s.Owner = "" }, api.KindInvalid, "owner: it is missing"},
+			"long container":      {func(s *api.AttachmentSpec) { s.Container = strings.Repeat("x", 300) }, api.KindInvalid, "container: "},
+			"control character":   {func(s *api.AttachmentSpec) { s.Name = "a\nb" }, api.KindInvalid, "name: "},
+			"relative path":       {func(s *api.AttachmentSpec) { s.Netns = "netns/c1" }, api.KindInvalid, "netns: "},
+			"no namespace":        {func(s *api.AttachmentSpec) { s.Netns = "/run/netns/x" }, api.KindInvalid, "netns: /run/netns/x does not exist"},
+			"ours by its process": {func(s *api.AttachmentSpec) { s.Netns = "/proc/7/ns/net" }, api.KindInvalid, "netns: /proc/7/ns/net is a compartment of ours"},
+			"the resolver's":      {func(s *api.AttachmentSpec) { s.Netns = "/proc/8/ns/net" }, api.KindInvalid, "resolver"},
+			"no network":          {func(s *api.AttachmentSpec) { s.Network = "x"; s.Container = "c9" }, api.KindNotFound, `network "x"`},
+			"interface":           {func(s *api.AttachmentSpec) { s.Interface = "lo" }, api.KindInvalid, "lo"},
+			"taken interface":     {func(s *api.AttachmentSpec) { s.Owner = "other" }, api.KindInternal, "eth0"},
+			"other network":       {func(s *api.AttachmentSpec) { s.Network = "b" }, api.KindConflict, "is on network"},
+			"other namespace":     {func(s *api.AttachmentSpec) { s.Netns = "/run/netns/c2" }, api.KindConflict, "another network namespace"},
 			"range outside": {func(s *api.AttachmentSpec) {
 				s.Container = "c9"
 				s.Ranges = [][]api.AddressRange{{{Subnet: "10.9.9.0/24"}}}

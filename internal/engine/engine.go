@@ -135,9 +135,9 @@ type Options struct {
 	Capture func(ctx context.Context, r CaptureRequest, out CaptureOutput) error
 	// Reach asks who can be reached; nil where nobody can be asked.
 	Reach Reach
-	// Netns is the number of the network namespace at a path, which is refused unless it is one that endpoints may be put into;
-	// nil where there is no kernel.
-	Netns   func(path string) (inode uint64, err error)
+	// Netns is the number of the network namespace at a path, which is refused unless it is one that endpoints may be put into,
+	// and the path of the compartment that it is, if it is one; nil where there is no kernel.
+	Netns   func(path string) (inode uint64, compartment string, err error)
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images

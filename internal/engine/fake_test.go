@@ -45,22 +45,24 @@ type world struct {
 	lan      *lan
 	// netns are the network namespaces of other runtimes, by path.
 	netns map[string]uint64
+	// compartments are the paths of those that are ours, or held by us, by inode.
+	compartments map[uint64]string
 }
 
-func (w *world) identify(path string) (uint64, error) {
+func (w *world) identify(path string) (uint64, string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	inode, ok := w.netns[path]
 	if !ok {
-		return 0, fmt.Errorf("%s does not exist", path)
+		return 0, "", fmt.Errorf("%s does not exist", path)
 	}
-	return inode, nil
+	return inode, w.compartments[inode], nil
 }
 
 var errKilled = errors.New("this daemon is dead")
 
 func newWorld() *world {
-	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}, lan: newLANServer(), netns: map[string]uint64{}}
+	w := &world{ctrs: map[string]*fakeContainer{}, disk: map[string]bool{}, held: map[hostPort]string{}, served: map[hostPort]bool{}, host: map[hostPort]string{}, lan: newLANServer(), netns: map[string]uint64{}, compartments: map[uint64]string{}}
 	w.reboot()
 	return w
 }

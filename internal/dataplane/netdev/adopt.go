@@ -3,8 +3,6 @@ package netdev
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -15,10 +13,10 @@ import (
 // we make, so that nothing else has to know the difference; only what the runtime has put in there is not touched. When the
 // runtime takes its own name of the namespace away, ours goes too.
 
-// Identify gives the inode of the network namespace at a path that another runtime names. Refused are the host's own and
-// compartments of ours, whose endpoints are told by their own names, and everything else that is no network namespace,
-// which is not even opened: opening alone has effects on some files.
-func (n *Netdev) Identify(path string) (inode uint64, err error) {
+// Identify gives the inode of the network namespace at a path that another runtime names, and the path of the compartment that
+// it is, "" for none: one that we made, by whatever name it is asked for, or one that we hold already. Refused are the host's own
+// and everything that is no network namespace, which is not even opened: opening alone has effects on some files.
+func (n *Netdev) Identify(path string) (inode uint64, compartment string, err error) {
 	err = n.home.do(func() error {
 		fd, at, err := netnsAt(path)
 		if err != nil {
@@ -36,17 +34,29 @@ func (n *Netdev) Identify(path string) (inode uint64, err error) {
 		return nil
 	})
 	if err == nil {
-		err = n.checkNotOurs(path)
+		compartment, err = n.compartmentOf(inode)
 	}
-	return inode, err
+	return inode, compartment, err
 }
 
-// checkNotOurs refuses compartments that we made, by the names that they have.
-func (n *Netdev) checkNotOurs(path string) error {
-	if filepath.Dir(filepath.Clean(path)) == n.opts.NetnsDir && strings.HasPrefix(filepath.Base(path), compartmentPrefix) {
-		return fmt.Errorf("%s is a compartment of ours: name its HCN namespace instead", path)
+// compartmentOf is the path of the compartment with an inode, "" for none.
+func (n *Netdev) compartmentOf(inode uint64) (string, error) {
+	paths, err := n.listNamespaces()
+	if err != nil {
+		return "", err
 	}
-	return nil
+	found := ""
+	err = n.home.do(func() error {
+		for _, path := range paths {
+			var fs unix.Statfs_t
+			var st unix.Stat_t
+			if unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC && unix.Stat(path, &st) == nil && st.Ino == inode {
+				found = path
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 // netnsAt opens the network namespace at a path, and fails with ErrVanished if none is there. What else lies there is looked at

@@ -19,11 +19,11 @@ func TestAdoptedNamespace(t *testing.T) {
 			t.Parallel()
 			h, n := open(t)
 			h.Run(t, "sh", "-c", "ip netns add theirs && ip -n theirs link add their0 type veth peer name their1 && ip -n theirs addr add 10.1.2.3/24 dev their0")
-			inode, err := n.Identify("/run/netns/theirs")
-			if err != nil {
-				t.Fatal(err)
+			inode, held, err := n.Identify("/run/netns/theirs")
+			if err != nil || held != "" {
+				t.Fatalf("held as %q, %v", held, err)
 			}
-			if again, err := n.Identify("/run/netns/../netns/theirs"); err != nil || again != inode {
+			if again, _, err := n.Identify("/run/netns/../netns/theirs"); err != nil || again != inode {
 				t.Errorf("by another name: %d, %v, want %d", again, err, inode)
 			}
 			p := onlyNetwork()
@@ -31,6 +31,9 @@ func TestAdoptedNamespace(t *testing.T) {
 			ns.Adopted, ep.VNIC.Adopted = &plan.Adopted{Path: "/run/netns/theirs", Inode: inode}, true
 			apply(t, n, &plan.Plan{}, p)
 			quiet(t, n, p)
+			if again, held, err := n.Identify("/run/netns/theirs"); err != nil || again != inode || held != ns.Path {
+				t.Errorf("once it is ours, too: %d, held as %q, %v", again, held, err)
+			}
 			if got := h.Run(t, "ip", "-n", "theirs", "-br", "addr", "show", "eth0"); !strings.Contains(got, "10.77.1.1/16") {
 				t.Errorf("in the runtime's namespace: %s", got)
 			}
@@ -70,10 +73,18 @@ func TestIdentifyRefuses(t *testing.T) {
 	for path, want := range map[string]string{
 		"/run/none": "does not exist", "/run/dangling": "does not exist", "/run/file": "is no network namespace", "/run/pipe": "is no network namespace",
 		"/run/file/x": "does not exist", "/proc/thread-self/ns/net": "the host's own", "/proc/thread-self/ns/mnt": "is no network namespace", "/proc/999999999/ns/net": "does not exist",
-		ns.Path: "a compartment of ours", "/run": "is no network namespace",
+		"/run": "is no network namespace",
 	} {
-		if _, err := n.Identify(path); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := n.Identify(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
+	// Ours is told by whatever name it is asked for.
+	h.Run(t, "sh", "-c", ": >/run/alias && mount --bind "+ns.Path+" /run/alias")
+	for _, path := range []string{ns.Path, "/run/alias"} {
+		if _, held, err := n.Identify(path); err != nil || held != ns.Path {
+			t.Errorf("%s: held as %q, %v, want %s", path, held, err, ns.Path)
+		}
+	}
+	h.Run(t, "umount", "/run/alias")
 }
