@@ -111,6 +111,19 @@ func messages(out []netlink.Message, kind int, flags netlink.HeaderFlags, es ele
 
 // commit sends messages as one transaction. The kernel has done it, or refused it, when the call returns.
 func (b *batcher) commit(ms []netlink.Message) error {
+	first := b.seq + 1
+	out, err := b.encode(ms)
+	if err != nil {
+		return err
+	}
+	if err := b.send(out); err != nil {
+		return err
+	}
+	return b.answers(first, b.seq)
+}
+
+// encode makes one transaction of messages, and numbers them.
+func (b *batcher) encode(ms []netlink.Message) ([]byte, error) {
 	edge := func(kind netlink.HeaderType) netlink.Message {
 		return netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request}, Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}}
 	}
@@ -124,14 +137,11 @@ func (b *batcher) commit(ms []netlink.Message) error {
 		ms[i].Header.Length = uint32(unix.SizeofNlMsghdr + len(ms[i].Data))
 		m, err := ms[i].MarshalBinary()
 		if err != nil {
-			return fmt.Errorf("encode a transaction: %w", err)
+			return nil, fmt.Errorf("encode a transaction: %w", err)
 		}
 		out = append(out, m...)
 	}
-	if err := b.send(out); err != nil {
-		return err
-	}
-	return b.answers(b.seq - 1)
+	return out, nil
 }
 
 func (b *batcher) send(out []byte) error {
@@ -149,8 +159,9 @@ func (b *batcher) send(out []byte) error {
 
 var errNoAnswer = errors.New("the kernel did not say what became of the transaction")
 
-// answers reads what the kernel said. All of it is there.
-func (b *batcher) answers(last uint32) error {
+// answers reads what the kernel said of the messages from first to the end, the one before which asked for an answer. All of it
+// is there, and maybe some of what was said of earlier ones.
+func (b *batcher) answers(first, end uint32) error {
 	done := false
 	var errs []error
 	for {
@@ -169,12 +180,12 @@ func (b *batcher) answers(last uint32) error {
 			return fmt.Errorf("read the kernel's answer: %w", err)
 		}
 		for _, m := range ms {
-			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {
+			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 || m.Header.Seq-first > end-first {
 				continue
 			}
 			if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
 				errs = append(errs, unix.Errno(-code))
-			} else if m.Header.Seq == last {
+			} else if m.Header.Seq == end-1 {
 				done = true
 			}
 		}

@@ -47,6 +47,28 @@ func TestBatch(t *testing.T) {
 	if got := held() - before; got != each {
 		t.Errorf("%d elements after a refused transaction, want %d", got, each)
 	}
+	// What is left of an answer that nobody read is not taken for one of the next transaction. Numbers wrap.
+	b := &k.batch
+	for _, seq := range []uint32{b.seq, ^uint32(0) - 1} {
+		b.seq = seq
+		if err := k.write(nil, element(1004)); err != nil {
+			t.Fatal(err)
+		}
+		ms, err := messages(nil, unix.NFT_MSG_DELSETELEM, 0, element(1005))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := b.encode(ms)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.send(out); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.write(element(1004), nil); err != nil {
+			t.Errorf("after an answer that nobody read: %v", err)
+		}
+	}
 	many := elements{}
 	for i := range 3000 {
 		maps.Copy(many, element(2000+i))
