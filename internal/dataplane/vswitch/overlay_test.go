@@ -323,8 +323,10 @@ func TestTunnelMTU(t *testing.T) {
 				packet, segment int
 				want            Outcome
 			}{
-				{most, 0, Delivered}, {most + 1, 0, Dropped},
-				{3000, most - head - l4, Delivered}, {3000, most - head - l4 + 1, Dropped},
+				{most, 0, Delivered},
+				{most + 1, 0, Dropped},
+				{3000, most - head - l4, Delivered},
+				{3000, most - head - l4 + 1, Dropped},
 			} {
 				long := append(slices.Clone(frame), make([]byte, 14+tc.packet-len(frame))...)
 				in := bpfSkBuff{Ifindex: l.a.applied[c.ID].index, GsoSize: uint32(tc.segment)}
@@ -352,7 +354,7 @@ func TestTunnelCongestion(t *testing.T) {
 	c := l.plan.Ports["1-10"]
 	const outer, inner = 14, 14 + 20 + 8 + 8 + 14
 	const lost = 4
-	// By inner and outer mark: not capable, ECT(1), ECT(0), congested.
+	// By inner and outer mark: not capable, capable (1), capable (0), congested.
 	want := [4][4]byte{{0, 0, 0, lost}, {1, 1, 1, 3}, {2, 1, 2, 3}, {3, 3, 3, 3}}
 	for i := range r.Addrs {
 		frame := l.plan.Complete(plan.Packet{From: plan.TunnelPortID(4789), VNI: 5001, Src: r.Addrs[i], Dst: c.Addrs[i], Protocol: 17, SrcPort: 1000, DstPort: 80}).Frame()
