@@ -396,9 +396,10 @@ func exclusions(list []string) (hcn.ExclusionsSetting, error) {
 		} else {
 			s.Prefixes = append(s.Prefixes, text)
 		}
-	}
-	if _, err := s.AddrRanges(); err != nil {
-		return s, api.Errorf(api.KindInvalid, "--exclude: %w", err).Hint("write it like 10.7.0.5, 10.7.0.0/28 or 10.7.0.10-10.7.0.20")
+		if _, err := s.AddrRanges(); err != nil { // of this one: those before it are good
+			return s, api.Errorf(api.KindInvalid, "--exclude %.100q is no address, prefix or range of addresses", text).
+				Hint("write it like 10.7.0.5, 10.7.0.0/28 or 10.7.0.10-10.7.0.20")
+		}
 	}
 	return s, nil
 }

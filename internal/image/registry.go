@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -206,17 +207,50 @@ func (c *conn) manifest(ctx context.Context, identifier string) ([]byte, string,
 	return raw, resp.Header.Get("Content-Type"), nil
 }
 
-// registryError adds the sentinel that callers branch on to an answer of a registry.
+// registryError adds the sentinel that callers branch on to an answer of a registry, and says of none in words what is wrong.
 func registryError(err error) error {
 	var te *transport.Error
 	if !errors.As(err, &te) {
-		return err
+		return unreached(err)
 	}
 	switch te.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("%w (log in, or check the name): %w", ErrUnauthorized, err)
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return unreached(err)
+}
+
+// unreached says why there was no answer. The library joins what became of both schemes into one text, with a URL before each.
+func unreached(err error) error {
+	var (
+		resolve *net.DNSError
+		dial    *net.OpError
+		issuer  x509.UnknownAuthorityError
+		host    x509.HostnameError
+	)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.As(err, &resolve) && resolve.IsNotFound:
+		return fmt.Errorf("nobody knows the name %.253s: check it, and this host's resolvers", resolve.Name)
+	case errors.As(err, &resolve):
+		return fmt.Errorf("ask for the address of %.253s: %s: check this host's resolvers", resolve.Name, resolve.Err)
+	case errors.As(err, &issuer):
+		return errors.New("its certificate is signed by nobody that this host trusts: install the authority's certificate on this host (update-ca-certificates)")
+	case errors.As(err, &host):
+		return fmt.Errorf("its certificate is for another name: %w", host)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return errPlainHTTP
+	case errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout():
+		return fmt.Errorf("%s does not answer: check the route and the firewalls to it", dial.Addr)
+	case errors.As(err, &dial) && dial.Op == "dial":
+		var reason syscall.Errno
+		if !errors.As(dial, &reason) {
+			return err
+		}
+		return fmt.Errorf("nobody answers at %s (%w): check the port, and that the registry runs", dial.Addr, reason)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"log"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -415,5 +416,28 @@ func TestCancel(t *testing.T) {
 	}
 	if after := snapshot(t, store.dir); after != before {
 		t.Errorf("store changed:\n%s\nwas:\n%s", after, before)
+	}
+}
+
+// TestUnreached: a registry that cannot be reached is told of in words, not in the library's list of attempts.
+func TestUnreached(t *testing.T) {
+	needRoot(t)
+	store := openStore(t, t.TempDir(), Options{})
+	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not block
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := ln.Addr().String()
+	ln.Close()
+	stranger := httptest.NewTLSServer(http.NotFoundHandler())
+	defer stranger.Close()
+	for host, want := range map[string]string{
+		closed: "reach registry " + closed + ": nobody answers at " + closed + " (connection refused): check the port, and that the registry runs",
+		strings.TrimPrefix(stranger.URL, "https://"): "its certificate is signed by nobody that this host trusts",
+	} {
+		_, err := store.Pull(t.Context(), host+"/p", PullOptions{})
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "Get ") {
+			t.Errorf("%s: %v", host, err)
+		}
 	}
 }
