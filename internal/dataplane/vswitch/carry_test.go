@@ -82,7 +82,7 @@ func (w *wire) downgrade() {
 	w.t.Helper()
 	w.in(func() error {
 		a := w.lab.a
-		spec, err := loadBpf()
+		spec, err := a.sized()
 		if err != nil {
 			return err
 		}

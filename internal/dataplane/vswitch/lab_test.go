@@ -32,6 +32,8 @@ type lab struct {
 	mode AttachMode
 	// offload has flows carried past the host's stack.
 	offload bool
+	// room is what tables that grow begin with, 0 for the usual.
+	room uint32
 }
 
 func newLab(t testing.TB, mode AttachMode) *lab {
@@ -72,7 +74,7 @@ func (l *lab) open() {
 	l.t.Helper()
 	l.in(func() error {
 		var err error
-		l.a, err = New(Options{Attach: l.mode, Offload: l.offload})
+		l.a, err = New(Options{Attach: l.mode, Offload: l.offload, firstRoom: l.room})
 		return err
 	})
 }

@@ -42,7 +42,11 @@ type pair struct {
 
 func newPair(t *testing.T, mode AttachMode) *pair {
 	t.Helper()
-	l := newLab(t, mode)
+	return newPairIn(newLab(t, mode))
+}
+
+func newPairIn(l *lab) *pair {
+	l.t.Helper()
 	l.nat(1)
 	l.nat(2)
 	p := &pair{lab: l, a: l.container(1, 10), b: l.container(1, 11), c: l.container(2, 10)}

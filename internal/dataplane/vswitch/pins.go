@@ -96,9 +96,9 @@ func remove(path string) error {
 // the pinned one if it is the same code over the same maps, else a new one. Reusing it
 // is what lets a restart leave every attachment alone.
 func (a *Applier) load() error {
-	spec, err := loadBpf()
+	spec, err := a.sized()
 	if err != nil {
-		return fmt.Errorf("read the BPF object: %w", err)
+		return err
 	}
 	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: a.pins.maps()}}
 	if err := spec.LoadAndAssign(&a.objs, opts); err != nil {

@@ -16,6 +16,22 @@ import (
 func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	drift, err := a.sync(ctx, p)
+	return drift, a.makeRoom(ctx, p, err)
+}
+
+// makeRoom goes on after an application that may have failed because a table was full.
+func (a *Applier) makeRoom(ctx context.Context, p *plan.Plan, err error) error {
+	for err != nil && len(a.full()) > 0 {
+		if room, gerr := a.grow(); gerr != nil || !room {
+			return errors.Join(err, gerr)
+		}
+		_, err = a.sync(ctx, p)
+	}
+	return err
+}
+
+func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	var errs []error
 	missing, err := a.ensurePins()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // table is a BPF hash map with a mirror of its content, so that a change is compared
@@ -14,6 +15,8 @@ type table[K, V comparable] struct {
 	m      *ebpf.Map
 	have   map[K]V
 	writes *int
+	// full says that an entry was refused for want of room.
+	full bool
 	// shadow is set in a preview: there is no map.
 	shadow *recorder
 	// keys and values are the buffers of a listing.
@@ -102,6 +105,7 @@ func (t *table[K, V]) set(k K, v V) error {
 			t.shadow.put(t.name, k, nil, v)
 		}
 	} else if err := t.m.Put(&k, &v); err != nil {
+		t.full = t.full || errors.Is(err, unix.E2BIG)
 		return fmt.Errorf("write map %s: %w", t.name, fullMap(err, t.m))
 	}
 	t.have[k] = v

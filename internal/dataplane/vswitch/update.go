@@ -18,7 +18,7 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	defer a.mu.Unlock()
 	err := a.update(ctx, p, d)
 	a.dirty = a.dirty || err != nil
-	return err
+	return a.makeRoom(ctx, p, err)
 }
 
 func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error {

@@ -25,6 +25,7 @@
 package vswitch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,6 +72,8 @@ type Options struct {
 	// Offload carries flows across the host past its stack, where the kernel can.
 	Offload bool
 	Log     *slog.Logger
+
+	firstRoom uint32 // 0: firstRoom
 }
 
 // DefaultFlowsPerPort is an eighth of the table.
@@ -83,6 +86,8 @@ type Applier struct {
 	log  *slog.Logger
 	pins pins
 	objs bpfObjects
+	// firstRoom is how many entries a new table that grows has room for.
+	firstRoom uint32
 	// ids are the numbers of the attached programs, by name.
 	ids map[string]ebpf.ProgramID
 	att attacher
@@ -135,6 +140,7 @@ func New(opts Options) (*Applier, error) {
 		return nil, err
 	}
 	a := &Applier{
+		firstRoom:   cmp.Or(opts.firstRoom, firstRoom),
 		log:         opts.Log,
 		pins:        pins{dir: opts.BPFDir},
 		ids:         map[string]ebpf.ProgramID{},
@@ -160,9 +166,7 @@ func (a *Applier) open(opts Options) error {
 	if err := a.load(); err != nil {
 		return err
 	}
-	a.tables = newTables(&a.objs, &a.writes)
-	a.policies = newPolicies(newPolicyTables(&a.objs, &a.writes))
-	a.remotes = newRemotes(newRemoteTables(&a.objs, &a.writes))
+	a.mirror()
 	if err := a.configure(opts.FlowsPerPort); err != nil {
 		return err
 	}
@@ -174,6 +178,13 @@ func (a *Applier) open(opts Options) error {
 		return err
 	}
 	return a.openOffload(opts.Offload)
+}
+
+// mirror begins with tables of which nothing is known.
+func (a *Applier) mirror() {
+	a.tables = newTables(&a.objs, &a.writes)
+	a.policies = newPolicies(newPolicyTables(&a.objs, &a.writes))
+	a.remotes = newRemotes(newRemoteTables(&a.objs, &a.writes))
 }
 
 // openOffload starts with an empty slot: whoever filled it does not watch any more.
