@@ -172,6 +172,33 @@ func (c *Client) EndpointStats(ctx context.Context, id hcn.GUID) (api.NetworkSta
 	return stats, err
 }
 
+// Routes shows all SDN routes in detail.
+func (c *Client) Routes(ctx context.Context) ([]hcn.HostComputeRoute, error) {
+	return all[hcn.HostComputeRoute](ctx, c, "routes")
+}
+
+// EnumerateRoutes lists the SDN routes that a query selects.
+func (c *Client) EnumerateRoutes(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
+	return c.enumerate(ctx, "routes", q)
+}
+
+// Route shows an SDN route in detail.
+func (c *Client) Route(ctx context.Context, id hcn.GUID) (*hcn.HostComputeRoute, error) {
+	return query[hcn.HostComputeRoute](ctx, c, "routes", id)
+}
+
+// CreateRoute makes an SDN route for the document's endpoints.
+func (c *Client) CreateRoute(ctx context.Context, doc *hcn.HostComputeRoute) (*hcn.HostComputeRoute, error) {
+	d := *doc
+	version2(&d.SchemaVersion)
+	return create(ctx, c, "routes", d)
+}
+
+// DeleteRoute deletes an SDN route.
+func (c *Client) DeleteRoute(ctx context.Context, id hcn.GUID) error {
+	return c.delete(ctx, "routes", id)
+}
+
 // Namespaces shows all namespaces in detail.
 func (c *Client) Namespaces(ctx context.Context) ([]hcn.HostComputeNamespace, error) {
 	return all[hcn.HostComputeNamespace](ctx, c, "namespaces")

@@ -58,13 +58,20 @@ func (r *HostComputeRoute) Clone() *HostComputeRoute {
 	return &c
 }
 
-// Validate checks a route: first the schema's rules, then that it is enforced.
-func (r *HostComputeRoute) Validate() error {
-	if err := r.validateSchema(); err != nil {
-		return err
+// Validate checks a route by itself; ValidateFor does so for each of its endpoints.
+func (r *HostComputeRoute) Validate() error { return r.validateSchema() }
+
+// ValidateFor checks what a route asks for at an endpoint, the i-th of its list, that is on network n.
+func (r *HostComputeRoute) ValidateFor(i int, e *HostComputeEndpoint, n *HostComputeNetwork) error {
+	at := indexed("HostComputeEndpoints", i)
+	if e.Flags&RemoteEndpoint != 0 {
+		return invalid(ErrInvalidRemoteEndpointOperation, at, "endpoint %s is on another host: it has no port here", e.ID)
 	}
-	if !supportRoutes {
-		return Errorf(ErrRequestUnsupported, "an SDN route is not enforced by this version")
+	if !r.HostComputeNetwork.IsZero() && r.HostComputeNetwork != n.ID {
+		return invalid(ErrInvalidParameter, at, "endpoint %s is on network %s, and the route for network %s", e.ID, n.ID, r.HostComputeNetwork)
+	}
+	if !slices.Contains(supportedEndpointPolicies[SDNRoute], n.Type) {
+		return invalid(ErrRequestUnsupported, at, "an SDN route needs a network of type L2Bridge or L2Tunnel, that of endpoint %s is %s", e.ID, n.Type)
 	}
 	return nil
 }
@@ -100,6 +107,9 @@ func (r *HostComputeRoute) validateSchema() error {
 	for i, s := range r.Routes {
 		if err := s.validate(indexed("Routes", i)); err != nil {
 			return err
+		}
+		if !s.NeedEncap && s.NextHop == "" {
+			return invalid(ErrInvalidPolicy, indexed("Routes", i)+".NextHop", "there is none: give one, or NeedEncap for a route to the host")
 		}
 	}
 	return nil

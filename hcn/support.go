@@ -100,7 +100,6 @@ var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHo
 // The kinds of objects that can be created at all.
 const (
 	supportLoadBalancers = false
-	supportRoutes        = false
 	supportEndpointPorts = false // ModifyEndpointSettingRequest with ResourceType Port
 )
 

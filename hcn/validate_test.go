@@ -499,7 +499,17 @@ func TestOtherKinds(t *testing.T) {
 		checkErr(t, c.Validate(), want, "PortMappings")
 	}
 	r := readDoc[HostComputeRoute](t, "route")
-	checkErr(t, r.Validate(), ErrRequestUnsupported, "route")
+	if err := r.Validate(); err != nil {
+		t.Errorf("a route: %v", err)
+	}
+	for _, change := range []func(c *HostComputeRoute){
+		func(c *HostComputeRoute) { c.Routes[0].NeedEncap, c.Routes[0].NextHop = false, "" },
+		func(c *HostComputeRoute) { c.Routes[0].DestinationPrefix = "10.0.0.0/99" },
+	} {
+		c := r.Clone()
+		change(c)
+		checkErr(t, c.Validate(), ErrInvalidPolicy, "Routes[0]")
+	}
 	_, err := Decode[HostComputeRoute]([]byte(`{"Setting":[{"NextHop":"10.0.0.1"}],"Routes":[{"NextHop":"10.0.0.2"}]}`))
 	checkErr(t, err, ErrInvalidParameter, "two names")
 }

@@ -78,6 +78,8 @@ func (a asideRow) next() string {
 		return "nothing: it is made anew"
 	case "container":
 		verb = "rm"
+	case "route":
+		return "run the version that wrote it, which finds it again; or make it anew, and have this one forgotten: DELETE /hcn/v2/routes/" + a.id
 	}
 	return "run the version that wrote it, which finds it again; or make it anew, and have this one forgotten: bulkhead " + verb + " " + a.id
 }

@@ -275,10 +275,10 @@ func (t *txn) checkHostRules(row *plan.Endpoint, namespace hcn.GUID) error {
 	if ns == nil || ns.Doc.Type != hcn.NamespaceTypeHostDefault {
 		return nil
 	}
-	rules := row.Doc.Flags&hcn.DisableInterComputeCommunication != 0
+	rules := row.Doc.Flags&hcn.DisableInterComputeCommunication != 0 || len(t.st.routesOf[row.Doc.ID]) > 0
 	for _, p := range row.Doc.Policies {
 		rules = rules || p.Type == hcn.ACL || p.Type == hcn.TierAcl || p.Type == hcn.QOS || p.Type == hcn.IncomingQOS ||
-			p.Type == hcn.L4Proxy || p.Type == hcn.L4WFPPROXY
+			p.Type == hcn.L4Proxy || p.Type == hcn.L4WFPPROXY || p.Type == hcn.SDNRoute
 	}
 	outbound, err := hcn.SettingsOf[hcn.OutboundNatPolicySetting](row.Doc.Policies)
 	if err != nil {
@@ -289,7 +289,7 @@ func (t *txn) checkHostRules(row *plan.Endpoint, namespace hcn.GUID) error {
 		return nil
 	}
 	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q (%s): rules are not enforced for an endpoint in the host's own compartment: "+
-		"remove its ACL, TierAcl, QOS, L4Proxy, L4WFPPROXY and OutBoundNAT policies, or use the host's own means", row.Doc.Name, row.Doc.ID)
+		"remove its ACL, TierAcl, QOS, L4Proxy, L4WFPPROXY, SDNRoute and OutBoundNAT policies and its routes, or use the host's own means", row.Doc.Name, row.Doc.ID)
 }
 
 // takeBack gives an endpoint the policies back that it had; where it is attached
@@ -347,6 +347,7 @@ func (t *txn) dropEndpoint(id hcn.GUID) {
 	if old := t.st.endpoints[id]; old != nil {
 		t.releasePorts(old, nil)
 		t.bidFarewell(old)
+		t.leaveRoutes(id)
 		t.putEndpoint(id, nil)
 		k := object{"endpoint", string(id)}
 		t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "delete", ID: string(id), Name: old.Doc.Name}, goes: &k})

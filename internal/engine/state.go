@@ -31,12 +31,14 @@ type state struct {
 	containers map[string]*containerRow
 	settings   map[string]string
 	farewells  map[hcn.GUID]*farewell
+	routes     map[hcn.GUID]*plan.SDNRoute
 
 	seq uint64 // of the newest object
 	rev uint64 // of the store's last change that concerns the plan
 
 	byNetwork   map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // endpoints by network
 	byNamespace map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // attached ones by namespace
+	routesOf    map[hcn.GUID][]*plan.SDNRoute            // by endpoint, oldest first
 	addrs       map[hcn.GUID]map[netip.Addr]hcn.GUID     // by network: address → endpoint
 	macs        map[hcn.GUID]map[plan.MAC]hcn.GUID
 	leased      map[hcn.GUID]struct{}       // endpoints that have their addresses from a LAN
@@ -65,7 +67,8 @@ func newState() *state {
 	return &state{
 		networks: map[hcn.GUID]*plan.Network{}, endpoints: map[hcn.GUID]*plan.Endpoint{},
 		namespaces: map[hcn.GUID]*plan.NamespaceRow{}, containers: map[string]*containerRow{},
-		settings: map[string]string{}, farewells: map[hcn.GUID]*farewell{}, leased: map[hcn.GUID]struct{}{},
+		settings: map[string]string{}, farewells: map[hcn.GUID]*farewell{}, routes: map[hcn.GUID]*plan.SDNRoute{},
+		routesOf: map[hcn.GUID][]*plan.SDNRoute{}, leased: map[hcn.GUID]struct{}{},
 		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
@@ -75,7 +78,7 @@ func newState() *state {
 }
 
 func (s *state) intent() *plan.Intent {
-	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Remotes: s.remotes}
+	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Routes: s.routesOf, Remotes: s.remotes}
 }
 
 // load reads the store that outlives a run of the host, and the one that does not,
@@ -103,6 +106,7 @@ func load(lasting, passing *store.DB) (*state, error) {
 			s.setEndpoint(id, row)
 		}
 	}
+	s.forgetGone()
 	return s, nil
 }
 
@@ -149,6 +153,13 @@ func (s *state) read(db *store.DB) error {
 				return err
 			}
 			s.farewells[r.Want.Endpoint] = &r
+			return nil
+		}),
+		readTable(s, db, routeTable, func(k string, r plan.SDNRoute) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			s.setRoute(r.Doc.ID, &r)
 			return nil
 		}),
 		readTable(s, db, settingTable, func(k, v string) error { s.settings[k] = v; return nil }),

@@ -25,11 +25,14 @@ func bridgeOutbounds(e *Endpoint) []Outbound {
 		})
 }
 
-// sdnRoutes are the policies SDNRoute of an endpoint, by their prefix: the first of each counts.
-func sdnRoutes(e *Endpoint) (out []hcn.SDNRoutePolicySetting, prefixes []netip.Prefix) {
+// sdnRoutes are the policies SDNRoute of an endpoint, and the routes that name it, by their prefix: the first of each counts.
+func sdnRoutes(e *Endpoint, routes []*SDNRoute) (out []hcn.SDNRoutePolicySetting, prefixes []netip.Prefix) {
 	all, err := hcn.SettingsOf[hcn.SDNRoutePolicySetting](e.Doc.Policies)
 	if err != nil {
 		return nil, nil // refused when the endpoint was made
+	}
+	for _, r := range routes {
+		all = append(all, r.Doc.Routes...)
 	}
 	for _, s := range all {
 		p, err := netip.ParsePrefix(s.DestinationPrefix)
@@ -43,9 +46,9 @@ func sdnRoutes(e *Endpoint) (out []hcn.SDNRoutePolicySetting, prefixes []netip.P
 
 // sdnNextHops are the routes in the compartment that SDNRoute asks for. Those to the host are the
 // switch's business.
-func sdnNextHops(e *Endpoint) []Route {
+func sdnNextHops(e *Endpoint, more []*SDNRoute) []Route {
 	var out []Route
-	routes, prefixes := sdnRoutes(e)
+	routes, prefixes := sdnRoutes(e, more)
 	for i, s := range routes {
 		via, err := netip.ParseAddr(s.NextHop)
 		if s.NeedEncap || err != nil || !hasFamily(e.Addrs, prefixes[i].Addr().Is4()) {
@@ -66,9 +69,9 @@ func withSDN(routes, sdn []Route) []Route {
 
 // turns are what the port sends to the host: what its translations hide, and what SDNRoute
 // names. Groups stay on the LAN.
-func turns(e *Endpoint, out []Outbound) []Turn {
+func turns(e *Endpoint, more []*SDNRoute, out []Outbound) []Turn {
 	var list []Turn
-	routes, encap := sdnRoutes(e)
+	routes, encap := sdnRoutes(e, more)
 	for i := range routes {
 		if !routes[i].NeedEncap {
 			continue

@@ -50,8 +50,8 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	}
 	if OneMAC(n.Doc.Type) && !onHost {
 		p.Outbound = bridgeOutbounds(e)
-		p.Turns = turns(e, p.Outbound)
-		p.VNIC.Routes = withSDN(p.VNIC.Routes, sdnNextHops(e))
+		p.Turns = turns(e, in.Routes[id], p.Outbound)
+		p.VNIC.Routes = withSDN(p.VNIC.Routes, sdnNextHops(e, in.Routes[id]))
 	}
 	return p
 }

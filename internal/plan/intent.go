@@ -14,6 +14,8 @@ type Intent struct {
 	Networks   map[hcn.GUID]*Network
 	Endpoints  map[hcn.GUID]*Endpoint
 	Namespaces map[hcn.GUID]*NamespaceRow
+	// Routes are the SDN routes of each endpoint, oldest first. They stand behind its policies SDNRoute.
+	Routes map[hcn.GUID][]*SDNRoute
 	// Remotes are what a control plane knows of endpoints on other hosts. They are facts, and stored nowhere.
 	Remotes map[hcn.GUID]*Remote
 }
@@ -68,6 +70,12 @@ type Endpoint struct {
 	Boot string `json:",omitempty"`
 	// Foreign is the container of another runtime that has the endpoint.
 	Foreign *Foreign `json:",omitempty"`
+}
+
+// SDNRoute is the stored form of a route at the ports of some endpoints.
+type SDNRoute struct {
+	Doc hcn.HostComputeRoute
+	Seq uint64
 }
 
 // Foreign is a container that another runtime runs.

@@ -16,6 +16,7 @@ type Backend interface {
 	networks
 	endpoints
 	namespaces
+	sdnRoutes
 	attachments
 	containers
 	images
@@ -61,6 +62,13 @@ type namespaces interface {
 	DeleteNamespace(ctx context.Context, id hcn.GUID) error
 	CreateCompartment(ctx context.Context, c api.Compartment) (api.Compartment, error)
 	DeleteCompartment(ctx context.Context, id hcn.GUID) error
+}
+
+type sdnRoutes interface {
+	Routes(f hcn.Filter) []hcn.GUID
+	Route(id hcn.GUID) (hcn.HostComputeRoute, error)
+	CreateRoute(ctx context.Context, id hcn.GUID, doc hcn.HostComputeRoute) (hcn.HostComputeRoute, error)
+	DeleteRoute(ctx context.Context, id hcn.GUID) error
 }
 
 // attachments are the containers of other runtimes, each by the ID of its endpoint.

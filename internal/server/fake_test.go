@@ -21,6 +21,7 @@ type fake struct {
 	networks    map[hcn.GUID]hcn.HostComputeNetwork
 	endpoints   map[hcn.GUID]hcn.HostComputeEndpoint
 	namespaces  map[hcn.GUID]hcn.HostComputeNamespace
+	routes      map[hcn.GUID]hcn.HostComputeRoute
 	containers  map[string]api.Container
 	images      map[string]api.Image
 	attachments map[hcn.GUID]api.Attachment
@@ -40,7 +41,7 @@ type fake struct {
 func newFake() *fake {
 	return &fake{
 		networks: map[hcn.GUID]hcn.HostComputeNetwork{}, endpoints: map[hcn.GUID]hcn.HostComputeEndpoint{},
-		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
+		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, routes: map[hcn.GUID]hcn.HostComputeRoute{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
 		attachments: map[hcn.GUID]api.Attachment{}, readers: map[chan api.Event]bool{}, exited: make(chan struct{}),
 	}
 }
@@ -743,5 +744,42 @@ func (f *fake) Capture(ctx context.Context, o api.CaptureOptions, out engine.Cap
 	}
 	<-ctx.Done()
 	f.note("capture ends")
+	return nil
+}
+
+func (f *fake) Routes(q hcn.Filter) []hcn.GUID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return listed(f.routes, q.MatchRoute)
+}
+
+func (f *fake) Route(id hcn.GUID) (hcn.HostComputeRoute, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r, ok := f.routes[id]
+	if !ok {
+		return r, hcn.Errorf(hcn.ErrElementNotFound, "no route has the ID %s", id)
+	}
+	return r, nil
+}
+
+func (f *fake) CreateRoute(_ context.Context, id hcn.GUID, doc hcn.HostComputeRoute) (hcn.HostComputeRoute, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
+	if err := doc.Validate(); err != nil {
+		return doc, err
+	}
+	f.routes[doc.ID] = doc
+	return doc, nil
+}
+
+func (f *fake) DeleteRoute(_ context.Context, id hcn.GUID) error {
+	if _, err := f.Route(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.routes, id)
 	return nil
 }

@@ -55,7 +55,7 @@ func (s *Server) hcnKinds() map[string]kind {
 		"endpoints":            s.endpointKind(),
 		"namespaces":           s.namespaceKind(),
 		"loadbalancers":        absentKind[hcn.HostComputeLoadBalancer]("load balancer"),
-		"routes":               absentKind[hcn.HostComputeRoute]("route"),
+		"routes":               s.routeKind(),
 		"guestnetworkservices": absentKind[guestNetworkService]("guest network service"),
 	}
 }

@@ -280,3 +280,51 @@ func (s *Server) namespaceView(doc hcn.HostComputeNamespace) view {
 		return doc
 	}
 }
+
+// routeKind is that of SDN routes. HCN offers no change of one: clients delete it and make another.
+func (s *Server) routeKind() kind {
+	b := s.backend
+	return kind{
+		singular: "route", document: reflect.TypeFor[hcn.HostComputeRoute](), modify: reflect.TypeFor[hcn.HostComputeRoute](),
+		enumerate: func(f hcn.Filter) []hcn.GUID { return b.Routes(f) },
+		get: func(id hcn.GUID) (view, error) {
+			doc, err := b.Route(id)
+			return routeView(doc), err
+		},
+		create: func(ctx context.Context, c creation) (view, error) {
+			doc, err := routeDocument(c)
+			if err != nil {
+				return nil, err
+			}
+			made, err := b.CreateRoute(ctx, c.id, *doc)
+			return routeView(made), err
+		},
+		change: func(_ context.Context, id hcn.GUID, _ []byte) ([]string, error) {
+			if _, err := b.Route(id); err != nil {
+				return nil, err
+			}
+			return nil, hcn.Errorf(hcn.ErrNotImplemented, "route %s: a route cannot be changed: delete it and create another", id)
+		},
+		remove: b.DeleteRoute,
+	}
+}
+
+func routeDocument(c creation) (*hcn.HostComputeRoute, error) {
+	if !c.v1 {
+		return decodeNoting[hcn.HostComputeRoute](c)
+	}
+	v, err := decodeNoting[hcn.HNSPolicyList](c)
+	if err != nil {
+		return nil, err
+	}
+	return hcn.RouteFromV1(v)
+}
+
+func routeView(doc hcn.HostComputeRoute) view {
+	return func(_ hcn.HostComputeQuery, v1 bool) any {
+		if v1 {
+			return hcn.RouteToV1(&doc)
+		}
+		return doc
+	}
+}

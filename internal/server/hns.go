@@ -93,12 +93,12 @@ func (s *Server) hnsCall(ctx context.Context, c hnsCall) (any, error) {
 	switch c.verb() {
 	case "GET globals/version":
 		return s.backend.HCNVersion(), nil
-	case "GET networks", "GET endpoints", "GET namespaces":
-		return hnsList(s.kinds[strings.ToLower(c.path[0])])
-	case "GET policylists", "GET activities", "GET plugins":
+	case "GET networks", "GET endpoints", "GET namespaces", "GET policylists":
+		return hnsList(s.hnsKind(c))
+	case "GET activities", "GET plugins":
 		return []any{}, nil
-	case "POST networks", "POST endpoints", "POST namespaces":
-		made, err := s.kinds[strings.ToLower(c.path[0])].create(ctx, c.creation())
+	case "POST networks", "POST endpoints", "POST namespaces", "POST policylists":
+		made, err := s.hnsKind(c).create(ctx, c.creation())
 		if err != nil {
 			return nil, err
 		}
@@ -126,8 +126,8 @@ func (s *Server) hnsObject(ctx context.Context, c hnsCall) (any, error) {
 		"POST endpoints/{id}/detach":          s.hnsDetach,
 		"POST namespaces/{id}/addresource":    s.hnsAddResource,
 		"POST namespaces/{id}/removeresource": s.hnsRemoveResource,
-		"GET policylists/{id}":                s.hnsNoPolicyList,
-		"DELETE policylists/{id}":             s.hnsNoPolicyList,
+		"GET policylists/{id}":                s.hnsGet,
+		"DELETE policylists/{id}":             s.hnsDelete,
 	}[c.verb()]
 	if !ok {
 		return nil, notImplemented(c)
@@ -143,6 +143,15 @@ func notImplemented(c hnsCall) error {
 	return hcn.Errorf(hcn.ErrNotImplemented, "%s %q: this version does not have that call", c.method, cutText("/"+strings.Join(c.path, "/")))
 }
 
+// hnsKind is the kind that a call is about. Policy lists are routes by now; those of load balancers cannot be made.
+func (s *Server) hnsKind(c hnsCall) kind {
+	name := strings.ToLower(c.path[0])
+	if name == "policylists" {
+		name = "routes"
+	}
+	return s.kinds[name]
+}
+
 // hnsList shows all objects of a kind. One that goes away meanwhile is left out.
 func hnsList(k kind) (any, error) {
 	out := []any{}
@@ -155,7 +164,7 @@ func hnsList(k kind) (any, error) {
 }
 
 func (s *Server) hnsGet(_ context.Context, id hcn.GUID, c hnsCall) (any, error) {
-	found, err := s.kinds[strings.ToLower(c.path[0])].get(id)
+	found, err := s.hnsKind(c).get(id)
 	if err != nil {
 		return nil, err
 	}
@@ -164,17 +173,13 @@ func (s *Server) hnsGet(_ context.Context, id hcn.GUID, c hnsCall) (any, error) 
 
 // hnsDelete answers with what the object was.
 func (s *Server) hnsDelete(ctx context.Context, id hcn.GUID, c hnsCall) (any, error) {
-	k := s.kinds[strings.ToLower(c.path[0])]
+	k := s.hnsKind(c)
 	found, err := k.get(id)
 	if err != nil {
 		return nil, err
 	}
 	former := found(hcn.HostComputeQuery{}, true)
 	return former, k.remove(ctx, id)
-}
-
-func (s *Server) hnsNoPolicyList(_ context.Context, id hcn.GUID, _ hnsCall) (any, error) {
-	return nil, hcn.Errorf(hcn.ErrElementNotFound, "no policy list has the ID %s", id)
 }
 
 // hnsModifyEndpoint changes an endpoint's policies: those given replace the ones of the same types, and an empty list clears the
