@@ -3,6 +3,7 @@ package hcn
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -24,6 +25,58 @@ const (
 
 // Exclusions is our network policy: addresses that are never given out unless a client asks for exactly them.
 const Exclusions NetworkPolicyType = "Bulkhead.Exclusions"
+
+// Macvlan is our network policy, for the type Transparent: its endpoints' interfaces are macvlan devices of the NIC and no ports of a
+// switch. The host does not reach them, and nothing of ours sees their frames (ADR 24). Its settings are empty.
+const Macvlan NetworkPolicyType = "Bulkhead.Macvlan"
+
+// MacvlanSetting belongs to Macvlan.
+type MacvlanSetting struct{}
+
+func (MacvlanSetting) validate(string) error { return nil }
+
+// Macvlan tells that the network's endpoints are no ports of a switch.
+func (n *HostComputeNetwork) Macvlan() bool {
+	return slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == Macvlan })
+}
+
+// bypassed names what is refused where no switch sees the frames, by the type of policy.
+const bypassed = "its endpoints are macvlan devices (policy " + string(Macvlan) + ") whose frames no switch of ours sees: leave it out, or make the network without that policy"
+
+// checkMacvlan refuses what only a switch can do.
+func (n *HostComputeNetwork) checkMacvlan() error {
+	if !n.Macvlan() {
+		return nil
+	}
+	for i, p := range n.Policies {
+		if p.Type == NetworkACL || p.Type == SetPolicy || p.Type == LayerConstraint {
+			return invalid(ErrRequestUnsupported, policyPath(i), "policy %s has no effect on this network: %s", p.Type, bypassed)
+		}
+	}
+	for path, s := range n.subnets() {
+		if len(s.Policies) > 0 {
+			return invalid(ErrRequestUnsupported, path+"."+policyPath(0), "policy %s has no effect on this network: %s", s.Policies[0].Type, bypassed)
+		}
+	}
+	return nil
+}
+
+// checkOnMacvlan does so for an endpoint.
+func (e *HostComputeEndpoint) checkOnMacvlan(n *HostComputeNetwork) error {
+	if !n.Macvlan() {
+		return nil
+	}
+	if e.Flags&DisableInterComputeCommunication != 0 {
+		return invalid(ErrRequestUnsupported, "Flags", "DisableInterComputeCommunication has no effect on network %q: %s", n.Name, bypassed)
+	}
+	inside := []EndpointPolicyType{EncapOverhead, InterfaceParameters, L2Driver, InterfaceName, GatewayPriority, Aliases}
+	for i, p := range e.Policies {
+		if !slices.Contains(inside, p.Type) {
+			return invalid(ErrRequestUnsupported, policyPath(i), "policy %s has no effect on network %q: %s", p.Type, n.Name, bypassed)
+		}
+	}
+	return nil
+}
 
 // InterfaceNameSetting belongs to InterfaceName.
 type InterfaceNameSetting struct {

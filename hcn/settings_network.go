@@ -19,6 +19,7 @@ var networkSettings = map[NetworkPolicyType]settingsType{
 	LayerConstraint:            setting[LayerConstraintPolicySetting](),
 	NetworkACL:                 setting[AclPolicySetting](),
 	Exclusions:                 setting[ExclusionsSetting](),
+	Macvlan:                    setting[MacvlanSetting](),
 }
 
 // subnetSettings is the union of subnet policies.

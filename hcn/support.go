@@ -89,6 +89,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	LayerConstraint:            everywhere,
 	VSwitchExtension:           everywhere,
 	Exclusions:                 everywhere,
+	Macvlan:                    {Transparent},
 }
 
 // supportedSubnetPolicies are the subnet policies that are enforced.
@@ -146,6 +147,9 @@ func (n *HostComputeNetwork) checkSupport() error {
 	if err := n.checkDhcp(); err != nil {
 		return err
 	}
+	if err := n.checkMacvlan(); err != nil {
+		return err
+	}
 	if n.Type == Transparent && len(n.AllSubnets()) == 0 && !n.Dhcp() {
 		return invalid(ErrInvalidNetwork, "Ipams", "a Transparent network needs a subnet of its LAN, or addresses by DHCP: give an ipam with one, or one of type Dhcp")
 	}
@@ -169,7 +173,7 @@ func (n *HostComputeNetwork) checkSupport() error {
 
 // SwitchGUID is the identity of the network's switch: that of the NIC for those on a LAN, which share it, else the network's own.
 func (n *HostComputeNetwork) SwitchGUID() GUID {
-	if s, err := NetworkSettingsOf[NetAdapterNamePolicySetting](n.Policies); err == nil && len(s) > 0 && slices.Contains(onLAN, n.Type) {
+	if s, err := NetworkSettingsOf[NetAdapterNamePolicySetting](n.Policies); err == nil && len(s) > 0 && slices.Contains(onLAN, n.Type) && !n.Macvlan() {
 		return SwitchOfNIC(s[0].NetworkAdapterName)
 	}
 	return n.ID

@@ -220,6 +220,9 @@ func (e *HostComputeEndpoint) ValidateFor(n *HostComputeNetwork) error {
 	if err := e.validateSchemaFor(n); err != nil {
 		return err
 	}
+	if err := e.checkOnMacvlan(n); err != nil {
+		return err
+	}
 	return e.checkSupportOn(n.Type)
 }
 

@@ -513,3 +513,45 @@ func TestOtherKinds(t *testing.T) {
 	_, err := Decode[HostComputeRoute]([]byte(`{"Setting":[{"NextHop":"10.0.0.1"}],"Routes":[{"NextHop":"10.0.0.2"}]}`))
 	checkErr(t, err, ErrInvalidParameter, "two names")
 }
+
+// TestMacvlan: what only a switch can do is refused where there is none, on the network and its endpoints.
+func TestMacvlan(t *testing.T) {
+	network := func(more, subnet string) error {
+		n, err := Decode[HostComputeNetwork]([]byte(`{"Name":"m","Type":"Transparent","Policies":[{"Type":"Bulkhead.Macvlan","Settings":{}}` + more +
+			`],"Ipams":[{"Subnets":[{"IpAddressPrefix":"10.7.0.0/24","Routes":[{"NextHop":"10.7.0.1","DestinationPrefix":"0.0.0.0/0"}]` + subnet + `}]}],"SchemaVersion":{"Major":2}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.Validate()
+	}
+	if err := network("", ""); err != nil {
+		t.Errorf("a network of macvlan devices: %v", err)
+	}
+	checkErr(t, network(`,{"Type":"NetworkACL","Settings":{"Action":"Block","Direction":"In"}}`, ""), ErrRequestUnsupported, "no switch of ours")
+	checkErr(t, network(`,{"Type":"SetPolicy","Settings":{"Id":"s","Name":"s","PolicyType":"IPSET","Values":"10.0.0.1"}}`, ""), ErrRequestUnsupported, "no switch of ours")
+	checkErr(t, network("", `,"Policies":[{"Type":"VLAN","Settings":{"IsolationId":7}}]`), ErrRequestUnsupported, "VLAN")
+	for _, kind := range []string{"NAT", "L2Bridge"} {
+		n := HostComputeNetwork{Name: "m", Policies: []NetworkPolicy{NewNetworkPolicy(Macvlan, MacvlanSetting{})}, SchemaVersion: V2()}
+		if err := n.Type.UnmarshalJSON([]byte(`"` + kind + `"`)); err != nil {
+			t.Fatal(err)
+		}
+		n.Ipams = []Ipam{{Subnets: []Subnet{{IpAddressPrefix: "10.7.0.0/24", Routes: []Route{{NextHop: "10.7.0.1", DestinationPrefix: "0.0.0.0/0"}}}}}}
+		n.Defaults(NewGUID)
+		checkErr(t, n.Validate(), ErrRequestUnsupported, "Bulkhead.Macvlan on a network of type "+kind)
+	}
+	n := &HostComputeNetwork{Name: "m", Type: Transparent, Policies: []NetworkPolicy{NewNetworkPolicy(Macvlan, MacvlanSetting{})}, SchemaVersion: V2()}
+	n.Ipams = []Ipam{{Subnets: []Subnet{{IpAddressPrefix: "10.7.0.0/24", Routes: []Route{{NextHop: "10.7.0.1", DestinationPrefix: "0.0.0.0/0"}}}}}}
+	for policy, settings := range map[EndpointPolicyType]string{
+		ACL: `{"Action":"Block","Direction":"In"}`, TierAcl: `{"Name":"t","Direction":"In","Order":1,"TierAclRules":[]}`, QOS: `{"MaximumOutgoingBandwidthInBytes":1}`,
+		IncomingQOS: `{"MaximumIncomingBandwidthInBytes":1}`, PortName: `{"Name":"p"}`, EndpointVLAN: `{"IsolationId":7}`,
+	} {
+		e := &HostComputeEndpoint{Policies: []EndpointPolicy{{Type: policy, Settings: []byte(settings)}}, SchemaVersion: V2()}
+		checkErr(t, e.checkOnMacvlan(n), ErrRequestUnsupported, string(policy))
+	}
+	e := &HostComputeEndpoint{Flags: DisableInterComputeCommunication}
+	checkErr(t, e.checkOnMacvlan(n), ErrRequestUnsupported, "DisableInterComputeCommunication")
+	e = &HostComputeEndpoint{Flags: EnableDhcp, Policies: []EndpointPolicy{NewEndpointPolicy(InterfaceName, InterfaceNameSetting{Name: "lan0"})}}
+	if err := e.checkOnMacvlan(n); err != nil {
+		t.Errorf("an endpoint that asks for nothing of a switch: %v", err)
+	}
+}

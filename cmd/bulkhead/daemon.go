@@ -238,7 +238,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Stages:    []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}, p.cars}, {p.dev.Finish()}, {p.names}},
 		Facts:     facts,
 		Cluster:   p.cluster,
-		Counters:  counters(p.sw),
+		Counters:  counters(p.sw, p.dev),
 		Drops:     drops(p.sw),
 		Meter:     p.meter,
 		Flows:     flows(p.sw),
@@ -393,10 +393,20 @@ func compartments(dev *netdev.Netdev) func(path string) (int, error) {
 	}
 }
 
-// counters shows the switch's counters in the API's form.
-func counters(sw *vswitch.Applier) func(plan.PortID) (api.NetworkStats, error) {
-	return func(id plan.PortID) (api.NetworkStats, error) {
-		c, err := sw.Counters(id)
+// portCounters are the switch's for a port, and the kernel's own for a device that is on none.
+func portCounters(sw *vswitch.Applier, dev *netdev.Netdev, p *plan.Port) (vswitch.Counters, error) {
+	if p.Kind != plan.PortMacvlan {
+		return sw.Counters(p.ID)
+	}
+	t, err := dev.Traffic(p.VNIC.Namespace, p.VNIC.Device)
+	return vswitch.Counters(t), err
+}
+
+// counters shows a port's counters in the API's form.
+func counters(sw *vswitch.Applier, dev *netdev.Netdev) func(*plan.Port) (api.NetworkStats, error) {
+	return func(p *plan.Port) (api.NetworkStats, error) {
+		id := p.ID
+		c, err := portCounters(sw, dev, p)
 		if err != nil {
 			return api.NetworkStats{}, err
 		}

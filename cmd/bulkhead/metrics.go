@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
 	"github.com/bulkhead-net/bulkhead/internal/dns"
 	"github.com/bulkhead-net/bulkhead/internal/engine"
@@ -20,7 +21,7 @@ import (
 // meters makes the metrics of the parts, which are wired after it.
 func meters(p *parts) *metrics.Metrics {
 	return metrics.New(metrics.Options{Version: version, Commit: commit, Sources: metrics.Sources{
-		Endpoints:    func() ([]metrics.Endpoint, error) { return meteredEndpoints(p.engine, p.sw) },
+		Endpoints:    func() ([]metrics.Endpoint, error) { return meteredEndpoints(p.engine, p.sw, p.dev) },
 		Drops:        func() ([]metrics.Drop, error) { return meteredDrops(p.engine, p.sw) },
 		Rules:        func() ([]metrics.Rule, error) { return meteredRules(p.engine, p.sw) },
 		MissingFlows: func() (uint64, uint64, error) { return p.engine.MissingFlows() },
@@ -39,13 +40,13 @@ func networkName(e *engine.Engine, p *plan.Port) string {
 	return string(p.Network)
 }
 
-func meteredEndpoints(e *engine.Engine, sw *vswitch.Applier) ([]metrics.Endpoint, error) {
+func meteredEndpoints(e *engine.Engine, sw *vswitch.Applier, dev *netdev.Netdev) ([]metrics.Endpoint, error) {
 	var out []metrics.Endpoint
 	for _, p := range e.Ports() {
-		if p.Kind != plan.PortContainer {
+		if p.Kind != plan.PortContainer && p.Kind != plan.PortMacvlan {
 			continue
 		}
-		c, err := sw.Counters(p.ID)
+		c, err := portCounters(sw, dev, p)
 		if err != nil {
 			return nil, err
 		}

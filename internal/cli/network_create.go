@@ -29,6 +29,7 @@ type networkSpec struct {
 	uplink     string
 	vlan       uint16
 	dhcp       bool
+	macvlan    bool
 	vsid       uint32
 	vxlanPort  uint16
 	hostRoute  bool
@@ -48,7 +49,9 @@ members of the LAN of a NIC: each has a MAC there and an address of --subnet, an
 the LAN's router is their --gateway. The NIC keeps its addresses and stays the
 host's. Name in --ip-range or --exclude which addresses nobody else uses: the
 daemon knows only of the host's own. With --dhcp the LAN's own servers and routers
-give each container its addresses, routes and resolvers. On an l2bridge network it
+give each container its addresses, routes and resolvers. With --macvlan the containers
+are on the LAN past the switch: nothing here has a say in what they send, and the host
+does not reach them. On an l2bridge network it
 is as on a transparent one with a --subnet, but on the wire all containers have the
 NIC's MAC, so it works where others are dropped: in virtual machines and on
 wireless NICs. On an l2tunnel network, what containers send each other goes by the
@@ -115,6 +118,7 @@ made on all its hosts.`,
 	flags.Uint16Var(&s.vxlanPort, "vxlan-port", 0, "UDP port of an overlay; 4789 without it")
 	flags.BoolVar(&s.hostRoute, "host-route", false, "let the host and an overlay's local endpoints reach each other")
 	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
+	flags.BoolVar(&s.macvlan, "macvlan", false, "give the containers of a transparent network macvlan devices instead of ports: no rules, no limits, and the host does not reach them")
 	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
 	flags.DurationVar(&s.confirm, "confirm-within", 0, "undo a network on a NIC unless bulkhead confirm is called within this time, like 2m")
 	flags.BoolVar(&s.persistent, "persistent", true, "keep the network when the host restarts")
@@ -198,11 +202,18 @@ func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 			Hint("add --type overlay, or drop them")
 	}
 	if !onLAN(doc.Type) {
-		if s.uplink != "" || s.vlan != 0 || s.dhcp {
-			return api.Errorf(api.KindInvalid, "--uplink, --vlan and --dhcp are for networks on a LAN, and this one is of type %s", doc.Type).
+		if s.uplink != "" || s.vlan != 0 || s.dhcp || s.macvlan {
+			return api.Errorf(api.KindInvalid, "--uplink, --vlan, --dhcp and --macvlan are for networks on a LAN, and this one is of type %s", doc.Type).
 				Hint("add --type transparent or l2bridge, or drop them")
 		}
 		return nil
+	}
+	if s.macvlan && doc.Type != hcn.Transparent {
+		return api.Errorf(api.KindInvalid, "--macvlan is for a network of type transparent: the containers of one of type %s have one MAC on the wire, which only the switch can give them", doc.Type).
+			Hint("drop it, or use --type transparent")
+	}
+	if s.macvlan {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Macvlan, hcn.MacvlanSetting{}))
 	}
 	if s.dhcp && doc.Type != hcn.Transparent {
 		return api.Errorf(api.KindInvalid, "--dhcp is for a network of type transparent: the containers of one of type %s have one MAC on the wire, so nobody there tells them apart", doc.Type).

@@ -130,6 +130,9 @@ func (e *Engine) vnicSources(ref string, r *CaptureRequest) error {
 func (e *Engine) portSources(ref string, r *CaptureRequest) error {
 	ports, err := e.attachedPorts(ref)
 	for _, p := range ports {
+		if isMacvlan(p) {
+			return e.noSwitch(p, ref)
+		}
 		r.Sources = append(r.Sources, CaptureSource{Device: p.Device, Name: p.Device, Comment: e.captureComment(p)})
 	}
 	return err

@@ -47,6 +47,10 @@ func (e *Engine) CreateNetworkFor(ctx context.Context, doc hcn.HostComputeNetwor
 		return api.Tentative{}, api.Errorf(api.KindInvalid, "confirmWithin: a network of type %s changes no NIC, so there is nothing to confirm", doc.Type).
 			Hint("leave it out")
 	}
+	if doc.Macvlan() {
+		return api.Tentative{}, api.Errorf(api.KindInvalid, "confirmWithin: a network of macvlan devices changes nothing at its NIC, so there is nothing to confirm").
+			Hint("leave it out")
+	}
 	made, err := e.createNetwork(ctx, "", doc, within)
 	if err != nil {
 		return api.Tentative{}, err

@@ -454,10 +454,11 @@ func (e *Engine) EndpointStats(id hcn.GUID) (api.NetworkStats, error) {
 	if ep == nil {
 		return api.NetworkStats{}, noEndpoint(id)
 	}
-	if ep.Attach == nil || e.opt.Counters == nil {
+	port := e.view.port(plan.EndpointPortID(id))
+	if ep.Attach == nil || e.opt.Counters == nil || port == nil {
 		return api.NetworkStats{Endpoint: id}, nil
 	}
-	s, err := e.opt.Counters(plan.EndpointPortID(id))
+	s, err := e.opt.Counters(port)
 	if err != nil {
 		return api.NetworkStats{}, fmt.Errorf("read the counters of endpoint %s: %w", id, err)
 	}

@@ -124,7 +124,7 @@ type Options struct {
 	Stages []Stage
 	Facts  func(ctx context.Context) (plan.Facts, error)
 	// Counters of a port; nil where there is no data plane.
-	Counters func(plan.PortID) (api.NetworkStats, error)
+	Counters func(*plan.Port) (api.NetworkStats, error)
 	// Drops is empty where there is no data plane.
 	Drops Drops
 	// Flows is empty where there is no data plane.

@@ -146,7 +146,7 @@ func (e *env) prepare() {
 			defer e.w.mu.Unlock()
 			return e.w.facts, nil
 		},
-		Counters: func(plan.PortID) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
+		Counters: func(*plan.Port) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
 	opt.Netns = e.w.identify
 	e.leases = &fakeLeases{w: e.w, gen: gen, engine: func() *Engine { return e.e }}

@@ -127,6 +127,9 @@ func (e *Engine) party(p *plan.Plan, ref string) (plan.Party, error) {
 	if err != nil {
 		return party, err
 	}
+	if i := slices.IndexFunc(ports, isMacvlan); i >= 0 {
+		return party, e.noSwitch(ports[i], ref)
+	}
 	party.Kind, party.Ports = plan.PartyPorts, ports
 	if slices.ContainsFunc(ports, func(o *plan.Port) bool { return o.VNIC.Namespace != ports[0].VNIC.Namespace }) {
 		return party, api.Errorf(api.KindConflict, "%s means endpoints in several compartments", ref).Hint("use an ID of bulkhead endpoint ls")
@@ -142,6 +145,8 @@ func (e *Engine) addressParty(p *plan.Plan, party plan.Party, a netip.Addr) (pla
 	for _, o := range p.Ports {
 		switch {
 		case !slices.Contains(o.Addrs, a) && o.LinkLocal != a:
+		case isMacvlan(o):
+			return party, e.noSwitch(o, a.String())
 		case o.Kind == plan.PortHost:
 			party.Kind = plan.PartyHost
 		case o.Kind == plan.PortContainer && party.Kind != plan.PartyPorts:
@@ -160,6 +165,18 @@ func (e *Engine) addressParty(p *plan.Plan, party plan.Party, a netip.Addr) (pla
 		party.Kind = plan.PartyHost
 	}
 	return party, nil
+}
+
+func isMacvlan(o *plan.Port) bool { return o.Kind == plan.PortMacvlan }
+
+// noSwitch says why nothing is known of what an endpoint sends and receives.
+func (e *Engine) noSwitch(o *plan.Port, ref string) error {
+	name := string(o.Network)
+	if sw := e.view.network(o.Network); sw != nil {
+		name = sw.Name
+	}
+	return api.Errorf(api.KindUnsupported, "%s is a macvlan device of %s on network %q, whose frames pass no switch: nothing here decides about them", ref, o.VNIC.Lower, name).
+		Hint("bulkhead capture %s shows them", ref)
 }
 
 func (e *Engine) hostView(ctx context.Context) (*plan.HostView, error) {

@@ -43,7 +43,7 @@ func (t *txn) pickUplink(doc *hcn.HostComputeNetwork) (string, error) {
 			return "", hcn.Errorf(hcn.ErrAdapterNotFound, "network %q: no NIC of this host has an address, is up and has no switch yet: name one with the policy NetAdapterName (`ip -brief address` shows them)", doc.Name)
 		}
 	}
-	if err := t.fitNIC(nic, doc.Type); err != nil {
+	if err := t.fitNIC(nic, doc.Type, doc.Macvlan()); err != nil {
 		return "", err
 	}
 	if !slices.ContainsFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.NetAdapterName }) {
@@ -173,7 +173,7 @@ func (t *txn) nicByName(name string) (*plan.NIC, error) {
 }
 
 // fitNIC refuses one that cannot carry a switch of the type.
-func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
+func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType, macvlan bool) error {
 	switch {
 	case nic.OneMAC != "" && plan.OnLAN(kind) && !plan.OneMAC(kind):
 		return hcn.Errorf(hcn.ErrAdapterNotFound, "%s cannot be the uplink of a network of type %s: %s. Use type L2Bridge, whose containers have its MAC on the wire, or another NIC", nic.Name, kind, nic.OneMAC)
@@ -188,7 +188,7 @@ func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
 		}
 		return nil
 	}
-	if t.networksOn(nic.Name) >= plan.MaxOnNIC {
+	if !macvlan && t.networksOn(nic.Name) >= plan.MaxOnNIC {
 		return hcn.Errorf(hcn.ErrSharedSwitchModification, "%s is the uplink of %d networks already, and carries no more: use one of them, or another NIC", nic.Name, plan.MaxOnNIC)
 	}
 	return nil
@@ -196,7 +196,7 @@ func (t *txn) fitNIC(nic *plan.NIC, kind hcn.NetworkType) error {
 
 func (t *txn) networksOn(nic string) (count int) {
 	for _, n := range t.st.networks {
-		if n.Uplink == nic && plan.OnLAN(n.Doc.Type) {
+		if n.Uplink == nic && plan.OnLAN(n.Doc.Type) && !n.Doc.Macvlan() {
 			count++
 		}
 	}
@@ -273,6 +273,9 @@ func checkUplinkStays(old, doc *hcn.HostComputeNetwork) error {
 		}
 		slices.Sort(out)
 		return out
+	}
+	if old.Macvlan() != doc.Macvlan() {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q: whether its endpoints are macvlan devices is settled when it is made: create another network", old.Name)
 	}
 	if !plan.HasUplink(doc.Type) || slices.Equal(of(old), of(doc)) {
 		return nil

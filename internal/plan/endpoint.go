@@ -17,6 +17,10 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	if n == nil || compileNamespace(ns) == nil && !onHost || mode(n.Doc.Type) == 0 {
 		return nil
 	}
+	macvlan := n.Doc.Macvlan()
+	if macvlan && f.NIC(n.Uplink) == nil {
+		return nil // the device went with it
+	}
 	id := e.Doc.ID
 	p := &Port{
 		ID: EndpointPortID(id), Kind: PortContainer, Network: n.Doc.ID, Switch: n.Switch,
@@ -36,6 +40,9 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	} else {
 		p.Redirects, p.Detours = Redirects(e), Detours(e, n)
 		p.acquaint(n)
+	}
+	if macvlan {
+		p.Kind, p.KnownOn, p.VNIC.Lower, p.VNIC.Segments, p.VNIC.Neighbours = PortMacvlan, nil, n.Uplink, Segments{}, nil
 	}
 	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
 		p.AltName = s[0].Name

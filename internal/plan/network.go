@@ -29,6 +29,14 @@ func mode(t hcn.NetworkType) Mode {
 	}
 }
 
+// modeOf is the mode of a network.
+func modeOf(doc *hcn.HostComputeNetwork) Mode {
+	if doc.Macvlan() {
+		return ModeMacvlan
+	}
+	return mode(doc.Type)
+}
+
 // OnLAN tells that a network of the type has an uplink port.
 func OnLAN(t hcn.NetworkType) bool { return mode(t).OnLAN() }
 
@@ -84,7 +92,7 @@ func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 	}
 	id := n.Doc.ID
 	sw := &Switch{
-		Number: n.Switch, Network: id, Name: n.Doc.Name, Mode: mode(n.Doc.Type), Uplink: n.Uplink,
+		Number: n.Switch, Network: id, Name: n.Doc.Name, Mode: modeOf(&n.Doc), Uplink: n.Uplink,
 		MTU: SwitchMTU(n, f),
 		DNS: DNS{Domain: dnsName(n.Doc.Dns.Domain)},
 	}
@@ -113,7 +121,7 @@ func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 		sw.Subnets = append(sw.Subnets, sub)
 	}
 	switch {
-	case sw.Mode == ModePrivate:
+	case sw.Mode == ModePrivate, sw.Mode == ModeMacvlan:
 		return sw, ownPorts{}
 	case sw.Mode.OnLAN():
 		return sw, ownPorts{uplink: sw.compileUplink(f)}

@@ -8,12 +8,12 @@ import (
 
 // firstOn is the network that has the port of a network's NIC: the oldest of those on its LAN.
 func (in *Intent) firstOn(n *Network) *Network {
-	if n == nil || n.Uplink == "" || !OnLAN(n.Doc.Type) {
+	if n == nil || n.Uplink == "" || !modeOf(&n.Doc).OnLAN() {
 		return nil
 	}
 	first := n
 	for _, o := range in.Networks {
-		if o.Uplink == n.Uplink && OnLAN(o.Doc.Type) && (o.Seq < first.Seq || o.Seq == first.Seq && o.Switch < first.Switch) {
+		if o.Uplink == n.Uplink && modeOf(&o.Doc).OnLAN() && (o.Seq < first.Seq || o.Seq == first.Seq && o.Switch < first.Switch) {
 			first = o
 		}
 	}

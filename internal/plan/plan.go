@@ -79,6 +79,8 @@ const (
 	ModeL2Tunnel
 	// ModeOverlay: members on other hosts, behind tunnels.
 	ModeOverlay
+	// ModeMacvlan: no switch at all. The containers are on the LAN by devices of their own.
+	ModeMacvlan
 )
 
 // OnLAN tells that a switch of the mode has an uplink port, and no port of the host's own:
@@ -166,6 +168,8 @@ const (
 	_ // PORT_GUEST is no port of a plan
 	// PortTunnel is a VXLAN device of ours: other hosts are behind it. It serves all overlay networks with its UDP port.
 	PortTunnel
+	// PortMacvlan is no port of a switch: the vNIC is a macvlan device of a NIC.
+	PortMacvlan
 )
 
 // Port is a port of a switch and the vNIC at its other end.
@@ -243,6 +247,8 @@ type VNIC struct {
 	MTU       int
 	// Segments is how large a TCP segment may be that has not been cut into packets yet.
 	Segments Segments
+	// Lower is the NIC under a macvlan device.
+	Lower string
 	// Adopted: the namespace is another runtime's, with settings of its own.
 	Adopted bool
 	// Addrs to assign, with the prefix length the interface gets.

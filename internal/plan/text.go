@@ -61,6 +61,8 @@ func (m Mode) String() string {
 		return "l2tunnel"
 	case ModeOverlay:
 		return "overlay"
+	case ModeMacvlan:
+		return "macvlan"
 	}
 	return fmt.Sprintf("mode %d", m)
 }
@@ -77,6 +79,8 @@ func (k PortKind) String() string {
 		return "uplink"
 	case PortTunnel:
 		return "tunnel"
+	case PortMacvlan:
+		return "macvlan"
 	}
 	return fmt.Sprintf("kind %d", k)
 }

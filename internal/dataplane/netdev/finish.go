@@ -25,7 +25,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	wanted := map[string]bool{}
 	for _, id := range sortedPorts(p.Ports) {
 		port := p.Ports[id]
-		if port.Kind == plan.PortUplink {
+		if port.Kind == plan.PortUplink || port.Kind == plan.PortMacvlan {
 			continue
 		}
 		wanted[port.Device] = true
@@ -63,6 +63,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 			ps.fail(f.n.kill(l))
 		}
 	}
+	ps.fail(ps.sweepMacvlans(p))
 	ps.fail(f.pruneNamespaces(p))
 	ps.fail(ps.dropFilters(p))
 	ps.fail(ps.untune(p))
@@ -94,6 +95,10 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 	for _, id := range sortedPorts(delta.Ports) {
 		c := delta.Ports[id]
 		if isUplink(c.Old) || isUplink(c.New) {
+			continue
+		}
+		if isMacvlan(c.Old) || isMacvlan(c.New) {
+			ps.fail(f.dropMacvlan(ps, c))
 			continue
 		}
 		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
@@ -139,6 +144,20 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 		ps.fail(ps.untune(p))
 	}
 	return errors.Join(ps.errs...)
+}
+
+func isMacvlan(p *plan.Port) bool { return p != nil && p.Kind == plan.PortMacvlan }
+
+// dropMacvlan deletes the device of a port that goes, or that is another one from now on.
+func (f *Finish) dropMacvlan(ps *pass, c plan.Change[plan.Port]) error {
+	if c.Old == nil || c.New != nil && c.New.VNIC.Namespace == c.Old.VNIC.Namespace && c.New.VNIC.Device == c.Old.VNIC.Device {
+		return nil
+	}
+	err := ps.killMacvlan(c.Old)
+	if err != nil {
+		f.n.swept.Store(false)
+	}
+	return portError(c.Old, err)
 }
 
 func isUplink(p *plan.Port) bool { return p != nil && p.Kind == plan.PortUplink }

@@ -158,7 +158,7 @@ func (ps *pass) syncIntroductions(p *plan.Plan) {
 	want := map[plan.Interface][]plan.Neighbour{}
 	owner := map[plan.Interface]plan.PortID{}
 	for _, port := range p.Ports {
-		if port.Kind != plan.PortContainer && port.Kind != plan.PortUplink {
+		if port.Kind != plan.PortContainer && port.Kind != plan.PortUplink && port.Kind != plan.PortMacvlan {
 			i := plan.Interface{Namespace: port.VNIC.Namespace, Device: port.VNIC.Device}
 			owner[i] = port.ID
 		}

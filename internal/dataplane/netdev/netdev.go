@@ -70,6 +70,8 @@ type Netdev struct {
 	// harmful are the offloads that no NIC with a network on it may do.
 	harmful []string
 	closing sync.Once
+	// swept: there are no macvlan devices in compartments but those of the plan.
+	swept atomic.Bool
 }
 
 // New opens the host. Close has to be called.

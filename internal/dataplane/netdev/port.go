@@ -15,8 +15,12 @@ import (
 
 // createPort makes a port that is believed to be absent. When something is in the way it falls back to looking.
 func (ps *pass) createPort(p *plan.Port) error {
-	if p.Kind == plan.PortTunnel {
+	switch p.Kind {
+	case plan.PortTunnel:
 		return ps.ensureTunnel(p)
+	case plan.PortMacvlan:
+		return ps.ensureMacvlan(p)
+	default:
 	}
 	return ps.create(p, ps.ensurePort)
 }
@@ -125,8 +129,12 @@ func missingIf(missing bool) error {
 
 // ensurePort compares a port with the kernel and writes the difference.
 func (ps *pass) ensurePort(p *plan.Port) error {
-	if p.Kind == plan.PortTunnel {
+	switch p.Kind {
+	case plan.PortTunnel:
 		return ps.ensureTunnel(p)
+	case plan.PortMacvlan:
+		return ps.ensureMacvlan(p)
+	default:
 	}
 	s, err := ps.space(p.VNIC.Namespace)
 	if err != nil {

@@ -147,6 +147,12 @@ func (f *Finish) Preview(ctx context.Context, p *plan.Plan, delta *plan.Delta) (
 		if isUplink(c.Old) || isUplink(c.New) {
 			continue
 		}
+		if isMacvlan(c.Old) || isMacvlan(c.New) {
+			if c.New == nil {
+				ps.fail(portError(c.Old, ps.killMacvlan(c.Old)))
+			}
+			continue
+		}
 		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
 			l, ok, err := ps.hostLink(c.Old.Device)
 			ps.fail(portError(c.Old, err))

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -158,8 +159,12 @@ func (w *watcher) judgeInside(nsid int, m syscall.NetlinkMessage) {
 			w.suspect(nsid, l.index, "link "+l.name+" in a compartment changed")
 		}
 	case unix.RTM_DELLINK:
-		// It went, and its addresses with it. The other end tells whether that was our doing.
-		delete(w.inside.suspects, [2]int{nsid, parseLink(m.Data).index})
+		// It went, and its addresses with it. The other end tells whether that was our doing; a macvlan device has none.
+		l := parseLink(m.Data)
+		delete(w.inside.suspects, [2]int{nsid, l.index})
+		if l.kind == macvlanKind && strings.HasPrefix(l.alias, "bulkhead ") {
+			w.suspect(nsid, 0, "link "+l.name+" in a compartment went")
+		}
 	case unix.RTM_DELADDR:
 		if a := parseAddress(m.Data); a.proto == protoOurs {
 			w.suspect(nsid, a.index, fmt.Sprintf("address %s in a compartment changed", a.prefix))

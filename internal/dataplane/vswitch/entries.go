@@ -259,11 +259,24 @@ func addrKey(sw uint32, addr netip.Addr) bpfAddrKey { return bpfAddrKey{Sw: sw, 
 func sortedPorts(p *plan.Plan) []*plan.Port {
 	out := make([]*plan.Port, 0, len(p.Ports))
 	for _, port := range p.Ports {
-		out = append(out, port)
+		if port.Kind != plan.PortMacvlan { // no switch sees its frames
+			out = append(out, port)
+		}
 	}
 	slices.SortFunc(out, func(a, b *plan.Port) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
+// portsOf counts the ports that are ours to serve.
+func portsOf(p *plan.Plan) int {
+	n := len(p.Ports)
+	for _, port := range p.Ports {
+		if port.Kind == plan.PortMacvlan {
+			n--
+		}
+	}
+	return n
+}
+
 
 // wanted is what all ports of a plan need: the whole content of the maps.
 type wanted struct {

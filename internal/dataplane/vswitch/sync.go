@@ -373,7 +373,7 @@ func strangers[K, V comparable](have, want map[K]V, known func(K) bool) int {
 func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.listed || a.dirty || len(a.applied) != len(p.Ports) || !a.pinsExist() {
+	if !a.listed || a.dirty || len(a.applied) != portsOf(p) || !a.pinsExist() {
 		return false, ctx.Err()
 	}
 	changed, err := a.tables.list()

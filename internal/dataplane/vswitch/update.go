@@ -119,6 +119,9 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 func touched(p *plan.Plan, d *plan.Delta) map[plan.PortID]*plan.Port {
 	out := make(map[plan.PortID]*plan.Port, len(d.Ports))
 	for id, c := range d.Ports {
+		if c.New != nil && c.New.Kind == plan.PortMacvlan {
+			continue
+		}
 		out[id] = c.New
 		for _, port := range []*plan.Port{c.Old, c.New} {
 			if !isGuest(port) || p.Switches[port.Network] == nil {
