@@ -68,8 +68,10 @@ int bh_from_port(struct __sk_buff *skb)
 	if (port->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_BACK;
 	/* A vNIC of the host's own is behind the NIC, like the rest of it. */
-	if (p->lan && p->kind == PORT_HOST)
+	if (p->lan && p->kind == PORT_HOST) {
 		p->ifindex = uplink_of(SWITCH_OF(port->sw));
+		p->lan |= LAN_VNIC;
+	}
 	p->src.sw = port->sw;
 	p->dst.sw = port->sw;
 	p->tunnel = port->tunnel;

@@ -105,7 +105,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (is_closed(f) && !(p->tcp & (TCP_FIN | TCP_RST)))
 		flow_last(&key);
 	count_tx(p);
-	count_rx(port, p->len);
+	count_rx(counted(port, device, kind), p->len);
 	if (p->lan)
 		return send_lan(skb, p, device, kind);
 	if (on_overlay(p))
@@ -316,7 +316,7 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 		return drop(skb, p, step);
 	count_tx(p);
 	if (!(p->flags & PKT_TEST))
-		count_rx(to.port, p->len);
+		count_rx(counted(to.port, to.device, to.kind), p->len);
 	report(skb, p, to.kind == PORT_UPLINK ? OUTCOME_WIRE : OUTCOME_DELIVER, 0, to.port, p->rule_out);
 	if (p->lan)
 		return send_lan(skb, p, to.device, to.kind);

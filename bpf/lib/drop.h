@@ -37,6 +37,27 @@ __noinline __u32 sender(struct pkt *p)
 	return o && o->flags & OWNER_GUEST ? o->port : p->ifindex;
 }
 
+/* A verification border, for the same reason. A vNIC of the host's own on a LAN is the NIC in all
+ * that is decided; what passes it is counted under its index. */
+__noinline __u32 vnic(struct pkt *p)
+{
+	struct mac_key key = {};
+	const struct dest *d;
+
+	if (!p)
+		return 0;
+	key.sw = p->src.sw;
+	__builtin_memcpy(key.mac, p->port_mac, ETH_ALEN);
+	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+	return d ? d->device : p->ifindex;
+}
+
+/* Where what goes that way is counted. */
+static __always_inline __u32 counted(__u32 port, __u32 device, __u32 kind)
+{
+	return kind == PORT_GUEST ? device : port;
+}
+
 /* Only a switch that has endpoints in the host's stack pays for the look-up. */
 static __always_inline void count_tx(struct pkt *p)
 {
@@ -47,6 +68,8 @@ static __always_inline void count_tx(struct pkt *p)
 		return;
 	if (p->flags & PKT_GUESTS)
 		port = sender(p);
+	if (p->lan & LAN_VNIC)
+		port = vnic(p);
 	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
 	if (s) {
 		s->tx_packets++;
@@ -123,7 +146,7 @@ __noinline int count_drop(struct pkt *p, __u32 reason)
 
 	if (!p || p->flags & PKT_TEST)
 		return 0;
-	port = p->at ? p->at : p->ifindex;
+	port = p->at ? p->at : p->lan & LAN_VNIC ? vnic(p) : p->ifindex;
 	key.port = p->kind ? port : 0;
 	key.reason = reason;
 	c = bpf_map_lookup_elem(&bh_drops_v1, &key);

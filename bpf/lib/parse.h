@@ -65,6 +65,7 @@ struct pkt {
 #define LAN_ONE_MAC 2
 #define LAN_TUNNEL 4
 #define LAN_TURNED 8 /* from the wire, for the NIC's MAC: dmac is that of the port it is for */
+#define LAN_VNIC 16  /* from a vNIC of the host's own, which has counters of its own */
 #define LAN_OF(flags) ((flags) >> 5)
 
 static __always_inline int on_overlay(const struct pkt *p)

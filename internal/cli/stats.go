@@ -22,8 +22,9 @@ func newStatsCmd(a *app) *cobra.Command {
 		Long: `Shows what containers use, each second until interrupted, all that run if none is
 named. NET I/O is what the container received and sent; DROPPED counts frames that the
 switch refused at its ports. With --net it shows each endpoint by itself: packets, bytes
-and bits a second both ways, and the drops by reason. With --rules it shows each rule of
-their ports with what it decided about.`,
+and bits a second both ways, and the drops by reason; also those that are attached without
+a container, to the host or to another runtime's compartment. With --rules it shows each
+rule of their ports with what it decided about.`,
 		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web\n  bulkhead stats --net web\n  bulkhead stats --rules web",
 		ValidArgsFunction: a.completeContainers(running),
 	}
@@ -53,7 +54,11 @@ their ports with what it decided about.`,
 func (a *app) watchStats(ctx context.Context, c *client.Client, names []string, form string, once, network bool) error {
 	before := map[string]api.Stats{}
 	return a.eachSecond(ctx, form, once, func(begin func()) (bool, error) {
-		now, err := readStats(ctx, c, names)
+		read := readStats
+		if network {
+			read = readNetStats
+		}
+		now, err := read(ctx, c, names)
 		if err != nil {
 			return false, err
 		}

@@ -2,14 +2,90 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
+
+// readNetStats reads the counters of the endpoints of containers, and of those that no container has: a name that is no
+// container's is an endpoint's.
+func readNetStats(ctx context.Context, c *client.Client, names []string) ([]api.Stats, error) {
+	if len(names) == 0 {
+		out, err := readStats(ctx, c, nil)
+		if err != nil {
+			return nil, err
+		}
+		alone, err := readLoneEndpoints(ctx, c, out)
+		return append(out, alone...), err
+	}
+	var out []api.Stats
+	for _, name := range names {
+		s, err := c.ContainerStats(ctx, name)
+		if api.IsKind(err, api.KindNotFound) {
+			if e, other := endpoints(c).find(ctx, name); other == nil {
+				s, err = endpointStats(ctx, c, e)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// readLoneEndpoints are the attached ones that are not in the readings of containers.
+func readLoneEndpoints(ctx context.Context, c *client.Client, containers []api.Stats) ([]api.Stats, error) {
+	known := map[hcn.GUID]bool{}
+	for _, s := range containers {
+		for _, n := range s.Networks {
+			known[n.Endpoint] = true
+		}
+	}
+	ids, err := c.EnumerateEndpoints(ctx, hcn.HostComputeQuery{})
+	if err != nil {
+		return nil, err
+	}
+	var out []api.Stats
+	for _, id := range ids {
+		if known[id] {
+			continue
+		}
+		e, err := c.Endpoint(ctx, id)
+		if isNotFound(err) {
+			continue // it went in between
+		}
+		if err != nil {
+			return nil, err
+		}
+		if e.HostComputeNamespace == "" {
+			continue
+		}
+		s, err := endpointStats(ctx, c, e)
+		if err != nil && !isNotFound(err) {
+			return nil, err
+		}
+		if len(s.Networks) > 0 {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+func endpointStats(ctx context.Context, c *client.Client, e *hcn.HostComputeEndpoint) (api.Stats, error) {
+	n, err := c.EndpointStats(ctx, e.ID)
+	if err != nil {
+		return api.Stats{}, err
+	}
+	return api.Stats{ID: string(e.ID), Name: nameOr(e.Name, e.ID), Time: time.Now(), Networks: []api.NetworkStats{n}}, nil
+}
 
 // netStats are the counters of an endpoint, and what it did since the reading before.
 type netStats struct {

@@ -37,7 +37,8 @@ func (a *Applier) Counters(port plan.PortID) (Counters, error) {
 		return Counters{}, nil
 	}
 	var perCPU []bpfStats
-	if err := a.objs.BhStatsV1.Lookup(&s.index, &perCPU); err != nil {
+	index := s.counted()
+	if err := a.objs.BhStatsV1.Lookup(&index, &perCPU); err != nil {
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return Counters{}, nil
 		}

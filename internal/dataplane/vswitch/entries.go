@@ -38,6 +38,7 @@ type portState struct {
 	steers  map[bpfSteerKey]bpfSteer
 	lans    map[bpfLanKey]bpfLan // of a NIC: its other switches
 	nics    []nicIndex           // of a tunnel: what its packets come in by
+	vnic    string               // of a guest on a LAN: what its frames are counted under
 	// dest is how to reach it; member says that it gets broadcast.
 	dest   bpfDest
 	member bool
@@ -167,7 +168,7 @@ func (a *Applier) want(p *plan.Plan, port *plan.Port) (*portState, error) {
 	owner := index
 	if sw.Mode.OnLAN() && isGuest(port) {
 		// It is a port of the host's, which is behind the NIC with all else that it has; the NIC gets the group frames.
-		s.entry.Kind, s.dest.Kind, s.member = uint8(plan.PortHost), destGuest, false
+		s.entry.Kind, s.dest.Kind, s.member, s.vnic = uint8(plan.PortHost), destGuest, false, port.VNIC.Device
 		if s.dest.Port, err = a.uplinkIndex(p, sw); err != nil {
 			return nil, err
 		}
@@ -223,6 +224,15 @@ func (s *portState) wantLANs(p *plan.Plan, nic *plan.Port) error {
 	return nil
 }
 
+// counted is the index that frames of the port are counted under. A vNIC of the host's own on a LAN is the NIC in all that is
+// decided, but what passes it is its own.
+func (s *portState) counted() uint32 {
+	if s.dest.Kind == destGuest {
+		return s.dest.Device
+	}
+	return s.index
+}
+
 // isGuest tells that a port is that of an endpoint in the host's own stack.
 func isGuest(port *plan.Port) bool {
 	return port != nil && port.Kind == plan.PortContainer && port.VNIC.Namespace == ""
@@ -254,6 +264,17 @@ func ownerFlags(sw *plan.Switch, port *plan.Port, addr netip.Addr) uint8 {
 // addrKey maps IPv4 into 16 bytes, as the programs do.
 func addrKey(sw uint32, addr netip.Addr) bpfAddrKey { return bpfAddrKey{Sw: sw, Ip: addr.As16()} }
 
+// portsOf counts the ports that are ours to serve.
+func portsOf(p *plan.Plan) int {
+	n := len(p.Ports)
+	for _, port := range p.Ports {
+		if port.Kind == plan.PortMacvlan {
+			n--
+		}
+	}
+	return n
+}
+
 // sortedPorts gives the ports in a fixed order, so that two that claim the same thing
 // are settled the same way each time.
 func sortedPorts(p *plan.Plan) []*plan.Port {
@@ -266,17 +287,6 @@ func sortedPorts(p *plan.Plan) []*plan.Port {
 	slices.SortFunc(out, func(a, b *plan.Port) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
-// portsOf counts the ports that are ours to serve.
-func portsOf(p *plan.Plan) int {
-	n := len(p.Ports)
-	for _, port := range p.Ports {
-		if port.Kind == plan.PortMacvlan {
-			n--
-		}
-	}
-	return n
-}
-
 
 // wanted is what all ports of a plan need: the whole content of the maps.
 type wanted struct {
@@ -287,6 +297,7 @@ type wanted struct {
 	rates  map[bpfRateKey]bpfRate
 	steers map[bpfSteerKey]bpfSteer
 	lans   map[bpfLanKey]bpfLan
+	counts map[uint32]bool      // indexes that frames are counted under
 	groups map[uint32][]bpfDest // switch → members
 	hooks  map[string]bool      // by their pins
 }
@@ -297,7 +308,7 @@ func (a *Applier) wantAll(p *plan.Plan) (*wanted, []error) {
 		states: make(map[plan.PortID]*portState, n), ports: make(map[uint32]bpfPort, n),
 		macs: make(map[bpfMacKey]bpfDest, n), addrs: make(map[bpfAddrKey]bpfOwner, 4*n), rates: map[bpfRateKey]bpfRate{},
 		steers: map[bpfSteerKey]bpfSteer{}, lans: map[bpfLanKey]bpfLan{},
-		groups: map[uint32][]bpfDest{}, hooks: make(map[string]bool, n),
+		counts: make(map[uint32]bool, n), groups: map[uint32][]bpfDest{}, hooks: make(map[string]bool, n),
 	}
 	var errs []error
 	for _, port := range sortedPorts(p) {
@@ -336,7 +347,7 @@ func (w *wanted) add(s *portState) error {
 	if s.member && len(w.groups[s.entry.Sw]) >= MaxMembers {
 		return portError(s.id, "switch %d has %d ports, the most it can have", s.entry.Sw, MaxMembers)
 	}
-	w.states[s.id], w.ports[s.index] = s, s.entry
+	w.states[s.id], w.ports[s.index], w.counts[s.counted()] = s, s.entry, true
 	maps.Copy(w.macs, s.macs)
 	maps.Copy(w.addrs, s.addrs)
 	maps.Copy(w.rates, s.rates)

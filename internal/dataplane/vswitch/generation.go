@@ -112,8 +112,10 @@ func (a *Applier) forget(id plan.PortID) {
 	a.policies.drop(s.out, s.in)
 	a.policies.changed = true
 	delete(a.applied, id)
-	if a.byIndex[s.index] == id {
-		delete(a.byIndex, s.index)
+	for _, index := range []uint32{s.index, s.counted()} {
+		if a.byIndex[index] == id {
+			delete(a.byIndex, index)
+		}
 	}
 }
 

@@ -97,6 +97,9 @@ func (a *Applier) newShadow() *Applier {
 	r := &recorder{names: map[uint32]string{}, at: map[[2]string]*touch{}}
 	for _, s := range a.applied {
 		r.names[s.index] = s.device
+		if s.vnic != "" {
+			r.names[s.counted()] = s.vnic
+		}
 	}
 	s := &Applier{
 		log: a.log, pins: a.pins, objs: a.objs, ids: a.ids, listed: true,

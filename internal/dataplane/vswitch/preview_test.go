@@ -17,6 +17,9 @@ func (a *Applier) entries() map[string]string {
 	r := &recorder{names: map[uint32]string{}}
 	for _, s := range a.applied {
 		r.names[s.index] = s.device
+		if s.vnic != "" {
+			r.names[s.counted()] = s.vnic
+		}
 	}
 	out := map[string]string{}
 	t, p := a.tables, a.policies.t

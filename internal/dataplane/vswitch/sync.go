@@ -140,12 +140,12 @@ func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 	errs := []error{a.groups.prune(w.groups)}
 	a.groups = readGroups(a.tables)
 	for index := range a.tables.stats.have {
-		if _, ok := w.ports[index]; !ok {
+		if !w.counts[index] {
 			errs = append(errs, a.tables.stats.delete(index))
 		}
 	}
 	for k := range a.tables.drops.have {
-		if _, ok := w.ports[k.Port]; !ok && k.Port != 0 {
+		if !w.counts[k.Port] && k.Port != 0 {
 			errs = append(errs, a.tables.drops.delete(k))
 		}
 	}
@@ -173,7 +173,10 @@ func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 // write puts a port's entries in place. Counters first: the program counts only where
 // there is an entry.
 func (a *Applier) write(s *portState) error {
-	if err := a.ensureStats(s.index); err != nil {
+	if err := a.ensureStats(s.counted()); err != nil {
+		return err
+	}
+	if err := a.ensureShare(s.index); err != nil {
 		return err
 	}
 	for _, list := range []listKey{s.out, s.in} {
@@ -223,7 +226,7 @@ func (a *Applier) write(s *portState) error {
 
 func (a *Applier) ensureStats(index uint32) error {
 	if a.tables.stats.have[index] {
-		return a.ensureShare(index)
+		return nil
 	}
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -232,7 +235,7 @@ func (a *Applier) ensureStats(index uint32) error {
 	if err := a.tables.stats.add(index, make([]bpfStats, cpus)); err != nil {
 		return fmt.Errorf("make counters: %w", err)
 	}
-	return a.ensureShare(index)
+	return nil
 }
 
 func (a *Applier) ensureShare(index uint32) error {
@@ -263,7 +266,7 @@ func (a *Applier) remember(s *portState) {
 	}
 	a.policies.use(s.out, s.in)
 	a.applied[s.id] = s
-	a.byIndex[s.index] = s.id
+	a.byIndex[s.index], a.byIndex[s.counted()] = s.id, s.id
 }
 
 // compare finds what this process had put in place and somebody changed since. What it
@@ -308,7 +311,7 @@ func (a *Applier) differs(s *portState) []string {
 	if !holds(a.tables.lans.have, s.lans) {
 		out = append(out, bpfMapBhLansV1)
 	}
-	if !a.tables.stats.have[s.index] {
+	if !a.tables.stats.have[s.counted()] {
 		out = append(out, bpfMapBhStatsV1)
 	}
 	if s.member && !a.groups.has(s.entry.Sw, s.dest) {

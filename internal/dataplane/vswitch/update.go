@@ -227,7 +227,7 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 		errs = append(errs, a.att.detach(h.hook))
 		a.writes++
 	}
-	errs = append(errs, a.forgetCounters(old.index))
+	errs = append(errs, a.forgetCounters(old))
 	a.forget(id)
 	return errors.Join(errs...)
 }
@@ -242,8 +242,9 @@ func dropMissing[K, V comparable](t *table[K, V], old, next map[K]V) error {
 	return errors.Join(errs...)
 }
 
-func (a *Applier) forgetCounters(index uint32) error {
-	errs := []error{a.tables.stats.delete(index), a.tables.shares.delete(index)}
+func (a *Applier) forgetCounters(s *portState) error {
+	index := s.counted()
+	errs := []error{a.tables.stats.delete(index), a.tables.shares.delete(s.index)}
 	for _, r := range Reasons() {
 		errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
 	}
