@@ -33,6 +33,12 @@ type built struct{ dir, binary, image string }
 var made built //nolint:gochecknoglobals // TestMain has no other way to hand something to tests
 
 func TestMain(m *testing.M) {
+	if asRogue() {
+		if err := rogue(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	code, err := build(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -61,6 +67,13 @@ func build(m *testing.M) (int, error) {
 		if err := goBuild(filepath.Join(dir, name), what); err != nil {
 			return 1, err
 		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 1, err
+	}
+	if err := os.Symlink(self, filepath.Join(dir, rogueName)); err != nil {
+		return 1, err
 	}
 	echo := filepath.Join(dir, "echo")
 	if err := goBuild(echo, "testdata/echo.go"); err != nil {
