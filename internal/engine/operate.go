@@ -125,6 +125,10 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		return nil, err
 	}
 	defer unlock()
+	if rehearsing(ctx) != nil {
+		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { t.leaveCompartment(c); return nil })
+		return nil, asAPI(err)
+	}
 	before := c
 	row, _, err := e.ctrs.change(c.Doc.ID, func(t *txn, c *containerRow) error {
 		if !r.Halt {
@@ -277,6 +281,10 @@ func (e *Engine) RemoveContainer(ctx context.Context, ref string, force bool) er
 	defer unlock()
 	if active(c) && !force {
 		return api.Errorf(api.KindConflict, "container %s is %s", c.Doc.Name, c.Doc.State.Status).Hint("bulkhead stop %s, or bulkhead rm -f %s", c.Doc.Name, c.Doc.Name)
+	}
+	if rehearsing(ctx) != nil {
+		_, err := e.commitOr(ctx, func(t *txn) error { t.dropContainer(c.Doc.ID); return nil })
+		return err
 	}
 	if err := e.ctrs.remove(ctx, c); err != nil {
 		return api.Errorf(api.KindInternal, "remove container %s: %w", c.Doc.Name, err)

@@ -254,6 +254,20 @@ func (t *txn) leaveCompartment(c *containerRow) {
 	t.putNamespace(ns.Doc.ID, &row)
 }
 
+// dropContainer takes a container's row away, with its endpoints.
+func (t *txn) dropContainer(id string) {
+	now := t.st.containers[id]
+	if now == nil {
+		return
+	}
+	c := *now
+	t.leaveCompartment(&c)
+	for _, ep := range c.Endpoints {
+		t.dropEndpoint(ep)
+	}
+	t.putContainer(id, nil)
+}
+
 // killedExitCode is that of a process which SIGKILL ended.
 const killedExitCode = 128 + 9
 
@@ -282,19 +296,7 @@ func (s *supervisor) remove(ctx context.Context, c *containerRow) error {
 		s.ends.put(&killed)
 		s.e.event("container", "die", id, row.Doc.Name, map[string]string{"exitCode": itoa(killedExitCode)})
 	}
-	rev, err := s.e.commit(func(t *txn) error {
-		now := t.st.containers[id]
-		if now == nil {
-			return nil
-		}
-		c := *now
-		t.leaveCompartment(&c)
-		for _, ep := range c.Endpoints {
-			t.dropEndpoint(ep)
-		}
-		t.putContainer(id, nil)
-		return nil
-	})
+	rev, err := s.e.commit(func(t *txn) error { t.dropContainer(id); return nil })
 	if err != nil {
 		return err
 	}
