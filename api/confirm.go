@@ -19,10 +19,12 @@ type Tentative struct {
 	ConfirmBy time.Time              `json:"confirmBy"`
 }
 
-// Unconfirmed is a network that waits to be confirmed.
+// Unconfirmed is what waits to be confirmed: a network, or an endpoint that was attached to one.
 type Unconfirmed struct {
-	Network hcn.GUID  `json:"network"`
-	Name    string    `json:"name"`
-	NIC     string    `json:"nic"`
-	By      time.Time `json:"by"`
+	Network hcn.GUID `json:"network"`
+	// Endpoint is empty for a network; Name is that of the one that waits.
+	Endpoint hcn.GUID  `json:"endpoint,omitempty"`
+	Name     string    `json:"name"`
+	NIC      string    `json:"nic"`
+	By       time.Time `json:"by"`
 }

@@ -77,7 +77,7 @@ int bh_from_port(struct __sk_buff *skb)
 	p->tunnel = port->tunnel;
 	__builtin_memcpy(p->port_mac, port->mac, ETH_ALEN);
 
-	if (p->lan && is_overdue(port->sw))
+	if (p->lan && is_overdue(port->sw, skb->ifindex))
 		return drop(skb, p, DROP_UNCONFIRMED);
 	step = parse(skb, p);
 	if (step)

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -42,6 +43,9 @@ type Client struct {
 	// Planned, where it is set, turns every change into the question what it would do. It is told the answer, and the
 	// call fails with ErrPlanned.
 	Planned func(api.Plan)
+	// ConfirmWithin, where it is not 0, is the time within which Confirm has to be called for what attaches an endpoint to a network on a
+	// NIC, or it is undone. Other changes are as without it.
+	ConfirmWithin time.Duration
 }
 
 // planBase is put before the path of a change to ask what it would do.
@@ -110,6 +114,7 @@ type request struct {
 	body         any       // encoded as JSON, unless it is a json.RawMessage
 	stream       io.Reader // a body of any length instead
 	header       http.Header
+	attaches     bool // it may attach an endpoint
 }
 
 // encode gives the body; a nil one is none.
@@ -206,6 +211,13 @@ func (c *Client) broken(err error) error {
 func (c *Client) call(ctx context.Context, r request, answer any) error {
 	if c.Planned != nil && r.method != http.MethodGet {
 		return c.plan(ctx, r)
+	}
+	if r.attaches && c.ConfirmWithin != 0 {
+		r.path, r.query = "/v1/tentative"+r.path, maps.Clone(r.query)
+		if r.query == nil {
+			r.query = url.Values{}
+		}
+		r.query.Set("confirmWithin", c.ConfirmWithin.String())
 	}
 	res, err := c.send(ctx, r)
 	if err != nil {

@@ -19,14 +19,20 @@ func (c *Client) CreateNetworkFor(ctx context.Context, doc *hcn.HostComputeNetwo
 	return made, nil
 }
 
-// Unconfirmed lists the networks that wait to be confirmed.
+// attaching marks a change that may attach an endpoint, see ConfirmWithin.
+func attaching(r request) request {
+	r.attaches = true
+	return r
+}
+
+// Unconfirmed lists what waits to be confirmed.
 func (c *Client) Unconfirmed(ctx context.Context) ([]api.Unconfirmed, error) {
 	var list []api.Unconfirmed
 	err := c.call(ctx, get("/v1/confirmations", nil), &list)
 	return list, err
 }
 
-// ConfirmNetwork keeps a network that waits for it, by its name or GUID.
-func (c *Client) ConfirmNetwork(ctx context.Context, ref string) error {
+// Confirm keeps what waits for it, by the name or GUID of the network, the endpoint or its container.
+func (c *Client) Confirm(ctx context.Context, ref string) error {
 	return c.call(ctx, post("/v1/confirmations/"+segment(ref), nil, nil), nil)
 }

@@ -59,7 +59,7 @@ func (c *Client) Container(ctx context.Context, ref string) (api.Container, erro
 
 // StartContainer starts a container.
 func (c *Client) StartContainer(ctx context.Context, ref string) error {
-	return c.call(ctx, post(container(ref, "/start"), nil, nil), nil)
+	return c.call(ctx, attaching(post(container(ref, "/start"), nil, nil)), nil)
 }
 
 // StopContainer stops a container and returns when it has.
@@ -151,7 +151,7 @@ func (c *Client) UnpublishPorts(ctx context.Context, ref string, ports []api.Pub
 
 // ConnectContainer connects a container to a further network.
 func (c *Client) ConnectContainer(ctx context.Context, ref string, to api.NetworkAttachment) error {
-	return c.call(ctx, post(container(ref, "/networks"), nil, to), nil)
+	return c.call(ctx, attaching(post(container(ref, "/networks"), nil, to)), nil)
 }
 
 // DisconnectContainer takes a container off a network, by the network's name or GUID.

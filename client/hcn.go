@@ -247,7 +247,11 @@ func (c *Client) changeNamespace(ctx context.Context, what hcn.RequestType, name
 	if err != nil {
 		return fmt.Errorf("encode the request: %w", err)
 	}
-	return c.ModifyNamespace(ctx, namespace, &hcn.ModifyNamespaceSettingRequest{ResourceType: &kind, RequestType: what, Settings: settings})
+	r := post(object("namespaces", namespace)+"/modify", nil, &hcn.ModifyNamespaceSettingRequest{ResourceType: &kind, RequestType: what, Settings: settings})
+	if what == hcn.RequestTypeAdd {
+		r = attaching(r)
+	}
+	return c.call(ctx, r, nil)
 }
 
 // HCNVersion is the version that clients of HCN derive features from.

@@ -87,7 +87,7 @@ __noinline int on_switch(struct __sk_buff *skb, const struct port *port, __u32 s
 		return TC_ACT_UNSPEC;
 	if (skb->vlan_present)
 		segment = SEGMENT(segment, skb->vlan_tci & 0xfff);
-	if (is_overdue(segment))
+	if (is_overdue(segment, 0))
 		return TC_ACT_UNSPEC;
 	p->src.sw = segment;
 	if (!(how & HOW_TEST) && !(p->dmac[0] & 1) && !is_ours(p, 0) &&

@@ -149,11 +149,11 @@ struct member_key {
 	__u32 slot;
 };
 
-/* The network that waits to be confirmed: see pending.h. */
+/* The network, or the one port, that waits to be confirmed: see pending.h. */
 struct pending {
 	__u64 until; /* time since boot, ns; 0: none waits */
 	__u32 sw;
-	__u32 pad;
+	__u32 port; /* 0: all of the switch */
 };
 
 /* Counters of a port, seen from the vNIC: rx is what it received. */

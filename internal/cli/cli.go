@@ -58,6 +58,8 @@ type app struct {
 	noColor bool
 	// plans is set while a command only asks what it would change (--dry-run).
 	plans func(api.Plan)
+	// within is set while a command's attachment has to be confirmed (--confirm-within).
+	within time.Duration
 }
 
 // exitError ends the program with a code of its own. A nil err prints nothing.
@@ -222,7 +224,7 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Planned = a.plans
+	c.Planned, c.ConfirmWithin = a.plans, a.within
 	c.Warn = func(text string) { fmt.Fprintln(a.Stderr, "warning:", cleanLines(text)) }
 	return c, nil
 }

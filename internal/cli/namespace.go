@@ -16,7 +16,7 @@ func newNamespaceCmd(a *app) *cobra.Command {
 /run/netns/hns-GUID, in lower case, for other programs.`,
 		"  bulkhead namespace create --name pod\n  bulkhead namespace attach pod web0",
 		newNamespaceLsCmd(a), a.planned(newNamespaceCreateCmd(a)), newInspectKindCmd(a, "namespace", kindNamespace), a.planned(newNamespaceRmCmd(a)),
-		a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeAdd)), a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeRemove)))
+		a.planned(a.tentative(newNamespaceAttachCmd(a, hcn.RequestTypeAdd), lastArg)), a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeRemove)))
 }
 
 func newNamespaceLsCmd(a *app) *cobra.Command {

@@ -19,7 +19,7 @@ func newNetworkCmd(a *app) *cobra.Command {
 		"A network is an address space with a virtual switch. The network nat is there from the start.",
 		"  bulkhead network create lan --subnet 10.7.0.0/24\n  bulkhead network ls",
 		newNetworkLsCmd(a), a.planned(newNetworkCreateCmd(a)), newInspectKindCmd(a, "network", kindNetwork), a.planned(newNetworkRmCmd(a)),
-		a.planned(newNetworkConnectCmd(a)), a.planned(newNetworkDisconnectCmd(a)), a.planned(newNetworkPruneCmd(a)))
+		a.planned(a.tentative(newNetworkConnectCmd(a), lastArg)), a.planned(newNetworkDisconnectCmd(a)), a.planned(newNetworkPruneCmd(a)))
 }
 
 func newNetworkLsCmd(a *app) *cobra.Command {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -26,14 +27,15 @@ func (a *app) createTentative(ctx context.Context, c *client.Client, doc *hcn.Ho
 
 func newConfirmCmd(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "confirm [NETWORK]",
-		Short: "Keep a network that was made with --confirm-within",
-		Long: `Keeps a network on a NIC that waits for that. Without it the network is undone when its
-time is over, so that who was cut off by it is not for long: confirm it by a new
-connection to this host. Without a name it is the one that waits.`,
+		Use:   "confirm [NAME]",
+		Short: "Keep what was made with --confirm-within",
+		Long: `Keeps a network on a NIC, or the attachment of a container or an endpoint to one, that
+waits for that. Without it that is undone when its time is over, so that who was cut
+off by it is not for long: confirm it by a new connection to this host. Without a name
+it is the one that waits.`,
 		Example: "  bulkhead network create --type transparent --uplink eth0 --subnet 192.168.1.0/24 --gateway 192.168.1.1 --confirm-within 2m lan\n" +
-			"  bulkhead confirm lan",
-		Args:              needArgs(0, 1, "network"),
+			"  bulkhead confirm lan\n  bulkhead network connect --confirm-within 2m lan web\n  bulkhead confirm web",
+		Args:              needArgs(0, 1, "network, container or endpoint"),
 		ValidArgsFunction: a.completeNetworks,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
@@ -41,18 +43,18 @@ connection to this host. Without a name it is the one that waits.`,
 				return err
 			}
 			if len(args) == 1 {
-				return c.ConfirmNetwork(cmd.Context(), args[0])
+				return c.Confirm(cmd.Context(), args[0])
 			}
 			list, err := c.Unconfirmed(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if len(list) == 0 {
-				return api.Errorf(api.KindConflict, "no network waits to be confirmed: it was undone, or confirmed before").Hint("bulkhead network ls")
+				return api.Errorf(api.KindConflict, "nothing waits to be confirmed: it was undone, or confirmed before").Hint("bulkhead network ls")
 			}
 			var names []string
 			for _, n := range list {
-				if err := c.ConfirmNetwork(cmd.Context(), string(n.Network)); err != nil {
+				if err := c.Confirm(cmd.Context(), string(cmp.Or(n.Endpoint, n.Network))); err != nil {
 					return err
 				}
 				names = append(names, clean(n.Name))
@@ -62,3 +64,32 @@ connection to this host. Without a name it is the one that waits.`,
 		},
 	}
 }
+
+// tentative gives a command that attaches an endpoint --confirm-within: on a network on a NIC it is detached again unless somebody says
+// that the host can still be reached.
+func (a *app) tentative(cmd *cobra.Command, name func(args []string) string) *cobra.Command {
+	run := cmd.RunE
+	if verb, rest, _ := strings.Cut(cmd.Use, " "); !strings.Contains(rest, "[flags]") {
+		cmd.Use = strings.TrimSpace(verb + " [flags] " + rest)
+	}
+	within := cmd.Flags().Duration("confirm-within", 0, "undo the attachment to a network on a NIC unless bulkhead confirm is called within this time, like 2m")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !cmd.Flags().Changed("confirm-within") {
+			return run(cmd, args)
+		}
+		if *within <= 0 {
+			return api.Errorf(api.KindInvalid, "--confirm-within %s is no time to wait", *within).Hint("write it like 2m")
+		}
+		a.within = *within
+		defer func() { a.within = 0 }()
+		err := run(cmd, args)
+		if err == nil && a.plans == nil {
+			fmt.Fprintf(a.Stderr, "it is undone in %s unless you confirm it: bulkhead confirm %s\n", *within, clean(name(args)))
+		}
+		return err
+	}
+	return cmd
+}
+
+func firstArg(args []string) string { return args[0] }
+func lastArg(args []string) string  { return args[len(args)-1] }

@@ -42,6 +42,8 @@ type txn struct {
 	writes bool
 	// dry transactions are taken back, whatever comes of them.
 	dry bool
+	// tentative, unless nil, is the change whose attachments are to be confirmed.
+	tentative *tentative
 }
 
 // saving is one row of a change on its way to its store, and back to what it was.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -69,16 +70,13 @@ func (t *txn) confirmation(within time.Duration) (*plan.Confirmation, error) {
 	if within == 0 {
 		return nil, nil
 	}
-	for _, n := range t.st.networks {
-		if n.Confirm != nil {
-			return nil, api.Errorf(api.KindConflict, "network %q waits to be confirmed, and one can at a time", n.Doc.Name).
-				Hint("bulkhead confirm %s", n.Doc.Name)
-		}
+	if err := t.waiting(""); err != nil {
+		return nil, err
 	}
 	return &plan.Confirmation{By: time.Now().Add(within).UTC().Round(0)}, nil
 }
 
-// Unconfirmed lists the networks that wait to be confirmed.
+// Unconfirmed lists what waits to be confirmed.
 func (e *Engine) Unconfirmed() []api.Unconfirmed {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -88,14 +86,24 @@ func (e *Engine) Unconfirmed() []api.Unconfirmed {
 			out = append(out, api.Unconfirmed{Network: id, Name: n.Doc.Name, NIC: n.Uplink, By: n.Confirm.By})
 		}
 	}
+	for id, ep := range e.st.endpoints {
+		if n := e.st.networks[ep.Doc.HostComputeNetwork]; ep.Attach != nil && ep.Attach.Confirm != nil && n != nil {
+			out = append(out, api.Unconfirmed{Network: n.Doc.ID, Endpoint: id, Name: cmp.Or(ep.Doc.Name, string(id)), NIC: n.Uplink, By: ep.Attach.Confirm.By})
+		}
+	}
 	return out
 }
 
-// ConfirmNetwork keeps a network that waits for it, by its name or GUID.
-func (e *Engine) ConfirmNetwork(ctx context.Context, ref string) error {
+// Confirm keeps what waits for it: a network, or an endpoint that was attached, which a container's name or ID stands for, too.
+func (e *Engine) Confirm(ctx context.Context, ref string) error {
 	var n *plan.Network
+	var attached hcn.GUID
 	rev, err := e.commitOr(ctx, func(t *txn) error {
 		var err error
+		if id, ok := t.confirmAttached(ref); ok {
+			attached = id
+			return nil
+		}
 		if n, err = t.st.findNetwork(ref); err != nil {
 			return err
 		}
@@ -109,6 +117,13 @@ func (e *Engine) ConfirmNetwork(ctx context.Context, ref string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if attached != "" {
+		e.event("endpoint", "confirm", string(attached), ref, nil)
+		if err := e.applied(ctx, rev, portObject(attached)); err != nil {
+			return api.Errorf(api.KindInternal, "confirm endpoint %s: it is confirmed, and the switch follows: %w", attached, err)
+		}
+		return nil
 	}
 	e.event("network", "confirm", string(n.Doc.ID), n.Doc.Name, nil)
 	if err := e.applied(ctx, rev, networkObjects(n.Doc.ID)...); err != nil {
@@ -126,6 +141,7 @@ func (e *Engine) unconfirmed() error {
 				t.dropNetwork(id)
 			}
 		}
+		t.dropUnconfirmed()
 		return nil
 	})
 	return err
@@ -205,7 +221,14 @@ func (e *Engine) undoNetwork(ctx context.Context, id hcn.GUID, name, why string,
 
 // keepWatch undoes a network unless it is confirmed in time and the host can be reached up to then.
 func (e *Engine) keepWatch(id hcn.GUID, name string, by time.Time, r *reach) {
-	waits := func(n *plan.Network) bool { return n.Confirm != nil }
+	waits := func(s *state) bool { n := s.networks[id]; return n != nil && n.Confirm != nil }
+	e.watchUnconfirmed(waits, by, r, func(ctx context.Context, why string) {
+		e.undoNetwork(ctx, id, name, why, func(n *plan.Network) bool { return n.Confirm != nil })
+	})
+}
+
+// watchUnconfirmed undoes what waits, unless it is confirmed in time and the host can be reached up to then.
+func (e *Engine) watchUnconfirmed(waits func(*state) bool, by time.Time, r *reach, undo func(ctx context.Context, why string)) {
 	e.ctrs.spawn(func() {
 		ctx := e.ctrs.runCtx()
 		misses := 0
@@ -218,14 +241,13 @@ func (e *Engine) keepWatch(id hcn.GUID, name string, by time.Time, r *reach) {
 			case <-t.C:
 			}
 			e.mu.RLock()
-			n := e.st.networks[id]
-			settled := n == nil || n.Confirm == nil
+			settled := !waits(e.st)
 			e.mu.RUnlock()
 			if settled {
 				return
 			}
 			if !time.Now().Before(by) {
-				e.undoNetwork(ctx, id, name, "nobody confirmed it in time", waits)
+				undo(ctx, "nobody confirmed it in time")
 				return
 			}
 			gone := r.lost(ctx, min(askAfter, max(time.Until(by), 0)))
@@ -233,7 +255,7 @@ func (e *Engine) keepWatch(id hcn.GUID, name string, by time.Time, r *reach) {
 				misses = 0
 			}
 			if misses >= 2 && ctx.Err() == nil {
-				e.undoNetwork(ctx, id, name, unreachable(r.nic, gone), waits)
+				undo(ctx, unreachable(r.nic, gone))
 				return
 			}
 		}

@@ -91,8 +91,8 @@ func TestConfirm(t *testing.T) {
 		_, err := e.e.CreateNetworkFor(context.Background(), decode[hcn.HostComputeNetwork](e, netDoc("second", "Transparent", 8)), time.Minute)
 		e.wantKind(err, api.KindConflict)
 		time.Sleep(50 * time.Second)
-		e.ok(e.e.ConfirmNetwork(context.Background(), "lan"))
-		e.wantKind(e.e.ConfirmNetwork(context.Background(), "lan"), api.KindConflict)
+		e.ok(e.e.Confirm(context.Background(), "lan"))
+		e.wantKind(e.e.Confirm(context.Background(), "lan"), api.KindConflict)
 		e.settle()
 		e.restart()
 		if e.named("lan") != 1 {
@@ -109,7 +109,7 @@ func TestConfirm(t *testing.T) {
 		if e.named("lan") != 0 || len(e.e.Unconfirmed()) != 0 {
 			e.t.Error("a network that nobody confirmed is still there")
 		}
-		e.wantKind(e.e.ConfirmNetwork(context.Background(), "lan"), api.KindNotFound)
+		e.wantKind(e.e.Confirm(context.Background(), "lan"), api.KindNotFound)
 	})
 }
 
@@ -123,7 +123,7 @@ func TestConfirmRefuses(t *testing.T) {
 		}
 		_, err := e.e.CreateNetworkFor(context.Background(), decode[hcn.HostComputeNetwork](e, netDoc("x", "NAT", 8)), time.Minute)
 		e.wantKind(err, api.KindInvalid)
-		e.wantKind(e.e.ConfirmNetwork(context.Background(), "nat"), api.KindConflict)
+		e.wantKind(e.e.Confirm(context.Background(), "nat"), api.KindConflict)
 	})
 }
 
@@ -200,7 +200,7 @@ func TestReachIsLost(t *testing.T) {
 					e.t.Errorf("while it waits, lost: %t, networks: %d", tc.lost, e.named("lan"))
 				}
 				if !tc.lost {
-					e.ok(e.e.ConfirmNetwork(context.Background(), "lan"))
+					e.ok(e.e.Confirm(context.Background(), "lan"))
 				}
 			})
 		})
@@ -222,6 +222,79 @@ func TestReachIsNotAskedForNothing(t *testing.T) {
 		e.wantCode(err, hcn.ErrNetworkAlreadyExists)
 		if l.asked != 0 {
 			e.t.Errorf("asked %d times", l.asked)
+		}
+	})
+}
+
+// attachFor attaches an endpoint that has to be confirmed.
+func (e *env) attachFor(ns, ep hcn.GUID, within time.Duration) error {
+	return e.e.Tentatively(context.Background(), within, func(ctx context.Context) error {
+		return e.e.ModifyNamespace(ctx, ns, decode[*hcn.ModifyNamespaceSettingRequest](e, `{"ResourceType":"Endpoint","RequestType":"Add","Settings":{"EndpointId":"`+string(ep)+`"}}`))
+	})
+}
+
+func (e *env) attached(ep hcn.GUID) bool {
+	return !must(e.e.Endpoint(ep))(e).HostComputeNamespace.IsZero()
+}
+
+// TestConfirmAttachment: an endpoint that is attached to a network on a NIC is detached again when nobody confirms it, when the
+// router falls silent, and after the daemon's death; confirmed, it stays. What attaches nothing there is refused, and so is a second one.
+func TestConfirmAttachment(t *testing.T) {
+	run(t, func(e *env) {
+		l := e.onLAN()
+		lan := must(e.network(netDoc("lan", "Transparent", 9)))(e)
+		nat := must(e.network(netDoc("inside", "NAT", 7)))(e)
+		a, b, inside := must(e.endpoint(epDoc(lan.ID, "")))(e), must(e.endpoint(epDoc(lan.ID, "")))(e), must(e.endpoint(epDoc(nat.ID, "")))(e)
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+
+		e.wantKind(e.attachFor(ns.ID, a.ID, time.Millisecond), api.KindInvalid)
+		e.wantKind(e.attachFor(ns.ID, inside.ID, time.Minute), api.KindInvalid)
+		if e.attached(inside.ID) {
+			e.t.Error("what was refused is attached")
+		}
+		e.wantCode(e.attachFor(ns.ID, hcn.NewGUID(), time.Minute), hcn.ErrEndpointNotFound)
+
+		e.ok(e.attachFor(ns.ID, a.ID, time.Minute))
+		if list := e.e.Unconfirmed(); len(list) != 1 || list[0].Endpoint != a.ID || list[0].NIC != "eth1" {
+			e.t.Errorf("waiting: %+v", list)
+		}
+		e.wantKind(e.attachFor(ns.ID, b.ID, time.Minute), api.KindConflict)
+		_, err := e.e.CreateNetworkFor(context.Background(), decode[hcn.HostComputeNetwork](e, netDoc("second", "Transparent", 8)), time.Minute)
+		e.wantKind(err, api.KindConflict)
+		time.Sleep(58 * time.Second)
+		if !e.attached(a.ID) {
+			e.t.Error("undone before its time")
+		}
+		time.Sleep(4 * time.Second)
+		if e.attached(a.ID) || len(e.e.Unconfirmed()) != 0 {
+			e.t.Error("what nobody confirmed is still attached")
+		}
+
+		e.ok(e.attachFor(ns.ID, a.ID, time.Minute))
+		e.ok(e.e.Confirm(context.Background(), string(a.ID)))
+		e.settle()
+		if !e.e.view.port(plan.EndpointPortID(a.ID)).ConfirmBy.IsZero() {
+			e.t.Error("the switch still has a time for what is confirmed")
+		}
+		time.Sleep(2 * time.Minute)
+		if !e.attached(a.ID) {
+			e.t.Error("what was confirmed is undone")
+		}
+
+		e.ok(e.attachFor(ns.ID, b.ID, time.Hour))
+		l.silence(router)
+		time.Sleep(time.Minute)
+		if e.attached(b.ID) || !e.attached(a.ID) {
+			e.t.Error("the router is silent: want the second one detached, and the first one left")
+		}
+		err = e.attachFor(ns.ID, b.ID, time.Hour) // it was silent before, so nobody is missed
+		e.ok(err)
+		l.silence()
+		e.kill()
+		e.start()
+		e.onLAN()
+		if e.attached(b.ID) || !e.attached(a.ID) {
+			e.t.Error("after the daemon's death: want the second one detached, and the first one left")
 		}
 	})
 }

@@ -392,6 +392,9 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := t.tryOut(old, at); err != nil {
+		return nil, err
+	}
 	row := *old
 	row.Attach, row.Detached = at, false
 	row.Doc = *old.Doc.Clone()

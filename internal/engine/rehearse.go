@@ -61,6 +61,10 @@ func (e *Engine) Plan(ctx context.Context, change func(ctx context.Context) erro
 
 // commitOr is commit, or a rehearsal of it.
 func (e *Engine) commitOr(ctx context.Context, fn func(*txn) error) (uint64, error) {
+	if w := tentatively(ctx); w != nil {
+		plain := fn
+		fn = func(t *txn) error { t.tentative = w; return plain(t) }
+	}
 	if r := rehearsing(ctx); r != nil {
 		return 0, e.rehearse(r, fn)
 	}

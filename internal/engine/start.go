@@ -39,7 +39,7 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 	if err := s.e.stillVacant(ctx, c.Endpoints...); err != nil {
 		return s.failStart(ctx, c, by, err)
 	}
-	row, rev, err := s.change(id, func(t *txn, c *containerRow) error {
+	row, rev, err := s.changeOr(ctx, id, func(t *txn, c *containerRow) error {
 		c.Doc.State.Status, c.Doc.State.Error, c.Want, c.Stopped = api.StatusStarting, "", true, false
 		c.Doc.State.Finished = nil
 		switch by {

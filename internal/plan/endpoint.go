@@ -35,6 +35,9 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	for _, a := range e.Addrs {
 		p.Addrs = append(p.Addrs, a.Addr())
 	}
+	if e.Attach.Confirm != nil {
+		p.ConfirmBy = e.Attach.Confirm.By
+	}
 	if onHost {
 		p.VNIC.intoHost(f.NIC(n.Uplink), OneMAC(n.Doc.Type)) // the host needs no neighbour entry for itself
 	} else {

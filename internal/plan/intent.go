@@ -40,9 +40,9 @@ type Network struct {
 	Confirm *Confirmation `json:",omitempty"`
 }
 
-// Confirmation is what a network waits for.
+// Confirmation is what a network, or an endpoint's attachment to one, waits for.
 type Confirmation struct {
-	// By is when the network is undone without it.
+	// By is when it is undone without it.
 	By time.Time
 }
 
@@ -102,6 +102,8 @@ type Attachment struct {
 	// Index counts the attachments of the namespace; it breaks ties of the
 	// gateway priority.
 	Index int
+	// Confirm is set while the attachment waits for somebody to say that the host can be reached.
+	Confirm *Confirmation `json:",omitempty"`
 }
 
 // NamespaceRow is the stored form of an HCN namespace.

@@ -214,6 +214,8 @@ type Port struct {
 	Redirects []Redirect
 	// Policy is what the switch decides at this port.
 	Policy Policy
+	// ConfirmBy is when the endpoint is detached unless somebody confirms it; zero: it stays.
+	ConfirmBy time.Time
 	// KnownOn are the network's own vNICs, the host's and the resolver's, that
 	// hold a permanent neighbour entry for each of Addrs (see Neighbour).
 	KnownOn []Interface

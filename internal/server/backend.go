@@ -37,9 +37,11 @@ type networks interface {
 	CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error)
 	ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error
 	DeleteNetwork(ctx context.Context, id hcn.GUID) error
-	// CreateNetworkFor makes a network that is undone unless ConfirmNetwork is called for it within a time.
+	// CreateNetworkFor makes a network that is undone unless Confirm is called for it within a time. Tentatively does so with the attachment of
+	// another call, made with the context given to change, which is called twice.
 	CreateNetworkFor(ctx context.Context, doc hcn.HostComputeNetwork, within time.Duration) (api.Tentative, error)
-	ConfirmNetwork(ctx context.Context, ref string) error
+	Confirm(ctx context.Context, ref string) error
+	Tentatively(ctx context.Context, within time.Duration, change func(ctx context.Context) error) error
 	Unconfirmed() []api.Unconfirmed
 }
 

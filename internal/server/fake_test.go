@@ -58,7 +58,7 @@ func (f *fake) CreateNetworkFor(ctx context.Context, doc hcn.HostComputeNetwork,
 	return api.Tentative{Network: made, ConfirmBy: time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)}, err
 }
 
-func (f *fake) ConfirmNetwork(_ context.Context, ref string) error {
+func (f *fake) Confirm(_ context.Context, ref string) error {
 	if ref == "no" {
 		return api.Errorf(api.KindConflict, "network no does not wait to be confirmed")
 	}
@@ -67,6 +67,12 @@ func (f *fake) ConfirmNetwork(_ context.Context, ref string) error {
 }
 
 func (f *fake) Unconfirmed() []api.Unconfirmed { return nil }
+
+// Tentatively stands for an engine, whose rehearsal makes nothing.
+func (f *fake) Tentatively(ctx context.Context, within time.Duration, change func(ctx context.Context) error) error {
+	f.note("tentative within %s", within)
+	return change(ctx)
+}
 
 // Plan stands for an engine, which would not make the change.
 func (f *fake) Plan(ctx context.Context, change func(ctx context.Context) error) (api.Plan, error) {

@@ -264,7 +264,7 @@ type bpfPending struct {
 	_     structs.HostLayout
 	Until uint64
 	Sw    uint32
-	Pad   uint32
+	Port  uint32
 }
 
 type bpfPolicy struct {

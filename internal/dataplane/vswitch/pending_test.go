@@ -86,3 +86,35 @@ func TestPendingIsForgotten(t *testing.T) {
 		}
 	})
 }
+
+// TestUnconfirmedPort: past the time of an attachment that waits, nothing leaves its port, and the others go on.
+func TestUnconfirmedPort(t *testing.T) {
+	bothWays(t, func(t *testing.T, mode AttachMode) {
+		n := newLAN(t, mode)
+		wait := func(by time.Time) {
+			t.Helper()
+			port := *n.plan.Ports[n.a.ID]
+			port.ConfirmBy = by
+			n.plan.Ports[n.a.ID] = &port
+			n.sync()
+			n.whole()
+		}
+		wait(time.Now().Add(time.Hour))
+		n.ping(n.peer, n.a.Addrs[0])
+		wait(time.Now().Add(2*time.Second - overdue))
+		th.Eventually(t, 20*time.Second, func() error {
+			if n.peer.Ping(n.a.Addrs[0]) == nil {
+				return errors.New("a container whose attachment is overdue still answers")
+			}
+			return nil
+		})
+		n.ping(n.peer, n.b.Addrs[0])
+		n.ping(n.host, n.b.Addrs[1])
+		r := n.run(n.a.ID, th.Frame(eth(hw(n.a.MAC), n.peer.MAC("eth0")), v4(n.a.Addrs[0], addr("10.9.0.2")), udp(1, 2)))
+		if r.Outcome != Dropped || r.Reason != ReasonUnconfirmed {
+			t.Errorf("its frame: %s %s, want dropped for unconfirmed", r.Outcome, r.Reason)
+		}
+		wait(time.Time{})
+		n.ping(n.peer, n.a.Addrs[0])
+	})
+}

@@ -43,7 +43,7 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	w, werrs := a.wantAll(p)
 	errs = append(errs, werrs...)
 	drift := a.compare(w, missing)
-	errs = append(errs, a.servePending(p))
+	errs = append(errs, a.servePending(p, nil))
 	for network, sw := range p.Switches {
 		if err := a.policies.setSwitch(sw, true); err != nil {
 			errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})

@@ -29,7 +29,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		a.listed = true
 	}
 	// Before the programs are at the NIC: whatever comes in between, their time is known.
-	errs := []error{a.servePending(p)}
+	errs := []error{a.servePending(p, d)}
 	for network, c := range d.Switches {
 		if c.New == nil {
 			continue

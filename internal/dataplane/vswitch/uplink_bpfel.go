@@ -241,7 +241,7 @@ type uplinkPending struct {
 	_     structs.HostLayout
 	Until uint64
 	Sw    uint32
-	Pad   uint32
+	Port  uint32
 }
 
 type uplinkPolicy struct {
