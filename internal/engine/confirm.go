@@ -265,3 +265,22 @@ func (e *Engine) watchUnconfirmed(waits func(*state) bool, by time.Time, r *reac
 func unreachable(nic, gone string) string {
 	return fmt.Sprintf("%s, who answered by %s before, does not any more", gone, nic)
 }
+
+type wayKey struct{}
+
+// ByWay notes that an operation was asked for by a connection to an address of this host.
+func ByWay(ctx context.Context, addr netip.Addr) context.Context {
+	return context.WithValue(ctx, wayKey{}, addr.Unmap())
+}
+
+// checkWay refuses a network on the NIC that carries the connection by which it is asked for: who would be cut off could not undo it.
+func checkWay(ctx context.Context, n *plan.Network, f *plan.Facts) error {
+	way, ok := ctx.Value(wayKey{}).(netip.Addr)
+	nic := f.NIC(n.Uplink)
+	if !ok || nic == nil || !plan.OnLAN(n.Doc.Type) || n.Doc.Macvlan() ||
+		!slices.ContainsFunc(nic.Addrs, func(p netip.Prefix) bool { return p.Addr() == way }) {
+		return nil
+	}
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q: %s, with the address %s, carries the connection to this API: let it be undone unless it is confirmed "+
+		"(--confirm-within, POST /v1/networks), or create it on the host itself", n.Doc.Name, nic.Name, way)
+}

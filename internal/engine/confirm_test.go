@@ -298,3 +298,19 @@ func TestConfirmAttachment(t *testing.T) {
 		}
 	})
 }
+
+// TestNetworkUnderTheConnection: who asks from afar by a NIC gets a network on it only if it is undone without a word.
+func TestNetworkUnderTheConnection(t *testing.T) {
+	run(t, func(e *env) {
+		e.onLAN()
+		doc := decode[hcn.HostComputeNetwork](e, netDoc("lan", "Transparent", 9))
+		by := ByWay(context.Background(), netip.MustParseAddr("::ffff:10.9.0.1"))
+		_, err := e.e.CreateNetwork(by, "", doc)
+		e.wantCode(err, hcn.ErrRequestUnsupported)
+		if !strings.Contains(err.Error(), "eth1") || e.named("lan") != 0 {
+			e.t.Errorf("refused with %v, and networks: %d", err, e.named("lan"))
+		}
+		e.ok(e.e.DeleteNetwork(by, must(e.e.CreateNetwork(ByWay(context.Background(), netip.MustParseAddr("10.8.0.1")), "", doc))(e).ID))
+		must(e.e.CreateNetworkFor(by, doc, time.Minute))(e)
+	})
+}

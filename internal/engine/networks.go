@@ -110,7 +110,9 @@ func (e *Engine) createNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 	create := func(t *txn) error {
 		t.facts = &facts
 		var err error
-		row, err = t.newNetwork(id, doc, within)
+		if row, err = t.newNetwork(id, doc, within); err == nil && within == 0 {
+			err = checkWay(ctx, row, &facts)
+		}
 		return err
 	}
 	around := &reach{e: e}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/engine"
 )
 
 // Handler is everything the server answers, behind the checks that hold for all of it.
@@ -42,6 +44,9 @@ func (s *Server) gated(r *http.Request) bool {
 
 // route dispatches. /hns/v1 does not go through the mux: it answers 200 whatever the path, and the mux would redirect some.
 func (s *Server) route(w http.ResponseWriter, r *http.Request) {
+	if a, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); ok {
+		r = r.WithContext(engine.ByWay(r.Context(), a.AddrPort().Addr()))
+	}
 	if _, ok := hnsPath(r); ok {
 		s.hns(w, r)
 		return

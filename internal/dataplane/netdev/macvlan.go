@@ -56,7 +56,8 @@ func (ps *pass) ensureMacvlan(p *plan.Port) error {
 	if err != nil {
 		return err
 	}
-	if ok && l.alias != p.VNIC.Alias && !(l.kind == macvlanKind && l.alias == "" && l.mac == p.VNIC.MAC) { // born, and not marked before the daemon died
+	unmarked := l.kind == macvlanKind && l.alias == "" && l.mac == p.VNIC.MAC // the daemon died between its birth and its mark
+	if ok && l.alias != p.VNIC.Alias && !unmarked {
 		return taken(p, unix.EEXIST)
 	}
 	if ok && (l.kind != macvlanKind || l.peer != nic.index) {
@@ -202,7 +203,7 @@ func (n *Netdev) Traffic(namespace, device string) (t Traffic, err error) {
 			return err
 		}
 		defer c.close()
-		msgs, err := c.request(unix.RTM_GETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC), attrString(unix.IFLA_IFNAME, device))
+		msgs, err := c.request(unix.RTM_GETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC), attrName(device))
 		if err != nil || len(msgs) == 0 {
 			return fmt.Errorf("read the counters of %s: %w", device, errors.Join(err, missingIf(len(msgs) == 0)))
 		}

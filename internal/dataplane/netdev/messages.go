@@ -14,7 +14,7 @@ import (
 const addrGenNone = 1
 
 func attrUint32(kind int, v uint32) *nl.RtAttr { return nl.NewRtAttr(kind, nl.Uint32Attr(v)) }
-func attrString(kind int, v string) *nl.RtAttr { return nl.NewRtAttr(kind, nl.ZeroTerminated(v)) }
+func attrName(v string) *nl.RtAttr             { return nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v)) }
 
 // newPair makes a veth pair: the switch side in the namespace of the socket, down and without ARP, and the vNIC in the
 // namespace behind the file descriptor far (-1: the same one). index fixes the vNIC's index where the caller knows that
@@ -51,7 +51,7 @@ func newPair(p *plan.Port, far, index int) write {
 
 func birth(name string, v plan.VNIC) []*nl.RtAttr {
 	return append([]*nl.RtAttr{
-		attrString(unix.IFLA_IFNAME, name), attrUint32(unix.IFLA_MTU, uint32(v.MTU)),
+		attrName(name), attrUint32(unix.IFLA_MTU, uint32(v.MTU)),
 		attrUint32(unix.IFLA_NUM_TX_QUEUES, 1), attrUint32(unix.IFLA_NUM_RX_QUEUES, 1),
 	}, segmentAttrs(v.Segments)...)
 }

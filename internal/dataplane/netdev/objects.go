@@ -215,7 +215,7 @@ func parseRoute(m []byte) route {
 
 func (c *conn) linkByName(name string) (link, bool, error) {
 	msgs, err := c.request(unix.RTM_GETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC),
-		attrUint32(unix.IFLA_EXT_MASK, noStats), attrString(unix.IFLA_IFNAME, name))
+		attrUint32(unix.IFLA_EXT_MASK, noStats), attrName(name))
 	if errors.Is(err, unix.ENODEV) {
 		return link{}, false, nil
 	}

@@ -21,7 +21,7 @@ func newTunnel(p *plan.Port) write {
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	head.Flags, head.Change = unix.IFF_NOARP, unix.IFF_NOARP
 	req.AddData(head)
-	req.AddData(attrString(unix.IFLA_IFNAME, p.Device))
+	req.AddData(attrName(p.Device))
 	req.AddData(attrUint32(unix.IFLA_MTU, uint32(p.VNIC.MTU)))
 	req.AddData(attrUint32(unix.IFLA_GROUP, groupOurs))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
