@@ -29,7 +29,7 @@ type cluster struct {
 
 	mu        sync.Mutex
 	published []overlay.Endpoint // what the engine has, as it said last
-	problems  string             // networks that this host cannot have
+	problems  networkProblems
 
 	// Of the goroutine of run alone.
 	from  *overlay.Agent // whose facts the engine has
@@ -75,7 +75,7 @@ func (c *cluster) run(ctx context.Context) {
 			c.take(ctx)
 		case <-again.C:
 			c.mu.Lock()
-			failing := c.problems != ""
+			failing := c.problems.any()
 			c.mu.Unlock()
 			if failing {
 				c.setNetworks(ctx)
@@ -152,16 +152,49 @@ func (c *cluster) setNetworks(ctx context.Context) {
 	for _, n := range c.nets {
 		all = append(all, engine.ClusterNetwork{Doc: n.Doc, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC)})
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	tctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	text := ""
-	if err := c.engine().SetClusterNetworks(ctx, all); err != nil && ctx.Err() == nil {
-		text = err.Error()
+	err := c.engine().SetClusterNetworks(tctx, all)
+	if ctx.Err() != nil { // the daemon ends
+		return
+	}
+	if err != nil {
 		c.log.Warn("make the cluster's networks on this host", "error", err)
 	}
 	c.mu.Lock()
-	c.problems = text
+	c.problems = problemsOf(err, c.nets)
 	c.mu.Unlock()
+}
+
+// networkProblems are what is wrong with networks that this host cannot have, or not be rid of.
+type networkProblems struct {
+	of   map[hcn.GUID]string
+	rest []string // of networks that the cluster has no more
+}
+
+func (p *networkProblems) any() bool { return len(p.of)+len(p.rest) > 0 }
+
+// problemsOf takes the engine's error apart: each of those that it joins begins with what it is about.
+func problemsOf(err error, nets map[hcn.GUID]*overlay.Network) networkProblems {
+	p := networkProblems{of: map[hcn.GUID]string{}}
+	if err == nil {
+		return p
+	}
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost is the list
+		all = joined.Unwrap()
+	}
+next:
+	for _, err := range all {
+		for id, n := range nets {
+			if strings.HasPrefix(err.Error(), fmt.Sprintf("network %q of the cluster: ", n.Name)) {
+				p.of[id] = err.Error()
+				continue next
+			}
+		}
+		p.rest = append(p.rest, err.Error())
+	}
+	return p
 }
 
 // endpoints tells the engine of endpoints elsewhere. Tunnels end at an address of the family of this host's first.
@@ -383,11 +416,14 @@ func (c *cluster) ForgetClusterHost(ctx context.Context, ref string, force bool)
 			found = append(found, h.ID)
 		}
 	}
+	if len(found) == 0 && id != "" { // it may have nothing but a member of etcd
+		found = append(found, id)
+	}
 	switch len(found) {
 	case 0:
 		return api.Errorf(api.KindNotFound, "no host of the cluster has the name or ID %.100q", ref).Hint("bulkhead cluster ls")
 	case 1:
-		return asClusterError(a.Forget(ctx, found[0], force))
+		return asClusterError(c.member.Forget(ctx, found[0], force))
 	}
 	return api.Errorf(api.KindConflict, "%d hosts of the cluster are called %.100q", len(found), ref).Hint("use the ID; bulkhead cluster ls shows it")
 }
@@ -438,11 +474,11 @@ func (c *cluster) awaitNetwork(ctx context.Context, n overlay.Network) (hcn.Host
 			return doc, nil
 		}
 		c.mu.Lock()
-		problems := c.problems
+		problem := c.problems.of[n.ID]
 		c.mu.Unlock()
-		if strings.Contains(problems, fmt.Sprintf("%q", n.Name)) {
+		if problem != "" {
 			a := c.member.Agent()
-			err := fmt.Errorf("make network %q on this host: %s", n.Name, problems)
+			err := fmt.Errorf("make it on this host: %s", problem)
 			if a != nil { // nobody has used it yet
 				err = errors.Join(err, a.DeleteNetwork(context.WithoutCancel(ctx), n.ID, false))
 			}
@@ -500,8 +536,11 @@ func (c *cluster) Cluster(ctx context.Context) api.Cluster {
 		out.Problems = append(out.Problems, api.ClusterProblem{Object: "members of etcd", Reason: m.MemberErr})
 	}
 	c.mu.Lock()
-	if c.problems != "" {
-		out.Problems = append(out.Problems, api.ClusterProblem{Object: "networks on this host", Reason: c.problems})
+	for id, why := range c.problems.of {
+		out.Problems = append(out.Problems, api.ClusterProblem{Object: "network " + string(id) + " on this host", Reason: why})
+	}
+	for _, why := range c.problems.rest {
+		out.Problems = append(out.Problems, api.ClusterProblem{Object: "networks on this host", Reason: why})
 	}
 	c.mu.Unlock()
 	slices.SortFunc(out.Problems, func(a, b api.ClusterProblem) int { return strings.Compare(a.Object, b.Object) })

@@ -58,10 +58,8 @@ type Agent struct {
 	todo        map[pair]struct{}
 	unpublished map[pair]string
 	lost        chan struct{} // closed when the host's key was taken from us
-	rereg       bool          // the host's own record changed
 
 	session, watching error // why there is none just now
-	since             time.Time
 
 	wake chan struct{}
 }
@@ -102,7 +100,7 @@ func New(cfg Config) *Agent {
 	return &Agent{
 		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), self: cfg.Host,
 		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
-		lost: make(chan struct{}), session: errStarting, watching: errStarting, since: time.Now(), wake: make(chan struct{}, 1),
+		lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -159,7 +157,6 @@ func (a *Agent) again(ctx context.Context, what string, state *error, part func(
 		}
 		a.mu.Lock()
 		*state = err
-		a.since = time.Now()
 		a.mu.Unlock()
 		if text := err.Error(); text != said {
 			a.log.Warn("the cluster is away", "part", what, "error", err)
@@ -201,17 +198,6 @@ func (a *Agent) Publish(eps []Endpoint) {
 	}
 	a.want = next
 	a.kick()
-}
-
-// SetHost changes what is published of the host itself.
-func (a *Agent) SetHost(h Host) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	h.ID, h.Schema, h.Session = a.self.ID, Schema, a.self.Session
-	if encode(&h) != encode(&a.self) {
-		a.self, a.rereg = h, true
-		a.kick()
-	}
 }
 
 func (a *Agent) kick() {
@@ -280,8 +266,6 @@ type Status struct {
 	// Connected: the lease is held and the watch is up to date. Problem says what is wrong where it is not.
 	Connected bool
 	Problem   string
-	Since     time.Time
-	Synced    bool
 	Hosts     []HostStatus
 	Networks  []NetworkStatus
 	// Problems are keys that do not count, and endpoints of this host that are not published, with the reason; Left how many
@@ -294,9 +278,8 @@ type Status struct {
 type HostStatus struct {
 	Host
 	Endpoints, Blocks int
-	// Alive hosts hold a lease. One that is not has blocks.
+	// Alive hosts hold a lease. One that is not has blocks, and is known by its ID and name only.
 	Alive bool
-	Since time.Time
 }
 
 // NetworkStatus is a network with what is on it.
@@ -311,10 +294,10 @@ func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c := a.cache
-	s := Status{Revision: c.rev, Synced: a.synced, Since: a.since, Problems: maps.Clone(c.problems), Left: c.overflow}
+	s := Status{Revision: c.rev, Problems: maps.Clone(c.problems), Left: c.overflow}
 	s.Connected = a.session == nil && a.watching == nil && a.synced
-	if err := errors.Join(a.session); err != nil {
-		s.Problem = err.Error()
+	if a.session != nil {
+		s.Problem = a.session.Error()
 	} else if a.watching != nil {
 		s.Problem = a.watching.Error()
 	}
@@ -325,20 +308,20 @@ func (a *Agent) Status() Status {
 	for at, of := range c.byHost {
 		eps[at.host] += len(of)
 	}
-	dead := map[hcn.GUID]bool{}
+	dead := map[hcn.GUID]string{} // their names
 	for _, of := range c.blocks {
 		for _, it := range of {
 			blocks[it.v.Host]++
-			dead[it.v.Host] = c.hosts[it.v.Host] == nil
+			if c.hosts[it.v.Host] == nil {
+				dead[it.v.Host] = max(dead[it.v.Host], it.v.Name)
+			}
 		}
 	}
 	for _, it := range c.sortedHosts() {
 		s.Hosts = append(s.Hosts, HostStatus{Host: it.v, Endpoints: eps[it.v.ID], Blocks: blocks[it.v.ID], Alive: true})
 	}
 	for _, id := range slices.Sorted(maps.Keys(dead)) {
-		if dead[id] {
-			s.Hosts = append(s.Hosts, HostStatus{Host: Host{ID: id}, Blocks: blocks[id]})
-		}
+		s.Hosts = append(s.Hosts, HostStatus{Host: Host{ID: id, Name: dead[id]}, Blocks: blocks[id]})
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.networks)) {
 		it := c.networks[id]
@@ -386,6 +369,9 @@ func (a *Agent) hostName(id hcn.GUID) string {
 	if it := a.cache.hosts[id]; it != nil {
 		return fmt.Sprintf("%q (%s)", it.v.Name, id)
 	}
+	if name := a.cache.nameByBlocks(id); name != "" {
+		return fmt.Sprintf("%q (%s), which is not there now", name, id)
+	}
 	return fmt.Sprintf("%s, which is not there now", id)
 }
 
@@ -407,9 +393,6 @@ func (a *Agent) waitFor(ctx context.Context, rev int64) error {
 		}
 	}
 }
-
-// WaitSynced waits until the first snapshot is in.
-func (a *Agent) WaitSynced(ctx context.Context) error { return a.waitFor(ctx, 1) }
 
 // Self is this host as it is published.
 func (a *Agent) Self() Host {

@@ -471,6 +471,9 @@ func TestForget(t *testing.T) {
 	if _, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/28"), netip.Addr{}); !errors.Is(err, ErrExhausted) {
 		t.Errorf("a's block is free: %v", err)
 	}
+	if hs := b.Status().Hosts; len(hs) != 2 || hs[1].ID != a.id || hs[1].Name != "h1" || hs[1].Alive || hs[1].Blocks != 1 {
+		t.Errorf("the host that is gone: %+v", hs)
+	}
 	if err := b.Forget(t.Context(), a.id, false); err != nil {
 		t.Fatal(err)
 	}

@@ -269,7 +269,7 @@ func (a *Agent) tryBlock(ctx context.Context, network hcn.GUID, p netip.Prefix) 
 	defer cancel()
 	key := a.keys.block(network, p)
 	res, err := a.cli.Txn(ctx).If(absent(key), present(a.keys.network(network)), present(a.keys.host(a.self.ID)), absent(a.keys.forgotten(a.self.ID))).
-		Then(clientv3.OpPut(key, encode(block{Host: a.self.ID}))).Commit()
+		Then(clientv3.OpPut(key, encode(block{Host: a.self.ID, Name: a.self.Name}))).Commit()
 	if err != nil {
 		return 0, a.away("lease block "+p.String(), err)
 	}
@@ -344,55 +344,86 @@ func nthBlock(subnet netip.Prefix, bits int, n uint64) netip.Prefix {
 
 // Forget removes a host that will not come back, with its blocks, and keeps it out. One that is alive takes force.
 func (a *Agent) Forget(ctx context.Context, id hcn.GUID, force bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
+	return a.forget(ctx, id, force, false)
+}
+
+// forget needs no trace of the host below the prefix where there is one elsewhere.
+func (a *Agent) forget(ctx context.Context, id hcn.GUID, force, known bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*opTimeout)
 	defer cancel()
 	a.mu.Lock()
-	it, name := a.cache.hosts[id], ""
-	blocks, eps := a.keysOf(id)
+	it, name := a.cache.hosts[id], a.cache.nameByBlocks(id)
+	blocks, _ := a.keysOf(id)
 	if it != nil {
 		name = it.v.Name
 	}
 	a.mu.Unlock()
+	alive := fmt.Errorf("host %q (%s) is alive: %w: `bulkhead cluster leave` there, or forget it with --force; then its containers lose their addresses to others", name, id, ErrInUse)
 	switch {
 	case id == a.self.ID:
 		return fmt.Errorf("%s is this host: `bulkhead cluster leave` takes it out", id)
-	case it == nil && len(blocks) == 0:
+	case it == nil && len(blocks) == 0 && !known:
 		return fmt.Errorf("host %s: %w: see `bulkhead cluster ls`", id, ErrNotFound)
 	case it != nil && !force:
-		return fmt.Errorf("host %q (%s) is alive: %w: `bulkhead cluster leave` there, or forget it with --force; then its containers lose their addresses to others", name, id, ErrInUse)
+		return alive
 	}
 	f := forgotten{Name: name, By: a.self.Name, At: time.Now().UTC().Truncate(time.Second)}
-	first := []clientv3.Op{clientv3.OpPut(a.keys.forgotten(id), encode(f)), clientv3.OpDelete(a.keys.host(id))}
-	if _, err := a.cli.Txn(ctx).Then(first...).Commit(); err != nil {
+	var guards []clientv3.Cmp
+	if !force { // it may have come back just now
+		guards = append(guards, absent(a.keys.host(id)))
+	}
+	res, err := a.cli.Txn(ctx).If(guards...).Then(clientv3.OpPut(a.keys.forgotten(id), encode(f)), clientv3.OpDelete(a.keys.host(id))).Commit()
+	if err != nil {
 		return a.away("forget host "+string(id), err)
 	}
+	if !res.Succeeded {
+		return alive
+	}
+	if err := a.settle(ctx, res.Header.Revision); err != nil { // it leases nothing any more: what it has is known then
+		return err
+	}
+	a.mu.Lock()
+	blocks, eps := a.keysOf(id)
+	a.mu.Unlock()
 	return a.deleteAll(ctx, append(eps, blocks...))
 }
 
+// made is a key as it was created: whoever creates it again is somebody else.
+type made struct {
+	key string
+	rev int64
+}
+
 // keysOf are the keys of a host's blocks and endpoints. Locked: a.mu.
-func (a *Agent) keysOf(id hcn.GUID) (blocks, eps []string) {
+func (a *Agent) keysOf(id hcn.GUID) (blocks, eps []made) {
 	for net, of := range a.cache.blocks {
 		for p, it := range of {
 			if it.v.Host == id {
-				blocks = append(blocks, a.keys.block(net, p))
+				blocks = append(blocks, made{a.keys.block(net, p), it.created})
 			}
 		}
 	}
 	for at, of := range a.cache.byHost {
-		if at.host == id {
-			for ep := range of {
-				eps = append(eps, a.keys.endpoint(at.network, id, ep))
+		if at.host != id {
+			continue
+		}
+		for ep := range of {
+			for _, it := range a.cache.endpoints[at.network][ep] {
+				if it.v.Host == id {
+					eps = append(eps, made{a.keys.endpoint(at.network, id, ep), it.created})
+				}
 			}
 		}
 	}
 	return blocks, eps
 }
 
-func (a *Agent) deleteAll(ctx context.Context, keys []string) error {
+// deleteAll removes those of the keys that are still what they were.
+func (a *Agent) deleteAll(ctx context.Context, keys []made) error {
 	for part := range slices.Chunk(keys, batch) {
 		ops := make([]clientv3.Op, len(part))
 		for i, k := range part {
-			ops[i] = clientv3.OpDelete(k)
+			ops[i] = clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(k.key), "=", k.rev)}, []clientv3.Op{clientv3.OpDelete(k.key)}, nil)
 		}
 		if _, err := a.cli.Txn(ctx).Then(ops...).Commit(); err != nil {
 			return a.away("remove keys of a host", err)
@@ -409,11 +440,11 @@ func (a *Agent) Leave(ctx context.Context) error {
 	blocks, eps := a.keysOf(a.self.ID)
 	lease := a.lease
 	a.mu.Unlock()
+	if _, err := a.cli.Delete(ctx, a.keys.host(a.self.ID)); err != nil { // first: without it, nothing is leased any more
+		return a.away("remove the host's key", err)
+	}
 	if err := a.deleteAll(ctx, append(eps, blocks...)); err != nil {
 		return err
-	}
-	if _, err := a.cli.Delete(ctx, a.keys.host(a.self.ID)); err != nil {
-		return a.away("remove the host's key", err)
 	}
 	if lease != 0 {
 		if _, err := a.cli.Revoke(ctx, lease); err != nil {

@@ -26,9 +26,7 @@ type cache struct {
 
 	rev      int64 // of the newest change that is in here
 	schema   *item[schemaRecord]
-	alloc    *item[allocator]
 	hosts    map[hcn.GUID]*item[Host]
-	gone     map[hcn.GUID]*item[forgotten]
 	networks map[hcn.GUID]*item[Network]
 	blocks   map[hcn.GUID]map[netip.Prefix]*item[block]
 	// endpoints by network and ID. An ID that two hosts publish has both, the older first.
@@ -74,7 +72,7 @@ func (d *dirty) empty() bool {
 
 func newCache(k keys, self hcn.GUID) *cache {
 	return &cache{
-		keys: k, self: self, hosts: map[hcn.GUID]*item[Host]{}, gone: map[hcn.GUID]*item[forgotten]{},
+		keys: k, self: self, hosts: map[hcn.GUID]*item[Host]{},
 		networks: map[hcn.GUID]*item[Network]{}, blocks: map[hcn.GUID]map[netip.Prefix]*item[block]{},
 		endpoints: map[hcn.GUID]map[hcn.GUID][]*item[Endpoint]{}, count: map[kind]int{}, byHost: map[pair]map[hcn.GUID]struct{}{},
 		claims: map[hcn.GUID]map[netip.Addr][]*item[Endpoint]{}, problems: map[string]string{}, dirty: newDirty(),
@@ -117,21 +115,21 @@ func (c *cache) put(e entry) {
 	case kindSchema:
 		c.schema = readItem[schemaRecord](c, p.kind, e, nil)
 	case kindAllocator:
-		c.alloc = readItem[allocator](c, p.kind, e, nil)
+		readItem[allocator](c, p.kind, e, nil) // who makes a network reads it: here, only what is wrong with it counts
 	case kindHost:
 		it := readItem(c, p.kind, e, func(h *Host) error { return matches(h.ID, p.id, h.check) })
 		putIn(c, p.kind, c.hosts, p.id, it, maxHosts, e.key)
 		c.dirty.hosts[p.id] = struct{}{}
 		c.touchHost(p.id)
 	case kindForgotten:
-		putIn(c, p.kind, c.gone, p.id, readItem[forgotten](c, p.kind, e, nil), maxHosts, e.key)
+		readItem[forgotten](c, p.kind, e, nil) // as well
 	case kindNetwork:
 		it := readItem(c, p.kind, e, func(n *Network) error { return matches(n.ID, p.id, n.check) })
 		c.touchVNI(p.id, it)
 		putIn(c, p.kind, c.networks, p.id, it, maxNetworks, e.key)
 		c.touchNetwork(p.id)
 	case kindBlock:
-		it := readItem[block](c, p.kind, e, nil)
+		it := readItem(c, p.kind, e, (*block).check)
 		if it == nil && c.blocks[p.network] == nil {
 			return
 		}
@@ -425,6 +423,18 @@ func (c *cache) ownBlocks() map[hcn.GUID][]netip.Prefix {
 	return out
 }
 
+// nameByBlocks is the name of a host that its blocks tell.
+func (c *cache) nameByBlocks(id hcn.GUID) string {
+	for _, of := range c.blocks {
+		for _, it := range of {
+			if it.v.Host == id && it.v.Name != "" {
+				return it.v.Name
+			}
+		}
+	}
+	return ""
+}
+
 // reset replaces everything by a snapshot, and marks what that changed.
 func (c *cache) reset(entries []entry, rev int64) {
 	seen := make(map[string]struct{}, len(entries))
@@ -452,14 +462,8 @@ func (c *cache) known() (out []string) {
 	if c.schema != nil {
 		out = append(out, c.keys.schema())
 	}
-	if c.alloc != nil {
-		out = append(out, c.keys.allocator())
-	}
 	for id := range c.hosts {
 		out = append(out, c.keys.host(id))
-	}
-	for id := range c.gone {
-		out = append(out, c.keys.forgotten(id))
 	}
 	for id := range c.networks {
 		out = append(out, c.keys.network(id))

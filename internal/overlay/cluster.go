@@ -48,7 +48,8 @@ type Cluster struct {
 	opt Options
 	log *slog.Logger
 
-	change sync.Mutex // held while it joins or leaves
+	change sync.Mutex    // held while it joins or leaves
+	again  chan struct{} // asks Run to start the parts again
 
 	mu   sync.Mutex
 	cfg  *config // nil: in no cluster
@@ -94,7 +95,7 @@ func Open(opt Options) (*Cluster, error) {
 	if opt.Changed == nil {
 		opt.Changed = func() {}
 	}
-	c := &Cluster{opt: opt, log: opt.Log}
+	c := &Cluster{opt: opt, log: opt.Log, again: make(chan struct{}, 1)}
 	b, err := os.ReadFile(c.file(fileConfig))
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat(opt.Dir); err == nil {
@@ -130,10 +131,17 @@ func (c *Cluster) Run(ctx context.Context) {
 	if cfg != nil {
 		c.resume(ctx)
 	}
-	<-ctx.Done()
-	c.change.Lock()
-	defer c.change.Unlock()
-	c.down()
+	for {
+		select {
+		case <-ctx.Done():
+			c.change.Lock()
+			defer c.change.Unlock()
+			c.down()
+			return
+		case <-c.again:
+			c.resume(ctx)
+		}
+	}
 }
 
 // resume starts the parts of the membership that is kept, and tries again until it can: a file or a program may be missing for a while.
@@ -141,10 +149,10 @@ func (c *Cluster) resume(ctx context.Context) {
 	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
 		c.change.Lock()
 		c.mu.Lock()
-		cfg := c.cfg
+		cfg, runs := c.cfg, c.run != nil
 		c.mu.Unlock()
 		var err error
-		if cfg != nil { // it may have left meanwhile
+		if cfg != nil && !runs { // it may have left meanwhile, and joined anew
 			err = c.up(cfg)
 		}
 		c.mu.Lock()

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -248,22 +249,27 @@ func TestRefused(t *testing.T) {
 			b.nothingLeft()
 		}
 	}
-	// A member that cannot start, because somebody has its port.
+	// A member that cannot start, because somebody has its port; and one that has its vote already when that turns out.
 	req := b.request()
-	ln, err := net.Listen("tcp", netip.AddrPortFrom(b.addr, req.Port+1).String()) //nolint:noctx // it does not block
-	if err != nil {
-		t.Fatal(err)
+	for _, offset := range []uint16{1, 2} {
+		ln, err := net.Listen("tcp", netip.AddrPortFrom(b.addr, req.Port+offset).String()) //nolint:noctx // it does not block
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = b.Join(t.Context(), req, res.Token, true)
+		ln.Close()
+		if err == nil || !strings.Contains(err.Error(), "address already in use") {
+			t.Errorf("port %d is taken: %v", offset, err)
+		}
+		b.nothingLeft()
+		if s := a.Status(t.Context()); len(s.Members) != 1 || len(s.Status.Hosts) != 1 {
+			t.Errorf("port %d is taken, left at the others: %+v", offset, s)
+		}
+		a.connected()
+		if _, err := a.Token(t.Context(), 0); err != nil { // etcd writes
+			t.Error(err)
+		}
 	}
-	_, err = b.Join(t.Context(), req, res.Token, true)
-	ln.Close()
-	if err == nil || !strings.Contains(err.Error(), "address already in use") {
-		t.Errorf("a port that is taken: %v", err)
-	}
-	b.nothingLeft()
-	if s := a.Status(t.Context()); len(s.Members) != 1 || len(s.Status.Hosts) != 1 {
-		t.Errorf("left at the others: %+v", s)
-	}
-	a.connected()
 	if _, err := b.Join(t.Context(), req, res.Token, true); err != nil {
 		t.Fatal(err)
 	}
@@ -342,6 +348,59 @@ func TestOwnEtcd(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
 		b.nothingLeft()
+	}
+}
+
+// TestForgetMember: a host that is forgotten takes no part in etcd either, and one that never came is in nobody's way.
+func TestForgetMember(t *testing.T) {
+	a, b, c := newMembership(t, 1), newMembership(t, 2), newMembership(t, 3)
+	res, err := a.Init(t.Context(), a.request(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*testMembership{b, c} {
+		if _, err := m.Join(t.Context(), m.request(), res.Token, true); err != nil {
+			t.Fatal(err)
+		}
+		m.connected()
+	}
+	gone := c.Status(t.Context()).Host
+	if err := a.Forget(t.Context(), gone, false); !errors.Is(err, ErrInUse) {
+		t.Errorf("forget a host that is alive: %v", err)
+	}
+	c.stop()
+	readPid(filepath.Join(c.opt.RunDir, "etcd.pid")).end()
+	testhost.Eventually(t, 30*time.Second, func() error {
+		if n := len(a.Status(t.Context()).Status.Hosts); n != 2 {
+			return fmt.Errorf("%d hosts", n)
+		}
+		return nil
+	})
+	if err := a.Forget(t.Context(), gone, false); err != nil { // it has no blocks: its member alone tells of it
+		t.Fatal(err)
+	}
+	if s := a.Status(t.Context()); len(s.Members) != 2 {
+		t.Errorf("members: %+v", s.Members)
+	}
+	if err := a.Forget(t.Context(), gone, false); !errors.Is(err, ErrNotFound) {
+		t.Errorf("forgotten twice: %v", err)
+	}
+	a.mu.Lock()
+	cli := a.run.cli
+	a.mu.Unlock()
+	if err := patiently(t.Context(), func() error {
+		_, err := cli.MemberAddAsLearner(t.Context(), []string{"https://192.0.2.250:9"})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	d := newMembership(t, 4)
+	if _, err := d.Join(t.Context(), d.request(), res.Token, true); err != nil {
+		t.Fatal(err)
+	}
+	d.connected()
+	if s := d.Status(t.Context()); len(s.Members) != 3 {
+		t.Errorf("members: %+v", s.Members)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
@@ -42,8 +44,11 @@ func (c *Cluster) enter(ctx context.Context, req Request, attempt func(ctx conte
 		return nil, errors.New("this host is joining or leaving a cluster just now: wait for that")
 	}
 	defer c.change.Unlock()
-	if c.Joined() {
-		return nil, fmt.Errorf("this host is in cluster %s already: `bulkhead cluster leave` first", c.cfg.Cluster)
+	c.mu.Lock()
+	was := c.cfg
+	c.mu.Unlock()
+	if was != nil {
+		return nil, fmt.Errorf("this host is in cluster %s already: `bulkhead cluster leave` first", was.Cluster)
 	}
 	h := Host{ID: hcn.NewGUID(), Name: req.Name, Addrs: req.Addrs, Version: c.opt.Version}
 	if err := h.check(); err != nil {
@@ -96,14 +101,19 @@ func (c *Cluster) awaitAgent(ctx context.Context) error {
 	}
 }
 
-// abandon takes back an attempt that failed.
+// abandon takes back an attempt that failed: the keys, then the member of etcd while that still runs, because the other one of two
+// decides nothing alone.
 func (c *Cluster) abandon(cfg *config) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*opTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*opTimeout)
 	defer cancel()
-	a := c.Agent()
-	if a != nil {
-		if err := c.retire(ctx, cfg, a); err != nil {
+	if a := c.Agent(); a != nil {
+		if err := c.retire(ctx, a); err != nil {
 			c.log.Warn("take back an attempt to join", "error", err)
+		}
+	}
+	if cfg.Member != nil && cfg.Member.ID != 0 {
+		if err := takeBackMember(ctx, cfg); err != nil {
+			c.log.Warn("take back the member of etcd of an attempt to join", "error", err)
 		}
 	}
 	if r := c.down(); r != nil && r.member != nil {
@@ -177,7 +187,7 @@ func (c *Cluster) writePKI(ca, caKey, cert, key []byte) error {
 		if b == nil {
 			continue
 		}
-		if err := os.WriteFile(c.file(name), b, 0o600); err != nil {
+		if err := writeFile(c.file(name), b); err != nil {
 			return fmt.Errorf("keep the cluster's certificates: %w", err)
 		}
 	}
@@ -285,21 +295,12 @@ func (c *Cluster) admit(t Token, ans *joinAnswer) error {
 }
 
 // becomeMember starts the member that the others have made room for, and gives it its vote when it has caught up.
-func (c *Cluster) becomeMember(ctx context.Context, cfg *config) (err error) {
+func (c *Cluster) becomeMember(ctx context.Context, cfg *config) error {
 	cli, err := Dial(cfg.Etcd)
 	if err != nil {
 		return err
 	}
 	defer cli.Close()
-	defer func() {
-		if err != nil {
-			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTimeout)
-			defer cancel()
-			if _, rerr := cli.MemberRemove(rctx, cfg.Member.ID); rerr != nil {
-				c.log.Warn("take back the member of an attempt that failed", "error", rerr)
-			}
-		}
-	}()
 	m, err := newMember(c.opt.Dir, c.opt.RunDir, cfg.Member, c.log)
 	if err != nil {
 		return err
@@ -313,7 +314,7 @@ func (c *Cluster) becomeMember(ctx context.Context, cfg *config) (err error) {
 		tctx, tcancel := context.WithTimeout(ctx, opTimeout)
 		_, perr := cli.MemberPromote(tctx, cfg.Member.ID)
 		tcancel()
-		if perr == nil {
+		if perr == nil || errors.Is(perr, rpctypes.ErrMemberNotLearner) { // the answer to an earlier call was lost
 			break
 		}
 		if !m.alive() {

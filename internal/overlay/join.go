@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -163,15 +164,29 @@ func (d *door) addMember(ctx context.Context, req *joinRequest, ans *joinAnswer)
 	if err != nil {
 		return fmt.Errorf("list the members of etcd: %w", Explain(err))
 	}
+	never := map[uint64]bool{} // those that have not started; they may be about to
 	for _, m := range list.Members {
 		if len(m.PeerURLs) == 1 && m.PeerURLs[0] == req.Peer && m.IsLearner { // left by an attempt that was cut
 			if _, err := d.cli.MemberRemove(ctx, m.ID); err != nil {
 				return fmt.Errorf("remove a member that never came: %w", Explain(err))
 			}
+		} else if m.IsLearner && m.Name == "" {
+			never[m.ID] = true
 		}
 	}
 	var res *clientv3.MemberAddResponse
-	if err := patiently(ctx, func() (err error) { res, err = d.cli.MemberAddAsLearner(ctx, []string{req.Peer}); return err }); err != nil {
+	add := func() error {
+		tctx, cancel := context.WithTimeout(ctx, learnerTime)
+		defer cancel()
+		return patiently(tctx, func() (err error) { res, err = d.cli.MemberAddAsLearner(ctx, []string{req.Peer}); return err })
+	}
+	err = add()
+	if errors.Is(err, rpctypes.ErrTooManyLearners) && len(never) > 0 {
+		if err = d.dropLearners(ctx, never); err == nil {
+			err = add()
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("add a member to etcd: %w: see `bulkhead cluster status` for members that do not answer", Explain(err))
 	}
 	var initial []string
@@ -185,6 +200,27 @@ func (d *door) addMember(ctx context.Context, req *joinRequest, ans *joinAnswer)
 		}
 	}
 	ans.Initial, ans.Member, ans.CAKey = strings.Join(initial, ","), res.Member.ID, d.caKey
+	return nil
+}
+
+// learnerTime is how long a learner is waited for, of which etcd has one at a time: between room for it and its start is a moment.
+const learnerTime = 10 * time.Second
+
+// dropLearners removes members that have not started in all that time.
+func (d *door) dropLearners(ctx context.Context, which map[uint64]bool) error {
+	list, err := d.cli.MemberList(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range list.Members {
+		if !which[m.ID] || !m.IsLearner || m.Name != "" {
+			continue
+		}
+		d.log.Warn("a member of etcd that never came is removed", "peer", m.PeerURLs)
+		if err := removeMember(ctx, d.cli, m.ID); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
 // Leave takes the host out of its cluster. force does so even if the cluster cannot be told, or breaks by it.
@@ -38,14 +42,15 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 	}
 	if a != nil && r != nil {
 		if err := c.retireForGood(ctx, cfg, r, a); err != nil && !force {
-			c.down()
-			return errors.Join(fmt.Errorf("leave the cluster: %w", err), c.up(cfg))
+			c.comeBack(cfg)
+			return fmt.Errorf("leave the cluster: %w", err)
 		} else if err != nil {
 			c.log.Warn("leave the cluster by force", "error", err)
 		}
 	}
 	// Without this file the host is in no cluster, whatever cuts the rest short.
 	if err := os.Remove(c.file(fileConfig)); err != nil {
+		c.comeBack(cfg)
 		return fmt.Errorf("forget the cluster: %w", err)
 	}
 	c.down()
@@ -58,6 +63,22 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 		return fmt.Errorf("remove the cluster's files: %w", err)
 	}
 	return nil
+}
+
+// comeBack starts the parts again after leaving has failed; Run tries again where it cannot. Locked: c.change.
+func (c *Cluster) comeBack(cfg *config) {
+	c.down()
+	err := c.up(cfg)
+	c.mu.Lock()
+	c.trouble = err
+	c.mu.Unlock()
+	if err != nil {
+		c.log.Error("be in the cluster again", "error", err)
+		select {
+		case c.again <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // mayGo refuses to take the last member of etcd away from hosts that need it.
@@ -81,45 +102,97 @@ func (c *Cluster) mayGo(ctx context.Context, cfg *config, r *running) error {
 	return nil
 }
 
+// retireForGood takes the host out of etcd: its keys, then its member. The last member ends with its data.
 func (c *Cluster) retireForGood(ctx context.Context, cfg *config, r *running, a *Agent) error {
-	if cfg.Member == nil {
-		return c.retire(ctx, cfg, a)
-	}
-	leaving := *cfg
-	member := *cfg.Member
-	leaving.Member, member.ID = &member, 0 // the last one ends with its data
-	res, err := r.cli.MemberList(ctx)
-	if err != nil {
-		return fmt.Errorf("list the members of etcd: %w", Explain(err))
-	}
-	var others []string
-	for _, m := range res.Members {
-		switch {
-		case m.Name == member.Name && len(res.Members) > 1:
-			member.ID = m.ID
-		case len(m.ClientURLs) > 0 && !m.IsLearner:
-			others = append(others, m.ClientURLs[0])
+	var own uint64
+	if cfg.Member != nil {
+		res, err := r.cli.MemberList(ctx)
+		if err != nil {
+			return fmt.Errorf("list the members of etcd: %w", Explain(err))
+		}
+		var others []string
+		for _, m := range res.Members {
+			switch {
+			case m.Name == cfg.Member.Name && len(res.Members) > 1:
+				own = m.ID
+			case len(m.ClientURLs) > 0 && !m.IsLearner:
+				others = append(others, m.ClientURLs[0])
+			}
+		}
+		if len(others) > 0 { // the own one ends when it is removed
+			r.cli.SetEndpoints(others...)
 		}
 	}
-	if len(others) > 0 { // the own one ends when it is removed
-		r.cli.SetEndpoints(others...)
-	}
-	return c.retire(ctx, &leaving, a)
-}
-
-// retire takes the host out of etcd: its keys, then its member.
-func (c *Cluster) retire(ctx context.Context, cfg *config, a *Agent) error {
-	c.stopAgent()
-	if err := a.Leave(ctx); err != nil {
+	if err := c.retire(ctx, a); err != nil || own == 0 {
 		return err
 	}
-	if cfg.Member == nil || cfg.Member.ID == 0 {
-		return nil
-	}
-	if err := patiently(ctx, func() error { _, err := a.cli.MemberRemove(ctx, cfg.Member.ID); return err }); err != nil {
-		return fmt.Errorf("take the host's member out of etcd: %w", Explain(err))
+	if err := removeMember(ctx, r.cli, own); err != nil {
+		return fmt.Errorf("take the host's member out of etcd: %w", err)
 	}
 	return nil
+}
+
+// retire takes the host's keys out of etcd.
+func (c *Cluster) retire(ctx context.Context, a *Agent) error {
+	c.stopAgent()
+	return a.Leave(ctx)
+}
+
+// Forget removes another host that will not come back, with its blocks, and its member of our own etcd. One that is alive takes force.
+func (c *Cluster) Forget(ctx context.Context, id hcn.GUID, force bool) error {
+	c.mu.Lock()
+	cfg, r := c.cfg, c.run
+	c.mu.Unlock()
+	if cfg == nil || r == nil {
+		return errNotJoined
+	}
+	ctx, cancel := context.WithTimeout(ctx, 6*opTimeout)
+	defer cancel()
+	var member uint64
+	if cfg.Own {
+		res, err := r.cli.MemberList(ctx)
+		if err != nil {
+			return fmt.Errorf("list the members of etcd: %w: %w", ErrAway, Explain(err))
+		}
+		for _, m := range res.Members {
+			if m.Name == memberName(id) {
+				member = m.ID
+			}
+		}
+	}
+	if err := r.agent.forget(ctx, id, force, member != 0); err != nil || member == 0 {
+		return err
+	}
+	if err := removeMember(ctx, r.cli, member); err != nil {
+		return fmt.Errorf("take the host's member out of etcd: %w: forget the host again when most members are there", err)
+	}
+	return nil
+}
+
+// takeBackMember removes the member of an attempt, by way of the others.
+func takeBackMember(ctx context.Context, cfg *config) error {
+	e := cfg.Etcd
+	e.Endpoints = slices.DeleteFunc(slices.Clone(e.Endpoints), func(ep string) bool { return ep == cfg.Member.client() })
+	cli, err := Dial(e)
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	return removeMember(ctx, cli, cfg.Member.ID)
+}
+
+// removeMember takes a member out of etcd; one that is not in it is no error.
+func removeMember(ctx context.Context, cli *clientv3.Client, id uint64) error {
+	err := patiently(ctx, func() error {
+		tctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
+		defer cancel()
+		_, err := cli.MemberRemove(tctx, id)
+		return err
+	})
+	if errors.Is(err, rpctypes.ErrMemberNotFound) {
+		return nil
+	}
+	return Explain(err)
 }
 
 // patiently asks etcd for a change of its members again while it is not ready for one: it wants all of them to have been connected for

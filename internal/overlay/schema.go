@@ -37,7 +37,7 @@ const MaxNames = 64
 // maxValue bounds the values, by the kind of key.
 var maxValue = map[kind]int{
 	kindSchema: 4 << 10, kindAllocator: 256, kindHost: 4 << 10, kindForgotten: 4 << 10, kindNetwork: 256 << 10,
-	kindBlock: 1 << 10, kindEndpoint: 8 << 10, kindToken: 4 << 10,
+	kindBlock: 4 << 10, kindEndpoint: 8 << 10, kindToken: 4 << 10,
 }
 
 // kind is what a key is about.
@@ -228,10 +228,13 @@ type Endpoint struct {
 	Addrs []netip.Addr `json:"addrs"`
 }
 
-// block is the value of a block's key.
+// block is the value of a block's key. It names the host for people, who may ask when the host's own key is gone.
 type block struct {
 	Host hcn.GUID `json:"host"`
+	Name string   `json:"name,omitempty"`
 }
+
+func (b *block) check() error { return checkText("name", b.Name, 0) }
 
 // forgotten is the value that keeps a removed host out.
 type forgotten struct {

@@ -40,7 +40,7 @@ func (a *Agent) hold(ctx context.Context) error {
 			a.todo[at] = struct{}{}
 		}
 	}
-	a.lease, a.lost, a.session, a.rereg, a.since = lease, lost, nil, false, time.Now()
+	a.lease, a.lost, a.session = lease, lost, nil
 	a.kick()
 	a.mu.Unlock()
 	a.log.Info("this host is in the cluster", "host", a.self.ID, "name", a.self.Name)
@@ -63,13 +63,6 @@ func (a *Agent) hold(ctx context.Context) error {
 			}
 			continue
 		case <-a.wake:
-		}
-		a.mu.Lock()
-		rereg := a.rereg
-		a.rereg = false
-		a.mu.Unlock()
-		if rereg {
-			return errors.New("the host's own record changed")
 		}
 		if err := a.publish(ctx, lease); err != nil {
 			return err
