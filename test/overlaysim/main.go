@@ -91,7 +91,8 @@ func inside(fn func() error) error {
 // result of one run.
 type result struct {
 	hosts, endpoints int
-	start            time.Duration // until all endpoints are published and seen by all
+	filled           time.Duration // until all endpoints are in etcd, by a few agents that act for all hosts
+	start            time.Duration // until all hosts are back, watch, and have their lease and endpoints
 	p50, p99, max    time.Duration
 	whole            time.Duration // p99 of one whole agent, which keeps everything
 	etcdCPU          float64       // seconds of processor for each second of changes
@@ -100,17 +101,30 @@ type result struct {
 }
 
 func simulate(ctx context.Context, o options, out io.Writer) error {
-	fmt.Fprintf(out, "%s processors, %d endpoints a host, %d changes at %.0f a second, one member of etcd, TLS, synced disk\n\n", strconv.Itoa(runtime.NumCPU()), o.perHost, o.changes, o.rate)
-	fmt.Fprintln(out, "HOSTS  ENDPOINTS  ALL SEEN    P50      P99      MAX      WHOLE P99  ETCD CPU  ETCD RSS  ETCD DB   AGENT HEAP")
+	fmt.Fprintf(out, "%s processors, %d endpoints a host, %d changes at %.0f a second, one member of etcd, TLS, %s\n\n", strconv.Itoa(runtime.NumCPU()), o.perHost, o.changes, o.rate, diskOf(os.TempDir()))
+	fmt.Fprintln(out, "HOSTS  ENDPOINTS    FILLED   STARTED    P50      P99      MAX      WHOLE P99  ETCD CPU  ETCD RSS  ETCD DB   AGENT HEAP")
 	for _, n := range o.hosts {
 		r, err := run(ctx, n, o)
 		if err != nil {
 			return fmt.Errorf("%d hosts: %w", n, err)
 		}
-		fmt.Fprintf(out, "%5d  %9d  %8s  %7s  %7s  %7s  %9s  %7.0f%%  %8s  %7s  %10s\n", r.hosts, r.endpoints, r.start.Round(10*time.Millisecond), ms(r.p50), ms(r.p99), ms(r.max), ms(r.whole),
+		fmt.Fprintf(out, "%5d  %9d  %8s  %8s  %7s  %7s  %7s  %9s  %7.0f%%  %8s  %7s  %10s\n", r.hosts, r.endpoints, r.filled.Round(10*time.Millisecond), r.start.Round(10*time.Millisecond), ms(r.p50), ms(r.p99), ms(r.max), ms(r.whole),
 			100*r.etcdCPU, mib(r.etcdRSS), mib(r.etcdDB), mib(r.agentHeap))
 	}
 	return nil
+}
+
+// diskOf says what etcd's files are on: the time of a change has a write to it.
+func diskOf(dir string) string {
+	var st syscall.Statfs_t
+	const tmpfs = 0x01021994
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return "an unknown disk"
+	}
+	if st.Type == tmpfs {
+		return "no disk: " + dir + " is memory"
+	}
+	return "each write synced to the disk below " + dir
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
@@ -150,15 +164,6 @@ func (h *host) when(rev int64) time.Time {
 	return h.seen[i].at
 }
 
-func (h *host) latest() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if len(h.seen) == 0 {
-		return 0
-	}
-	return h.seen[len(h.seen)-1].rev
-}
-
 // run is one simulation, with an etcd of its own.
 func run(ctx context.Context, n int, o options) (r result, err error) {
 	dir, err := os.MkdirTemp("", "overlaysim-")
@@ -173,36 +178,34 @@ func run(ctx context.Context, n int, o options) (r result, err error) {
 		return r, err
 	}
 	defer end()
-	hosts, stop, err := startHosts(ctx, etcd, n)
+	begun := time.Now()
+	if err := populate(ctx, etcd, n, o.perHost); err != nil {
+		return r, fmt.Errorf("give the hosts endpoints: %w", err)
+	}
+	r.filled = time.Since(begun)
+	begun = time.Now()
+	hosts, stop, err := startHosts(ctx, etcd, n, o.perHost)
 	if err != nil {
 		return r, err
 	}
 	defer stop()
+	r.hosts, r.endpoints, r.start = n, n*o.perHost, time.Since(begun)
 	revs, err := followChanges(ctx, etcd)
 	if err != nil {
 		return r, err
 	}
-	begun := time.Now()
-	if err := populate(ctx, hosts, o.perHost); err != nil {
-		return r, err
-	}
-	if err := settled(ctx, etcd, hosts, n*o.perHost); err != nil {
-		return r, err
-	}
-	r.hosts, r.endpoints, r.start = n, n*o.perHost, time.Since(begun)
-	whole, heap, stopWhole, err := wholeAgent(ctx, etcd, n*o.perHost)
+	whole, stopWhole, err := wholeAgent(ctx, etcd, n*o.perHost)
 	if err != nil {
 		return r, err
 	}
-	defer stopWhole()
-	r.agentHeap = heap
+	defer func() { stopWhole() }()
 	before, err := scrape(ctx, etcd)
 	if err != nil {
 		return r, err
 	}
 	began := time.Now()
 	made := change(ctx, hosts, o)
-	times, wholes, err := collect(ctx, hosts, whole, made, revs)
+	times, wholes, last, err := collect(ctx, hosts, whole, made, revs)
 	if err != nil {
 		return r, err
 	}
@@ -212,9 +215,15 @@ func run(ctx context.Context, n int, o options) (r result, err error) {
 	}
 	r.p50, r.p99, r.max = quantile(times, 0.5), quantile(times, 0.99), quantile(times, 1)
 	r.whole = quantile(wholes, 0.99)
-	r.etcdCPU = (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / time.Since(began).Seconds()
+	// The work is over when the last host has seen the last change.
+	r.etcdCPU = (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / last.Sub(began).Seconds()
 	r.etcdRSS, r.etcdDB = int64(after["process_resident_memory_bytes"]), int64(after["etcd_mvcc_db_total_size_in_bytes"])
-	return r, nil
+	// The others end first: of a thousand that work, nobody can tell what one has.
+	stop()
+	stopWhole()
+	stopWhole = func() {}
+	r.agentHeap, err = heapOfOne(ctx, etcd, n*o.perHost)
+	return r, err
 }
 
 func quantile(d []time.Duration, q float64) time.Duration {
@@ -265,53 +274,67 @@ func guid(kind, n int) hcn.GUID {
 // the hosts are on networks of a hundred hosts each.
 const hostsPerNetwork = 100
 
-func startHosts(ctx context.Context, etcd overlay.Etcd, n int) (hosts []*host, stop func(), err error) {
+// agentOf is the agent of a host, by number, with a connection of its own.
+func agentOf(etcd overlay.Etcd, i int, seen func(int64)) (*overlay.Agent, *clientv3.Client, error) {
+	cli, err := overlay.Dial(etcd)
+	if err != nil {
+		return nil, nil, err
+	}
+	addr := netip.AddrFrom4([4]byte{198, 18 + byte(i>>16), byte(i >> 8), byte(i)})
+	return overlay.New(overlay.Config{
+		Client: cli, Prefix: etcd.Prefix, Light: true, Seen: seen, TTL: ttl,
+		Host: overlay.Host{ID: guid(0xa, i+1), Name: fmt.Sprintf("host%d", i), Addrs: []netip.Addr{addr.Next()}, Version: "sim", Boot: "sim"},
+	}), cli, nil
+}
+
+// ttl lasts from the time at which a host was given its endpoints until it is started.
+const ttl = 10 * time.Minute
+
+// startHosts has all hosts come at once, as after a power cut: each goes on with the lease and the endpoints that it has.
+func startHosts(ctx context.Context, etcd overlay.Etcd, n, per int) (hosts []*host, stop func(), err error) {
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
-	stop = func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		wg.Wait()
 		for _, h := range hosts {
 			h.cli.Close()
 		}
-	}
+	})
 	for i := range n {
-		cli, err := overlay.Dial(etcd)
-		if err != nil {
+		h := &host{eps: endpointsOf(i, per)}
+		if h.agent, h.cli, err = agentOf(etcd, i, h.note); err != nil {
+			stop()
 			return nil, stop, err
 		}
-		h := &host{cli: cli}
-		addr := netip.AddrFrom4([4]byte{198, 18 + byte(i>>16), byte(i >> 8), byte(i)})
-		h.agent = overlay.New(overlay.Config{
-			Client: cli, Prefix: etcd.Prefix, Light: true, Seen: h.note, TTL: 30 * time.Second,
-			Host: overlay.Host{ID: guid(0xa, i+1), Name: fmt.Sprintf("host%d", i), Addrs: []netip.Addr{addr.Next()}, Version: "sim", Boot: "sim"},
-		})
+		h.agent.Publish(h.eps)
 		hosts = append(hosts, h)
 		wg.Go(func() { h.agent.Run(ctx) })
 	}
-	for i, h := range hosts {
-		for !h.agent.Status().Connected {
-			select {
-			case <-time.After(10 * time.Millisecond):
-			case <-ctx.Done():
-				return nil, stop, ctx.Err()
-			}
-		}
-		if i%hostsPerNetwork == 0 {
-			if err := makeNetwork(ctx, h, i/hostsPerNetwork); err != nil {
-				return nil, stop, err
-			}
+	for _, h := range hosts {
+		if err := connected(ctx, h.agent); err != nil {
+			stop()
+			return nil, stop, err
 		}
 	}
 	return hosts, stop, nil
+}
+
+func connected(ctx context.Context, a *overlay.Agent) error {
+	for until := time.Now().Add(5 * time.Minute); !a.Status().Connected; pause(ctx, 10*time.Millisecond) {
+		if time.Now().After(until) || ctx.Err() != nil {
+			return fmt.Errorf("%s is not connected: %s", a.Self().Name, a.Status().Problem)
+		}
+	}
+	return nil
 }
 
 func networkID(k int) hcn.GUID { return guid(0xb, k+1) }
 
 const subnetText = "10.64.0.0/16"
 
-func makeNetwork(ctx context.Context, h *host, k int) error {
-	_, err := h.agent.CreateNetwork(ctx, func(t overlay.Taken) (overlay.Network, error) {
+func makeNetwork(ctx context.Context, a *overlay.Agent, k int) error {
+	_, err := a.CreateNetwork(ctx, func(t overlay.Taken) (overlay.Network, error) {
 		id, name := networkID(k), fmt.Sprintf("net%d", k)
 		doc := hcn.HostComputeNetwork{
 			ID: id, Name: name, Type: hcn.Overlay, SchemaVersion: hcn.V2(), Ipams: []hcn.Ipam{{Subnets: []hcn.Subnet{{IpAddressPrefix: subnetText}}}},
@@ -321,44 +344,89 @@ func makeNetwork(ctx context.Context, h *host, k int) error {
 	return err
 }
 
-// populate has every host lease a block and publish its endpoints.
-func populate(ctx context.Context, hosts []*host, per int) error {
-	subnet := netip.MustParsePrefix(subnetText)
-	errs := make(chan error, len(hosts))
-	places := make(chan struct{}, 8)
-	for i, h := range hosts {
+// populate gives every host its block and endpoints, by an agent for each that ends when they are published: were all of them to watch
+// already, each endpoint would be told to each, and it is not that which is measured.
+func populate(ctx context.Context, etcd overlay.Etcd, n, per int) error {
+	for i := range n { // first, so that everybody finds its network
+		if i%hostsPerNetwork != 0 {
+			continue
+		}
+		if err := actAs(ctx, etcd, i, func(a *overlay.Agent) error { return makeNetwork(ctx, a, i/hostsPerNetwork) }); err != nil {
+			return err
+		}
+	}
+	errs := make(chan error, n)
+	places := make(chan struct{}, 4)
+	for i := range n {
 		places <- struct{}{}
 		go func() {
 			defer func() { <-places }()
-			errs <- func() error {
-				net := networkID(i / hostsPerNetwork)
-				p, err := lease(ctx, h, net, subnet)
-				if err != nil {
-					return err
-				}
-				a := p.Addr().Next()
-				for k := range per {
-					h.eps = append(h.eps, overlay.Endpoint{
-						ID: guid(0xe, i<<12|k), Network: net, Name: fmt.Sprintf("c%d-%d", i, k), Names: []string{fmt.Sprintf("c%d-%d", i, k), "web"},
-						MAC: overlay.MAC{2, 0, byte(i >> 8), byte(i), 0, byte(k)}, Addrs: []netip.Addr{a},
-					})
-					if a = a.Next(); !p.Contains(a) {
-						if p, err = lease(ctx, h, net, subnet); err != nil {
-							return err
-						}
-						a = p.Addr()
-					}
-				}
-				h.agent.Publish(h.eps)
-				return nil
-			}()
+			errs <- actAs(ctx, etcd, i, func(a *overlay.Agent) error { return fill(ctx, a, etcd, i, per) })
 		}()
 	}
 	var all []error
-	for range hosts {
+	for range n {
 		all = append(all, <-errs)
 	}
 	return errors.Join(all...)
+}
+
+// actAs runs the agent of a host for as long as fn.
+func actAs(ctx context.Context, etcd overlay.Etcd, i int, fn func(*overlay.Agent) error) error {
+	a, cli, err := agentOf(etcd, i, nil)
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { a.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	if err := connected(ctx, a); err != nil {
+		return err
+	}
+	return fn(a)
+}
+
+// fill leases what the endpoints of a host need, and publishes them.
+func fill(ctx context.Context, a *overlay.Agent, etcd overlay.Etcd, i, per int) error {
+	net, subnet := networkID(i/hostsPerNetwork), netip.MustParsePrefix(subnetText)
+	eps := endpointsOf(i, per)
+	for _, ep := range eps {
+		if _, err := lease(ctx, a, net, subnet, ep.Addrs[0]); err != nil {
+			return err
+		}
+	}
+	a.Publish(eps)
+	prefix := fmt.Sprintf("%s/v1/endpoints/%s/%s/", etcd.Prefix, net.Lower(), a.Self().ID.Lower())
+	cli, err := overlay.Dial(etcd)
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	for until := time.Now().Add(2 * time.Minute); ; pause(ctx, 10*time.Millisecond) {
+		res, err := cli.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err == nil && int(res.Count) == per {
+			return nil
+		}
+		if time.Now().After(until) || ctx.Err() != nil {
+			return fmt.Errorf("the endpoints of %s are not published: %w", a.Self().Name, errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+// endpointsOf are those of a host, by its number. Its addresses are a /24's of its network's: of several blocks, all its own.
+func endpointsOf(i, per int) (eps []overlay.Endpoint) {
+	a := netip.AddrFrom4([4]byte{10, 64, byte(i % hostsPerNetwork), 1})
+	for k := range per {
+		name := fmt.Sprintf("c%d-%d", i, k)
+		eps = append(eps, overlay.Endpoint{
+			ID: guid(0xe, i<<12|k), Network: networkID(i / hostsPerNetwork), Name: name, Names: []string{name, "web"},
+			MAC: overlay.MAC{2, 0, byte(i >> 8), byte(i), 0, byte(k)}, Addrs: []netip.Addr{a},
+		})
+		a = a.Next()
+	}
+	return eps
 }
 
 // pause waits for a moment, or until ctx ends.
@@ -370,63 +438,21 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // lease waits for the network, which the host may not have seen yet, and for an etcd that is busy.
-func lease(ctx context.Context, h *host, net hcn.GUID, subnet netip.Prefix) (p netip.Prefix, err error) {
+func lease(ctx context.Context, a *overlay.Agent, net hcn.GUID, subnet netip.Prefix, at netip.Addr) (p netip.Prefix, err error) {
 	for until := time.Now().Add(5 * time.Minute); time.Now().Before(until); pause(ctx, 50*time.Millisecond) {
-		if p, err = h.agent.LeaseBlock(ctx, net, subnet, netip.Addr{}); !errors.Is(err, overlay.ErrNotFound) && !errors.Is(err, overlay.ErrAway) {
+		if p, err = a.LeaseBlock(ctx, net, subnet, at); !errors.Is(err, overlay.ErrNotFound) && !errors.Is(err, overlay.ErrAway) {
 			break
 		}
 	}
 	return p, err
 }
 
-// settled waits until etcd has all endpoints and every host has seen the last of them.
-func settled(ctx context.Context, etcd overlay.Etcd, hosts []*host, want int) error {
+// wholeAgent starts one that keeps everything.
+func wholeAgent(ctx context.Context, etcd overlay.Etcd, want int) (*host, func(), error) {
 	cli, err := overlay.Dial(etcd)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer cli.Close()
-	var rev int64
-	for until := time.Now().Add(5 * time.Minute); ; pause(ctx, 50*time.Millisecond) {
-		if time.Now().After(until) {
-			return errors.New("the endpoints are not published")
-		}
-		res, err := cli.Get(ctx, etcd.Prefix+"/v1/endpoints/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-		if err != nil {
-			return err
-		}
-		if int(res.Count) == want {
-			break
-		}
-	}
-	res, err := cli.Get(ctx, etcd.Prefix+"/v1/endpoints/", append(clientv3.WithLastRev(), clientv3.WithKeysOnly())...)
-	if err != nil {
-		return err
-	}
-	rev = res.Kvs[0].ModRevision
-	for _, h := range hosts {
-		for until := time.Now().Add(2 * time.Minute); h.latest() < rev; pause(ctx, 10*time.Millisecond) {
-			if time.Now().After(until) {
-				return fmt.Errorf("a host has seen revision %d of %d", h.latest(), rev)
-			}
-		}
-	}
-	return nil
-}
-
-// wholeAgent starts one that keeps everything, and says how much memory that takes.
-func wholeAgent(ctx context.Context, etcd overlay.Etcd, want int) (*host, int64, func(), error) {
-	cli, err := overlay.Dial(etcd)
-	if err != nil {
-		return nil, 0, nil, err
-	}
-	heap := func() int64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
-	}
-	before := heap()
 	h := &host{cli: cli}
 	total := 0
 	var mu sync.Mutex
@@ -444,19 +470,39 @@ func wholeAgent(ctx context.Context, etcd overlay.Etcd, want int) (*host, int64,
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() { h.agent.Run(ctx); close(done) }()
-	stop := func() { cancel(); <-done; cli.Close() }
+	stop := sync.OnceFunc(func() { cancel(); <-done; cli.Close() })
 	for until := time.Now().Add(2 * time.Minute); ; pause(ctx, 20*time.Millisecond) {
 		mu.Lock()
 		n := total
 		mu.Unlock()
 		if n == want && h.agent.Status().Connected {
-			return h, heap() - before, stop, nil
+			return h, stop, nil
 		}
-		if time.Now().After(until) {
+		if time.Now().After(until) || ctx.Err() != nil {
 			stop()
-			return nil, 0, nil, fmt.Errorf("a whole agent was told of %d endpoints of %d: %s", n, want, h.agent.Status().Problem)
+			return nil, nil, fmt.Errorf("a whole agent was told of %d endpoints of %d: %s", n, want, h.agent.Status().Problem)
 		}
 	}
+}
+
+// heapOfOne is what a whole agent keeps, alone in this process.
+func heapOfOne(ctx context.Context, etcd overlay.Etcd, want int) (int64, error) {
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // what the first finds to be finalized goes with the second
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	h, stop, err := wholeAgent(ctx, etcd, want)
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	after := heap()
+	runtime.KeepAlive(h)
+	return after - before, nil
 }
 
 // change has hosts change an endpoint each, at a steady rate; it gives when each was made, by its number.
@@ -517,7 +563,7 @@ func followChanges(ctx context.Context, etcd overlay.Etcd) (*changes, error) {
 }
 
 // collect waits until all hosts have seen all changes, and gives how long each took for each host.
-func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.Time, c *changes) (times, wholes []time.Duration, err error) {
+func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.Time, c *changes) (times, wholes []time.Duration, last time.Time, err error) {
 	for seq, at := range made {
 		var rev int64
 		for until := time.Now().Add(time.Minute); rev == 0; pause(ctx, 5*time.Millisecond) {
@@ -525,7 +571,7 @@ func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.
 			rev = c.revs[seq]
 			c.mu.Unlock()
 			if time.Now().After(until) || ctx.Err() != nil {
-				return nil, nil, fmt.Errorf("change %d was not written", seq)
+				return nil, nil, last, fmt.Errorf("change %d was not written", seq)
 			}
 		}
 		for _, h := range append(slices.Clip(hosts), whole) {
@@ -535,9 +581,12 @@ func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.
 					break
 				}
 				if time.Now().After(until) {
-					return nil, nil, fmt.Errorf("change %d was not seen by a host", seq)
+					return nil, nil, last, fmt.Errorf("change %d was not seen by a host", seq)
 				}
 				pause(ctx, 5*time.Millisecond)
+			}
+			if t.After(last) {
+				last = t
 			}
 			if h == whole {
 				wholes = append(wholes, t.Sub(at))
@@ -546,7 +595,7 @@ func collect(ctx context.Context, hosts []*host, whole *host, made map[int]time.
 			}
 		}
 	}
-	return times, wholes, nil
+	return times, wholes, last, nil
 }
 
 // scrape reads etcd's metrics.
