@@ -127,6 +127,12 @@ demo: ## show it all on this machine, in namespaces of its own, and clean up (ro
 demo-keep: ## the same, but leave it running to play with
 	@$(call script,demo.sh --keep)
 
+.PHONY: demo-overlay demo-overlay-keep
+demo-overlay: ## show a network over three hosts, one cut off and one killed, in namespaces of its own (root)
+	@$(call script,demo-overlay.sh)
+demo-overlay-keep: ## the same, but leave it running to play with
+	@$(call script,demo-overlay.sh --keep)
+
 .PHONY: bench
 bench: ## measure attach, detach, run and the data path beside other tools (root)
 	@$(call script,bench.sh)
