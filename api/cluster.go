@@ -12,7 +12,7 @@ type ClusterHostSpec struct {
 	Name string `json:"name,omitempty"`
 	// Addresses where tunnels to the host end, at most one of each family; those of the NIC of the default route when empty.
 	Addresses []string `json:"addresses,omitempty"`
-	// Port is the first of three that a member of etcd needs; 2389 when 0.
+	// Port is the first of three that a member of etcd needs, up to 65533; 2389 when 0. Without a member it is refused.
 	Port uint16 `json:"port,omitempty"`
 }
 
@@ -126,4 +126,51 @@ type ClusterNetwork struct {
 type ClusterProblem struct {
 	Object string `json:"object"`
 	Reason string `json:"reason"`
+}
+
+// ClusterCheckRequest asks for a check of the network between hosts.
+type ClusterCheckRequest struct {
+	// Hosts by name or ID, beside this one; all that are alive when empty.
+	Hosts []string `json:"hosts,omitempty"`
+}
+
+// ClusterCheck is what the network between the hosts of a cluster does with the packets of tunnels.
+type ClusterCheck struct {
+	// OK: nothing is broken. A path that carries less than the NIC at its begin breaks nothing: the networks' MTU is that much smaller.
+	OK    bool               `json:"ok"`
+	Hosts []ClusterCheckHost `json:"hosts"`
+	Paths []ClusterPath      `json:"paths"`
+}
+
+// ClusterCheckHost is a host that was checked.
+type ClusterCheckHost struct {
+	ID   hcn.GUID `json:"id"`
+	Name string   `json:"name"`
+	// NICMTU is that of the NIC by which tunnels leave, NetworkMTU that of the cluster's networks there as it is now; 0: not known.
+	NIC        string                `json:"nic,omitempty"`
+	NICMTU     int                   `json:"nicMTU,omitempty"`
+	NetworkMTU int                   `json:"networkMTU,omitempty"`
+	Problems   []ClusterCheckProblem `json:"problems,omitempty"`
+}
+
+// ClusterPath is the way from one host to another.
+type ClusterPath struct {
+	From        string `json:"from"`
+	To          string `json:"to"`
+	Source      string `json:"source,omitempty"`
+	Destination string `json:"destination,omitempty"`
+	Port        uint16 `json:"port"`
+	// Arrives: packets like those of tunnels do.
+	Arrives bool `json:"arrives"`
+	// Bytes are the largest packet that arrived, with its IP header; 0: not known. MTU is that of the NIC at the begin.
+	Bytes    int                   `json:"bytes,omitempty"`
+	MTU      int                   `json:"mtu,omitempty"`
+	Note     string                `json:"note,omitempty"`
+	Problems []ClusterCheckProblem `json:"problems,omitempty"`
+}
+
+// ClusterCheckProblem is something that is broken, and what to do about it.
+type ClusterCheckProblem struct {
+	Reason string `json:"reason"`
+	Next   string `json:"next,omitempty"`
 }

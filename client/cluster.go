@@ -52,6 +52,13 @@ func (c *Client) ForgetClusterHost(ctx context.Context, ref string, force bool) 
 	return c.call(ctx, remove("/v1/cluster/hosts/"+segment(ref), url.Values{"force": {strconv.FormatBool(force)}}), nil)
 }
 
+// CheckCluster has hosts send each other packets like those of tunnels: this one and those that are named, or all.
+func (c *Client) CheckCluster(ctx context.Context, hosts ...string) (api.ClusterCheck, error) {
+	var res api.ClusterCheck
+	err := c.call(ctx, post("/v1/cluster/check", nil, api.ClusterCheckRequest{Hosts: hosts}), &res)
+	return res, err
+}
+
 // CreateClusterNetwork makes a network on all hosts of the cluster.
 func (c *Client) CreateClusterNetwork(ctx context.Context, doc *hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error) {
 	d := *doc

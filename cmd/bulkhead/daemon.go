@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/cluster"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
@@ -112,7 +113,7 @@ type parts struct {
 	meter   *metrics.Metrics
 	scrapes net.Listener // nil without --metrics-listen
 	remote  net.Listener // nil without --listen
-	cluster *cluster
+	cluster *cluster.Host
 }
 
 func (c *daemonConfig) run(ctx context.Context) (err error) {
@@ -228,6 +229,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	facts := func(ctx context.Context) (plan.Facts, error) {
 		f, err := p.dev.Facts(ctx)
 		hosts.set(f.Resolvers)
+		p.cluster.Complete(&f)
 		return f, err
 	}
 	if p.cluster, err = c.newCluster(ctx, p, facts, log); err != nil {
@@ -263,14 +265,14 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 }
 
 // newCluster opens the host's membership in a cluster, if it has one.
-func (c *daemonConfig) newCluster(ctx context.Context, p *parts, facts func(context.Context) (plan.Facts, error), log *slog.Logger) (*cluster, error) {
+func (c *daemonConfig) newCluster(ctx context.Context, p *parts, facts func(context.Context) (plan.Facts, error), log *slog.Logger) (*cluster.Host, error) {
 	f, err := facts(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("look at the host: %w", err)
 	}
-	return newCluster(overlay.Options{
-		Dir: filepath.Join(c.stateDir, "cluster"), RunDir: c.runDir, Version: version, Boot: f.BootID, Log: log,
-	}, func() *engine.Engine { return p.engine }, facts)
+	return cluster.Open(overlay.Options{
+		Dir: filepath.Join(c.stateDir, "cluster"), RunDir: c.runDir, Version: version, Boot: f.BootID, Log: log, Probe: probe(facts),
+	}, func() cluster.Engine { return p.engine }, facts)
 }
 
 // serve runs the loop, the watchers and the API until ctx ends or one of them
@@ -317,7 +319,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 		select {
 		case <-ctx.Done():
 		case <-p.engine.Ready():
-			p.cluster.run(ctx)
+			p.cluster.Run(ctx)
 		}
 		return nil
 	})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,7 +27,7 @@ any of them makes networks.`,
   bulkhead join TOKEN
   bulkhead network create --type overlay blue
   bulkhead cluster ls`,
-		newClusterInitCmd(a), newClusterLsCmd(a), newClusterStatusCmd(a), newClusterTokenCmd(a), newClusterLeaveCmd(a), newClusterForgetCmd(a))
+		newClusterInitCmd(a), newClusterLsCmd(a), newClusterStatusCmd(a), newClusterCheckCmd(a), newClusterTokenCmd(a), newClusterLeaveCmd(a), newClusterForgetCmd(a))
 }
 
 // hostFlags describe this host to a cluster.
@@ -33,7 +35,7 @@ func hostFlags(cmd *cobra.Command, s *api.ClusterHostSpec) {
 	f := cmd.Flags()
 	f.StringVar(&s.Name, "name", "", "name of this host in the cluster (default the host's own)")
 	f.StringArrayVar(&s.Addresses, "address", nil, "address of this host that the others reach it by; again for IPv6 (default those of the NIC of the default route)")
-	f.Uint16Var(&s.Port, "port", 0, "first of the three ports of a member of etcd (default 2389)")
+	f.Uint16Var(&s.Port, "port", 0, "first of the three ports of a member of etcd, up to 65533 (default 2389)")
 }
 
 func newClusterInitCmd(a *app) *cobra.Command {
@@ -90,6 +92,9 @@ can be renewed in place. After an error the host is in no cluster.`,
 				return api.Errorf(api.KindInvalid, "join: name a token, or an etcd by --etcd, and not both").Hint("bulkhead cluster token, on a host of the cluster, makes a token")
 			}
 			if len(args) == 1 {
+				if r.Port != 0 && !r.Member {
+					return api.Errorf(api.KindInvalid, "--port is for a member of etcd, and this host is to run none").Hint("add --member, or drop --port")
+				}
 				if e.CACert+e.Cert+e.Key+e.Prefix != "" {
 					return api.Errorf(api.KindInvalid, "--cacert, --cert, --key and --prefix are for an etcd of your own: a token has all of that").Hint("drop them, or the token")
 				}
@@ -97,6 +102,9 @@ can be renewed in place. After an error the host is in no cluster.`,
 			} else {
 				if r.Member {
 					return api.Errorf(api.KindInvalid, "--member is for the etcd that Bulkhead runs, and --etcd names one of your own").Hint("drop one of them")
+				}
+				if r.Port != 0 {
+					return api.Errorf(api.KindInvalid, "--port is for the etcd that Bulkhead runs, and --etcd names one of your own").Hint("drop one of them")
 				}
 				if err := absolute(&e); err != nil {
 					return err
@@ -299,6 +307,118 @@ func (a *app) showCluster(cl api.Cluster) error {
 		}
 	}
 	return nil
+}
+
+func newClusterCheckCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check [flags] [HOST…]",
+		Short: "Check the network between the hosts",
+		Long: `Has this host and others, all if none is named, send each other packets like those of
+tunnels: to the tunnels' UDP port, of all sizes that their NICs take, without a
+checksum, with one, and with one that the NIC computes. Says for each way what arrives,
+what is broken, and what to do. It takes some seconds, and 64 hosts at most.
+
+Where a way carries less than the NIC, that host lowers the MTU of the cluster's
+networks to what fits; a later check raises it again. The exit code is 1 if something
+is broken.`,
+		Example:           "  bulkhead cluster check\n  bulkhead cluster check web2 web3\n  bulkhead cluster check -o json",
+		ValidArgsFunction: a.completeHosts,
+	}
+	form := outputFlag(cmd, outputTable)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkOutput(*form); err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		res, err := c.CheckCluster(cmd.Context(), args...)
+		if err != nil {
+			return err
+		}
+		if *form == outputTable {
+			err = a.showCheck(res)
+		} else {
+			err = writeJSON(a.Stdout, res)
+		}
+		if err == nil && !res.OK {
+			err = &exitError{code: 1}
+		}
+		return err
+	}
+	return cmd
+}
+
+func (a *app) showCheck(c api.ClusterCheck) error {
+	t := newTable("FROM", "TO", "UDP", "PACKETS UP TO", "OF", "STATE")
+	for _, p := range c.Paths {
+		state := cell{"ok", green}
+		switch {
+		case len(p.Problems) > 0 && !p.Arrives:
+			state = cell{"broken", red}
+		case len(p.Problems) > 0:
+			state = cell{"impaired", red}
+		case p.Bytes == 0:
+			state = cell{"arrives", yellow}
+		case p.Bytes < p.MTU:
+			state = cell{"smaller", yellow}
+		}
+		t.row(p.From, p.To, p.Port, bytesOr(p.Bytes), bytesOr(p.MTU), state)
+	}
+	if err := t.write(a.Stdout, a.colour()); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.Stdout)
+	h := newTable("HOST", "NIC", "MTU", "MTU OF NETWORKS")
+	for _, o := range c.Hosts {
+		h.row(nameOr(o.Name, o.ID), orDash(o.NIC), bytesOr(o.NICMTU), bytesOr(o.NetworkMTU))
+	}
+	if err := h.write(a.Stdout, a.colour()); err != nil {
+		return err
+	}
+	return a.showProblems(c)
+}
+
+// showProblems says each thing once, however many ways have it.
+func (a *app) showProblems(c api.ClusterCheck) error {
+	var lines []string
+	add := func(format string, args ...any) {
+		if line := fmt.Sprintf(format, args...); !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	problem := func(p api.ClusterCheckProblem) {
+		add("%s", clean(p.Reason))
+		if p.Next != "" {
+			add("  next: %s", clean(p.Next))
+		}
+	}
+	for _, o := range c.Hosts {
+		for _, p := range o.Problems {
+			problem(p)
+		}
+	}
+	for _, path := range c.Paths {
+		for _, p := range path.Problems {
+			problem(p)
+		}
+		if path.Note != "" {
+			add("from %s to %s: %s", clean(path.From), clean(path.To), clean(path.Note))
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(a.Stdout, "\n%s\n", strings.Join(lines, "\n"))
+	return err
+}
+
+func bytesOr(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
 }
 
 func newClusterTokenCmd(a *app) *cobra.Command {

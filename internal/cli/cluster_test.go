@@ -62,6 +62,9 @@ func TestClusterAsks(t *testing.T) {
 		{"join tok --etcd https://e:1", "name a token, or an etcd by --etcd, and not both"},
 		{"join tok --cert x", "are for an etcd of your own"},
 		{"join --etcd https://e:1 --cert x --key y", "--etcd needs --cacert, --cert and --key"},
+		{"join --port 3000 tok", "--port is for a member of etcd"},
+		{"join --etcd https://e:1 --port 3000", "--port is for the etcd that Bulkhead runs"},
+		{"join --member --port 3000 tok", `"port":3000`},
 		{"join --etcd https://e:1 --member", "--member is for the etcd that Bulkhead runs"},
 	} {
 		d := newDaemon(t)

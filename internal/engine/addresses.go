@@ -26,8 +26,15 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 				continue
 			}
 			a, err := t.pickAddr(n, s, "", nil)
-			if errors.Is(err, ipam.ErrExhausted) && t.hasOtherSubnet(n, s, p.Addr().Is4()) {
+			other := t.hasOtherSubnet(n, s, p.Addr().Is4())
+			if errors.Is(err, ipam.ErrExhausted) && other {
 				continue
+			}
+			if need, ok := errors.AsType[*needBlock](err); ok {
+				if other && t.e.full[subnetKey{need.network, need.subnet}] {
+					continue
+				}
+				need.elsewhere = other
 			}
 			if err != nil {
 				return err
@@ -144,7 +151,7 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])
 	if err != nil && n.Cluster {
-		need := &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked()}
+		need := &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked(), had: n.Blocks}
 		if !part {
 			return a, need // any block of the subnet will do
 		}

@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +15,7 @@ import (
 
 	"go4.org/netipx"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/ipam"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
@@ -29,12 +32,20 @@ import (
 // Cluster is the control plane of networks that span hosts.
 type Cluster interface {
 	// LeaseBlock makes a block of a subnet this host's: the one around an address, or any if that is invalid.
+	// ErrNoBlock says that all of the subnet's are leased.
 	LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error)
+	// PickBlock is what LeaseBlock would give just now, beside those of a list.
+	PickBlock(network hcn.GUID, subnet netip.Prefix, around netip.Addr, beside []netip.Prefix) (netip.Prefix, error)
+	// ChangeNetwork changes a network's document for all hosts, and gives it as they will read it. change may be called several times.
+	ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error)
 	// DeleteNetwork deletes a network on all hosts.
 	DeleteNetwork(ctx context.Context, network hcn.GUID) error
 	// Publish says what this host has on the cluster's networks: all of it. It does not block.
 	Publish(all []plan.Remote)
 }
+
+// ErrNoBlock is a Cluster's, when all blocks of a subnet are leased.
+var ErrNoBlock = errors.New("no block is free")
 
 // ClusterNetwork is a network as the cluster has it.
 type ClusterNetwork struct {
@@ -56,6 +67,16 @@ type needBlock struct {
 	name    string
 	subnet  netip.Prefix
 	around  netip.Addr
+	// had are the blocks that it looked in.
+	had []netip.Prefix
+	// elsewhere says that another subnet of the network will do as well.
+	elsewhere bool
+}
+
+// subnetKey is a subnet of a network.
+type subnetKey struct {
+	network hcn.GUID
+	subnet  netip.Prefix
 }
 
 func (n *needBlock) Error() string {
@@ -65,8 +86,8 @@ func (n *needBlock) Error() string {
 	return fmt.Sprintf("network %q: this host's blocks of %s have no free address", n.name, n.subnet)
 }
 
-// leaseBlock gets what a transaction needs, and keeps it. Had it been there, the transaction would have found something in it: then
-// there is no more to be had.
+// leaseBlock gets what a transaction needs, and keeps it. One that the transaction has looked in would not help it: then there is no more to
+// be had. One that came meanwhile, as the cluster tells of it, does.
 func (e *Engine) leaseBlock(need *needBlock) error {
 	if e.opt.Cluster == nil {
 		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and there is no cluster to lease one of", need)
@@ -77,13 +98,15 @@ func (e *Engine) leaseBlock(need *needBlock) error {
 	if err != nil {
 		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: %w", need, err)
 	}
-	var had bool
+	if slices.Contains(need.had, block) {
+		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and the cluster gives no other than %s", need, block)
+	}
 	_, err = e.commitOnce(func(t *txn) error {
 		n := t.st.networks[need.network]
 		if n == nil {
 			return noNetwork(need.network)
 		}
-		if had = slices.Contains(n.Blocks, block); had {
+		if slices.Contains(n.Blocks, block) {
 			return nil
 		}
 		row := *n
@@ -91,9 +114,6 @@ func (e *Engine) leaseBlock(need *needBlock) error {
 		t.putNetwork(need.network, &row)
 		return nil
 	})
-	if err == nil && had {
-		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and the cluster gives no other than %s", need, block)
-	}
 	return err
 }
 
@@ -112,16 +132,53 @@ func (e *Engine) leasing(try func() error) error {
 	}
 	e.oneLease.Lock()
 	defer e.oneLease.Unlock()
+	defer e.setFull(nil)
 	for {
 		err := try()
 		need, lacks := errors.AsType[*needBlock](err)
 		if !lacks {
 			return err
 		}
-		if err := e.leaseBlock(need); err != nil {
+		if err := e.leaseBlock(need); errors.Is(err, ErrNoBlock) && need.elsewhere {
+			e.setFull(need)
+		} else if err != nil {
 			return err
 		}
 	}
+}
+
+// setFull has transactions look for addresses in other subnets, until nil.
+func (e *Engine) setFull(need *needBlock) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if need == nil {
+		e.full = nil
+		return
+	}
+	if e.full == nil {
+		e.full = map[subnetKey]bool{}
+	}
+	e.full[subnetKey{need.network, need.subnet}] = true
+}
+
+// pretendBlock gives a rehearsal the block that would be leased, or has it look elsewhere as leasing would.
+func (t *txn) pretendBlock(need *needBlock) error {
+	n := t.st.networks[need.network]
+	if t.e.opt.Cluster == nil || n == nil {
+		return need
+	}
+	block, err := t.e.opt.Cluster.PickBlock(need.network, need.subnet, need.around, n.Blocks)
+	if errors.Is(err, ErrNoBlock) && need.elsewhere {
+		t.e.full[subnetKey{need.network, need.subnet}] = true
+		return nil
+	}
+	if err != nil {
+		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: %w", need, err)
+	}
+	row := *n
+	row.Blocks = append(slices.Clone(n.Blocks), block)
+	t.putNetwork(need.network, &row)
+	return nil
 }
 
 // inBlocks are the parts of ranges that are this host's.
@@ -179,7 +236,7 @@ func checkBlock(n *plan.Network, a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: p.Masked(), around: a}
+	return &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: p.Masked(), around: a, had: n.Blocks}
 }
 
 // clusterMAC makes a MAC of an address: addresses are unique on all hosts, and so are these. For IPv4 it is the one that HNS's CNI plugins make.
@@ -197,8 +254,9 @@ func clusterMAC(a netip.Addr) plan.MAC {
 	return m
 }
 
-// SetClusterNetworks makes the networks of the cluster exactly these. The error names those that this host cannot have; the others are there.
-func (e *Engine) SetClusterNetworks(ctx context.Context, all []ClusterNetwork) error {
+// SetClusterNetworks makes the networks of the cluster exactly these. It gives what is wrong with those that this host cannot have, or not
+// be rid of; the others are as wanted.
+func (e *Engine) SetClusterNetworks(ctx context.Context, all []ClusterNetwork) map[hcn.GUID]error {
 	want := map[hcn.GUID]*ClusterNetwork{}
 	for i := range all {
 		want[all[i].Doc.ID] = &all[i]
@@ -211,22 +269,22 @@ func (e *Engine) SetClusterNetworks(ctx context.Context, all []ClusterNetwork) e
 		}
 	}
 	e.mu.RUnlock()
-	var errs []error
+	errs := map[hcn.GUID]error{}
 	for _, id := range gone {
 		rev, err := e.commit(func(t *txn) error { t.dropNetwork(id); return nil })
 		if err == nil {
 			err = e.applied(ctx, rev)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("remove network %s, which the cluster has no more: %w", id, err))
+			errs[id] = fmt.Errorf("remove network %s, which the cluster has no more: %w", id, err)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(want)) {
 		if err := e.adoptNetwork(ctx, want[id]); err != nil {
-			errs = append(errs, fmt.Errorf("network %q of the cluster: %w", want[id].Doc.Name, err))
+			errs[id] = fmt.Errorf("network %q of the cluster: %w", want[id].Doc.Name, err)
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // adoptNetwork makes a network of the cluster on this host.
@@ -239,7 +297,7 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 		if !has.Cluster {
 			return hcn.Errorf(hcn.ErrNetworkAlreadyExists, "a network of this host has its ID %s: delete that one", id)
 		}
-		return nil
+		return e.followNetwork(ctx, &c.Doc)
 	}
 	doc := c.Doc.Clone()
 	doc.Policies = append(doc.Policies,
@@ -256,7 +314,7 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 			return err
 		}
 		mine := *row
-		mine.Cluster = true
+		mine.Cluster, mine.Shared = true, formOf(&c.Doc)
 		t.putNetwork(id, &mine)
 		return nil
 	})
@@ -267,6 +325,92 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 		return fmt.Errorf("make its switch: %w", err)
 	}
 	return nil
+}
+
+// formOf tells forms of a document apart.
+func formOf(doc *hcn.HostComputeNetwork) string {
+	b, err := json.Marshal(doc)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+// followNetwork changes a network on this host as the cluster has changed it.
+func (e *Engine) followNetwork(ctx context.Context, shared *hcn.HostComputeNetwork) error {
+	rev, err := e.commit(func(t *txn) error { return t.follow(shared) })
+	if err != nil {
+		return fmt.Errorf("change it as the cluster has: %w", err)
+	}
+	return e.applied(ctx, rev, objectsOf(shared)...)
+}
+
+// follow takes over what the cluster's document says of policies and names. What is the host's own stays.
+func (t *txn) follow(shared *hcn.HostComputeNetwork) error {
+	old, form := t.st.networks[shared.ID], formOf(shared)
+	if old == nil || old.Shared == form {
+		return nil
+	}
+	doc := old.Doc.Clone()
+	doc.Policies = slices.DeleteFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return !plan.HostsOwn(p.Type) })
+	doc.Policies = append(slices.Clone(shared.Policies), doc.Policies...)
+	doc.Dns = shared.Clone().Dns
+	doc.Defaults(hcn.NewGUID)
+	if err := doc.Validate(); err != nil {
+		return err
+	}
+	if err := errors.Join(t.checkOverlay(doc, old, old.Uplink), t.checkSetsStay(old, doc)); err != nil {
+		return err
+	}
+	next := *old
+	next.Doc, next.Shared = *doc, form
+	next.Doc.Version++
+	t.putNetwork(shared.ID, &next)
+	t.tell(queued{ev: api.Event{Kind: "network", Action: "modify", ID: string(shared.ID), Name: doc.Name}, on: networkObjects(shared.ID)})
+	return nil
+}
+
+// modifyClusterNetwork changes a network on all hosts. What this host would refuse is not asked of the others.
+func (e *Engine) modifyClusterNetwork(ctx context.Context, old *plan.Network, r *hcn.ModifyNetworkSettingRequest) error {
+	if r.ResourceType != hcn.NetworkResourceTypePolicy && r.ResourceType != hcn.NetworkResourceTypeDNS {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q is the cluster's: its policies and DNS can be changed, and not its %s, of which other hosts have parts in use: make another network", old.Doc.Name, r.ResourceType)
+	}
+	if e.opt.Cluster == nil {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q is a cluster's, and this daemon is in none", old.Doc.Name)
+	}
+	change := func(shared *hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error) {
+		return r.Apply(shared, hcn.NewGUID)
+	}
+	try := rehearsing(ctx)
+	if try == nil {
+		try = &rehearsal{}
+	}
+	err := e.rehearse(try, func(t *txn) error {
+		shared := old.Doc.Clone()
+		shared.Policies = slices.DeleteFunc(shared.Policies, func(p hcn.NetworkPolicy) bool { return plan.HostsOwn(p.Type) })
+		doc, err := change(shared)
+		if err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return plan.HostsOwn(p.Type) }); i >= 0 {
+			return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q is the cluster's, and %s is each host's own: leave it out", old.Doc.Name, doc.Policies[i].Type)
+		}
+		if was, is := plan.VXLANPort(&old.Doc), plan.VXLANPort(doc); was != is {
+			return hcn.Errorf(hcn.ErrRequestUnsupported, "VxlanPort: the tunnels of all hosts on network %q go by port %d: make another network", old.Doc.Name, was)
+		}
+		return t.follow(doc)
+	})
+	if !errors.Is(err, errRehearsed) || rehearsing(ctx) != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	defer cancel()
+	shared, err := e.opt.Cluster.ChangeNetwork(ctx, old.Doc.ID, change)
+	if err != nil {
+		return hcn.Errorf(hcn.ErrUnspecified, "change network %q on all hosts: %w", old.Doc.Name, err)
+	}
+	return e.followNetwork(ctx, &shared)
 }
 
 // PrepareClusterNetwork completes a document for a network that all hosts will have: prefixes that nobody uses, the VNI, defaults.
@@ -316,11 +460,13 @@ func freeFor(pools, used []netip.Prefix) (p netip.Prefix, err error) {
 	return p, err
 }
 
-// SetClusterBlocks keeps which blocks are this host's. A block that went away under endpoints is reported: their addresses may be others' by now.
-func (e *Engine) SetClusterBlocks(blocks map[hcn.GUID][]netip.Prefix) error {
+// SetClusterBlocks keeps which blocks are this host's. They are asked for inside the transaction: one that is leased meanwhile is not
+// taken back. A block that went away under endpoints is reported: their addresses may be others' by now.
+func (e *Engine) SetClusterBlocks(now func() map[hcn.GUID][]netip.Prefix) error {
 	var lost []string
 	_, err := e.commit(func(t *txn) error {
 		lost = nil
+		blocks := now()
 		for id, n := range t.st.networks {
 			if !n.Cluster || slices.Equal(n.Blocks, blocks[id]) {
 				continue

@@ -2,13 +2,14 @@ package engine
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"go4.org/netipx"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -22,6 +23,9 @@ type blocks struct {
 	mu   sync.Mutex
 	free []string
 	near []netip.Addr // what was asked for
+	doc  hcn.HostComputeNetwork
+	mine []netip.Prefix
+	told func([]netip.Prefix)
 }
 
 func (b *blocks) LeaseBlock(_ context.Context, _ hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error) {
@@ -32,24 +36,52 @@ func (b *blocks) LeaseBlock(_ context.Context, _ hcn.GUID, subnet netip.Prefix, 
 		p := netip.MustParsePrefix(text)
 		if subnet.Contains(p.Addr()) && (!around.IsValid() || p.Contains(around)) {
 			b.free = slices.Delete(b.free, i, i+1)
+			if b.told != nil { // the cluster tells of it at once
+				b.mine = append(b.mine, p)
+				b.told(b.mine)
+			}
 			return p, nil
 		}
 	}
-	return netip.Prefix{}, errors.New("all blocks are leased")
+	return netip.Prefix{}, fmt.Errorf("all blocks are leased: %w", ErrNoBlock)
+}
+
+func (b *blocks) PickBlock(_ hcn.GUID, subnet netip.Prefix, around netip.Addr, beside []netip.Prefix) (netip.Prefix, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, text := range b.free {
+		p := netip.MustParsePrefix(text)
+		if subnet.Contains(p.Addr()) && (!around.IsValid() || p.Contains(around)) && !slices.Contains(beside, p) {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, fmt.Errorf("all blocks are leased: %w", ErrNoBlock)
+}
+
+func (b *blocks) ChangeNetwork(_ context.Context, _ hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error) {
+	doc, err := change(b.doc.Clone())
+	if err == nil {
+		b.doc = *doc
+	}
+	return b.doc, err
 }
 
 func (*blocks) DeleteNetwork(context.Context, hcn.GUID) error { return nil }
 func (*blocks) Publish([]plan.Remote)                         {}
 
 // inCluster is a daemon with a network of a cluster.
-func inCluster(t *testing.T, b *blocks, fn func(e *env)) {
+func inCluster(t *testing.T, b *blocks, fn func(e *env), more ...hcn.Subnet) {
 	t.Helper()
 	run(t, func(e *env) {
 		e.underlay()
 		e.e.opt.Cluster = b
 		doc := decode[hcn.HostComputeNetwork](e, overlayDoc("blue", 61, 5001, ""))
 		doc.ID = "B0000000-0000-4000-8000-000000000001"
-		e.ok(e.e.SetClusterNetworks(context.Background(), []ClusterNetwork{{Doc: doc, Provider: netip.MustParseAddr("192.0.2.1"), Router: plan.MAC{2, 1}}}))
+		doc.Ipams[0].Subnets = append(doc.Ipams[0].Subnets, more...)
+		b.doc = doc
+		if errs := e.e.SetClusterNetworks(context.Background(), []ClusterNetwork{{Doc: doc, Provider: netip.MustParseAddr("192.0.2.1"), Router: plan.MAC{2, 1}}}); len(errs) > 0 {
+			e.t.Fatal(errs)
+		}
 		fn(e)
 	})
 }
@@ -60,6 +92,9 @@ func TestBlocksAreLeasedAsNeeded(t *testing.T) {
 	b := &blocks{free: []string{"10.61.0.8/30", "10.61.0.16/30", "10.61.0.24/30", "fd00:61::100/120"}}
 	inCluster(t, b, func(e *env) {
 		n := hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		b.told = func(mine []netip.Prefix) {
+			e.ok(e.e.SetClusterBlocks(func() map[hcn.GUID][]netip.Prefix { return map[hcn.GUID][]netip.Prefix{n: mine} }))
+		}
 		var eps []string
 		for range 3 {
 			eps = append(eps, epDoc(n, ""))
@@ -83,6 +118,84 @@ func TestBlocksAreLeasedAsNeeded(t *testing.T) {
 		s.Ranges[0][0].Last = "10.61.0.210"
 		if _, err := e.attachForeign(s); err == nil || !strings.Contains(err.Error(), "all blocks are leased") {
 			e.t.Errorf("a range of which no block is to be had: %v", err)
+		}
+	})
+}
+
+// TestFullSubnet: where all blocks of the first subnet are others', the second serves. A rehearsal leases nothing, and says what would be.
+func TestFullSubnet(t *testing.T) {
+	b := &blocks{free: []string{"10.61.0.8/30", "10.62.0.16/30", "10.62.0.24/30", "fd00:61::100/120"}}
+	second := hcn.Subnet{IpAddressPrefix: "10.62.0.0/24", Routes: []hcn.Route{{NextHop: "10.62.0.1", DestinationPrefix: "0.0.0.0/0"}}, Policies: []hcn.SubnetPolicy{hcn.NewSubnetPolicy(hcn.VSID, hcn.VsidPolicySetting{IsolationId: 5001})}}
+	inCluster(t, b, func(e *env) {
+		n := hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		before := e.everything()
+		p, err := e.e.Plan(context.Background(), func(ctx context.Context) error {
+			_, err := e.e.CreateEndpoint(ctx, "", n, decode[hcn.HostComputeEndpoint](e, epDoc(n, "")))
+			return err
+		})
+		if text := toJSON(p); err != nil || len(b.near) != 0 {
+			e.t.Errorf("rehearsed with %d leases: %s, %v", len(b.near), text, err)
+		}
+		if d := cmp.Diff(before, e.everything()); d != "" {
+			e.t.Errorf("the rehearsal has changed something:\n%s", d)
+		}
+		var in []string
+		for range 9 {
+			ep := must(e.endpoint(epDoc(n, "")))(e)
+			in = append(in, ep.IpConfigurations[0].IpAddress)
+		}
+		if first, rest := strings.Join(in[:4], " "), strings.Join(in[4:], " "); strings.Count(first, "10.61.0.") != 4 || strings.Count(rest, "10.62.0.") != 5 {
+			e.t.Errorf("addresses %v", in)
+		}
+		for range 3 {
+			must(e.endpoint(epDoc(n, "")))(e)
+		}
+		if _, err := e.endpoint(epDoc(n, "")); err == nil || !strings.Contains(err.Error(), "all blocks are leased") {
+			e.t.Errorf("all are full: %v", err)
+		}
+	}, second)
+}
+
+// TestClusterNetworkChanges: policies and DNS are changed on all hosts, and followed where another host has changed them; the rest is
+// refused with the reason, and nothing of the host's own goes.
+func TestClusterNetworkChanges(t *testing.T) {
+	b := &blocks{}
+	inCluster(t, b, func(e *env) {
+		n := hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		before := must(e.e.Network(n))(e)
+		dns := decode[hcn.ModifyNetworkSettingRequest](e, `{"ResourceType":"DNS","RequestType":"Update","Settings":{"Domain":"blue.example","ServerList":["192.0.2.53"]}}`)
+		e.ok(e.e.ModifyNetwork(bg, n, &dns))
+		after := must(e.e.Network(n))(e)
+		if after.Dns.Domain != "blue.example" || b.doc.Dns.Domain != "blue.example" || after.Version != before.Version+1 {
+			e.t.Errorf("here %+v version %d, in the cluster %+v", after.Dns, after.Version, b.doc.Dns)
+		}
+		if d := cmp.Diff(before.Policies, after.Policies); d != "" {
+			e.t.Errorf("its policies: %s", d)
+		}
+		// Once more by what the cluster tells: nothing changes. Then another host changes it.
+		tell := func() {
+			if errs := e.e.SetClusterNetworks(bg, []ClusterNetwork{{Doc: b.doc, Provider: netip.MustParseAddr("192.0.2.1"), Router: plan.MAC{2, 1}}}); len(errs) > 0 {
+				e.t.Error(errs)
+			}
+		}
+		tell()
+		if again := must(e.e.Network(n))(e); again.Version != after.Version {
+			e.t.Errorf("version %d, was %d", again.Version, after.Version)
+		}
+		b.doc.Dns.Domain = "other.example"
+		tell()
+		if now := must(e.e.Network(n))(e); now.Dns.Domain != "other.example" || now.Version != after.Version+1 {
+			e.t.Errorf("another host's change: %+v, version %d", now.Dns, now.Version)
+		}
+		for text, want := range map[string]string{
+			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"VxlanPort","Settings":{"Port":4790}}]}}`:                         "the tunnels of all hosts",
+			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}]}}`: "is each host's own",
+			`{"ResourceType":"Subnet","RequestType":"Add","Settings":{"Subnets":[{"IpAddressPrefix":"10.63.0.0/24"}]}}`:                                     "its policies and DNS can be changed, and not its Subnet",
+		} {
+			r := decode[hcn.ModifyNetworkSettingRequest](e, text)
+			if err := e.e.ModifyNetwork(bg, n, &r); err == nil || !strings.Contains(err.Error(), want) {
+				e.t.Errorf("%s: %v, want %q", text, err, want)
+			}
 		}
 	})
 }

@@ -172,6 +172,8 @@ type Engine struct {
 
 	// oneLease is held while a block of addresses is leased from a cluster.
 	oneLease sync.Mutex
+	// full, under mu, are subnets of which no block is to be had, as oneLease's holder has found.
+	full map[subnetKey]bool
 
 	mu sync.RWMutex // guards st and the row-derived indexes in it
 	st *state

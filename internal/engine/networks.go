@@ -419,14 +419,17 @@ func (t *txn) checkSubnets(doc, old *hcn.HostComputeNetwork) error {
 
 // ModifyNetwork changes a network; all of the request holds or none.
 func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNetworkSettingRequest) error {
+	e.mu.RLock()
+	shared := e.st.networks[id]
+	e.mu.RUnlock()
+	if shared != nil && shared.Cluster && r.RequestType != hcn.RequestTypeRefresh {
+		return e.modifyClusterNetwork(ctx, shared, r)
+	}
 	var old, row *plan.Network
 	rev, err := e.commitOr(ctx, func(t *txn) error {
 		old = t.st.networks[id]
 		if old == nil {
 			return noNetwork(id)
-		}
-		if old.Cluster && r.RequestType != hcn.RequestTypeRefresh {
-			return hcn.Errorf(hcn.ErrRequestUnsupported, "network %q is the cluster's and the same on all hosts: delete it and make it anew with other settings", old.Doc.Name)
 		}
 		doc, err := r.Apply(&old.Doc, hcn.NewGUID)
 		if err != nil {

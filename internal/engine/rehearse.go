@@ -74,16 +74,38 @@ func (e *Engine) commitOr(ctx context.Context, fn func(*txn) error) (uint64, err
 func (e *Engine) rehearse(r *rehearsal, fn func(*txn) error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t := &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, dry: true}
+	var t *txn
 	p := plan.Compile(e.st.intent(), &e.facts)
 	// What a change leaves behind when it is taken back, too, would change what the next one picks.
-	seq, last := e.st.seq, maps.Clone(e.st.lastAddr)
+	seq, last, full := e.st.seq, maps.Clone(e.st.lastAddr), e.full
+	e.full = map[subnetKey]bool{}
+	begin := func() {
+		t = &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, dry: true}
+		e.st.seq, e.st.lastAddr = seq, maps.Clone(last)
+	}
+	begin()
 	defer func() {
 		t.rollBack()
-		e.st.seq, e.st.lastAddr = seq, last
+		e.st.seq, e.st.lastAddr, e.full = seq, last, full
 	}()
-	if err := fn(t); err != nil {
-		return err
+	var lacked []*needBlock
+	for {
+		err := fn(t)
+		if err == nil {
+			break
+		}
+		need, lacks := errors.AsType[*needBlock](err)
+		if !lacks {
+			return err
+		}
+		t.rollBack()
+		begin()
+		lacked = append(lacked, need)
+		for _, need := range lacked {
+			if err := t.pretendBlock(need); err != nil {
+				return err
+			}
+		}
 	}
 	r.delta = p.Recompile(e.st.intent(), t.facts, t.dirty)
 	r.plan = p

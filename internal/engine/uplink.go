@@ -288,5 +288,5 @@ func sameNIC(a, b *plan.NIC) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.Segments == b.Segments && slices.Equal(a.Addrs, b.Addrs)
+	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.PathMTU == b.PathMTU && a.Segments == b.Segments && slices.Equal(a.Addrs, b.Addrs)
 }

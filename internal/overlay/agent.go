@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // DefaultTTL is how long a host is waited for that is not heard of.
@@ -32,6 +33,9 @@ type Config struct {
 	Light bool
 	// Why says why etcd does not answer; nil: nobody knows.
 	Why func(ctx context.Context, err error) error
+	// Probe takes part in checks of the underlay; nil: this host does not. Measured is told what came of it.
+	Probe    Prober
+	Measured func(found []PathFound)
 	// Changed is called, without locks, when Take has something new; it must not block.
 	Changed func()
 	// Seen is called with the revision of each batch of events as it is taken in; for measurements.
@@ -50,6 +54,7 @@ type Agent struct {
 	cache  *cache
 	synced bool
 	moved  chan struct{} // closed and replaced when the cache has moved on
+	checks chan struct{} // the same, when a check of the underlay has
 	self   Host
 	lease  clientv3.LeaseID // 0 without one
 
@@ -57,7 +62,8 @@ type Agent struct {
 	pub         map[pair]published
 	todo        map[pair]struct{}
 	unpublished map[pair]string
-	lost        chan struct{} // closed when the host's key was taken from us
+	fresh       map[ownBlock]int64 // blocks that this host has leased, with the revision, until the watch has seen it
+	lost        chan struct{}      // closed when the host's key was taken from us
 
 	session, watching error // why there is none just now
 
@@ -98,9 +104,9 @@ func New(cfg Config) *Agent {
 	cfg.Host.Schema = Schema
 	cfg.Host.Session = string(hcn.NewGUID())
 	return &Agent{
-		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), self: cfg.Host,
+		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
 		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
-		lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
+		fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -137,6 +143,9 @@ func (a *Agent) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.again(ctx, "lease", &a.session, a.hold) })
 	wg.Go(func() { a.again(ctx, "watch", &a.watching, a.watch) })
+	if a.cfg.Probe != nil {
+		wg.Go(func() { a.answerChecks(ctx) })
+	}
 	wg.Wait()
 }
 
@@ -254,7 +263,7 @@ func (a *Agent) Take() (Update, bool) {
 		}
 	}
 	if d.blocks {
-		u.Blocks = a.cache.ownBlocks()
+		u.Blocks = a.blocks()
 	}
 	return u, true
 }
@@ -294,7 +303,7 @@ func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c := a.cache
-	s := Status{Revision: c.rev, Problems: maps.Clone(c.problems), Left: c.overflow}
+	s := Status{Revision: c.rev, Problems: maps.Clone(c.problems), Left: len(c.unnamed)}
 	s.Connected = a.session == nil && a.watching == nil && a.synced
 	if a.session != nil {
 		s.Problem = a.session.Error()
@@ -405,5 +414,25 @@ func (a *Agent) Self() Host {
 func (a *Agent) Blocks() map[hcn.GUID][]netip.Prefix {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.cache.ownBlocks()
+	return a.blocks()
+}
+
+// ownBlock is a block of this host.
+type ownBlock struct {
+	network hcn.GUID
+	prefix  netip.Prefix
+}
+
+// blocks are those that etcd shows, and those that were leased since. Locked: a.mu.
+func (a *Agent) blocks() map[hcn.GUID][]netip.Prefix {
+	out := a.cache.ownBlocks()
+	for b, rev := range a.fresh {
+		if rev <= a.cache.rev {
+			delete(a.fresh, b)
+		} else if !slices.Contains(out[b.network], b.prefix) {
+			out[b.network] = append(out[b.network], b.prefix)
+			slices.SortFunc(out[b.network], plan.ComparePrefixes)
+		}
+	}
+	return out
 }

@@ -494,7 +494,7 @@ func TestForget(t *testing.T) {
 // TestExpired: certificates that have ended are named before anything is tried.
 func TestExpired(t *testing.T) {
 	s := startEtcd(t, 1)
-	long := time.Now().Add(-validity - 24*time.Hour)
+	long := time.Now().Add(-certValidity - 24*time.Hour)
 	old := s.client("old", long)
 	old.Endpoints = s.cfg.Endpoints
 	if _, err := Dial(old); err == nil || !strings.Contains(err.Error(), "old.pem expired at") {

@@ -229,6 +229,9 @@ func (a *Agent) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.P
 			return netip.Prefix{}, err
 		}
 		if rev != 0 {
+			a.mu.Lock()
+			a.fresh[ownBlock{network, p}] = rev
+			a.mu.Unlock()
 			return p, a.settle(ctx, rev)
 		}
 		if !sleep(ctx, jitter(20*time.Millisecond)) { // the watch says whose it is
@@ -238,28 +241,16 @@ func (a *Agent) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.P
 	return netip.Prefix{}, fmt.Errorf("lease a block of %s: others take them without a pause: %w", subnet, ErrAway)
 }
 
+// PickBlock is what LeaseBlock would give just now, beside those of a list. Nothing is written.
+func (a *Agent) PickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.Addr, beside []netip.Prefix) (netip.Prefix, error) {
+	p, _, err := a.pickBlock(network, subnet, holding, beside...)
+	return p, err
+}
+
 // settle gives the watch time to see what was written. It is written in any case, so that a watch which is slow is no error.
 func (a *Agent) settle(ctx context.Context, rev int64) error {
 	if err := a.waitFor(ctx, rev); err != nil && ctx.Err() != nil {
 		return err
-	}
-	return nil
-}
-
-// ReturnBlock gives a block back in which this host has no endpoint.
-func (a *Agent) ReturnBlock(ctx context.Context, network hcn.GUID, p netip.Prefix) error {
-	a.mu.Lock()
-	it := a.cache.blocks[network][p]
-	a.mu.Unlock()
-	if it == nil || it.v.Host != a.self.ID {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	key := a.keys.block(network, p)
-	_, err := a.cli.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", it.created)).Then(clientv3.OpDelete(key)).Commit()
-	if err != nil {
-		return a.away("give back block "+p.String(), err)
 	}
 	return nil
 }
@@ -281,7 +272,7 @@ func (a *Agent) tryBlock(ctx context.Context, network hcn.GUID, p netip.Prefix) 
 
 // pickBlock chooses a block, and tells whether it is this host's already. Hosts begin at places of their own, so that those who
 // come together do not all want the same.
-func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.Addr) (p netip.Prefix, mine bool, err error) {
+func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.Addr, beside ...netip.Prefix) (p netip.Prefix, mine bool, err error) {
 	bits := BlockBits(subnet)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -312,11 +303,11 @@ func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.A
 	h := fnv.New64a()
 	h.Write([]byte(string(a.self.ID) + string(network) + subnet.String()))
 	start := new(big.Int).SetUint64(h.Sum64())
-	for i := range len(of) + 1 {
+	for i := range len(of) + len(beside) + 1 {
 		index := new(big.Int).Add(start, big.NewInt(int64(i)))
 		index.Mod(index, count)
 		p := nthBlock(subnet, bits, index.Uint64())
-		if of[p] == nil {
+		if of[p] == nil && !slices.Contains(beside, p) {
 			return p, false, nil
 		}
 		if big.NewInt(int64(i)+1).Cmp(count) >= 0 {
@@ -440,8 +431,11 @@ func (a *Agent) Leave(ctx context.Context) error {
 	blocks, eps := a.keysOf(a.self.ID)
 	lease := a.lease
 	a.mu.Unlock()
-	if _, err := a.cli.Delete(ctx, a.keys.host(a.self.ID)); err != nil { // first: without it, nothing is leased any more
-		return a.away("remove the host's key", err)
+	if mine, err := a.leaveKey(ctx, lease); err != nil { // first: without it, nothing is leased any more
+		return err
+	} else if !mine {
+		a.log.Warn("another host lives under this one's ID: what etcd has of it is left to that one", "host", a.self.ID)
+		return nil
 	}
 	if err := a.deleteAll(ctx, append(eps, blocks...)); err != nil {
 		return err
@@ -452,6 +446,32 @@ func (a *Agent) Leave(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// leaveKey removes the host's key, and tells whether it was this host's: a copy of this host may have taken its place.
+func (a *Agent) leaveKey(ctx context.Context, lease clientv3.LeaseID) (mine bool, err error) {
+	key := a.keys.host(a.self.ID)
+	for range 3 {
+		res, err := a.cli.Get(ctx, key)
+		if err != nil {
+			return false, a.away("read the host's key", err)
+		}
+		if len(res.Kvs) == 0 {
+			return true, nil // its lease ended
+		}
+		kv := res.Kvs[0]
+		if h, err := decode[Host](kindHost, kv.Value); clientv3.LeaseID(kv.Lease) != lease && (err != nil || h.Boot != a.self.Boot) {
+			return false, nil
+		}
+		put, err := a.cli.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", kv.ModRevision)).Then(clientv3.OpDelete(key)).Commit()
+		if err != nil {
+			return false, a.away("remove the host's key", err)
+		}
+		if put.Succeeded {
+			return true, nil
+		}
+	}
+	return false, fmt.Errorf("remove the host's key: somebody changes it without a pause: %w", ErrAway)
 }
 
 // away says that etcd could not be asked.

@@ -3,6 +3,7 @@ package overlay
 import (
 	"cmp"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
@@ -37,8 +38,13 @@ type cache struct {
 	// claims are the endpoints of a network that have an address, the oldest first.
 	claims map[hcn.GUID]map[netip.Addr][]*item[Endpoint]
 
+	// check is one of the underlay that is under way, checked what hosts have found in it.
+	check   *item[checkRecord]
+	checked map[hcn.GUID]*item[Checked]
+
 	problems map[string]string // by key
-	overflow int               // keys left out because there are too many, or too many problems to name
+	// unnamed are keys with problems beyond those that are named, by their hashes.
+	unnamed map[uint64]struct{}
 
 	dirty dirty
 }
@@ -46,7 +52,6 @@ type cache struct {
 // item is a value with what etcd says about it.
 type item[T any] struct {
 	v       T
-	raw     string
 	created int64
 	rev     int64
 	lease   int64
@@ -75,7 +80,7 @@ func newCache(k keys, self hcn.GUID) *cache {
 		keys: k, self: self, hosts: map[hcn.GUID]*item[Host]{},
 		networks: map[hcn.GUID]*item[Network]{}, blocks: map[hcn.GUID]map[netip.Prefix]*item[block]{},
 		endpoints: map[hcn.GUID]map[hcn.GUID][]*item[Endpoint]{}, count: map[kind]int{}, byHost: map[pair]map[hcn.GUID]struct{}{},
-		claims: map[hcn.GUID]map[netip.Addr][]*item[Endpoint]{}, problems: map[string]string{}, dirty: newDirty(),
+		claims: map[hcn.GUID]map[netip.Addr][]*item[Endpoint]{}, checked: map[hcn.GUID]*item[Checked]{}, problems: map[string]string{}, unnamed: map[uint64]struct{}{}, dirty: newDirty(),
 	}
 }
 
@@ -89,21 +94,40 @@ type entry struct {
 	lease   int64
 }
 
-// maxProblems bounds how many problems are named.
-const maxProblems = 256
+const (
+	// maxProblems bounds how many problems are named.
+	maxProblems = 256
+	// maxUnnamed bounds how many more are counted.
+	maxUnnamed = 1 << 16
+)
 
 func (c *cache) problem(key string, err error) {
-	if _, ok := c.problems[key]; !ok && len(c.problems) >= maxProblems {
-		c.overflow++
-		return
+	switch _, named := c.problems[key]; {
+	case named || len(c.problems) < maxProblems:
+		c.problems[key] = err.Error()
+	case len(c.unnamed) < maxUnnamed:
+		c.unnamed[hashKey(key)] = struct{}{}
 	}
-	c.problems[key] = err.Error()
+}
+
+// solved takes back what was wrong with a key.
+func (c *cache) solved(key string) {
+	delete(c.problems, key)
+	if len(c.unnamed) > 0 {
+		delete(c.unnamed, hashKey(key))
+	}
+}
+
+func hashKey(key string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(key))
+	return h.Sum64()
 }
 
 // put takes one entry in. What cannot be read takes away what was there under its key.
 func (c *cache) put(e entry) {
 	c.rev = max(c.rev, e.rev)
-	delete(c.problems, e.key)
+	c.solved(e.key)
 	p, err := c.keys.parse(e.key)
 	if err != nil {
 		if !e.deleted {
@@ -113,7 +137,7 @@ func (c *cache) put(e entry) {
 	}
 	switch p.kind {
 	case kindSchema:
-		c.schema = readItem[schemaRecord](c, p.kind, e, nil)
+		c.schema = readItem(c, p.kind, e, (*schemaRecord).check)
 	case kindAllocator:
 		readItem[allocator](c, p.kind, e, nil) // who makes a network reads it: here, only what is wrong with it counts
 	case kindHost:
@@ -122,7 +146,7 @@ func (c *cache) put(e entry) {
 		c.dirty.hosts[p.id] = struct{}{}
 		c.touchHost(p.id)
 	case kindForgotten:
-		readItem[forgotten](c, p.kind, e, nil) // as well
+		readItem(c, p.kind, e, (*forgotten).check) // as well
 	case kindNetwork:
 		it := readItem(c, p.kind, e, func(n *Network) error { return matches(n.ID, p.id, n.check) })
 		c.touchVNI(p.id, it)
@@ -140,6 +164,10 @@ func (c *cache) put(e entry) {
 		if len(of) == 0 {
 			delete(c.blocks, p.network)
 		}
+	case kindCheck:
+		c.check = readItem(c, p.kind, e, (*checkRecord).check)
+	case kindChecked:
+		putIn(c, p.kind, c.checked, p.id, readItem(c, p.kind, e, (*Checked).check), MaxChecked, e.key)
 	case kindForeign, kindToken: // nothing that is kept
 	case kindEndpoint:
 		it := readItem(c, p.kind, e, func(ep *Endpoint) error { return matches(ep.ID, p.id, ep.check) })
@@ -170,7 +198,7 @@ func readItem[T any](c *cache, k kind, e entry, check func(*T) error) *item[T] {
 		c.problem(e.key, err)
 		return nil
 	}
-	return &item[T]{v: v, raw: string(e.value), created: e.created, rev: e.rev, lease: e.lease}
+	return &item[T]{v: v, created: e.created, rev: e.rev, lease: e.lease}
 }
 
 // putIn sets or removes, within a bound.
@@ -215,7 +243,6 @@ func (c *cache) putEndpoint(p parsed, it *item[Endpoint], key string) {
 		it = nil
 	}
 	if it != nil {
-		it.raw = internRaw(it.raw, p.host == c.self)
 		c.count[kindEndpoint]++
 		old = append(slices.Clone(old), it)
 		slices.SortFunc(old, older)
@@ -238,14 +265,6 @@ func (c *cache) putEndpoint(p parsed, it *item[Endpoint], key string) {
 			delete(c.byHost, at)
 		}
 	}
-}
-
-// internRaw keeps the text only of what this host published: it is compared with what is wanted.
-func internRaw(raw string, own bool) string {
-	if own {
-		return raw
-	}
-	return ""
 }
 
 func older(a, b *item[Endpoint]) int {
@@ -378,8 +397,14 @@ func (c *cache) counts(it *item[Endpoint]) error {
 		if !c.owns(it.v.Network, it.v.Host, a) {
 			return fmt.Errorf("its address %s is in no block of its host %s", a, it.v.Host)
 		}
-		if first := c.claims[it.v.Network][a][0]; first != it && first.v.Host == it.v.Host {
-			return fmt.Errorf("its address %s is that of endpoint %s", a, first.v.ID)
+		// Who does not own the block has no claim, however old: that of this host that is the oldest counts.
+		for _, first := range c.claims[it.v.Network][a] {
+			if first == it {
+				break
+			}
+			if first.v.Host == it.v.Host {
+				return fmt.Errorf("its address %s is that of endpoint %s", a, first.v.ID)
+			}
 		}
 	}
 	return nil
@@ -441,6 +466,7 @@ func (c *cache) reset(entries []entry, rev int64) {
 	for _, e := range entries {
 		seen[e.key] = struct{}{}
 	}
+	clear(c.unnamed) // what is still wrong with a key is found again
 	for _, key := range c.known() {
 		if _, ok := seen[key]; !ok {
 			c.put(entry{key: key, deleted: true})
@@ -461,6 +487,12 @@ func (c *cache) known() (out []string) {
 	}
 	if c.schema != nil {
 		out = append(out, c.keys.schema())
+	}
+	if c.check != nil {
+		out = append(out, c.keys.check())
+	}
+	for id := range c.checked {
+		out = append(out, c.keys.checked(id))
 	}
 	for id := range c.hosts {
 		out = append(out, c.keys.host(id))

@@ -38,7 +38,9 @@ type Options struct {
 	Version, Boot string
 	// TTL of the lease; DefaultTTL when 0.
 	TTL time.Duration
-	// Changed is called when Take of the agent has something, and when the host joined or left.
+	// Probe takes part in checks of the underlay; nil: this host does not.
+	Probe Prober
+	// Changed is called when Take of the agent has something, and when the host joined or left, or PathMTUs changed.
 	Changed func()
 	Log     *slog.Logger
 }
@@ -74,6 +76,8 @@ type config struct {
 	Member *memberConfig `json:"member,omitempty"`
 	// RouterMAC is the host's on all overlay networks.
 	RouterMAC MAC `json:"routerMac"`
+	// Paths are the ways to other hosts that carry less than the NIC.
+	Paths map[hcn.GUID]pathMTU `json:"paths,omitempty"`
 }
 
 const configVersion = 1
@@ -230,12 +234,14 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 		h.Join = cfg.Member.Port + 2
 	}
 	r.agent = New(Config{
-		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log,
-		Why: func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
+		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe,
+		Measured: func(found []PathFound) { c.measured(r.agent, found) },
+		Why:      func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
 	})
 	r.wg.Go(func() { r.agent.Run(ctx) })
 	if cfg.Own {
 		r.wg.Go(func() { c.followMembers(ctx, cli, cfg) })
+		r.wg.Go(func() { c.keepCertificate(ctx, r.agent, cfg) })
 	}
 	if cfg.Member != nil {
 		return c.openDoor(ctx, r, cfg)
@@ -262,26 +268,24 @@ func (c *Cluster) awaitMember(ctx context.Context, r *running, cfg *config) erro
 
 // openDoor lets hosts join, by way of a member.
 func (c *Cluster) openDoor(ctx context.Context, r *running, cfg *config) error {
-	caPEM, err := os.ReadFile(c.file(fileCA))
-	if err != nil {
-		return fmt.Errorf("read the CA: %w", err)
-	}
-	keyPEM, err := os.ReadFile(c.file(fileCAKey))
-	if err != nil {
-		return fmt.Errorf("read the CA's key: %w", err)
-	}
-	ca, err := readAuthority(caPEM, keyPEM)
+	ca, keyPEM, err := c.authority()
 	if err != nil {
 		return err
 	}
-	cert, err := tls.LoadX509KeyPair(c.file(fileCert), c.file(fileKey))
-	if err != nil {
-		return fmt.Errorf("read the host's certificate: %w", err)
+	pair := func() (*tls.Certificate, error) { // anew for each connection: it is renewed
+		cert, err := tls.LoadX509KeyPair(c.file(fileCert), c.file(fileKey))
+		if err != nil {
+			return nil, fmt.Errorf("read the host's certificate: %w", err)
+		}
+		cert.Certificate = append(cert.Certificate, ca.cert.Raw)
+		return &cert, nil
 	}
-	cert.Certificate = append(cert.Certificate, ca.cert.Raw)
+	if _, err := pair(); err != nil {
+		return err
+	}
 	d := &door{
-		ca: ca, caKey: keyPEM, cert: cert, cli: r.cli, prefix: cfg.Etcd.Prefix, endpoints: r.cli.Endpoints, cluster: cfg.Cluster, version: c.opt.Version, log: c.log,
-		busy: make(chan struct{}, 4),
+		ca: ca, caKey: keyPEM, pair: pair, cli: r.cli, prefix: cfg.Etcd.Prefix, endpoints: r.cli.Endpoints, cluster: cfg.Cluster, version: c.opt.Version, log: c.log,
+		asking: make(chan struct{}, 16), adding: make(chan struct{}, 1),
 	}
 	at := netip.AddrPortFrom(cfg.Addrs[0], cfg.Member.Port+2).String()
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at)
@@ -290,6 +294,20 @@ func (c *Cluster) openDoor(ctx context.Context, r *running, cfg *config) error {
 	}
 	r.wg.Go(func() { c.keepDoor(ctx, d, at, ln, err) })
 	return nil
+}
+
+// authority reads the CA, with its key in PEM.
+func (c *Cluster) authority() (*authority, []byte, error) {
+	caPEM, err := os.ReadFile(c.file(fileCA))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the CA: %w", err)
+	}
+	keyPEM, err := os.ReadFile(c.file(fileCAKey))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the CA's key: %w", err)
+	}
+	ca, err := readAuthority(caPEM, keyPEM)
+	return ca, keyPEM, err
 }
 
 // keepDoor serves at an address that the host may not have at all times.
@@ -330,24 +348,31 @@ func (c *Cluster) followMembers(ctx context.Context, cli *clientv3.Client, cfg *
 				eps = append(eps, m.ClientURLs[0])
 			}
 		}
-		slices.Sort(eps)
-		have := slices.Sorted(slices.Values(cli.Endpoints()))
-		if len(eps) == 0 || slices.Equal(eps, have) {
+		if len(eps) == 0 {
 			continue
 		}
-		cli.SetEndpoints(eps...)
-		c.mu.Lock()
-		if c.cfg != nil && c.cfg.Cluster == cfg.Cluster {
-			next := *c.cfg
-			next.Etcd.Endpoints = eps
-			if err := c.save(&next); err != nil {
-				c.log.Warn("keep the addresses of etcd's members", "error", err)
-			} else {
-				c.cfg = &next
-			}
+		slices.Sort(eps)
+		if !slices.Equal(eps, slices.Sorted(slices.Values(cli.Endpoints()))) {
+			cli.SetEndpoints(eps...)
 		}
-		c.mu.Unlock()
+		c.keepEndpoints(cfg.Cluster, eps)
 	}
+}
+
+// keepEndpoints writes where etcd is, for the next start, once the host is in the cluster.
+func (c *Cluster) keepEndpoints(cluster hcn.GUID, eps []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg == nil || c.cfg.Cluster != cluster || slices.Equal(eps, slices.Sorted(slices.Values(c.cfg.Etcd.Endpoints))) {
+		return
+	}
+	next := *c.cfg
+	next.Etcd.Endpoints = eps
+	if err := c.save(&next); err != nil {
+		c.log.Warn("keep the addresses of etcd's members", "error", err)
+		return
+	}
+	c.cfg = &next
 }
 
 // down stops the parts; etcd goes on.
@@ -390,13 +415,18 @@ func writeFile(path string, b []byte) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
+	if err := syncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// syncDir makes what was created or renamed in a directory outlive a power cut.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -109,6 +110,28 @@ func (m *testMembership) connected() {
 	})
 }
 
+// age gives the host a certificate that was signed long ago, by the CA that another one has.
+func (m *testMembership) age(ca *testMembership, at time.Time) {
+	m.t.Helper()
+	authority, _, err := ca.authority()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(m.file(fileCert), m.file(fileKey))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var addrs []netip.Addr
+	if ca == m {
+		addrs = []netip.Addr{m.addr}
+	}
+	cert, err := authority.issue(pair.Leaf.PublicKey, pair.Leaf.Subject.CommonName, addrs, at)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	write(m.t, m.file(fileCert), cert)
+}
+
 // nothingLeft: a host in no cluster has no file of one, and no process.
 func (m *testMembership) nothingLeft() {
 	m.t.Helper()
@@ -170,11 +193,23 @@ func TestMembership(t *testing.T) {
 	for _, m := range []*testMembership{a, b, c} {
 		readPid(filepath.Join(m.opt.RunDir, "etcd.pid")).end()
 	}
+	// Meanwhile certificates came near their end. Who is back renews his own, by himself or by one that has a member.
+	near := time.Now().Add(-certValidity + 24*time.Hour)
+	a.age(a, near)
+	d.age(a, near)
 	for _, m := range []*testMembership{d, c, a, b} {
 		m.open()
 	}
 	for _, m := range []*testMembership{a, b, c, d} {
 		m.connected()
+	}
+	for _, m := range []*testMembership{a, d} {
+		testhost.Eventually(t, 20*time.Second, func() error {
+			if s := m.Status(t.Context()); time.Until(s.Expires) < certValidity/2 {
+				return fmt.Errorf("the certificate of %s lasts until %s", m.name, s.Expires)
+			}
+			return nil
+		})
 	}
 
 	// Any member lets hosts join, and any host makes tokens.
@@ -338,7 +373,7 @@ func TestOwnEtcd(t *testing.T) {
 		{"prefix", "must begin with a slash", func(e *Etcd) { e.Prefix = "x" }},
 		{"nobody", "nothing listens there", func(e *Etcd) { e.Endpoints = []string{"https://" + freePort(t)} }},
 		{"expired", "expired at", func(e *Etcd) {
-			*e = s.client("old", time.Now().Add(-validity-time.Hour*24))
+			*e = s.client("old", time.Now().Add(-certValidity-time.Hour*24))
 			e.Endpoints = s.cfg.Endpoints
 		}},
 	} {

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 )
 
@@ -122,14 +124,10 @@ func Dial(e Etcd) (*clientv3.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dial(e.Endpoints, cfg)
-}
-
-func dial(endpoints []string, cfg *tls.Config) (*clientv3.Client, error) {
 	cli, err := clientv3.New(clientv3.Config{
-		Endpoints: endpoints, TLS: cfg, DialTimeout: opTimeout, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
+		Endpoints: e.Endpoints, TLS: cfg, DialTimeout: opTimeout, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
 		MaxCallRecvMsgSize: maxMessage, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		DialOptions: []grpc.DialOption{grpc.WithTransportCredentials(freshCredentials{e, credentials.NewTLS(cfg)}), grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 2 * time.Second,
 		})},
 	})
@@ -137,6 +135,26 @@ func dial(endpoints []string, cfg *tls.Config) (*clientv3.Client, error) {
 		return nil, fmt.Errorf("make a client of etcd: %w", err)
 	}
 	return cli, nil
+}
+
+// freshCredentials read the files for each connection: a CA that signs from now on, too, counts at the next one.
+type freshCredentials struct {
+	etcd Etcd
+	credentials.TransportCredentials
+}
+
+// ClientHandshake begins TLS with what the files hold now.
+func (f freshCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	cfg, err := f.etcd.tls(time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
+}
+
+// Clone is a copy, as gRPC wants.
+func (f freshCredentials) Clone() credentials.TransportCredentials {
+	return freshCredentials{f.etcd, f.TransportCredentials.Clone()}
 }
 
 // Explain says what the errors of etcd's client mean for people. The cause stays in the chain.

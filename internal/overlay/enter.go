@@ -1,18 +1,20 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -54,9 +56,15 @@ func (c *Cluster) enter(ctx context.Context, req Request, attempt func(ctx conte
 	if err := h.check(); err != nil {
 		return nil, fmt.Errorf("this host: %w", err)
 	}
+	if req.Port > maxPort {
+		return nil, fmt.Errorf("port %d: a member of etcd needs three in a row: choose one up to %d", req.Port, maxPort)
+	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	if err := os.MkdirAll(c.opt.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the cluster's directory: %w", err)
+	}
+	if err := syncDir(filepath.Dir(c.opt.Dir)); err != nil {
 		return nil, fmt.Errorf("make the cluster's directory: %w", err)
 	}
 	cfg := &config{Version: configVersion, Host: h.ID, Name: req.Name, Addrs: req.Addrs, Since: time.Now().UTC().Truncate(time.Second), RouterMAC: newMAC()}
@@ -85,18 +93,19 @@ func newMAC() MAC {
 	return m
 }
 
-// awaitAgent waits until the host holds its lease and has read the cluster.
+// awaitAgent waits until the host holds its lease, has read the cluster, and is itself in what it has read: whoever joined finds the
+// host there, with the next call.
 func (c *Cluster) awaitAgent(ctx context.Context) error {
 	a := c.Agent()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
 		s := a.Status()
-		if s.Connected {
+		if s.Connected && slices.ContainsFunc(s.Hosts, func(h HostStatus) bool { return h.Alive && h.ID == a.cfg.Host.ID }) {
 			return nil
 		}
 		if !sleep(ctx, 50*time.Millisecond) {
-			return fmt.Errorf("take the host's place in the cluster: %s", s.Problem)
+			return fmt.Errorf("take the host's place in the cluster: %s", cmp.Or(s.Problem, "etcd does not show it to this host: see whether it is overloaded"))
 		}
 	}
 }
@@ -171,12 +180,10 @@ func (c *Cluster) Init(ctx context.Context, req Request, prefix string) (Result,
 	return res, nil
 }
 
-func portOf(req Request) uint16 {
-	if req.Port == 0 {
-		return DefaultPort
-	}
-	return req.Port
-}
+func portOf(req Request) uint16 { return cmp.Or(req.Port, DefaultPort) }
+
+// maxPort is the last that may be the first of three.
+const maxPort = 65535 - 2
 
 func (c *Cluster) ownEtcd(endpoints []string, prefix string) Etcd {
 	return Etcd{Endpoints: endpoints, Prefix: prefix, CACert: c.file(fileCA), Cert: c.file(fileCert), Key: c.file(fileKey)}
@@ -325,7 +332,29 @@ func (c *Cluster) becomeMember(ctx context.Context, cfg *config) error {
 		}
 	}
 	cfg.Etcd.Endpoints = append(cfg.Etcd.Endpoints, cfg.Member.client())
-	return nil
+	return awaitVote(ctx, cfg)
+}
+
+// awaitVote waits until the member knows itself that it has its vote: before that it answers nobody.
+func awaitVote(ctx context.Context, cfg *config) error {
+	e := cfg.Etcd
+	e.Endpoints = []string{cfg.Member.client()}
+	own, err := Dial(e)
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	for {
+		tctx, cancel := context.WithTimeout(ctx, opTimeout)
+		_, err := own.Get(tctx, (keys{e.Prefix}).schema())
+		cancel()
+		if err == nil || !silent(err) && !strings.Contains(err.Error(), rpctypes.ErrorDesc(rpctypes.ErrGRPCNotSupportedForLearner)) {
+			return nil // what else is wrong, those say who look for the cluster
+		}
+		if !sleep(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("the new member of etcd does not hear that it has a vote: %w", Explain(err))
+		}
+	}
 }
 
 // checkCluster sees that what is in etcd is the cluster that was promised, before anything is written.

@@ -62,26 +62,33 @@ const maxJoin = 256 << 10
 type door struct {
 	ca        *authority
 	caKey     []byte
-	cert      tls.Certificate
+	pair      func() (*tls.Certificate, error) // of the host, with the CA's
 	cli       *clientv3.Client
 	prefix    string
 	endpoints func() []string
 	cluster   hcn.GUID
 	version   string
 	log       *slog.Logger
-	busy      chan struct{} // bounds calls at a time
+	// asking bounds how many tokens are looked up at a time, adding those who make room for a member: etcd takes one learner at a time.
+	asking, adding chan struct{}
 }
 
 func (d *door) serve(ctx context.Context, ln net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/join", d.join)
+	mux.HandleFunc("POST /v1/renew", d.renew)
+	hosts := x509.NewCertPool()
+	hosts.AddCert(d.ca.cert)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 40 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{d.cert}, MinVersion: tls.VersionTLS13},
-		ErrorLog:  slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		TLSConfig: &tls.Config{
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return d.pair() }, MinVersion: tls.VersionTLS13,
+			ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: hosts,
+		},
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	done := make(chan error, 1)
-	go func() { done <- srv.ServeTLS(ln, "", "") }()
+	go func() { done <- srv.ServeTLS(newTurnstile(ln), "", "") }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("let hosts join: %w", err)
@@ -92,13 +99,22 @@ func (d *door) serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-func (d *door) join(w http.ResponseWriter, r *http.Request) {
+// errBusy: another address may have time.
+var errBusy = errors.New("too many hosts join here just now: try again in a moment")
+
+// enter waits for a place. The request was read before: who is slow has none.
+func enter(ctx context.Context, places chan struct{}) (leave func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, learnerTime)
+	defer cancel()
 	select {
-	case d.busy <- struct{}{}:
-		defer func() { <-d.busy }()
-	case <-r.Context().Done():
-		return
+	case places <- struct{}{}:
+		return func() { <-places }, nil
+	case <-ctx.Done():
+		return nil, errBusy
 	}
+}
+
+func (d *door) join(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	var req joinRequest
 	err := json.NewDecoder(io.LimitReader(r.Body, maxJoin)).Decode(&req)
@@ -106,9 +122,12 @@ func (d *door) join(w http.ResponseWriter, r *http.Request) {
 	status := http.StatusBadRequest
 	if err == nil {
 		ans, err = d.answer(r.Context(), &req)
-		if errors.Is(err, errToken) {
+		switch {
+		case errors.Is(err, errToken):
 			status = http.StatusForbidden
 			sleep(r.Context(), 500*time.Millisecond) // guessing is slow
+		case errors.Is(err, errBusy):
+			status = http.StatusServiceUnavailable
 		}
 	}
 	if err != nil {
@@ -122,7 +141,13 @@ func (d *door) join(w http.ResponseWriter, r *http.Request) {
 func (d *door) answer(ctx context.Context, req *joinRequest) (joinAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*opTimeout)
 	defer cancel()
-	if err := checkToken(ctx, d.cli, d.prefix, req.Token, req.Secret); err != nil {
+	leave, err := enter(ctx, d.asking)
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	err = checkToken(ctx, d.cli, d.prefix, req.Token, req.Secret)
+	leave()
+	if err != nil {
 		return joinAnswer{}, err
 	}
 	if req.Schema != Schema {
@@ -160,6 +185,11 @@ func (d *door) addMember(ctx context.Context, req *joinRequest, ans *joinAnswer)
 	if !strings.HasPrefix(req.Peer, "https://") || len(req.Peer) > 128 {
 		return errors.New("no address at which the members of etcd would reach the new one")
 	}
+	leave, err := enter(ctx, d.adding)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	list, err := d.cli.MemberList(ctx)
 	if err != nil {
 		return fmt.Errorf("list the members of etcd: %w", Explain(err))
@@ -269,7 +299,7 @@ func askOne(ctx context.Context, addr netip.AddrPort, t Token, req joinRequest) 
 		return ans, false, fmt.Errorf("read the answer: %w", err)
 	}
 	if ans.Error != "" || res.StatusCode != http.StatusOK {
-		return ans, true, fmt.Errorf("the cluster says: %.400s", ans.Error)
+		return ans, res.StatusCode != http.StatusServiceUnavailable, fmt.Errorf("the cluster says: %.400s", ans.Error)
 	}
 	return ans, true, nil
 }

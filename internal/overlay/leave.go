@@ -42,7 +42,7 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 	}
 	if a != nil && r != nil {
 		if err := c.retireForGood(ctx, cfg, r, a); err != nil && !force {
-			c.comeBack(cfg)
+			c.comeBack()
 			return fmt.Errorf("leave the cluster: %w", err)
 		} else if err != nil {
 			c.log.Warn("leave the cluster by force", "error", err)
@@ -50,7 +50,7 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 	}
 	// Without this file the host is in no cluster, whatever cuts the rest short.
 	if err := os.Remove(c.file(fileConfig)); err != nil {
-		c.comeBack(cfg)
+		c.comeBack()
 		return fmt.Errorf("forget the cluster: %w", err)
 	}
 	c.down()
@@ -66,8 +66,11 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 }
 
 // comeBack starts the parts again after leaving has failed; Run tries again where it cannot. Locked: c.change.
-func (c *Cluster) comeBack(cfg *config) {
+func (c *Cluster) comeBack() {
 	c.down()
+	c.mu.Lock()
+	cfg := c.cfg
+	c.mu.Unlock()
 	err := c.up(cfg)
 	c.mu.Lock()
 	c.trouble = err
@@ -104,6 +107,7 @@ func (c *Cluster) mayGo(ctx context.Context, cfg *config, r *running) error {
 
 // retireForGood takes the host out of etcd: its keys, then its member. The last member ends with its data.
 func (c *Cluster) retireForGood(ctx context.Context, cfg *config, r *running, a *Agent) error {
+	c.stopAgent() // what follows the members would put the own one back among those that are asked
 	var own uint64
 	if cfg.Member != nil {
 		res, err := r.cli.MemberList(ctx)

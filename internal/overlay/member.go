@@ -117,12 +117,12 @@ func (m *member) run(ctx context.Context) {
 			m.log.Warn("start etcd", "error", err)
 		}
 		for m.alive() && sleep(ctx, 500*time.Millisecond) {
-			continue
+			m.trimLog()
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		m.log.Warn("etcd ended, it is started again", "log", filepath.Join(m.dir, "etcd.log"), "last", m.lastWords())
+		m.log.Warn("etcd ended, it is started again", "log", m.logFile(), "last", m.lastWords())
 		if time.Since(begin) > time.Minute {
 			wait = time.Second
 		}
@@ -141,12 +141,8 @@ func (m *member) ensure() error {
 		m.proc = p
 		return nil
 	}
-	path := filepath.Join(m.dir, "etcd.log")
-	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
-	if st, err := os.Stat(path); err == nil && st.Size() > 8<<20 {
-		flags |= os.O_TRUNC
-	}
-	out, err := os.OpenFile(path, flags, 0o600)
+	m.trimLog()
+	out, err := os.OpenFile(m.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open etcd's log: %w", err)
 	}
@@ -168,6 +164,26 @@ func (m *member) ensure() error {
 		return fmt.Errorf("write etcd's pid file: %w", err)
 	}
 	return nil
+}
+
+func (m *member) logFile() string { return filepath.Join(m.dir, "etcd.log") }
+
+// maxLog bounds etcd's log; when it is full, half of it goes on as etcd.log.1.
+const maxLog = 8 << 20
+
+// trimLog keeps the log within its bound. etcd has the file open for appending and goes on at its new end.
+func (m *member) trimLog() {
+	st, err := os.Stat(m.logFile())
+	if err != nil || st.Size() <= maxLog {
+		return
+	}
+	old, err := os.ReadFile(m.logFile())
+	if err == nil {
+		err = os.WriteFile(m.logFile()+".1", old[len(old)-min(len(old), maxLog/2):], 0o600)
+	}
+	if err = errors.Join(err, os.Truncate(m.logFile(), 0)); err != nil {
+		m.log.Warn("shorten etcd's log", "error", err)
+	}
 }
 
 // find looks for the member that an earlier daemon started. Locked: m.mu.
@@ -262,11 +278,21 @@ func (p *process) end() {
 
 // lastWords are the end of etcd's log, for people.
 func (m *member) lastWords() string {
-	b, err := os.ReadFile(filepath.Join(m.dir, "etcd.log"))
+	f, err := os.Open(m.logFile())
 	if err != nil {
 		return ""
 	}
-	lines := strings.Split(strings.TrimSpace(string(b[max(0, len(b)-2000):])), "\n")
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	b := make([]byte, min(st.Size(), 2000))
+	n, err := f.ReadAt(b, st.Size()-int64(len(b)))
+	if err != nil && n == 0 {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(b[:n])), "\n")
 	return lines[len(lines)-1]
 }
 

@@ -20,9 +20,12 @@ import (
 // The embedded etcd has a CA of its own. Its members hold the key: who may write to etcd may do everything in the cluster
 // anyway, and a host can join for as long as one member is there.
 
-// validity of the CA and of what it signs. There is no renewal: a certificate that ends while nobody looks cuts a host off, and
-// one that was stolen is not made harmless by an end next year.
-const validity = 10 * 365 * 24 * time.Hour
+// A host's certificate is renewed in the last third of its time (renew.go): one that is off for eight months or less finds its own still
+// good. The CA's is not renewed.
+const (
+	caValidity   = 20 * 365 * 24 * time.Hour
+	certValidity = 2 * 365 * 24 * time.Hour
+)
 
 // authority signs certificates.
 type authority struct {
@@ -48,7 +51,7 @@ func newAuthority(now time.Time) (a *authority, certPEM, keyPEM []byte, err erro
 		return nil, nil, nil, err
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Bulkhead cluster CA"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(validity),
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Bulkhead cluster CA"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caValidity),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
@@ -105,7 +108,7 @@ func serial() *big.Int {
 // names no address at all, because a client may come from any of its host's.
 func (a *authority) issue(pub any, name string, addrs []netip.Addr, now time.Time) ([]byte, error) {
 	tmpl := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(validity),
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(certValidity),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
 	if len(addrs) > 0 {

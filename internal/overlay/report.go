@@ -3,7 +3,11 @@ package overlay
 import (
 	"context"
 	"net/netip"
+	"sync"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -59,20 +63,27 @@ func (c *Cluster) Status(ctx context.Context) Membership {
 		m.MemberErr = Explain(err).Error()
 		return m
 	}
-	for _, mm := range res.Members {
-		st := MemberStatus{Name: mm.Name, Learner: mm.IsLearner}
-		if len(mm.ClientURLs) > 0 {
-			st.Address = mm.ClientURLs[0]
-			s, err := r.cli.Status(ctx, st.Address)
-			if err != nil {
-				st.Problem = Explain(err).Error()
-			} else {
-				st.Version, st.Size, st.Leader = s.Version, s.DbSize, s.Leader == mm.ID
-			}
-		} else {
-			st.Problem = "it has not started yet"
-		}
-		m.Members = append(m.Members, st)
+	m.Members = make([]MemberStatus, len(res.Members))
+	var wg sync.WaitGroup
+	for i, mm := range res.Members { // at once: those that do not answer take all of the time
+		wg.Go(func() { m.Members[i] = askMember(ctx, r.cli, mm) })
 	}
+	wg.Wait()
 	return m
+}
+
+func askMember(ctx context.Context, cli *clientv3.Client, m *etcdserverpb.Member) MemberStatus {
+	st := MemberStatus{Name: m.Name, Learner: m.IsLearner}
+	if len(m.ClientURLs) == 0 {
+		st.Problem = "it has not started yet"
+		return st
+	}
+	st.Address = m.ClientURLs[0]
+	s, err := cli.Status(ctx, st.Address)
+	if err != nil {
+		st.Problem = Explain(err).Error()
+		return st
+	}
+	st.Version, st.Size, st.Leader = s.Version, s.DbSize, s.Leader == m.ID
+	return st
 }

@@ -38,6 +38,7 @@ const MaxNames = 64
 var maxValue = map[kind]int{
 	kindSchema: 4 << 10, kindAllocator: 256, kindHost: 4 << 10, kindForgotten: 4 << 10, kindNetwork: 256 << 10,
 	kindBlock: 4 << 10, kindEndpoint: 8 << 10, kindToken: 4 << 10,
+	kindCheck: 8 << 10, kindChecked: 128 << 10,
 }
 
 // kind is what a key is about.
@@ -53,6 +54,8 @@ const (
 	kindBlock
 	kindEndpoint
 	kindToken
+	kindCheck
+	kindChecked
 )
 
 // keys makes and reads the keys below a prefix.
@@ -95,6 +98,9 @@ func (k keys) blocksOf(net hcn.GUID) string  { return k.blocks() + net.Lower() +
 func (k keys) endpoints() string             { return k.base() + "endpoints/" }
 func (k keys) endpointsOf(n hcn.GUID) string { return k.endpoints() + n.Lower() + "/" }
 
+func (k keys) check() string                { return k.base() + "check" }
+func (k keys) checked(host hcn.GUID) string { return k.base() + "checked/" + host.Lower() }
+
 func (k keys) block(net hcn.GUID, p netip.Prefix) string {
 	return fmt.Sprintf("%s%s_%d", k.blocksOf(net), p.Addr(), p.Bits())
 }
@@ -128,6 +134,9 @@ func (k keys) parse(key string) (parsed, error) {
 	if rest == "allocator" {
 		return parsed{kind: kindAllocator}, nil
 	}
+	if rest == "check" {
+		return parsed{kind: kindCheck}, nil
+	}
 	parts := strings.Split(rest, "/")
 	ids := make([]hcn.GUID, len(parts))
 	for i, p := range parts[1:] {
@@ -145,6 +154,8 @@ func (k keys) parse(key string) (parsed, error) {
 		return parsed{kind: kindToken}, nil
 	case parts[0] == "hosts" && len(parts) == 2:
 		return parsed{kind: kindHost, id: ids[1]}, nil
+	case parts[0] == "checked" && len(parts) == 2:
+		return parsed{kind: kindChecked, id: ids[1]}, nil
 	case parts[0] == "forgotten" && len(parts) == 2:
 		return parsed{kind: kindForgotten, id: ids[1]}, nil
 	case parts[0] == "networks" && len(parts) == 2:
@@ -167,6 +178,8 @@ type schemaRecord struct {
 	Cluster hcn.GUID  `json:"cluster"`
 	Since   time.Time `json:"since"`
 }
+
+func (s *schemaRecord) check() error { return checkID("cluster", s.Cluster) }
 
 // Host is a member of the cluster, as it publishes itself.
 type Host struct {
@@ -234,13 +247,19 @@ type block struct {
 	Name string   `json:"name,omitempty"`
 }
 
-func (b *block) check() error { return checkText("name", b.Name, 0) }
+func (b *block) check() error {
+	return errors.Join(checkID("host", b.Host), checkText("name", b.Name, 0))
+}
 
 // forgotten is the value that keeps a removed host out.
 type forgotten struct {
 	Name string    `json:"name"`
 	By   string    `json:"by"`
 	At   time.Time `json:"at"`
+}
+
+func (f *forgotten) check() error {
+	return errors.Join(checkText("name", f.Name, 0), checkText("by", f.By, 0))
 }
 
 // Allocation: networks are made one at a time, by a compare-and-swap of this value.
@@ -286,6 +305,14 @@ func checkText(what, s string, least int) error {
 	return nil
 }
 
+// checkID wants an ID in the form that the keys are compared with.
+func checkID(what string, id hcn.GUID) error {
+	if p, err := hcn.ParseGUID(string(id)); err != nil || p != id || id.IsZero() {
+		return fmt.Errorf("%s: %.40q is no ID", what, string(id))
+	}
+	return nil
+}
+
 func checkUnicast(a netip.Addr) error {
 	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() ||
 		(a.Is4() && a.As4() == [4]byte{255, 255, 255, 255}) {
@@ -308,7 +335,7 @@ func (h *Host) check() error {
 	if len(h.Version) > 64 || len(h.Boot) > 64 || len(h.Session) > 64 {
 		return errors.New("version, boot or session is too long")
 	}
-	if err := errors.Join(checkText("version", h.Version, 0), checkText("boot", h.Boot, 0)); err != nil {
+	if err := errors.Join(checkText("version", h.Version, 0), checkText("boot", h.Boot, 0), checkText("session", h.Session, 0)); err != nil {
 		return err
 	}
 	if len(h.Addrs) == 0 || len(h.Addrs) > 2 {
@@ -344,6 +371,11 @@ func (n *Network) check() error {
 	if err := checkText("name", n.Name, 1); err != nil {
 		return err
 	}
+	if n.By != "" {
+		if err := checkID("by", n.By); err != nil {
+			return err
+		}
+	}
 	if n.VNI < minVNI || n.VNI > maxVNI {
 		return fmt.Errorf("VNI %d, must be %d to %d", n.VNI, minVNI, maxVNI)
 	}
@@ -372,22 +404,11 @@ func (n *Network) check() error {
 		}
 	}
 	for _, p := range n.Doc.Policies {
-		if hostsOwn(p.Type) {
+		if plan.HostsOwn(p.Type) {
 			return fmt.Errorf("policy %s is a host's own", p.Type)
 		}
 	}
 	return nil
-}
-
-// hostsOwn says which policies of a network are each host's own, and not shared.
-func hostsOwn(t hcn.NetworkPolicyType) bool {
-	switch t {
-	case hcn.NetworkProviderAddress, hcn.DrMacAddress, hcn.NetAdapterName, hcn.RemoteSubnetRoute, hcn.NetworkInterfaceConstraint,
-		hcn.SourceMacAddress, hcn.LayerConstraint:
-		return true
-	default:
-		return false
-	}
 }
 
 // Prefixes of the network's subnets.

@@ -133,7 +133,7 @@ func present(key string) clientv3.Cmp { return clientv3.Compare(clientv3.CreateR
 
 func forgottenError(value []byte) error {
 	f, err := decode[forgotten](kindForgotten, value)
-	if err != nil {
+	if err != nil || f.check() != nil {
 		f = forgotten{By: "somebody"}
 	}
 	return fmt.Errorf("%w by %s at %s: its addresses may be those of others by now, so nothing of it is published; `bulkhead cluster leave --force`, then join anew",

@@ -63,6 +63,7 @@ func (a *Agent) list(ctx context.Context) error {
 	a.takeOwn(entries, rev)
 	a.synced = true
 	a.advance()
+	a.advanceChecks()
 	a.mu.Unlock()
 	a.cfg.Seen(rev)
 	a.cfg.Changed()
@@ -89,6 +90,12 @@ func (a *Agent) skips(key string) bool {
 func (a *Agent) advance() {
 	close(a.moved)
 	a.moved = make(chan struct{})
+}
+
+// advanceChecks tells those who wait for a check of the underlay. Locked: a.mu.
+func (a *Agent) advanceChecks() {
+	close(a.checks)
+	a.checks = make(chan struct{})
 }
 
 // checkSchema refuses a snapshot of another version.
@@ -118,9 +125,43 @@ func checkSchema(k keys, value []byte) error {
 }
 
 // snapshot reads all keys at one revision.
-func (a *Agent) snapshot(ctx context.Context) (out []entry, rev int64, err error) {
+func (a *Agent) snapshot(ctx context.Context) ([]entry, int64, error) {
+	for {
+		out, rev, err := a.snapshotAt(ctx)
+		if !errors.Is(err, rpctypes.ErrCompacted) { // it took too long: begin anew
+			return out, rev, err
+		}
+	}
+}
+
+func (a *Agent) snapshotAt(ctx context.Context) (out []entry, rev int64, err error) {
+	all, eps := a.keys.all(), a.keys.endpoints()
+	after, end := clientv3.GetPrefixRangeEnd(eps), clientv3.GetPrefixRangeEnd(all)
+	if !a.cfg.Light {
+		rev, err = a.readRange(ctx, all, end, 0, &out)
+		return out, rev, err
+	}
+	// Of the endpoints its own only, which are found by the networks.
+	if rev, err = a.readRange(ctx, all, eps, 0, &out); err != nil {
+		return nil, 0, err
+	}
+	if _, err = a.readRange(ctx, after, end, rev, &out); err != nil {
+		return nil, 0, err
+	}
+	for _, e := range out {
+		if p, err := a.keys.parse(e.key); err == nil && p.kind == kindNetwork {
+			own := a.keys.endpointsBy(p.id, a.cfg.Host.ID)
+			if _, err := a.readRange(ctx, own, clientv3.GetPrefixRangeEnd(own), rev, &out); err != nil {
+				return nil, 0, err
+			}
+		}
+	}
+	return out, rev, nil
+}
+
+// readRange adds the keys of a range, at a revision, or at the newest where that is 0; it gives the revision.
+func (a *Agent) readRange(ctx context.Context, from, end string, rev int64, out *[]entry) (int64, error) {
 	page := int64(firstPage)
-	from, end := a.keys.all(), clientv3.GetPrefixRangeEnd(a.keys.all())
 	for {
 		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(page)}
 		if rev != 0 {
@@ -128,30 +169,25 @@ func (a *Agent) snapshot(ctx context.Context) (out []entry, rev int64, err error
 		}
 		res, err := a.get(ctx, from, opts...)
 		if tooLarge(err) && page > 1 {
-			page /= 4
-			page = max(page, 1)
-			continue
-		}
-		if errors.Is(err, rpctypes.ErrCompacted) { // it took too long: begin anew
-			out, rev, from = nil, 0, a.keys.all()
+			page = max(page/4, 1)
 			continue
 		}
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		if rev == 0 {
 			rev = res.Header.Revision
 		}
 		for _, kv := range res.Kvs {
-			if len(out) >= 4*maxObjects {
-				return nil, 0, fmt.Errorf("there are more than %d keys below %s", 4*maxObjects, a.keys.prefix)
+			if len(*out) >= 4*maxObjects {
+				return 0, fmt.Errorf("there are more than %d keys below %s", 4*maxObjects, a.keys.prefix)
 			}
 			if !a.skips(string(kv.Key)) {
-				out = append(out, a.entryOf(kv))
+				*out = append(*out, a.entryOf(kv))
 			}
 		}
 		if !res.More || len(res.Kvs) == 0 {
-			return out, rev, nil
+			return rev, nil
 		}
 		from = string(res.Kvs[len(res.Kvs)-1].Key) + "\x00"
 	}
@@ -167,10 +203,11 @@ func tooLarge(err error) bool {
 	return err != nil && status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max")
 }
 
-// entryOf keeps of a value no more than would be read: the rest only says that it is too large.
+// entryOf keeps of a value no more than would be read of its kind: the rest only says that it is too large.
 func (a *Agent) entryOf(kv *mvccpb.KeyValue) entry {
 	value := kv.Value
-	if most := maxValue[kindNetwork] + 1; len(value) > most {
+	p, _ := a.keys.parse(string(kv.Key)) // of a foreign key nothing is read
+	if most := maxValue[p.kind] + 1; len(value) > most {
 		value = append([]byte(nil), value[:most]...)
 	}
 	return entry{key: string(kv.Key), value: value, created: kv.CreateRevision, rev: kv.ModRevision, lease: kv.Lease}
@@ -262,6 +299,8 @@ func (a *Agent) ownEvent(e entry) {
 		return
 	}
 	switch {
+	case p.kind == kindCheck, p.kind == kindChecked:
+		a.advanceChecks()
 	case p.kind == kindHost && p.id == a.self.ID && e.deleted && a.lease != 0:
 		a.loseSession()
 	case p.kind == kindBlock:

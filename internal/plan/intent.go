@@ -34,8 +34,10 @@ type Network struct {
 	Uplink string `json:",omitempty"`
 	// Cluster says that the network is one of a cluster, and the same on all its hosts. Blocks are the parts of its prefixes whose
 	// addresses are this host's to give.
-	Cluster bool           `json:",omitempty"`
-	Blocks  []netip.Prefix `json:",omitempty"`
+	Cluster bool `json:",omitempty"`
+	// Shared tells which form of the cluster's document the row was made of.
+	Shared string         `json:",omitempty"`
+	Blocks []netip.Prefix `json:",omitempty"`
 	// Confirm is set while the network waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
 }
@@ -161,9 +163,11 @@ type NIC struct {
 	Name  string
 	Index int
 	// GUID is its own for as long as it is this device: that of its burnt-in MAC, or without one of its name.
-	GUID     hcn.GUID
-	MAC      MAC
-	MTU      int
+	GUID hcn.GUID
+	MAC  MAC
+	MTU  int
+	// PathMTU is how large packets to the other hosts of a cluster may be, where a check has found that to be less; else 0.
+	PathMTU  int
 	Segments Segments
 	Up       bool
 	// Master is the device that it is a member of, "" for none. Team says that it is a bond or a team.

@@ -40,7 +40,7 @@ type Overlay struct {
 	// Router is the MAC by which containers, and other hosts, know this host's router. It routes between the network's
 	// subnets and is on no interface.
 	Router MAC
-	// MTU of the NIC under it.
+	// MTU of the NIC under it, or of the ways from there to the other hosts.
 	MTU int
 	// Tunnel names the port of the VXLAN device in Plan.Ports; "" while there is none.
 	Tunnel PortID
@@ -62,8 +62,8 @@ const DefaultVXLANPort = 4789
 
 // Encapsulation takes this much of the underlay's MTU: the inner Ethernet header, VXLAN, UDP, and IP.
 const (
-	overhead4 = 14 + 8 + 8 + 20
-	overhead6 = 14 + 8 + 8 + 40
+	Overhead4 = 14 + 8 + 8 + 20
+	Overhead6 = 14 + 8 + 8 + 40
 )
 
 // HasUplink tells that a network of the type has a NIC of the host under it.
@@ -102,16 +102,35 @@ func Provider(n *Network, f *Facts) netip.Addr {
 // overlayOverhead is what encapsulation takes of the MTU on a network.
 func overlayOverhead(n *Network, f *Facts) int {
 	if Provider(n, f).Is6() {
-		return overhead6
+		return Overhead6
 	}
-	return overhead4
+	return Overhead4
+}
+
+// HostsOwn says which policies of a cluster's network are each host's own, and not shared.
+func HostsOwn(t hcn.NetworkPolicyType) bool {
+	switch t {
+	case hcn.NetworkProviderAddress, hcn.DrMacAddress, hcn.NetAdapterName, hcn.RemoteSubnetRoute, hcn.NetworkInterfaceConstraint,
+		hcn.SourceMacAddress, hcn.LayerConstraint:
+		return true
+	default:
+		return false
+	}
+}
+
+// underlayMTU is how large packets may be that leave by a network's NIC. The ways to the hosts of a cluster may carry less than it does.
+func underlayMTU(n *Network, nic *NIC) int {
+	if n.Cluster && nic.PathMTU > 0 {
+		return min(nic.MTU, nic.PathMTU)
+	}
+	return nic.MTU
 }
 
 // TunnelMTU is how large packets are that an overlay network's tunnels carry.
 func TunnelMTU(n *Network, f *Facts) int {
 	mtu := f.UplinkMTU
 	if nic := f.NIC(n.Uplink); nic != nil {
-		mtu = nic.MTU
+		mtu = underlayMTU(n, nic)
 	}
 	return mtu - overlayOverhead(n, f)
 }
@@ -119,16 +138,16 @@ func TunnelMTU(n *Network, f *Facts) int {
 // carries is the same of a compiled one.
 func (o *Overlay) carries() int {
 	if o.Provider.Is6() {
-		return o.MTU - overhead6
+		return o.MTU - Overhead6
 	}
-	return o.MTU - overhead4
+	return o.MTU - Overhead4
 }
 
 // compileOverlay adds what an overlay network has besides.
 func (s *Switch) compileOverlay(n *Network, f *Facts) {
 	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc)}
 	if nic := f.NIC(n.Uplink); nic != nil {
-		o.MTU = nic.MTU
+		o.MTU = underlayMTU(n, nic)
 	}
 	routes, err := hcn.NetworkSettingsOf[hcn.RemoteSubnetRoutePolicySetting](n.Doc.Policies)
 	if err != nil {

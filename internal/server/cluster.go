@@ -20,6 +20,7 @@ type Cluster interface {
 	LeaveCluster(ctx context.Context, force bool) error
 	ClusterToken(ctx context.Context, valid time.Duration) (string, error)
 	ForgetClusterHost(ctx context.Context, ref string, force bool) error
+	CheckCluster(ctx context.Context, r api.ClusterCheckRequest) (api.ClusterCheck, error)
 	CreateClusterNetwork(ctx context.Context, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error)
 	DeleteClusterNetwork(ctx context.Context, id hcn.GUID, force bool) error
 }
@@ -52,6 +53,11 @@ func (s *Server) clusterRoutes() {
 		{
 			method: http.MethodDelete, path: "/v1/cluster/hosts/{host}", id: "forgetClusterHost", summary: "Free the addresses of a host that will not come back",
 			description: "By its name or ID. Should it come back, it is kept out until it joins anew.", query: force, handle: s.forgetHost,
+		},
+		{
+			method: http.MethodPost, path: "/v1/cluster/check", id: "checkCluster", summary: "Have hosts send each other packets like those of tunnels, and say what becomes of them",
+			description: "Takes some seconds. Each host then holds the MTU of the cluster's networks to what its ways to the others carry.",
+			body:        reflect.TypeFor[api.ClusterCheckRequest](), answer: reflect.TypeFor[api.ClusterCheck](), handle: s.checkCluster,
 		},
 		{
 			method: http.MethodPost, path: "/v1/cluster/networks", id: "createClusterNetwork", summary: "Create a network of type Overlay on all hosts of the cluster",
@@ -115,6 +121,12 @@ func (s *Server) joinCluster(w http.ResponseWriter, r *http.Request) error {
 		return api.Errorf(api.KindInvalid, "a host joins either with a token or by an etcd, and this names both or none of them").
 			Hint("send token, as `bulkhead cluster token` prints it, or etcd")
 	}
+	switch {
+	case req.Member && req.Etcd != nil:
+		return api.Errorf(api.KindInvalid, "member: it is for the etcd that Bulkhead runs, and etcd names one of the user's own").Hint("send one of them")
+	case req.Port != 0 && !req.Member:
+		return api.Errorf(api.KindInvalid, "port: it is for a member of etcd, and this host is to run none").Hint("send member, or leave port out")
+	}
 	j, err := c.JoinCluster(r.Context(), req)
 	if err != nil {
 		return err
@@ -164,6 +176,23 @@ func (s *Server) forgetHost(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return done(w, c.ForgetClusterHost(r.Context(), r.PathValue("host"), r.URL.Query().Get("force") == "true"))
+}
+
+func (s *Server) checkCluster(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.theCluster()
+	if err != nil {
+		return err
+	}
+	req, err := decodeBody[api.ClusterCheckRequest](w, r)
+	if err != nil {
+		return err
+	}
+	res, err := c.CheckCluster(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	s.write(w, http.StatusOK, res)
+	return nil
 }
 
 func (s *Server) createClusterNetwork(w http.ResponseWriter, r *http.Request) error {

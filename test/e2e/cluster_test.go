@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +29,7 @@ type node struct {
 	t      *testing.T
 	name   string
 	log    string
+	port   string // of the LAN
 	daemon *testhost.Cmd
 }
 
@@ -35,7 +37,7 @@ func newNode(t *testing.T, lan *testhost.LAN, n int) *node {
 	t.Helper()
 	name := fmt.Sprintf("node%d", n)
 	nd := &node{Host: testhost.New(t, testhost.WithName(name)), t: t, name: name, log: filepath.Join(t.TempDir(), "log")}
-	lan.Plug(nd.Host, "eth0", fmt.Sprintf("192.0.2.%d/24", n), fmt.Sprintf("2001:db8::%d/64", n))
+	nd.port = lan.Plug(nd.Host, "eth0", fmt.Sprintf("192.0.2.%d/24", n), fmt.Sprintf("2001:db8::%d/64", n))
 	nd.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
 	nd.start()
 	t.Cleanup(func() {
@@ -147,7 +149,7 @@ func alive(c api.Cluster) (n int) {
 	return n
 }
 
-// TestCluster: three hosts with three members of etcd come together by a token; one restarts, one dies, one leaves.
+// TestCluster: three hosts with three members of etcd come together by a token, and share a network; one leaves and comes back.
 func TestCluster(t *testing.T) {
 	testhost.RequireRoot(t)
 	if _, err := exec.LookPath("etcd"); err != nil {
@@ -174,16 +176,7 @@ func TestCluster(t *testing.T) {
 		t.Errorf("ls: %s", out)
 	}
 
-	// The daemon's restart is no event; the end of its host is.
-	b.stop(syscall.SIGKILL)
-	b.start()
-	b.sees("it is back", func(c api.Cluster) bool { return c.Connected })
-	b.stop(syscall.SIGTERM)
-	b.Run(t, "pkill", "-KILL", "etcd") // in the host's own PID namespace
-	a.sees("the dead host is gone", func(c api.Cluster) bool { return c.Connected && alive(c) == 2 })
-	b.start()
-	a.sees("it is back", func(c api.Cluster) bool { return alive(c) == 3 })
-	b.sees("it is back", func(c api.Cluster) bool { return c.Connected && len(c.Etcd) == 3 })
+	sharedNetwork(t, lan, a, b, c)
 
 	c.do("cluster", "leave")
 	c.refused("this host is in no cluster", "cluster", "ls")
@@ -194,8 +187,6 @@ func TestCluster(t *testing.T) {
 	c.do("join", "--member", a.do("cluster", "token"))
 	c.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
 
-	sharedNetwork(t, a, b, c)
-
 	for _, n := range []*node{a, b, c} {
 		n.stop(syscall.SIGTERM)
 		n.Run(t, made.binary, "reset", "--yes")
@@ -205,9 +196,9 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// sharedNetwork: a network that is made on one host is on all. Containers reach each other by name; those of a host that is cut off
-// vanish for the others, while it goes on making some; and all is well after.
-func sharedNetwork(t *testing.T, a, b, c *node) {
+// sharedNetwork: a network that is made on one host is on all. Containers reach each other by name; those of a host that is cut off, or
+// dies, vanish for the others, while it goes on making some; and all is well after.
+func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 	t.Helper()
 	id := a.do("network", "create", "-d", "overlay", "blue")
 	for i, n := range []*node{a, b, c} {
@@ -249,6 +240,7 @@ func sharedNetwork(t *testing.T, a, b, c *node) {
 		reaches(way.n, way.from, way.to)
 	}
 	b.refused("network blue has 1 endpoint: web2", "network", "rm", "blue")
+	smallerPath(t, lan, a, b)
 
 	// A host is cut off: it goes on, and the others hear of its end. Back, it has what it made meanwhile.
 	b.Run(t, "ip", "link", "set", "eth0", "down")
@@ -260,13 +252,26 @@ func sharedNetwork(t *testing.T, a, b, c *node) {
 	reaches(a, "web1", "web2")
 	reaches(b, "late", "web1")
 
-	// A host dies: its names go with it.
+	// The daemon's restart is no event. The end of its host is: what was there is gone for the others, until the host is back.
+	b.stop(syscall.SIGKILL)
+	b.start()
+	b.sees("it is back", func(c api.Cluster) bool { return c.Connected })
+	reaches(a, "web1", "web2")
+	b.stop(syscall.SIGKILL)
+	b.Run(t, "pkill", "-KILL", "etcd") // in the host's own PID namespace
+	a.sees("the dead host is gone", func(c api.Cluster) bool { return c.Connected && alive(c) == 2 })
+	knows(a, "web1", "web2", false)
+	knows(c, "web3", "late", false)
+	knows(a, "web1", "web3", true)
+	b.start()
+	b.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 && len(c.Etcd) == 3 })
+	reaches(a, "web1", "web2")
+	reaches(c, "web3", "late")
+
 	b.do("rm", "-f", "web2", "late")
 	b.refused("has endpoints on other hosts", "network", "rm", "blue")
-	b.stop(syscall.SIGKILL)
 	c.do("rm", "-f", "web3")
 	knows(a, "web1", "web3", false)
-	b.start()
 	a.do("rm", "-f", "web1")
 	a.until("the network is removed", func() error { _, err := a.try("network", "rm", "blue"); return err })
 	for _, n := range []*node{a, b, c} {
@@ -278,4 +283,43 @@ func sharedNetwork(t *testing.T, a, b, c *node) {
 			return err
 		})
 	}
+}
+
+// smallerPath: a check finds that the LAN carries less to one host than to the others, and the networks' MTU follows, in running
+// containers too; when it is mended, the next check finds that.
+func smallerPath(t *testing.T, lan *testhost.LAN, a, b *node) {
+	t.Helper()
+	checked := func(size int) {
+		t.Helper()
+		var c api.ClusterCheck
+		if err := json.Unmarshal([]byte(a.do("cluster", "check", "-o", "json")), &c); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range c.Paths {
+			least, most := 1500, 1500
+			switch {
+			case p.To == b.name:
+				least, most = size, size
+			case p.From == b.name: // on the way in the port takes four bytes more, for the tag of a VLAN
+				least, most = size, min(size+4, 1500)
+			}
+			if p.Bytes < least || p.Bytes > most || !p.Arrives || len(p.Problems) > 0 {
+				t.Errorf("%+v, want packets of %d to %d bytes", p, least, most)
+			}
+		}
+		if !c.OK || len(c.Paths) != 6 || len(c.Hosts) != 3 {
+			t.Errorf("the check says %+v", c)
+		}
+		a.until("the container's MTU follows", func() error {
+			out, err := a.try("exec", "web1", "cat", "/sys/class/net/eth0/mtu")
+			if err == nil && out != strconv.Itoa(size-50) {
+				err = errors.New(out)
+			}
+			return err
+		})
+	}
+	lan.Run(t, "ip", "link", "set", b.port, "mtu", "1400")
+	checked(1400)
+	lan.Run(t, "ip", "link", "set", b.port, "mtu", "1500")
+	checked(1500)
 }

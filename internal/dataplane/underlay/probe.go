@@ -63,8 +63,9 @@ type Found struct {
 // bounds of a check.
 const (
 	settle      = time.Second
-	firstTries  = 4
+	firstTries  = 6
 	tries       = 3
+	rounds      = 3
 	firstWait   = 300 * time.Millisecond
 	leastWait   = 60 * time.Millisecond
 	mostAtOnce  = 32
@@ -255,15 +256,23 @@ func (p *Probe) walk(ctx context.Context, path Path) {
 	}
 	wait := min(max(4*rtt, leastWait), time.Second)
 	passes := func(size int) bool { return p.ask(ctx, path, sum, size, tries, wait) }
-	if passes(path.MTU) {
-		return
-	}
-	for low, high := small, path.MTU; high-low > 1 && ctx.Err() == nil; {
-		if mid := (low + high) / 2; passes(mid) {
-			low = mid
-		} else {
-			high = mid
+	low := small
+	for range rounds {
+		if passes(path.MTU) {
+			return
 		}
+		for high := path.MTU; high-low > 1 && ctx.Err() == nil; {
+			if mid := (low + high) / 2; passes(mid) {
+				low = mid
+			} else {
+				high = mid
+			}
+		}
+		// What was lost for another reason than its size, such as a host that is busy, passes with patience: then it was not the size.
+		if low+1 >= path.MTU || !p.ask(ctx, path, sum, low+1, 2, time.Second) {
+			return
+		}
+		low++
 	}
 }
 

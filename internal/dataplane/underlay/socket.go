@@ -26,7 +26,7 @@ func openSender(from netip.Addr) (s *sender, err error) {
 	defer func() {
 		if err != nil {
 			s.close()
-			err = fmt.Errorf("open a socket to send from %s: %w", from, err)
+			s, err = nil, fmt.Errorf("open a socket to send from %s: %w", from, err)
 		}
 	}()
 	for _, sum := range sumsOf(from) {

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/underlay"
+	"github.com/bulkhead-net/bulkhead/internal/overlay"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// probe takes part in checks of the underlay, by the NICs that have the host's addresses for tunnels.
+func probe(facts func(context.Context) (plan.Facts, error)) overlay.Prober {
+	return func(ctx context.Context, t overlay.CheckTask, report func(found []overlay.PathFound, done bool)) error {
+		f, err := facts(ctx)
+		if err != nil {
+			return fmt.Errorf("look at the host: %w", err)
+		}
+		task, err := probeTask(&f, t)
+		if err != nil {
+			return err
+		}
+		p, err := underlay.Open(task)
+		if err != nil {
+			return err
+		}
+		p.Run(ctx, func(found []underlay.Found, done bool) {
+			out := make([]overlay.PathFound, len(found))
+			for i := range found {
+				out[i] = pathFound(&f, &found[i])
+			}
+			report(out, done)
+		})
+		return nil
+	}
+}
+
+func probeTask(f *plan.Facts, t overlay.CheckTask) (underlay.Task, error) {
+	task := underlay.Task{Check: t.Check, Host: t.Self.ID, NICs: map[string]int{}, Tunnels: map[uint16]string{}}
+	v4 := t.Self.Addrs[0].Is4()
+	from := t.Self.Addr(v4)
+	nic := nicWith(f, from)
+	if nic == nil {
+		return task, fmt.Errorf("the address %s, by which the others know this host, is on none of its NICs", from)
+	}
+	task.NICs[nic.Name] = nic.MTU
+	for _, port := range t.Ports {
+		device := plan.DeviceName(plan.TunnelPrefix, plan.TunnelPortID(port))
+		if _, err := net.InterfaceByName(device); err == nil {
+			task.Tunnels[port] = device
+		}
+		for i := range t.Peers {
+			if to := t.Peers[i].Addr(v4); to.IsValid() {
+				task.Paths = append(task.Paths, underlay.Path{Host: t.Peers[i].ID, From: from, To: to, Port: port, MTU: nic.MTU})
+			}
+		}
+	}
+	return task, nil
+}
+
+func nicWith(f *plan.Facts, a netip.Addr) *plan.NIC {
+	for i := range f.NICs {
+		if slices.ContainsFunc(f.NICs[i].Addrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return &f.NICs[i]
+		}
+	}
+	return nil
+}
+
+func pathFound(f *plan.Facts, u *underlay.Found) overlay.PathFound {
+	p := overlay.PathFound{
+		Host: u.Host, From: u.From, To: u.To, Port: u.Port, MTU: u.MTU, Size: u.Size, Error: u.Error, Inside: u.Inside,
+		Answered: sums(u.Answered), Heard: sums(u.Heard), Let: sums(u.HeardInside), Bad: sums(u.BadSum), Damaged: sums(u.Damaged),
+	}
+	if nic := nicWith(f, u.From); nic != nil {
+		p.NIC = nic.Name
+	}
+	return p
+}
+
+func sums(list []underlay.Sum) (out overlay.Sums) {
+	for _, s := range list {
+		switch s {
+		case underlay.SumNone:
+			out |= overlay.SumNone
+		case underlay.SumWhole:
+			out |= overlay.SumWhole
+		case underlay.SumLeft:
+			out |= overlay.SumLeft
+		}
+	}
+	return out
+}

@@ -1,0 +1,338 @@
+// Package cluster is where the overlay's view of a cluster and the engine's meet. What the others have goes to the engine:
+// networks, blocks of addresses, endpoints elsewhere. What this host has goes to the others. And what people ask of a cluster, by the
+// API, is asked of whom it concerns.
+//
+// Neither side knows the other, and both may come and go: a membership ends and another begins while the engine runs.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/engine"
+	"github.com/bulkhead-net/bulkhead/internal/overlay"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// Engine is what is asked and told of this host.
+type Engine interface {
+	SetClusterNetworks(ctx context.Context, all []engine.ClusterNetwork) map[hcn.GUID]error
+	SetClusterBlocks(now func() map[hcn.GUID][]netip.Prefix) error
+	ChangeClusterEndpoints(set []plan.Remote, gone []hcn.GUID)
+	ClusterUsers() []string
+	Network(id hcn.GUID) (hcn.HostComputeNetwork, error)
+	Wake(cause string)
+	PrepareClusterNetwork(in hcn.HostComputeNetwork, taken []netip.Prefix, vni uint32) (hcn.HostComputeNetwork, error)
+}
+
+// Host is this host's part in a cluster, or in none.
+type Host struct {
+	member *overlay.Cluster
+	engine func() Engine
+	facts  func(context.Context) (plan.Facts, error)
+	log    *slog.Logger
+	wake   chan struct{}
+
+	mu        sync.Mutex
+	published []overlay.Endpoint // what the engine has, as it said last
+	problems  map[hcn.GUID]error // of networks that this host cannot have, or not be rid of
+
+	// Of the goroutine of Run alone.
+	from  *overlay.Agent // whose facts the engine has
+	told  map[overlay.EndpointKey]bool
+	nets  map[hcn.GUID]*overlay.Network
+	hosts map[hcn.GUID]*overlay.Host
+	paths map[string]int // what the engine knows of the ways to other hosts
+}
+
+// Open reads the host's membership. The engine, which needs the Host itself, is asked for when it is needed first.
+func Open(opt overlay.Options, e func() Engine, facts func(context.Context) (plan.Facts, error)) (*Host, error) {
+	h := &Host{engine: e, facts: facts, log: opt.Log, wake: make(chan struct{}, 1)}
+	opt.Changed = h.changed
+	var err error
+	h.member, err = overlay.Open(opt)
+	return h, err
+}
+
+func (h *Host) changed() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// retryNetworks is how often networks are tried again that this host could not have.
+const retryNetworks = 30 * time.Second
+
+// Run keeps the membership up and feeds the engine, until ctx ends.
+func (h *Host) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { h.member.Run(ctx) })
+	defer wg.Wait()
+	h.forget()
+	again := time.NewTicker(retryNetworks)
+	defer again.Stop()
+	if !h.member.Joined() { // networks of a cluster that was left while the engine could not be told
+		h.setNetworks(ctx)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.wake:
+			h.take(ctx)
+		case <-again.C:
+			h.mu.Lock()
+			failing := len(h.problems) > 0
+			h.mu.Unlock()
+			if failing {
+				h.setNetworks(ctx)
+			}
+		}
+	}
+}
+
+func (h *Host) forget() {
+	h.told, h.nets, h.hosts = map[overlay.EndpointKey]bool{}, map[hcn.GUID]*overlay.Network{}, map[hcn.GUID]*overlay.Host{}
+}
+
+// take carries what changed from the cluster to the engine.
+func (h *Host) take(ctx context.Context) {
+	if paths := h.member.PathMTUs(); !maps.Equal(paths, h.paths) {
+		h.paths = paths
+		h.engine().Wake("the ways to the cluster's other hosts carry more or less")
+	}
+	a := h.member.Agent()
+	if a != h.from {
+		h.leftOrJoined(ctx, a)
+	}
+	if a == nil {
+		return
+	}
+	u, ok := a.Take()
+	if !ok {
+		return
+	}
+	follow(h.nets, u.Networks)
+	follow(h.hosts, u.Hosts)
+	if len(u.Networks) > 0 || u.Blocks == nil && len(h.nets) == 0 {
+		h.setNetworks(ctx)
+	}
+	if u.Blocks != nil || len(u.Networks) > 0 {
+		if err := h.engine().SetClusterBlocks(a.Blocks); err != nil {
+			h.log.Warn("keep this host's blocks of addresses", "error", err)
+		}
+	}
+	h.tell(a, u)
+}
+
+// follow brings a copy up to date; nil is gone.
+func follow[T any](have, now map[hcn.GUID]*T) {
+	for id, v := range now {
+		if have[id] = v; v == nil {
+			delete(have, id)
+		}
+	}
+}
+
+// leftOrJoined takes back what another membership told.
+func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
+	var gone []hcn.GUID
+	for k := range h.told {
+		gone = append(gone, k.ID)
+	}
+	h.engine().ChangeClusterEndpoints(nil, gone)
+	had := h.from != nil
+	h.forget()
+	h.from = a
+	if a == nil {
+		if had {
+			h.setNetworks(ctx)
+		}
+		return
+	}
+	h.mu.Lock()
+	a.Publish(h.published)
+	h.mu.Unlock()
+}
+
+// Complete adds to what is known of this host what the ways to the others carry. A nil Host knows nothing, as the daemon begins.
+func (h *Host) Complete(f *plan.Facts) {
+	if h == nil {
+		return
+	}
+	for nic, size := range h.member.PathMTUs() {
+		if n := f.NIC(nic); n != nil {
+			n.PathMTU = size
+		}
+	}
+}
+
+func (h *Host) setNetworks(ctx context.Context) {
+	var all []engine.ClusterNetwork
+	if h.from != nil {
+		self := h.from.Self()
+		for _, n := range h.nets {
+			all = append(all, engine.ClusterNetwork{Doc: n.Doc, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC)})
+		}
+	}
+	tctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	problems := h.engine().SetClusterNetworks(tctx, all)
+	if ctx.Err() != nil { // the daemon ends
+		return
+	}
+	for _, id := range slices.Sorted(maps.Keys(problems)) {
+		h.log.Warn("make the cluster's networks on this host", "network", id, "error", problems[id])
+	}
+	h.mu.Lock()
+	h.problems = problems
+	h.mu.Unlock()
+}
+
+// tell names endpoints on other hosts to the engine. Tunnels end at an address of the family of this host's first.
+func (h *Host) tell(a *overlay.Agent, u overlay.Update) {
+	v4 := a.Self().Addrs[0].Is4()
+	var set []plan.Remote
+	var gone []hcn.GUID
+	for k, ep := range u.Endpoints {
+		var r plan.Remote
+		ok := false
+		if ep != nil {
+			r, ok = remote(ep, h.hosts[ep.Host], v4)
+		}
+		switch {
+		case ok:
+			h.told[k] = true
+			set = append(set, r)
+		case h.told[k]:
+			delete(h.told, k)
+			gone = append(gone, k.ID)
+		}
+	}
+	if len(set)+len(gone) > 0 {
+		h.engine().ChangeClusterEndpoints(set, gone)
+	}
+}
+
+func remote(ep *overlay.Endpoint, on *overlay.Host, v4 bool) (plan.Remote, bool) {
+	if on == nil {
+		return plan.Remote{}, false
+	}
+	provider := on.Addr(v4)
+	if !provider.IsValid() {
+		return plan.Remote{}, false
+	}
+	return plan.Remote{
+		Endpoint: ep.ID, Network: ep.Network, Names: ep.Names, Addrs: ep.Addrs, MAC: plan.MAC(ep.MAC), Provider: provider, Host: on.Name,
+	}, true
+}
+
+var errNone = errors.New("this host is in no cluster now: see `bulkhead cluster status`")
+
+// LeaseBlock is the engine's.
+func (h *Host) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error) {
+	a := h.member.Agent()
+	if a == nil {
+		return netip.Prefix{}, errNone
+	}
+	p, err := a.LeaseBlock(ctx, network, subnet, around)
+	return p, asEngineError(err)
+}
+
+// PickBlock is the engine's.
+func (h *Host) PickBlock(network hcn.GUID, subnet netip.Prefix, around netip.Addr, beside []netip.Prefix) (netip.Prefix, error) {
+	a := h.member.Agent()
+	if a == nil {
+		return netip.Prefix{}, errNone
+	}
+	p, err := a.PickBlock(network, subnet, around, beside)
+	return p, asEngineError(err)
+}
+
+// noBlock is an error that the engine knows, with its own words.
+type noBlock struct{ error }
+
+func (noBlock) Is(target error) bool { return target == engine.ErrNoBlock }
+
+func (n noBlock) Unwrap() error { return n.error }
+
+func asEngineError(err error) error {
+	if errors.Is(err, overlay.ErrExhausted) {
+		return noBlock{err}
+	}
+	return err
+}
+
+// ChangeNetwork is the engine's.
+func (h *Host) ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error) {
+	a := h.member.Agent()
+	if a == nil {
+		return hcn.HostComputeNetwork{}, errNone
+	}
+	return a.ChangeNetwork(ctx, network, change)
+}
+
+// DeleteNetwork is the engine's.
+func (h *Host) DeleteNetwork(ctx context.Context, network hcn.GUID) error {
+	return h.deleteNetwork(ctx, network, false)
+}
+
+func (h *Host) deleteNetwork(ctx context.Context, network hcn.GUID, force bool) error {
+	a := h.member.Agent()
+	if a == nil {
+		return errNone
+	}
+	return a.DeleteNetwork(ctx, network, force)
+}
+
+// Publish is the engine's.
+func (h *Host) Publish(all []plan.Remote) {
+	eps := make([]overlay.Endpoint, len(all))
+	for i, r := range all {
+		name := ""
+		if len(r.Names) > 0 {
+			name = r.Names[0]
+		}
+		eps[i] = overlay.Endpoint{ID: r.Endpoint, Network: r.Network, Name: name, Names: r.Names[:min(len(r.Names), overlay.MaxNames)], MAC: overlay.MAC(r.MAC), Addrs: r.Addrs}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.published = eps
+	if a := h.member.Agent(); a != nil {
+		a.Publish(eps)
+	}
+}
+
+// texts are addresses as text.
+func texts(addrs []netip.Addr) (out []string) {
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// named gives the hosts that a name, an ID or the beginning of one names.
+func named(hosts []overlay.HostStatus, ref string) (found []hcn.GUID) {
+	id, err := hcn.ParseGUID(strings.TrimPrefix(ref, "bulkhead-")) // as its member of etcd is called
+	if err != nil {
+		id = ""
+	}
+	for _, o := range hosts {
+		if o.ID == id || o.Name == ref || (len(ref) >= 8 && strings.HasPrefix(string(o.ID), strings.ToUpper(ref))) {
+			found = append(found, o.ID)
+		}
+	}
+	if len(found) == 0 && id != "" { // it may have nothing but a member of etcd
+		found = append(found, id)
+	}
+	return found
+}

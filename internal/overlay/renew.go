@@ -1,0 +1,191 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// Certificates of our own etcd are renewed when two thirds of their time are over, while everything runs: etcd and the client read the
+// file for each connection. A host with a member signs its own; the others ask one of those, by TLS with the certificate that
+// they still have. The key stays, so that the file of the certificate is all that changes, at once.
+
+const (
+	renewEvery = 6 * time.Hour
+	renewAgain = 10 * time.Minute
+)
+
+// keepCertificate renews the host's certificate in time, until ctx ends.
+func (c *Cluster) keepCertificate(ctx context.Context, a *Agent, cfg *config) {
+	for said := ""; ; {
+		if cfg.Member == nil && len(a.Hosts()) == 0 { // nobody is known yet who could sign
+			if !sleep(ctx, time.Second) {
+				return
+			}
+			continue
+		}
+		wait := renewEvery
+		if err := c.renewIfDue(ctx, a, cfg, time.Now()); err != nil && ctx.Err() == nil {
+			wait = renewAgain
+			if text := err.Error(); text != said {
+				c.log.Warn("renew this host's certificate for etcd", "error", err)
+				said = text
+			}
+		}
+		if !sleep(ctx, jitter(wait)) {
+			return
+		}
+	}
+}
+
+// due tells whether a certificate is in the last third of its time.
+func due(cert *x509.Certificate, now time.Time) bool {
+	return now.After(cert.NotAfter.Add(-cert.NotAfter.Sub(cert.NotBefore) / 3))
+}
+
+func (c *Cluster) renewIfDue(ctx context.Context, a *Agent, cfg *config, now time.Time) error {
+	pair, err := tls.LoadX509KeyPair(c.file(fileCert), c.file(fileKey))
+	if err != nil {
+		return fmt.Errorf("read it: %w", err)
+	}
+	if !due(pair.Leaf, now) {
+		return nil
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return errors.New("its key is none of ours")
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: pair.Leaf.Subject.CommonName}}, key)
+	if err != nil {
+		return fmt.Errorf("ask for a new one: %w", err)
+	}
+	var cert []byte
+	if cfg.Member != nil {
+		ca, _, err := c.authority()
+		if err != nil {
+			return err
+		}
+		cert, err = ca.sign(csr, "host "+string(cfg.Host), cfg.Member.Addrs, now)
+		if err != nil {
+			return err
+		}
+	} else if cert, err = c.askRenewal(ctx, a, csr, pair); err != nil {
+		return err
+	}
+	leaf, err := parseCert(cert)
+	if err != nil || !key.PublicKey.Equal(leaf.PublicKey) || !leaf.NotAfter.After(pair.Leaf.NotAfter) {
+		return errors.New("what was signed is not a newer certificate of this host's key: see how long the CA's lasts")
+	}
+	if err := writeFile(c.file(fileCert), cert); err != nil {
+		return err
+	}
+	c.log.Info("this host's certificate for etcd is renewed", "until", leaf.NotAfter.UTC().Format(time.DateOnly))
+	return nil
+}
+
+// renewal is what a host sends that has a certificate.
+type renewal struct {
+	CSR []byte `json:"csr"`
+}
+
+// askRenewal asks the hosts with members, one after the other.
+func (c *Cluster) askRenewal(ctx context.Context, a *Agent, csr []byte, pair tls.Certificate) ([]byte, error) {
+	pool, err := readCAs(c.file(fileCA), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	errs := []error{errors.New("no host with a member of etcd has signed it")}
+	for _, h := range a.Hosts() {
+		if h.Join == 0 {
+			continue
+		}
+		cert, err := askSigned(ctx, netip.AddrPortFrom(h.Addrs[0], h.Join), csr, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}})
+		if err == nil {
+			return cert, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", h.Name, err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+func askSigned(ctx context.Context, addr netip.AddrPort, csr []byte, cfg *tls.Config) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 4*opTimeout)
+	defer cancel()
+	tr := &http.Transport{TLSClientConfig: cfg, DialContext: (&net.Dialer{Timeout: opTimeout}).DialContext, TLSHandshakeTimeout: opTimeout, DisableKeepAlives: true}
+	defer tr.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr.String()+"/v1/renew", bytes.NewReader([]byte(encode(renewal{csr}))))
+	if err != nil {
+		return nil, err
+	}
+	res, err := (&http.Client{Transport: tr}).Do(r)
+	if err != nil {
+		return nil, Explain(err)
+	}
+	defer res.Body.Close()
+	var ans joinAnswer
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxJoin)).Decode(&ans); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	if ans.Error != "" || res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("it says: %.400s", ans.Error)
+	}
+	return ans.Cert, nil
+}
+
+// renew signs again for a host that shows the certificate it has.
+func (d *door) renew(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	var ans joinAnswer
+	var req renewal
+	err := json.NewDecoder(io.LimitReader(r.Body, maxJoin)).Decode(&req)
+	if err == nil {
+		ans.Cert, err = d.signAgain(r.Context(), r.TLS, req.CSR)
+	}
+	if err != nil {
+		d.log.Warn("a certificate was not renewed", "from", r.RemoteAddr, "error", err)
+		ans = joinAnswer{Error: err.Error()}
+		w.WriteHeader(http.StatusForbidden)
+	}
+	_ = json.NewEncoder(w).Encode(ans)
+}
+
+func (d *door) signAgain(ctx context.Context, conn *tls.ConnectionState, csr []byte) ([]byte, error) {
+	if conn == nil || len(conn.VerifiedChains) == 0 {
+		return nil, errors.New("no certificate of the cluster's was shown")
+	}
+	name := conn.PeerCertificates[0].Subject.CommonName
+	id, err := hcn.ParseGUID(strings.TrimPrefix(name, "host "))
+	if err != nil || name != "host "+string(id) {
+		return nil, fmt.Errorf("the certificate is of %.60q, which is no host", name)
+	}
+	leave, err := enter(ctx, d.asking)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
+	defer cancel()
+	res, err := d.cli.Get(ctx, (keys{d.prefix}).forgotten(id))
+	if err != nil {
+		return nil, fmt.Errorf("look whether the host is in the cluster: %w", Explain(err))
+	}
+	if len(res.Kvs) > 0 {
+		return nil, forgottenError(res.Kvs[0].Value)
+	}
+	return d.ca.sign(csr, name, nil, time.Now())
+}
