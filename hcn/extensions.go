@@ -78,6 +78,9 @@ func (e *HostComputeEndpoint) checkOnMacvlan(n *HostComputeNetwork) error {
 	return nil
 }
 
+// Multicast is our network policy, without settings: broadcast and multicast reach the network's endpoints on other hosts, too.
+const Multicast NetworkPolicyType = "Bulkhead.Multicast"
+
 // InterfaceNameSetting belongs to InterfaceName.
 type InterfaceNameSetting struct {
 	Name string

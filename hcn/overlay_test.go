@@ -37,6 +37,7 @@ func TestOverlayNetworkPolicies(t *testing.T) {
 		code   ErrorCode
 	}{
 		{`{"Type":"HostRoute","Settings":{}}`, 0},
+		{`{"Type":"Bulkhead.Multicast","Settings":{}}`, 0},
 		{`{"Type":"VxlanPort","Settings":{"Port":8472}}`, 0},
 		{`{"Type":"DrMacAddress","Settings":{"Address":"00-15-5D-01-02-03"}}`, 0},
 		{`{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}`, 0},

@@ -20,6 +20,7 @@ var networkSettings = map[NetworkPolicyType]settingsType{
 	NetworkACL:                 setting[AclPolicySetting](),
 	Exclusions:                 setting[ExclusionsSetting](),
 	Macvlan:                    setting[MacvlanSetting](),
+	Multicast:                  setting[EmptySetting](),
 }
 
 // subnetSettings is the union of subnet policies.

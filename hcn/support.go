@@ -82,6 +82,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	VxlanPort:                  {Overlay},
 	RemoteSubnetRoute:          {Overlay},
 	HostRoute:                  {Overlay},
+	Multicast:                  {Overlay},
 	SourceMacAddress:           {NAT, Internal},
 	NetworkACL:                 everywhere,
 	NetworkL4Proxy:             {NAT, Internal},

@@ -94,6 +94,7 @@ func TestNetworkValidate(t *testing.T) {
 		{"route without hop", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"DestinationPrefix":"0.0.0.0/0"}]}`), ErrInvalidSubnet, p + ".Routes[0]: NextHop"},
 		{"two default routes", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"NextHop":"10.1.0.1","DestinationPrefix":"0.0.0.0/0"},{"NextHop":"10.1.0.2","DestinationPrefix":"0.0.0.0/0"}]}`), ErrInvalidSubnet, "Routes[1]"},
 		{"gateway of other family", withSubnet(`{"IpAddressPrefix":"10.1.0.0/24","Routes":[{"NextHop":"fd00::1","DestinationPrefix":"::/0"}]}`), ErrInvalidSubnet, "family"},
+		{"multicast without hosts", `{"Policies":[{"Type":"Bulkhead.Multicast","Settings":{}}]}`, ErrRequestUnsupported, "Multicast"},
 		{"gateway outside", withSubnet(prefix("10.1.0.0/24", "10.2.0.1")), ErrInvalidSubnet, "outside"},
 		{"gateway is network", withSubnet(prefix("10.1.0.0/24", "10.1.0.0")), ErrInvalidSubnet, "network or broadcast"},
 		{"gateway is broadcast", withSubnet(prefix("10.1.0.0/24", "10.1.0.255")), ErrInvalidSubnet, "network or broadcast"},

@@ -4,6 +4,7 @@
 
 #include "drop.h"
 #include "flow.h"
+#include "group.h"
 #include "guard.h"
 #include "judge.h"
 #include "offload_call.h"
@@ -344,6 +345,8 @@ static long flood_one(__u32 slot, void *ctx)
 	d = bpf_map_lookup_elem(&bh_members_v1, &f->key);
 	if (!d || d->port == f->p->ifindex || d->port == f->except)
 		return 0;
+	if (f->p->kind == PORT_REMOTE && (d->kind != PORT_CONTAINER || !in_group(f->p, d->port)))
+		return 0;
 	step = judge_copy(f->p, d->port, f->isolated);
 	if (!step)
 		step = rates(f->skb, f->p, d->port);
@@ -355,6 +358,7 @@ static long flood_one(__u32 slot, void *ctx)
 		return 0;
 	}
 	f->copies++;
+	f->p->copied = 1;
 	if (f->p->flags & PKT_TEST)
 		return 0;
 	count_rx(d->port, f->p->len);
@@ -393,10 +397,14 @@ __noinline int replicate(struct __sk_buff *skb, struct pkt *p)
 	if (p->kind == PORT_CONTAINER && skb->mark)
 		skb->mark = 0;
 	bpf_loop(members < MAX_MEMBERS ? members : MAX_MEMBERS, flood_one, &f, 0);
+	if (p->kind == PORT_REMOTE && !p->copied)
+		count_drop(p, DROP_NO_MEMBER);
 	count_tx(p);
 	report(skb, p, OUTCOME_REPLICATE, 0, 0, f.copies);
 	if (p->lan && p->kind == PORT_CONTAINER)
 		flood_beyond(skb, p);
+	if (on_overlay(p) && !f.isolated)
+		spread(skb, p);
 	return TC_ACT_SHOT; /* the original: every receiver has its copy */
 }
 

@@ -411,9 +411,9 @@ static __always_inline int judge_first(struct __sk_buff *skb, struct pkt *p, str
 }
 
 /* Is an endpoint there, of this host or of another? Isolated ones exchange nothing with it. */
-static __always_inline int is_peer(const struct port *p)
+static __always_inline int is_peer(__u8 kind)
 {
-	return p->kind == PORT_CONTAINER || p->kind == PORT_REMOTE;
+	return kind == PORT_CONTAINER || kind == PORT_REMOTE;
 }
 
 /* May the packet go to that port? 0, or the reason why not. */
@@ -443,7 +443,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		p->limits |= LIMIT_IN;
 	if (is_exempt(p) || is_renewal(p, to))
 		return DROP_NONE;
-	if ((from->flags | to->flags) & PORT_ISOLATED && is_peer(from) && is_peer(to)) {
+	if ((from->flags | to->flags) & PORT_ISOLATED && is_peer(from->kind) && is_peer(to->kind)) {
 		if (!(from->flags & PORT_ISOLATED))
 			p->at = d->port;
 		return DROP_ISOLATED;
@@ -508,7 +508,7 @@ __noinline int judge_copy(struct pkt *p, __u32 port, __u32 isolated)
 	p->limits = to->flags & PORT_RATE_IN ? LIMIT_IN : 0;
 	if (is_exempt(p))
 		return DROP_NONE;
-	if ((isolated || to->flags & PORT_ISOLATED) && p->kind == PORT_CONTAINER && to->kind == PORT_CONTAINER)
+	if ((isolated || to->flags & PORT_ISOLATED) && is_peer(p->kind) && is_peer(to->kind))
 		return DROP_ISOLATED;
 	if (!to->in)
 		return DROP_NONE;

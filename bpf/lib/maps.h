@@ -57,6 +57,12 @@ TABLE(bh_routes_v1, LPM_TRIE, MAX_REMOTES, struct route_key, struct remote);
  * nothing. */
 TABLE(bh_vteps_v1, HASH, MAX_REMOTES, struct addr_key, __u32);
 
+/* Of a switch with multicast: the same that get its group frames, in slots from 0 on. */
+TABLE(bh_floods_v1, HASH, MAX_REMOTES, struct member_key, struct flood_host);
+
+/* Filled by the program: the groups of each port, whose index stands for the switch. Under no address is how many. */
+TABLE(bh_groups_v1, HASH, 1 << 18, struct addr_key, __u32);
+
 /* The ports of each switch that get broadcast, in slots 0..members-1. */
 TABLE(bh_members_v1, HASH, MAX_PORTS, struct member_key, struct dest);
 TABLE(bh_stats_v1, PERCPU_HASH, MAX_PORTS, __u32, struct stats); /* by interface index of the port */

@@ -57,6 +57,7 @@ struct pkt {
 	__u8 tcp; /* TCP_* */
 	__u8 limits; /* LIMIT_* */
 	__u8 stale; /* dmac is not that of who has dst: the sender's neighbour table is behind */
+	__u8 copied; /* a port has a copy of it */
 	__u8 lan; /* LAN_*; from PORT_HOST: seen at the NIC's egress, or from a vNIC of the host's */
 };
 

@@ -42,13 +42,15 @@ enum drop_reason {
 	DROP_NO_ROUTE = 34,	   /* an overlay knows no way to the destination */
 	DROP_MTU = 35,		   /* larger than a tunnel carries */
 	DROP_CONGESTED = 36,	   /* marked on its way in a tunnel, and the inner packet cannot say so (RFC 6040) */
+	DROP_GROUP_RATE = 40,	   /* more group frames than a port may have copied to other hosts */
 	/* From here on: traffic every stack sends and this switch has no use for. It is
 	 * counted, but as no loss and without an event. */
 	DROP_QUIET = 64,
 	DROP_ROUTER_SOLICIT = 64, /* no router advertises here */
-	DROP_MEMBERSHIP = 65,	  /* MLD, IGMP: groups are flooded anyway */
+	DROP_MEMBERSHIP = 65,	  /* MLD, IGMP: on a host groups are flooded, and for others the switch has noted it */
 	DROP_DAD = 66,		  /* a port asking for its own address */
-	DROP_FLOODED = 67,	  /* another host's broadcast or multicast, which an overlay does not carry */
+	DROP_FLOODED = 67,	  /* another host's broadcast or multicast, which the network does not carry */
+	DROP_NO_MEMBER = 68,	  /* the same on one that does, and no port is in the group */
 };
 
 #endif

@@ -75,6 +75,8 @@ struct vni_key {
 #define OVERLAY_HOST 1	/* the host reaches the ports, and they the host */
 #define OVERLAY_ROUTES 2 /* some prefixes are behind routers */
 
+#define OVERLAY_MULTICAST 16 /* group frames go to the other hosts (group.h) */
+
 /* What a switch needs to reach other hosts. */
 struct overlay {
 	__u32 nic;
@@ -147,6 +149,13 @@ struct vswitch {
 struct member_key {
 	__u32 sw;
 	__u32 slot;
+};
+
+/* A host that gets group frames. The first one says how many there are. */
+struct flood_host {
+	__u8 host[16] __attribute__((aligned(4)));
+	__u32 vni;
+	__u32 hosts;
 };
 
 /* The network, or the one port, that waits to be confirmed: see pending.h. */

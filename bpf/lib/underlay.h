@@ -65,7 +65,7 @@ __noinline int from_remote(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	p = arrived(skb, room);
 	step = parse(skb, p);
-	if (!step && p->flags & PKT_GROUP)
+	if (!step && p->flags & PKT_GROUP && !has_multicast(p))
 		step = DROP_FLOODED;
 	if (!step)
 		step = guard_remote(p);
@@ -75,9 +75,11 @@ __noinline int from_remote(struct __sk_buff *skb)
 	if (step)
 		return step;
 	step = guard_inner(p);
+	if (!step && p->flags & PKT_GROUP)
+		step = guard_spread(p);
 	if (step)
 		return drop(skb, p, step);
-	return deliver(skb, p);
+	return p->flags & PKT_GROUP ? replicate(skb, p) : deliver(skb, p);
 }
 
 /* A verification border. What the network between the hosts has said of congestion goes to the packet inside

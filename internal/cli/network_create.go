@@ -33,6 +33,7 @@ type networkSpec struct {
 	vsid       uint32
 	vxlanPort  uint16
 	hostRoute  bool
+	multicast  bool
 	dns        hcn.Dns
 	confirm    time.Duration
 }
@@ -60,8 +61,10 @@ switch outside, which has to send it back.
 An overlay spans hosts: what is for an endpoint on another one goes there in a VXLAN
 packet of the virtual network --vsid, by the NIC --uplink. Each host has the network,
 with the same --vsid and its own part of the addresses, and is told who is on the
-others (endpoint create --remote-host); nothing is learnt and nothing flooded. With
---host-route the host reaches the network's local endpoints, and they the host.
+others (endpoint create --remote-host); nothing is learnt. With --host-route the host
+reaches the network's local endpoints, and they the host. With --multicast each other
+host gets a copy of what an endpoint sends to a group or to all, as programs do that
+look for each other (mDNS, SSDP); without it that stays on the host.
 
 A network has both families. Without --subnet the daemon picks prefixes that
 collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix is
@@ -117,6 +120,7 @@ made on all its hosts.`,
 	flags.Uint32Var(&s.vsid, "vsid", 0, "virtual network of an overlay (VNI), from 4096 on; the same on all its hosts")
 	flags.Uint16Var(&s.vxlanPort, "vxlan-port", 0, "UDP port of an overlay; 4789 without it")
 	flags.BoolVar(&s.hostRoute, "host-route", false, "let the host and an overlay's local endpoints reach each other")
+	flags.BoolVar(&s.multicast, "multicast", false, "carry broadcast and multicast between the hosts of an overlay")
 	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
 	flags.BoolVar(&s.macvlan, "macvlan", false, "give the containers of a transparent network macvlan devices instead of ports: no rules, no limits, and the host does not reach them")
 	flags.Uint16Var(&s.vlan, "vlan", 0, "802.1Q tag of a network on a LAN")
@@ -197,8 +201,8 @@ func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 	if doc.Type == hcn.Overlay {
 		return s.placeOverlay(doc)
 	}
-	if s.vsid != 0 || s.vxlanPort != 0 || s.hostRoute {
-		return api.Errorf(api.KindInvalid, "--vsid, --vxlan-port and --host-route are for overlay networks, and this one is of type %s", doc.Type).
+	if s.vsid != 0 || s.vxlanPort != 0 || s.hostRoute || s.multicast {
+		return api.Errorf(api.KindInvalid, "--vsid, --vxlan-port, --host-route and --multicast are for overlay networks, and this one is of type %s", doc.Type).
 			Hint("add --type overlay, or drop them")
 	}
 	if !onLAN(doc.Type) {
@@ -277,6 +281,9 @@ func (s *networkSpec) placeOverlay(doc *hcn.HostComputeNetwork) error {
 	}
 	if s.hostRoute {
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.HostRoute, hcn.EmptySetting{}))
+	}
+	if s.multicast {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Multicast, hcn.EmptySetting{}))
 	}
 	return nil
 }

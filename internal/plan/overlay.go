@@ -45,8 +45,10 @@ type Overlay struct {
 	// Tunnel names the port of the VXLAN device in Plan.Ports; "" while there is none.
 	Tunnel PortID
 	// Host says that the host reaches the local endpoints, and they the host and by it others (policy HostRoute).
-	Host   bool
-	Routes []RemoteRoute
+	Host bool
+	// Multicast says that group frames of the ports go to the other hosts, and theirs to the ports (policy Bulkhead.Multicast).
+	Multicast bool
+	Routes    []RemoteRoute
 }
 
 // RemoteRoute is a prefix of which all addresses are behind another host's router.
@@ -69,6 +71,9 @@ const (
 // HasUplink tells that a network of the type has a NIC of the host under it.
 func HasUplink(t hcn.NetworkType) bool { return OnLAN(t) || t == hcn.Overlay }
 
+// MaxGroupHosts is how many other hosts get a network's group frames: the first ones by address.
+const MaxGroupHosts = 1024
+
 // VXLANPort is the UDP port of a network.
 func VXLANPort(n *hcn.HostComputeNetwork) uint16 {
 	if s, err := hcn.NetworkSettingsOf[hcn.VxlanPortPolicySetting](n.Policies); err == nil && len(s) > 0 {
@@ -80,6 +85,10 @@ func VXLANPort(n *hcn.HostComputeNetwork) uint16 {
 // HasHostRoute tells that the host is to reach the endpoints of an overlay network.
 func HasHostRoute(n *hcn.HostComputeNetwork) bool {
 	return n.Type == hcn.Overlay && slices.ContainsFunc(n.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.HostRoute })
+}
+
+func hasMulticast(n *hcn.HostComputeNetwork) bool {
+	return slices.ContainsFunc(n.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.Multicast })
 }
 
 // Provider is the host's address for tunnels of a network: the one that the document names, while the NIC has it, else the
@@ -145,7 +154,7 @@ func (o *Overlay) carries() int {
 
 // compileOverlay adds what an overlay network has besides.
 func (s *Switch) compileOverlay(n *Network, f *Facts) {
-	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc)}
+	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc), Multicast: hasMulticast(&n.Doc)}
 	if nic := f.NIC(n.Uplink); nic != nil {
 		o.MTU = underlayMTU(n, nic)
 	}
@@ -328,6 +337,9 @@ func (s *Switch) overlayText(b *strings.Builder) {
 	fmt.Fprintf(b, "    overlay port %d dev %s provider %s router %s", o.Port, s.Uplink, o.Provider, o.Router)
 	if o.Host {
 		b.WriteString(" host")
+	}
+	if o.Multicast {
+		b.WriteString(" multicast")
 	}
 	b.WriteByte('\n')
 	for _, r := range o.Routes {

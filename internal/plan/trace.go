@@ -314,6 +314,7 @@ func (t *tracer) flood() {
 		return
 	}
 	t.step("switching", t.pkt.From, nil, "a copy to each other port of switch %q, where its own rules judge it", t.sw.Name)
+	t.spread()
 }
 
 func (t *tracer) unicast() {

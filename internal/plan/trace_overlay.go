@@ -2,6 +2,7 @@ package plan
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -151,6 +152,43 @@ func (t *tracer) encapsulate(to *Port) {
 		t.hop.vni, o.Port, t.hop.provider, o.Provider, t.sw.Uplink, t.hop.mac)
 }
 
+// spread tells of the copies of a group frame that go to other hosts.
+func (t *tracer) spread() {
+	o := t.sw.Overlay
+	if o == nil || !t.isContainer(t.from) {
+		return
+	}
+	hosts := t.plan.groupHosts(t.sw)
+	switch {
+	case !o.Multicast:
+		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: network %q carries no multicast (--multicast)", t.sw.Name)
+	case t.exempt():
+		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: what keeps a link working is each host's own")
+	case t.from.Policy.Isolated:
+		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: port %s exchanges nothing with other endpoints (DisableInterComputeCommunication)", t.from.ID)
+	case o.Tunnel == "":
+		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: the NIC %s of network %q is gone", t.sw.Uplink, t.sw.Name)
+	default:
+		t.step("encapsulation", o.Tunnel, nil, "a copy in a VXLAN packet to each of the %d other hosts of network %q, for the ports there that are in the group", len(hosts), t.sw.Name)
+	}
+}
+
+// groupHosts are the hosts that get a switch's group frames.
+func (p *Plan) groupHosts(sw *Switch) []netip.Addr {
+	seen := map[netip.Addr]bool{}
+	for _, r := range p.Remotes {
+		if r.Network == sw.Network {
+			seen[r.Provider] = true
+		}
+	}
+	for _, r := range sw.Overlay.Routes {
+		seen[r.Provider] = true
+	}
+	maps.DeleteFunc(seen, func(a netip.Addr, _ bool) bool { return a.Is4() != sw.Overlay.Provider.Is4() })
+	out := slices.SortedFunc(maps.Keys(seen), netip.Addr.Compare)
+	return out[:min(len(out), MaxGroupHosts)]
+}
+
 // byVNI is the switch whose virtual network a tunnel's packet is for, or nil.
 func (p *Plan) byVNI(tunnel *Port, vni uint32) *Switch {
 	for _, sw := range p.Through(tunnel.ID) {
@@ -208,6 +246,11 @@ func (p *Plan) traceTunnel(t *tracer) Trace {
 		return t.Trace
 	}
 	t.step("decapsulation", t.from.ID, nil, "out of a VXLAN packet of the virtual network %d from %s, which has %s", k.VNI, k.OuterSrc, k.Src)
+	if k.DstMAC[0]&1 != 0 {
+		t.Verdict = Flooded
+		t.step("switching", t.from.ID, nil, "a copy to each port of switch %q that is in the group, where its own rules judge it; none to other hosts", t.sw.Name)
+		return t.Trace
+	}
 	t.unicast()
 	return t.Trace
 }
@@ -217,7 +260,7 @@ func (t *tracer) guardInner() string {
 	k := &t.pkt
 	h := t.plan.hopTo(t.sw, k.Src)
 	switch {
-	case k.DstMAC[0]&1 != 0:
+	case k.DstMAC[0]&1 != 0 && !t.sw.Overlay.Multicast:
 		return "flooded"
 	case k.SrcMAC[0]&1 != 0:
 		return "martian"
@@ -228,5 +271,9 @@ func (t *tracer) guardInner() string {
 	case t.icmp6(ndAdvert):
 		return "nd-spoof"
 	}
-	return cmp.Or(t.guardRole(), t.quiet())
+	reason := cmp.Or(t.guardRole(), t.quiet())
+	if reason == "" && k.DstMAC[0]&1 != 0 && t.exempt() {
+		reason = "flooded"
+	}
+	return cmp.Or(reason, t.guardGroup())
 }

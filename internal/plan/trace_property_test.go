@@ -323,7 +323,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 		}
 		return found
 	})
-	for seed := range 150 {
+	for seed := range 220 {
 		for k, n := range draw.Example(seed) {
 			seen[k] += n
 		}

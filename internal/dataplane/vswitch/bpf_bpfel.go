@@ -125,11 +125,13 @@ const (
 	bpfDropReasonDROP_NO_ROUTE          bpfDropReason = 34
 	bpfDropReasonDROP_MTU               bpfDropReason = 35
 	bpfDropReasonDROP_CONGESTED         bpfDropReason = 36
+	bpfDropReasonDROP_GROUP_RATE        bpfDropReason = 40
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
 	bpfDropReasonDROP_DAD               bpfDropReason = 66
 	bpfDropReasonDROP_FLOODED           bpfDropReason = 67
+	bpfDropReasonDROP_NO_MEMBER         bpfDropReason = 68
 )
 
 type bpfEventBudget struct {
@@ -137,6 +139,13 @@ type bpfEventBudget struct {
 	Window uint64
 	Used   uint64
 	Lost   uint64
+}
+
+type bpfFloodHost struct {
+	_     structs.HostLayout
+	Host  [16]uint8
+	Vni   uint32
+	Hosts uint32
 }
 
 type bpfFlow struct {
@@ -396,7 +405,9 @@ type bpfScratch struct {
 		Tcp       uint8
 		Limits    uint8
 		Stale     uint8
+		Copied    uint8
 		Lan       uint8
+		_         [3]byte
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -426,7 +437,6 @@ type bpfScratch struct {
 		Action      uint32
 	}
 	Key      bpfFlowKey
-	_        [4]byte
 	Flow     bpfFlow
 	Fragment bpfFragmentKey
 	Arrival  struct {
@@ -568,9 +578,11 @@ const (
 	bpfMapBhConfigV1       = "bh_config_v1"
 	bpfMapBhDropsV1        = "bh_drops_v1"
 	bpfMapBhEventsV1       = "bh_events_v1"
+	bpfMapBhFloodsV1       = "bh_floods_v1"
 	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
 	bpfMapBhFlowsV3        = "bh_flows_v3"
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
+	bpfMapBhGroupsV1       = "bh_groups_v1"
 	bpfMapBhLansV1         = "bh_lans_v1"
 	bpfMapBhLostV1         = "bh_lost_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
@@ -672,9 +684,11 @@ type bpfMapSpecs struct {
 	BhConfigV1       *ebpf.MapSpec `ebpf:"bh_config_v1"`
 	BhDropsV1        *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.MapSpec `ebpf:"bh_events_v1"`
+	BhFloodsV1       *ebpf.MapSpec `ebpf:"bh_floods_v1"`
 	BhFlowlogV1      *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3        *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhGroupsV1       *ebpf.MapSpec `ebpf:"bh_groups_v1"`
 	BhLansV1         *ebpf.MapSpec `ebpf:"bh_lans_v1"`
 	BhLostV1         *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
@@ -742,9 +756,11 @@ type bpfMaps struct {
 	BhConfigV1       *ebpf.Map `ebpf:"bh_config_v1"`
 	BhDropsV1        *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.Map `ebpf:"bh_events_v1"`
+	BhFloodsV1       *ebpf.Map `ebpf:"bh_floods_v1"`
 	BhFlowlogV1      *ebpf.Map `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3        *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1    *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhGroupsV1       *ebpf.Map `ebpf:"bh_groups_v1"`
 	BhLansV1         *ebpf.Map `ebpf:"bh_lans_v1"`
 	BhLostV1         *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
@@ -782,9 +798,11 @@ func (m *bpfMaps) Close() error {
 		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
+		m.BhFloodsV1,
 		m.BhFlowlogV1,
 		m.BhFlowsV3,
 		m.BhFragmentsV1,
+		m.BhGroupsV1,
 		m.BhLansV1,
 		m.BhLostV1,
 		m.BhMacsV1,

@@ -13,9 +13,10 @@ import (
 
 // Flags of an overlay, and the port of one that has no tunnel now (bpf/lib/structs.h).
 const (
-	overlayHost   = 1
-	overlayRoutes = 2
-	noTunnel      = 0xffffffff
+	overlayHost      = 1
+	overlayRoutes    = 2
+	overlayMulticast = 16
+	noTunnel         = 0xffffffff
 )
 
 // routeHead is how many bits stand before the address in a key of the routes.
@@ -110,6 +111,9 @@ func (a *Applier) overlayEntries(p *plan.Plan, sw *plan.Switch) (bpfOverlay, []b
 	if len(o.Routes) > 0 {
 		e.Flags |= overlayRoutes
 	}
+	if o.Multicast {
+		e.Flags |= overlayMulticast
+	}
 	if !o.Provider.IsValid() || e.Tunnel == noTunnel {
 		return e, nil
 	}
@@ -143,6 +147,7 @@ func (a *Applier) setOverlay(p *plan.Plan, number uint32, sw *plan.Switch) error
 	}
 	maps.DeleteFunc(a.remotes.vnis, func(_ bpfVniKey, n uint32) bool { return n == number })
 	delete(a.remotes.overlays, number)
+	a.remotes.regrouped[number] = true
 	if sw == nil || sw.Overlay == nil {
 		return errors.Join(append(errs, a.remotes.setRoutes(number, nil), a.tables.overlays.drop(number))...)
 	}
@@ -199,7 +204,7 @@ func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
 		fail(c.New.Network, a.remotes.set(id, p.Switches[c.New.Network].Number, c.New))
 	}
 	a.weighShifts()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.remotes.regroup())...)
 }
 
 // weighShifts has flows judged again where it may be another now whether they go to this host or to another one. On a network
@@ -246,7 +251,10 @@ func (a *Applier) syncOverlays(p *plan.Plan) error {
 			errs = append(errs, fresh.set(id, sw.Number, r))
 		}
 	}
-	errs = append(errs, fresh.prune())
+	for k := range fresh.t.floods.have {
+		fresh.regrouped[k.Sw] = true
+	}
+	errs = append(errs, fresh.prune(), fresh.regroup())
 	a.weighShifts()
 	return errors.Join(errs...)
 }
@@ -256,6 +264,7 @@ type remoteTables struct {
 	endpoints *table[bpfAddrKey, bpfRemote]
 	routes    *table[bpfRouteKey, bpfRemote]
 	vteps     *table[bpfAddrKey, uint32]
+	floods    *table[bpfMemberKey, bpfFloodHost]
 }
 
 func newRemoteTables(o *bpfObjects, writes *int) *remoteTables {
@@ -263,6 +272,7 @@ func newRemoteTables(o *bpfObjects, writes *int) *remoteTables {
 		endpoints: newTable[bpfAddrKey, bpfRemote](bpfMapBhRemotesV1, o.BhRemotesV1, writes),
 		routes:    newTable[bpfRouteKey, bpfRemote](bpfMapBhRoutesV1, o.BhRoutesV1, writes),
 		vteps:     newTable[bpfAddrKey, uint32](bpfMapBhVtepsV1, o.BhVtepsV1, writes),
+		floods:    newTable[bpfMemberKey, bpfFloodHost](bpfMapBhFloodsV1, o.BhFloodsV1, writes),
 	}
 }
 
@@ -283,18 +293,20 @@ type remotes struct {
 	differ []string
 	// shifted are the switches of which an address came to be, or ceased to be, elsewhere.
 	shifted map[uint32]bool
+	// regrouped are the switches whose group frames may have to go to other hosts than before.
+	regrouped map[uint32]bool
 }
 
 func newRemotes(t *remoteTables) *remotes {
 	return &remotes{
 		t: t, of: map[hcn.GUID]map[bpfAddrKey]bpfRemote{}, claims: map[bpfAddrKey][]hcn.GUID{},
 		routes: map[uint32]map[bpfRouteKey]bpfRemote{}, hosts: map[bpfAddrKey]uint32{},
-		overlays: map[uint32]bpfOverlay{}, vnis: map[bpfVniKey]uint32{}, shifted: map[uint32]bool{},
+		overlays: map[uint32]bpfOverlay{}, vnis: map[bpfVniKey]uint32{}, shifted: map[uint32]bool{}, regrouped: map[uint32]bool{},
 	}
 }
 
 func (r *remotes) list() (err error) {
-	r.differ, err = listAll(r.t.endpoints, r.t.routes, r.t.vteps)
+	r.differ, err = listAll(r.t.endpoints, r.t.routes, r.t.vteps, r.t.floods)
 	return err
 }
 
@@ -387,12 +399,65 @@ func (r *remotes) count(sw uint32, host [16]uint8, by int) error {
 	k := bpfAddrKey{Sw: sw, Ip: host}
 	if r.hosts[k] += uint32(by); r.hosts[k] == 0 {
 		delete(r.hosts, k)
+		r.regrouped[sw] = true
 		return r.t.vteps.drop(k)
 	}
+	r.regrouped[sw] = r.regrouped[sw] || r.hosts[k] == uint32(by)
 	if _, ok := r.t.vteps.have[k]; ok {
 		return nil // known; the number is ours alone
 	}
 	return r.t.vteps.set(k, 1)
+}
+
+// regroup writes the hosts that get group frames, of the switches of which that may have changed.
+func (r *remotes) regroup() error {
+	var errs []error
+	for sw := range r.regrouped {
+		hosts := r.groupHosts(sw)
+		for i, h := range hosts {
+			errs = append(errs, r.t.floods.set(bpfMemberKey{Sw: sw, Slot: uint32(i)}, h))
+		}
+		last := len(hosts)
+		for r.t.floods.has(bpfMemberKey{Sw: sw, Slot: uint32(last)}) {
+			last++
+		}
+		for ; last > len(hosts); last-- { // no slot before the last is ever empty
+			errs = append(errs, r.t.floods.drop(bpfMemberKey{Sw: sw, Slot: uint32(last - 1)}))
+		}
+	}
+	clear(r.regrouped)
+	return errors.Join(errs...)
+}
+
+// groupHosts are the entries of those hosts, in the order of their slots.
+func (r *remotes) groupHosts(sw uint32) []bpfFloodHost {
+	o := r.overlays[sw]
+	if o.Flags&overlayMulticast == 0 {
+		return nil
+	}
+	var vni uint32
+	for k, of := range r.vnis {
+		if of == sw && (vni == 0 || k.Vni < vni) {
+			vni = k.Vni
+		}
+	}
+	var hosts []netip.Addr
+	from := netip.AddrFrom16(o.From)
+	for k := range r.hosts {
+		if a := netip.AddrFrom16(k.Ip); k.Sw == sw && a.Is4In6() == from.Is4In6() && vni != 0 {
+			hosts = append(hosts, a)
+		}
+	}
+	slices.SortFunc(hosts, netip.Addr.Compare)
+	hosts = hosts[:min(len(hosts), plan.MaxGroupHosts)]
+	out := make([]bpfFloodHost, len(hosts))
+	for i, a := range hosts {
+		out[i] = bpfFloodHost{Host: a.As16(), Vni: vni}
+	}
+	if len(out) > 0 {
+		out[0].Hosts = uint32(len(out))
+	}
+	return out
 }
 
 // setRoutes makes a switch's routes those of the plan.
@@ -449,7 +514,7 @@ func (r *remotes) prune() error {
 
 func (r *remotes) twin(rec *recorder, writes *int) *remotes {
 	out := newRemotes(&remoteTables{
-		endpoints: r.t.endpoints.twin(rec, writes), routes: r.t.routes.twin(rec, writes), vteps: r.t.vteps.twin(rec, writes),
+		endpoints: r.t.endpoints.twin(rec, writes), routes: r.t.routes.twin(rec, writes), vteps: r.t.vteps.twin(rec, writes), floods: r.t.floods.twin(rec, writes),
 	})
 	out.of, out.routes, out.hosts = maps.Clone(r.of), maps.Clone(r.routes), maps.Clone(r.hosts)
 	out.overlays, out.vnis = maps.Clone(r.overlays), maps.Clone(r.vnis)

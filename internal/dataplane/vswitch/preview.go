@@ -133,7 +133,7 @@ func (t *tables) twin(r *recorder, writes *int) *tables {
 		switches: t.switches.twin(r, writes), members: t.members.twin(r, writes), rates: t.rates.twin(r, writes),
 		steers: t.steers.twin(r, writes), lans: t.lans.twin(r, writes),
 		overlays: t.overlays.twin(r, writes), vnis: t.vnis.twin(r, writes),
-		stats: t.stats.twin(r, writes), shares: t.shares.twin(r, writes), drops: t.drops.twin(r, writes),
+		stats: t.stats.twin(r, writes), shares: t.shares.twin(r, writes), drops: t.drops.twin(r, writes), groups: t.groups.twin(r, writes),
 	}
 }
 

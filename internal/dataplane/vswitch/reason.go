@@ -43,10 +43,12 @@ const (
 	ReasonNoRoute          = Reason(bpfDropReasonDROP_NO_ROUTE)
 	ReasonMTU              = Reason(bpfDropReasonDROP_MTU)
 	ReasonCongested        = Reason(bpfDropReasonDROP_CONGESTED)
+	ReasonGroupRate        = Reason(bpfDropReasonDROP_GROUP_RATE)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
 	ReasonFlooded          = Reason(bpfDropReasonDROP_FLOODED)
+	ReasonNoMember         = Reason(bpfDropReasonDROP_NO_MEMBER)
 )
 
 // words are a short name, stable for metrics and filters, and an explanation.
@@ -87,16 +89,18 @@ var words = map[Reason][2]string{
 	ReasonNoRoute:          {"no-route", "the overlay knows no way to the destination: no endpoint, no remote subnet, and no way to the host"},
 	ReasonMTU:              {"mtu", "larger than a tunnel carries"},
 	ReasonCongested:        {"congested", "marked as congested in a tunnel, and the packet inside cannot carry the mark"},
+	ReasonGroupRate:        {"group-rate", "more broadcast and multicast than an endpoint may have copied to other hosts; those on this host have it"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
-	ReasonMembership:       {"membership", "group membership report; multicast reaches all ports anyway"},
+	ReasonMembership:       {"membership", "group membership report, which is noted and goes to nobody"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},
-	ReasonFlooded:          {"flooded", "another host's broadcast or multicast, which an overlay does not carry"},
+	ReasonFlooded:          {"flooded", "another host's broadcast or multicast, which the network does not carry (--multicast)"},
+	ReasonNoMember:         {"no-member", "another host's multicast, for a group that no endpoint here is in"},
 }
 
 // Reasons lists all of them in the order of their numbers.
 func Reasons() []Reason {
 	var out []Reason
-	for r := Reason(1); r <= ReasonFlooded; r++ {
+	for r := Reason(1); r <= ReasonNoMember; r++ {
 		if _, ok := words[r]; ok {
 			out = append(out, r)
 		}

@@ -74,7 +74,7 @@ func (a *Applier) list() error {
 		return err
 	}
 	a.groups = readGroups(a.tables)
-	if _, err := a.tables.drops.list(); err != nil {
+	if _, err := listAll(a.tables.drops, a.tables.groups); err != nil {
 		return err
 	}
 	if err := a.remotes.list(); err != nil {
@@ -147,6 +147,11 @@ func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 	for k := range a.tables.drops.have {
 		if !w.counts[k.Port] && k.Port != 0 {
 			errs = append(errs, a.tables.drops.delete(k))
+		}
+	}
+	for k := range a.tables.groups.have {
+		if _, ok := w.ports[k.Sw]; !ok {
+			errs = append(errs, a.tables.groups.delete(k))
 		}
 	}
 	gone, err := a.att.prune(w.hooks)

@@ -92,6 +92,11 @@ func (t *table[K, V]) each(fn func(K, V)) error {
 	}
 }
 
+func (t *table[K, V]) has(k K) bool {
+	_, ok := t.have[k]
+	return ok
+}
+
 // set writes an entry unless it is there.
 func (t *table[K, V]) set(k K, v V) error {
 	old, ok := t.have[k]
@@ -204,6 +209,7 @@ type tables struct {
 	stats  *keySet[uint32, bpfStats]
 	shares *keySet[uint32, bpfShare]
 	drops  *keySet[bpfDropKey, bpfDropCount]
+	groups *keySet[bpfAddrKey, uint32]
 }
 
 func newTables(o *bpfObjects, writes *int) *tables {
@@ -221,6 +227,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
 		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV3, m: o.BhSharesV3, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
+		groups:   &keySet[bpfAddrKey, uint32]{name: bpfMapBhGroupsV1, m: o.BhGroupsV1, writes: writes},
 	}
 }
 

@@ -65,6 +65,13 @@ type uplinkEventBudget struct {
 	Lost   uint64
 }
 
+type uplinkFloodHost struct {
+	_     structs.HostLayout
+	Host  [16]uint8
+	Vni   uint32
+	Hosts uint32
+}
+
 type uplinkFlow struct {
 	_       structs.HostLayout
 	Opened  uint64
@@ -353,7 +360,9 @@ type uplinkScratch struct {
 		Tcp       uint8
 		Limits    uint8
 		Stale     uint8
+		Copied    uint8
 		Lan       uint8
+		_         [3]byte
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -383,7 +392,6 @@ type uplinkScratch struct {
 		Action      uint32
 	}
 	Key      uplinkFlowKey
-	_        [4]byte
 	Flow     uplinkFlow
 	Fragment uplinkFragmentKey
 	Arrival  struct {
@@ -471,9 +479,11 @@ const (
 	uplinkMapBhConfigV1        = "bh_config_v1"
 	uplinkMapBhDropsV1         = "bh_drops_v1"
 	uplinkMapBhEventsV1        = "bh_events_v1"
+	uplinkMapBhFloodsV1        = "bh_floods_v1"
 	uplinkMapBhFlowlogV1       = "bh_flowlog_v1"
 	uplinkMapBhFlowsV3         = "bh_flows_v3"
 	uplinkMapBhFragmentsV1     = "bh_fragments_v1"
+	uplinkMapBhGroupsV1        = "bh_groups_v1"
 	uplinkMapBhLansV1          = "bh_lans_v1"
 	uplinkMapBhLostV1          = "bh_lost_v1"
 	uplinkMapBhMacsV1          = "bh_macs_v1"
@@ -572,9 +582,11 @@ type uplinkMapSpecs struct {
 	BhConfigV1        *ebpf.MapSpec `ebpf:"bh_config_v1"`
 	BhDropsV1         *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.MapSpec `ebpf:"bh_events_v1"`
+	BhFloodsV1        *ebpf.MapSpec `ebpf:"bh_floods_v1"`
 	BhFlowlogV1       *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3         *ebpf.MapSpec `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
+	BhGroupsV1        *ebpf.MapSpec `ebpf:"bh_groups_v1"`
 	BhLansV1          *ebpf.MapSpec `ebpf:"bh_lans_v1"`
 	BhLostV1          *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.MapSpec `ebpf:"bh_macs_v1"`
@@ -643,9 +655,11 @@ type uplinkMaps struct {
 	BhConfigV1        *ebpf.Map `ebpf:"bh_config_v1"`
 	BhDropsV1         *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.Map `ebpf:"bh_events_v1"`
+	BhFloodsV1        *ebpf.Map `ebpf:"bh_floods_v1"`
 	BhFlowlogV1       *ebpf.Map `ebpf:"bh_flowlog_v1"`
 	BhFlowsV3         *ebpf.Map `ebpf:"bh_flows_v3"`
 	BhFragmentsV1     *ebpf.Map `ebpf:"bh_fragments_v1"`
+	BhGroupsV1        *ebpf.Map `ebpf:"bh_groups_v1"`
 	BhLansV1          *ebpf.Map `ebpf:"bh_lans_v1"`
 	BhLostV1          *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.Map `ebpf:"bh_macs_v1"`
@@ -687,9 +701,11 @@ func (m *uplinkMaps) Close() error {
 		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
+		m.BhFloodsV1,
 		m.BhFlowlogV1,
 		m.BhFlowsV3,
 		m.BhFragmentsV1,
+		m.BhGroupsV1,
 		m.BhLansV1,
 		m.BhLostV1,
 		m.BhMacsV1,

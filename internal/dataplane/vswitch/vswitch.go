@@ -259,6 +259,7 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhSteerV1: o.BhSteerV1, bpfMapBhLansV1: o.BhLansV1, bpfMapBhBucketsV1: o.BhBucketsV1,
 		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV3: o.BhScratchV3,
 		bpfMapBhOverlaysV1: o.BhOverlaysV1, bpfMapBhVnisV1: o.BhVnisV1, bpfMapBhRemotesV1: o.BhRemotesV1, bpfMapBhRoutesV1: o.BhRoutesV1, bpfMapBhVtepsV1: o.BhVtepsV1,
+		bpfMapBhFloodsV1: o.BhFloodsV1, bpfMapBhGroupsV1: o.BhGroupsV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
 	}
 }

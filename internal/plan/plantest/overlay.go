@@ -24,6 +24,9 @@ func overlay(t *rapid.T, doc *hcn.HostComputeNetwork, number int) {
 	if rapid.IntRange(0, 2).Draw(t, "host route") == 0 {
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.HostRoute, hcn.EmptySetting{}))
 	}
+	if rapid.Bool().Draw(t, "multicast") {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Multicast, hcn.EmptySetting{}))
+	}
 	for i, prefix := range []string{"10.7.0.0/16", "10.7.8.0/24", "fd00:7::/64"} {
 		if rapid.Bool().Draw(t, "route") {
 			doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.RemoteSubnetRoute, hcn.RemoteSubnetRoutePolicySetting{
