@@ -170,7 +170,6 @@ show_network() {
 	check "three, on gamma, does too" eventually 20 fetch gamma three web
 	check "web, on alpha, fetches one from three" eventually 20 fetch alpha web three
 	on beta bulkhead exec two wget -q -O - http://web/
-	on beta bulkhead explain two web --proto tcp --port 80
 	follow
 	say "three goes on fetching from web, five times a second, in all that follows"
 }
