@@ -5,6 +5,7 @@
 #include "include/net.h"
 
 #include "lib/arp.h"
+#include "lib/balance.h"
 #include "lib/deliver.h"
 #include "lib/drop.h"
 #include "lib/guard.h"
@@ -14,6 +15,7 @@
 #include "lib/nic.h"
 #include "lib/parse.h"
 #include "lib/pending.h"
+#include "lib/reject.h"
 #include "lib/step.h"
 #include "lib/sweep.h"
 #include "lib/underlay.h"
@@ -83,11 +85,22 @@ int bh_from_port(struct __sk_buff *skb)
 	if (step)
 		return drop(skb, p, step);
 	step = carry(skb, p);
+	if (!step) {
+		step = balance(skb, p, 0);
+		if (step > 0)
+			return reject(skb, p, step);
+		if (step == BALANCED)
+			step = carry(skb, p);
+	}
 	if (step == CARRY_OFFERED)
 		return offload_call(skb);
 	if (step)
 		return step;
-	step = guard(p);
+	/* What meets itself by a service was seen to be its own before it was given another source. */
+	if (p->turned == (TURNED | TURNED_SELF) || p->turned == TURNED_OWNED)
+		step = DROP_NONE;
+	else
+		step = guard(p);
 	if (step == DROP_MEMBERSHIP && on_overlay(p) && p->kind == PORT_CONTAINER && !(p->flags & PKT_TEST))
 		snoop(skb, p);
 	if (step)
@@ -102,6 +115,11 @@ int bh_from_port(struct __sk_buff *skb)
 
 	if (p->flags & PKT_GROUP)
 		return replicate(skb, p);
+	step = balance(skb, p, 1);
+	if (!step)
+		step = balance_error(skb, p);
+	if (step > 0)
+		return reject(skb, p, step);
 	return deliver(skb, p);
 }
 

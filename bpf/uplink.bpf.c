@@ -64,7 +64,7 @@ static __always_inline struct flow *switch_flow(const struct pkt *p, const struc
 	struct flow *f;
 
 	*end = flow_key(&key, o->peer, p->proto, o->src, o->sport, o->dst, o->dport);
-	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &key);
 	if (!f || f->generation != generation() || f->end[!(*end & 1)].port != o->device ||
 	    f->end[!(*end & 1)].kind != PORT_CONTAINER || f->end[*end & 1].kind != PORT_HOST ||
 	    f->end[!(*end & 1)].flags & PORT_RATE_IN || /* the port program has its bucket */

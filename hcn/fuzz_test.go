@@ -157,6 +157,36 @@ func FuzzNamespace(f *testing.F) {
 	})
 }
 
+func FuzzLoadBalancer(f *testing.F) {
+	seed(f)
+	f.Add([]byte(`{"References":["/endpoints/c0ffee00-0000-4000-8000-000000000001"],"Policies":[{"Type":"ELB","Protocol":6,"InternalPort":80,"VIPs":["10.96.0.1"]}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if v, err := Decode[HNSPolicyList](b); err == nil {
+			l, err := LoadBalancerFromV1(v)
+			ourError(t, err)
+			if err == nil {
+				LoadBalancerToV1(l)
+			}
+		}
+		l, err := Decode[HostComputeLoadBalancer](b)
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		stable(t, l, (*HostComputeLoadBalancer).Clone)
+		ourError(t, l.Validate())
+		if l.Validate() != nil {
+			return
+		}
+		if l.Defaults(); l.Validate() != nil {
+			t.Fatalf("with defaults it is not valid: %v", l.Validate())
+		}
+		if len(l.VIPs()) != len(l.FrontendVIPs) {
+			t.Fatalf("%d virtual addresses of %q", len(l.VIPs()), l.FrontendVIPs)
+		}
+	})
+}
+
 func FuzzModify(f *testing.F) {
 	seed(f)
 	f.Add([]byte(`{"ResourceType":"Policy","RequestType":"Update","Settings":{"Policies":[{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80}}]}}`))

@@ -2,6 +2,7 @@ package hcn
 
 import (
 	"encoding/json"
+	"net/netip"
 	"slices"
 )
 
@@ -79,6 +80,14 @@ type LoadBalancerPortMapping struct {
 	Flags            PortMappingFlags `json:",omitempty"`
 }
 
+// External is the port at the virtual address: the internal one where none is given.
+func (m *LoadBalancerPortMapping) External() uint16 {
+	if m.ExternalPort == 0 {
+		return m.InternalPort
+	}
+	return m.ExternalPort
+}
+
 // HostComputeLoadBalancer spreads connections to virtual addresses over endpoints.
 type HostComputeLoadBalancer struct {
 	ID                   GUID                      `json:",omitempty"`
@@ -116,10 +125,28 @@ func (l *HostComputeLoadBalancer) Validate() error {
 	if err := l.validateSchema(); err != nil {
 		return err
 	}
-	if !supportLoadBalancers {
-		return Errorf(ErrRequestUnsupported, "a load balancer is not enforced by this version")
+	return l.checkSupport()
+}
+
+// Defaults gives what the document leaves open.
+func (l *HostComputeLoadBalancer) Defaults() {
+	for i := range l.PortMappings {
+		l.PortMappings[i].ExternalPort = l.PortMappings[i].External()
 	}
-	return nil
+	if l.SchemaVersion.Major == 0 {
+		l.SchemaVersion = V2()
+	}
+}
+
+// VIPs are the virtual addresses of a document that is valid.
+func (l *HostComputeLoadBalancer) VIPs() []netip.Addr {
+	var out []netip.Addr
+	for _, s := range l.FrontendVIPs {
+		if a, err := parseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func (l *HostComputeLoadBalancer) validateSchema() error {
@@ -152,9 +179,16 @@ func (l *HostComputeLoadBalancer) validateSchema() error {
 			return invalid(ErrInvalidIP, indexed("FrontendVIPs", i), "%w", err)
 		}
 	}
+	if err := l.checkVIPs(); err != nil {
+		return err
+	}
 	if l.SourceVIP != "" {
-		if _, err := parseAddr(l.SourceVIP); err != nil {
+		a, err := parseAddr(l.SourceVIP)
+		if err != nil {
 			return invalid(ErrInvalidIP, "SourceVIP", "%w", err)
+		}
+		if why := unfitVIP(a); why != "" {
+			return invalid(ErrInvalidIP, "SourceVIP", "%s is %s: give an address of one host, or leave it out", a, why)
 		}
 	}
 	return l.validatePorts()
@@ -183,14 +217,69 @@ func (l *HostComputeLoadBalancer) validatePorts() error {
 		if err := checkFlags(ErrInvalidParameter, at+".Flags", uint32(m.Flags), portMappingFlagNames); err != nil {
 			return err
 		}
-		external := m.ExternalPort
-		if external == 0 {
-			external = m.InternalPort
-		}
+		external := m.External()
 		if seen[tuple{m.Protocol, external}] {
 			return invalid(ErrPortAlreadyExists, at, "port %d/%s is in the list twice", external, m.Protocol)
 		}
 		seen[tuple{m.Protocol, external}] = true
+	}
+	return nil
+}
+
+// checkVIPs refuses addresses that cannot be a service's.
+func (l *HostComputeLoadBalancer) checkVIPs() error {
+	seen := map[netip.Addr]bool{}
+	for i, a := range l.VIPs() {
+		at := indexed("FrontendVIPs", i)
+		if why := unfitVIP(a); why != "" {
+			return invalid(ErrInvalidIP, at, "%s is %s: give an address that a service can have", a, why)
+		}
+		if l.Flags&LoadBalancerIPv6 != 0 && a.Is4() {
+			return invalid(ErrInvalidIP, at, "%s is an IPv4 address, and Flags say IPv6: leave the flag out, or give an IPv6 address", a)
+		}
+		if seen[a] {
+			return invalid(ErrPortAlreadyExists, at, "%s is in the list twice", a)
+		}
+		seen[a] = true
+	}
+	return nil
+}
+
+// unfitVIP says what an address is that no service can have; "" for one that it can.
+func unfitVIP(a netip.Addr) string {
+	switch {
+	case a.IsUnspecified():
+		return "no address"
+	case a.IsLoopback():
+		return "a loopback address"
+	case a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "an address of many"
+	case a.Is6() && a.IsLinkLocalUnicast():
+		return "a link-local address"
+	}
+	return ""
+}
+
+// checkSupport refuses what Validate found correct but nothing enforces.
+func (l *HostComputeLoadBalancer) checkSupport() error {
+	if len(l.FrontendVIPs) == 0 {
+		return invalid(ErrRequestUnsupported, "FrontendVIPs", "a load balancer at the host's own addresses (without a virtual one) is not enforced by this version: give a virtual address")
+	}
+	for i, m := range l.PortMappings {
+		at := indexed("PortMappings", i) + ".Flags"
+		for _, f := range []PortMappingFlags{LocalRoutedVip, VipExternalIp} {
+			if m.Flags&f != 0 {
+				return invalid(ErrRequestUnsupported, at, "%s is not enforced by this version: leave it out, the endpoints of the network reach the address without it", f)
+			}
+		}
+		keep := m.Flags&EnablePreserveDip != 0
+		if m.Flags&UseMux != 0 && !keep {
+			return invalid(ErrRequestUnsupported, at, "UseMux means nothing without EnablePreserveDip: no multiplexer stands before this host, leave it out")
+		}
+		if keep && m.External() != m.InternalPort {
+			return invalid(ErrInvalidPolicy, indexed("PortMappings", i)+".InternalPort", "with EnablePreserveDip packets are delivered as they are, "+
+				"to port %d: give the same as InternalPort", m.External())
+		}
 	}
 	return nil
 }

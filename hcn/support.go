@@ -101,7 +101,6 @@ var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHo
 
 // The kinds of objects that can be created at all.
 const (
-	supportLoadBalancers = false
 	supportEndpointPorts = false // ModifyEndpointSettingRequest with ResourceType Port
 )
 

@@ -34,7 +34,7 @@ func RouteFromV1(v *HNSPolicyList) (*HostComputeRoute, error) {
 		case err != nil:
 			return nil, prefixError(policyPath(i), err)
 		case strings.EqualFold(typ, "ELB"):
-			return nil, invalid(ErrRequestUnsupported, policyPath(i), "a load balancer (ELB) is not enforced by this version")
+			return nil, invalid(ErrRequestUnsupported, policyPath(i), "a route has no load balancer (ELB): make a list of its own for it")
 		case !strings.EqualFold(typ, "ROUTE") && !strings.EqualFold(typ, string(SDNRoute)):
 			return nil, invalid(ErrInvalidPolicyType, policyPath(i), "%q is no type of a policy list: use ROUTE", typ)
 		}

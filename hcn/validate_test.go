@@ -484,7 +484,9 @@ func TestOtherKinds(t *testing.T) {
 	checkErr(t, ns(`{"Resources":[{"Type":"Endpoint","Data":{"ID":"x"}}]}`), ErrGUIDConversionFailure, "Resources[0].Data.ID")
 
 	lb := readDoc[HostComputeLoadBalancer](t, "loadbalancer")
-	checkErr(t, lb.Validate(), ErrRequestUnsupported, "load balancer")
+	checkErr(t, lb.Validate(), ErrRequestUnsupported, "UseMux means nothing")
+	lb.PortMappings[0].Flags = EnableInternalLoadBalancer
+	checkErr(t, lb.Validate(), 0, "")
 	for change, want := range map[string]ErrorCode{"protocol": ErrInvalidPolicy, "port": ErrInvalidInternalPort, "twice": ErrPortAlreadyExists, "none": ErrInvalidParameter} {
 		c := lb.Clone()
 		switch change {

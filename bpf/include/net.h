@@ -54,6 +54,18 @@ struct ipv6hdr {
 	__u8 daddr[16];
 } __attribute__((packed, aligned(2)));
 
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack;
+	__u8 words; /* of the header, in the upper half */
+	__u8 flags;
+	__be16 window;
+	__u16 check;
+	__be16 urgent;
+} __attribute__((packed, aligned(2)));
+
 struct udphdr {
 	__be16 source;
 	__be16 dest;

@@ -2,7 +2,9 @@
 #ifndef BULKHEAD_DELIVER_H
 #define BULKHEAD_DELIVER_H
 
+#include "balance.h"
 #include "drop.h"
+#include "error.h"
 #include "flow.h"
 #include "group.h"
 #include "guard.h"
@@ -10,6 +12,7 @@
 #include "offload_call.h"
 #include "owner.h"
 #include "rate.h"
+#include "reject.h"
 #include "related.h"
 #include "send.h"
 #include "steer.h"
@@ -37,6 +40,18 @@ static __always_inline int send_overlay(struct __sk_buff *skb, struct pkt *p, __
 	return kind == PORT_REMOTE ? to_remote(skb, p) : send(skb, device, kind);
 }
 
+/* Who has the address that a frame is delivered to. */
+static __always_inline const struct owner *receiver(const struct pkt *p)
+{
+	struct addr_key to = p->dst;
+
+	if (p->turned & TURNED_KEPT)
+		__builtin_memcpy(to.ip, p->alias, 16);
+	else if (p->turned == (TURNED_ANSWER | TURNED_SELF))
+		__builtin_memcpy(to.ip, p->src.ip, 16);
+	return owner_of(&to);
+}
+
 /* A verification border. Gives a frame the MAC of who has its destination address, or of
  * the host that it is sent by. */
 __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
@@ -48,7 +63,7 @@ __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
 		return DROP_MALFORMED;
 	if (steer_mac(p, port, &host))
 		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0);
-	o = owner_of(&p->dst);
+	o = receiver(p);
 	if (!o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0))
 		return 1;
 	return on_overlay(p) ? pass_router(skb, p) : 0;
@@ -69,13 +84,13 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	if (p->flags & (PKT_FRAGMENT | PKT_OPENER | PKT_TEST) || !has_flow(p))
+	if (p->flags & (PKT_OPENER | PKT_TEST) || !has_flow(p))
 		return 0;
 	if (p->kind != PORT_HOST && p->kind != PORT_UPLINK && p->kind != PORT_REMOTE && !same_mac(p->smac, p->port_mac))
 		return 0;
 	end = flow_key(&key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	key.sw |= half(p, end);
-	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &key);
 	if (!f)
 		return 0;
 	/* Read before the checks: should the entry become another flow's in between, that one
@@ -84,12 +99,22 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	device = *(volatile const __u32 *)&you->device;
 	port = *(volatile const __u32 *)&you->port;
 	kind = *(volatile const __u8 *)&you->kind;
-	if (f->generation != generation() || !same_ends(f, p, end))
+	/* Its receiver is its sender: the long way has to know. */
+	if (f->state & FLOW_SELF && f->opener != end)
+		to_answer(f, p);
+	/* And that its sender may have this source. */
+	if (f->state & FLOW_KEPT && f->opener != end && f->end[end & 1].port == p->ifindex)
+		p->turned = TURNED_OWNED;
+	if (p->flags & PKT_FRAGMENT || f->generation != generation() || !same_ends(f, p, end))
+		return 0;
+	if (f->opener == end && turned_otherwise(f, p))
 		return 0;
 	/* Who opened it, nobody knows: it may be one for a detour (steer.h). */
 	if (p->flags & PKT_STEERED && f->state & FLOW_MIDWAY)
 		return 0;
-	if (f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) && redress(skb, p, port))
+	if (f->state & (FLOW_TURNED | FLOW_KEPT))
+		recall(f, p, end);
+	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF)) && redress(skb, p, port))
 		return 0;
 	if (you->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_IN;
@@ -100,6 +125,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		step = rates(skb, p, port);
 	if (step)
 		return drop(skb, p, step);
+	if (p->turned & TURNED_ANSWER && answer(skb, p))
+		return drop(skb, p, DROP_KERNEL);
 	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
 		flow_tcp(f, p, end);
 	count_flow(f, p, end);
@@ -111,7 +138,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return send_lan(skb, p, device, kind);
 	if (on_overlay(p))
 		return send_overlay(skb, p, device, kind);
-	if (kind == PORT_HOST && p->kind == PORT_CONTAINER && offload_offer(skb, f, p, device))
+	if (kind == PORT_HOST && p->kind == PORT_CONTAINER && !(f->state & FLOW_TURNED) && offload_offer(skb, f, p, device))
 		return CARRY_OFFERED;
 	return send(skb, device, kind);
 }
@@ -225,7 +252,40 @@ __noinline int has_host(__u32 sw)
 	return o && o->flags & OVERLAY_HOST;
 }
 
-/* The same on the other switches. */
+/* A verification border. Where the back end is that a packet is for: FOUND, or a reason, or 0 for one that is
+ * on no port here, to which the packet goes as to anybody there. */
+#define FOUND -1
+__noinline int find_backend(struct pkt *p, struct dest *to)
+{
+	struct mac_key key = {};
+	const struct owner *o;
+	const struct dest *d;
+
+	if (!p || !to)
+		return DROP_MALFORMED;
+	if (p->turned & TURNED_SELF) {
+		to->port = p->ifindex;
+		to->device = p->ifindex;
+		to->kind = PORT_CONTAINER;
+		p->stale = 1;
+		return FOUND;
+	}
+	o = receiver(p);
+	if (!o || o->flags & OWNER_GATEWAY)
+		return 0;
+	key.sw = p->src.sw;
+	__builtin_memcpy(key.mac, o->mac, ETH_ALEN);
+	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+	if (!d)
+		return 0;
+	if (d->port == p->ifindex)
+		return DROP_TO_SELF;
+	*to = *d;
+	p->stale = 1;
+	return FOUND;
+}
+
+/* Where it goes on the other switches. */
 static __always_inline int find_here(struct pkt *p, struct dest *to)
 {
 	struct mac_key key = {.sw = p->src.sw};
@@ -290,8 +350,14 @@ static __always_inline int find_host(const struct pkt *p, struct dest *to)
 /* Where a frame goes: 0, or why nowhere. */
 static __always_inline int find(struct pkt *p, struct dest *to)
 {
-	int step = on_overlay(p) ? find_overlay(p, to) : find_here(p, to);
+	int step = 0;
 
+	if (p->turned & (TURNED | TURNED_KEPT | TURNED_SELF)) {
+		step = find_backend(p, to);
+		if (step)
+			return step == FOUND ? DROP_NONE : step;
+	}
+	step = on_overlay(p) ? find_overlay(p, to) : find_here(p, to);
 	return step || to->kind != PORT_HOST ? step : find_host(p, to);
 }
 
@@ -308,6 +374,11 @@ __noinline int deliver(struct __sk_buff *skb, struct pkt *p)
 		return drop(skb, p, step);
 	step = judge(skb, p, &to);
 	if (!step && p->stale && redress(skb, p, to.port))
+		step = DROP_KERNEL;
+	if (!step && p->turned & TURNED_ANSWER && answer(skb, p))
+		step = DROP_KERNEL;
+	if (!step && is_icmp_error(p) && !(p->flags & PKT_TEST) && !p->turned && !quoted(skb, p) && error_back(p) &&
+	    mend(skb, p))
 		step = DROP_KERNEL;
 	if (!step && to.kind == PORT_REMOTE)
 		step = fits_tunnel(skb, p);

@@ -3,6 +3,7 @@
 #ifndef BULKHEAD_FLOW_H
 #define BULKHEAD_FLOW_H
 
+#include "choice.h"
 #include "drop.h"
 #include "maps.h"
 #include "parse.h"
@@ -116,6 +117,32 @@ static __always_inline __u64 patience(const struct flow *f, __u8 proto)
 	return f->state & FLOW_REPLIED ? IDLE_REPLIED : IDLE_ONE_WAY;
 }
 
+/* A client may have a connection to a service and one past it between the same ports of the same two: the
+ * newer one counts. */
+static __always_inline int turned_otherwise(const struct flow *f, const struct pkt *p)
+{
+	return !(f->state & FLOW_TURNED) != !(p->turned & TURNED);
+}
+
+/* An answer of a back end: its source is to be what the receiver has asked. */
+static __always_inline void to_answer(const struct flow *f, struct pkt *p)
+{
+	p->turned = TURNED_ANSWER | (f->state & FLOW_SELF ? TURNED_SELF : 0);
+	p->aport = f->aport;
+	__builtin_memcpy(p->alias, f->alias, 16);
+}
+
+/* What a flow says about its packet. Others of the opener's have been turned before it was found. */
+static __always_inline void recall(const struct flow *f, struct pkt *p, int end)
+{
+	if (f->opener != end && f->state & FLOW_TURNED) {
+		to_answer(f, p);
+	} else if (f->opener == end && f->state & FLOW_KEPT) {
+		p->turned = TURNED_KEPT;
+		__builtin_memcpy(p->alias, f->alias, 16);
+	}
+}
+
 /* A verification border, to keep its variables off the callers' stacks. */
 __noinline int rule_add(__u32 port, __u32 rule, __u64 matches, __u64 packets, __u64 bytes)
 {
@@ -183,7 +210,7 @@ static __always_inline void flow_log(const struct flow_key *k, const struct flow
 
 static __always_inline void share_add(__u32 port, __s64 n)
 {
-	struct share *s = bpf_map_lookup_elem(&bh_shares_v3, &port);
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v4, &port);
 
 	if (s)
 		__sync_fetch_and_add(&s->flows, n);
@@ -195,8 +222,10 @@ static __always_inline void flow_end(const struct flow_key *k, struct flow *f)
 {
 	__u32 charged = f->charged;
 
-	if (bpf_map_delete_elem(&bh_flows_v3, k))
+	if (bpf_map_delete_elem(&bh_flows_v4, k))
 		return;
+	if (f->state & (FLOW_TURNED | FLOW_KEPT))
+		choice_end(k, f);
 	flow_settle(f);
 	flow_log(k, f);
 	share_add(charged, -1);
@@ -248,12 +277,12 @@ __noinline int flow_last(const struct flow_key *k)
 	if (!k || !room)
 		return 0;
 	room->key = *k; /* 6.1 takes no key from where a caller has it */
-	f = bpf_map_lookup_elem(&bh_flows_v3, &room->key);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &room->key);
 	c = bpf_map_lookup_elem(&bh_config_v1, &at);
 	if (!f || !c)
 		return 0;
 	at = f->charged;
-	s = bpf_map_lookup_elem(&bh_shares_v3, &at);
+	s = bpf_map_lookup_elem(&bh_shares_v4, &at);
 	if (s && (__s64)s->flows > c->flows_per_port / MANY_FLOWS)
 		flow_end(&room->key, f);
 	return 0;
@@ -262,7 +291,7 @@ __noinline int flow_last(const struct flow_key *k)
 /* Takes up a flow: 0, or why not. The caller counts the packet. */
 static __always_inline int flow_open(struct flow_key *k, const struct flow *first, __u32 limit)
 {
-	struct share *s = bpf_map_lookup_elem(&bh_shares_v3, &first->charged);
+	struct share *s = bpf_map_lookup_elem(&bh_shares_v4, &first->charged);
 
 	if (s) {
 		/* Below zero where the count began after its flows. */
@@ -270,11 +299,11 @@ static __always_inline int flow_open(struct flow_key *k, const struct flow *firs
 			return DROP_FLOW_TABLE;
 		__sync_fetch_and_add(&s->flows, 1);
 	}
-	if (bpf_map_update_elem(&bh_flows_v3, k, first, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&bh_flows_v4, k, first, BPF_NOEXIST)) {
 		if (s)
 			__sync_fetch_and_add(&s->flows, -1);
 		/* Another CPU was faster with a packet of the same flow; or the table is full. */
-		return bpf_map_lookup_elem(&bh_flows_v3, k) ? DROP_NONE : DROP_FLOW_TABLE;
+		return bpf_map_lookup_elem(&bh_flows_v4, k) ? DROP_NONE : DROP_FLOW_TABLE;
 	}
 	return DROP_NONE;
 }

@@ -70,11 +70,13 @@ static __always_inline void ask_in(struct question *q, const struct pkt *p, __u3
 }
 
 /* The rules of both ports over a packet: 0, or whose say no. What they were goes into
- * p->rule_out and p->rule. */
+ * p->rule_out and p->rule. What a back end sends to itself is as little their business as its loopback. */
 static __always_inline int rules(struct pkt *p, struct question *q, __u32 out, __u32 in)
 {
 	p->rule = 0;
 	p->rule_out = 0;
+	if (p->turned & TURNED_SELF)
+		return DROP_NONE;
 	if (out) {
 		ask_out(q, p, out);
 		if (classify(q) != ACTION_ALLOW) {
@@ -99,6 +101,8 @@ static __always_inline int rules_back(struct pkt *p, struct question *q, __u32 o
 {
 	p->rule = 0;
 	p->rule_out = 0;
+	if (p->turned & TURNED_SELF)
+		return DROP_NONE;
 	if (out) {
 		ask_in(q, p, out); /* the receiver of the answer is local, as it was when it asked */
 		if (classify(q) != ACTION_ALLOW) {
@@ -121,6 +125,8 @@ static __always_inline int rules_back(struct pkt *p, struct question *q, __u32 o
 /* Do the rules let answers pass that come as packets of their own, without a flow? */
 static __always_inline int answers_pass(const struct pkt *p, struct question *q, __u32 out, __u32 in)
 {
+	if (p->turned & TURNED_SELF)
+		return 1;
 	if (out) {
 		ask_in(q, p, out);
 		if (classify(q) != ACTION_ALLOW)
@@ -196,6 +202,23 @@ static __always_inline int is_midway(const struct pkt *p)
 	return p->proto == IPPROTO_TCP && !(p->flags & PKT_OPENER);
 }
 
+/* A flow of a service's client: the choice goes with it. Who meets itself answers by the MAC that it
+ * asked by. */
+static __always_inline void note_choice(struct flow *f, struct flow_end *me, const struct pkt *p)
+{
+	struct scratch *room = scratch();
+
+	f->state |= p->turned & TURNED ? FLOW_TURNED : FLOW_KEPT;
+	__builtin_memcpy(f->alias, p->alias, 16);
+	f->aport = p->aport;
+	if (p->turned & TURNED_SELF) {
+		f->state |= FLOW_SELF;
+		__builtin_memcpy(me->mac, p->dmac, ETH_ALEN);
+	}
+	if (room)
+		bpf_map_update_elem(&bh_choices_v1, &room->choice_key, &room->choice, 0);
+}
+
 /* A verification border: a new flow, 0 or why not. A container's share pays for it,
  * whoever opened it: a flood from outside uses up the share of the one that it is for. */
 __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
@@ -238,6 +261,8 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	if (p->stale)
 		f->state |= end ? FLOW_STALE_A : FLOW_STALE_B;
 	f->charged = p->kind == PORT_CONTAINER ? p->ifindex : to->port;
+	if (p->turned & (TURNED | TURNED_KEPT))
+		note_choice(f, me, p);
 	return flow_open(key, f, limit);
 }
 
@@ -247,7 +272,7 @@ static __always_inline int may_answer(const struct pkt *p, const struct port *to
 {
 	const struct owner *o;
 
-	if (to->kind != PORT_CONTAINER)
+	if (to->kind != PORT_CONTAINER || p->turned & (TURNED_SELF | TURNED_KEPT))
 		return 1;
 	o = owner_of(&p->dst);
 	return o && o->port == d->port;
@@ -261,7 +286,7 @@ __noinline int end_flow(void)
 
 	if (!room)
 		return 0;
-	f = bpf_map_lookup_elem(&bh_flows_v3, &room->key);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &room->key);
 	if (f)
 		flow_end(&room->key, f);
 	return 0;
@@ -276,7 +301,7 @@ static __always_inline int weigh(const struct flow *f, const struct pkt *p, int 
 				 const struct dest *d)
 {
 	if (f->end[end & 1].port != p->ifindex || f->end[!(end & 1)].port != d->port || f->state & FLOW_MIDWAY ||
-	    !may_answer(p, to, d))
+	    !may_answer(p, to, d) || (f->opener == end && turned_otherwise(f, p)))
 		return JUDGE_FIRST;
 	if (!(p->flags & PKT_OPENER))
 		return DROP_NONE;
@@ -319,7 +344,7 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 				       const struct port *from, const struct port *to, const struct dest *d,
 				       __u32 gen)
 {
-	struct flow *f = bpf_map_lookup_elem(&bh_flows_v3, key);
+	struct flow *f = bpf_map_lookup_elem(&bh_flows_v4, key);
 	__u32 stale = end ? FLOW_STALE_A : FLOW_STALE_B;
 	int step;
 
@@ -354,6 +379,8 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 	f->end[end & 1].flags = end_flags(p, LIMIT_BACK);
 	f->end[!(end & 1)].flags = end_flags(p, LIMIT_IN);
 	f->generation = gen;
+	if (f->opener != end && f->state & FLOW_TURNED)
+		to_answer(f, p);
 	count_flow(f, p, end);
 	return DROP_NONE;
 }
@@ -443,7 +470,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		p->limits |= LIMIT_IN;
 	if (is_exempt(p) || is_renewal(p, to))
 		return DROP_NONE;
-	if ((from->flags | to->flags) & PORT_ISOLATED && is_peer(from->kind) && is_peer(to->kind)) {
+	if ((from->flags | to->flags) & PORT_ISOLATED && !(p->turned & TURNED_SELF) && is_peer(from->kind) && is_peer(to->kind)) {
 		if (!(from->flags & PORT_ISOLATED))
 			p->at = d->port;
 		return DROP_ISOLATED;
@@ -461,6 +488,8 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 	step = JUDGE_FIRST;
 	if (has_flow(p) && !(p->flags & PKT_TEST))
 		step = judge_again(p, q, key, end, from, to, d, gen);
+	if (step < 0 && p->turned & TURNED_ANSWER) /* its flow is gone, and with it what it would answer */
+		return DROP_NO_BACKEND;
 	if (step < 0)
 		step = judge_first(skb, p, q, from, to, d, gen, step == JUDGE_BESIDE);
 	if (!step && p->flags & PKT_FRAGMENT && !(p->flags & PKT_TEST) && (from->out || to->in || from->flags & PORT_STEERED))

@@ -90,11 +90,11 @@ FIXED(bh_pending_v1, ARRAY, 1, __u32, struct pending);
 
 /* Connections. Not an LRU: a flood of new flows may not push out one that others rely
  * on, so each port has a share, and the silent ones are swept out. */
-TABLE(bh_flows_v3, HASH, MAX_FLOWS, struct flow_key, struct flow);
+TABLE(bh_flows_v4, HASH, MAX_FLOWS, struct flow_key, struct flow);
 
 /* How many of them each port has: the version goes with that of the flows, for those of
  * another version's table are counted anew. */
-TABLE(bh_shares_v3, HASH, MAX_PORTS, __u32, struct share);
+TABLE(bh_shares_v4, HASH, MAX_PORTS, __u32, struct share);
 
 /* One timer for all: the kernel allocates each, and from a packet's path it may find no
  * memory for thousands. */
@@ -154,15 +154,21 @@ struct scratch {
 	struct flow flow;
 	struct fragment_key fragment;
 	struct arrival arrival;
+	struct choice_key choice_key;
+	struct choice choice;
+	struct tuple tuple;
+	struct turn turn;
+	struct mend mend;
+	struct inner inner;
 };
 
-FIXED(bh_scratch_v3, PERCPU_ARRAY, 1, __u32, struct scratch);
+FIXED(bh_scratch_v4, PERCPU_ARRAY, 1, __u32, struct scratch);
 
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&bh_scratch_v3, &zero);
+	return bpf_map_lookup_elem(&bh_scratch_v4, &zero);
 }
 
 #endif

@@ -59,7 +59,18 @@ struct pkt {
 	__u8 stale; /* dmac is not that of who has dst: the sender's neighbour table is behind */
 	__u8 copied; /* a port has a copy of it */
 	__u8 lan; /* LAN_*; from PORT_HOST: seen at the NIC's egress, or from a vNIC of the host's */
+	__u8 turned; /* TURNED_* */
+	__u16 aport; /* with alias */
+	__u8 alias[16] __attribute__((aligned(4)));
 };
+
+/* What load balancers do with a packet (balance.h). */
+#define TURNED 1	/* dst is that of a back end; alias and aport are what the packet was for */
+#define TURNED_SELF 2	/* between a back end and itself, which sees itself under another address */
+#define TURNED_KEPT 4	/* alias is the back end, dst as it was */
+#define TURNED_ANSWER 8 /* alias and aport are what the receiver has asked: the source is to be given those */
+#define TURNED_NONE 16	/* for no service */
+#define TURNED_OWNED 32 /* from a back end that has the service's address */
 
 /* On a switch with an uplink: the port's flags from PORT_LAN on, and what follows. */
 #define LAN 1

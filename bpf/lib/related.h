@@ -18,16 +18,6 @@ static __always_inline int is_icmp_error(const struct pkt *p)
 	return p->ethertype == ETH_P_IPV6 && p->proto == IPPROTO_ICMPV6 && p->type >= 1 && p->type <= ICMP6_ERROR_LAST;
 }
 
-/* The packet inside an error, as far as it is needed. */
-struct inner {
-	__u8 src[16] __attribute__((aligned(4)));
-	__u8 dst[16] __attribute__((aligned(4)));
-	__u16 sport;
-	__u16 dport;
-	__u8 proto;
-	__u8 pad[3];
-};
-
 static __always_inline int inner_ports(struct __sk_buff *skb, struct inner *in, __u32 at)
 {
 	__be16 head[4];
@@ -87,7 +77,7 @@ __noinline int related(struct __sk_buff *skb, struct pkt *p, __u32 to)
 		return 0;
 	end = flow_key(&key, p->src.sw, in.proto, in.src, in.sport, in.dst, in.dport);
 	key.sw |= half(p, !end);
-	f = bpf_map_lookup_elem(&bh_flows_v3, &key);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &key);
 	if (!f || f->generation != generation() || f->end[end & 1].port != to)
 		return 0;
 	return p->kind != PORT_CONTAINER || f->end[!(end & 1)].port == p->ifindex;

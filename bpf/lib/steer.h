@@ -69,7 +69,7 @@ static __always_inline int is_answer(struct scratch *room, const struct pkt *p, 
 	room->key = (struct flow_key){};
 	end = flow_key(&room->key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
 	room->key.sw |= half(p, end);
-	f = bpf_map_lookup_elem(&bh_flows_v3, &room->key);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &room->key);
 	return f && f->opener != end && !(f->state & FLOW_MIDWAY) && f->end[end & 1].port == p->ifindex &&
 	       f->end[!(end & 1)].port == to;
 }

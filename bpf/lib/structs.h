@@ -341,6 +341,9 @@ struct flow_end {
 #define FLOW_MIDWAY 64  /* taken up in its middle: who opened it, nobody knows */
 #define FLOW_CUT 128  /* the rules say no by now; they may say yes again */
 #define FLOW_CARRIED 256 /* from another version's table: no share has it yet */
+#define FLOW_TURNED 512 /* the opener asked alias and aport; a load balancer chose the other end */
+#define FLOW_SELF 1024  /* that is the opener itself: see TURNED_SELF */
+#define FLOW_KEPT 2048  /* chosen as well, but not rewritten: alias is the receiver's own address */
 
 struct flow {
 	__u64 opened; /* ktime ns */
@@ -354,7 +357,9 @@ struct flow {
 	__u32 charged;	  /* the port whose share of the table it takes */
 	__u32 state;	  /* FLOW_*, changed by several CPUs at once */
 	__u8 opener;	  /* 0: end a, 1: end b */
-	__u8 pad[3];
+	__u8 pad;
+	__u16 aport;
+	__u8 alias[16] __attribute__((aligned(4))); /* see FLOW_TURNED and FLOW_KEPT */
 };
 
 /* How many flows a port has in the table. */
@@ -397,6 +402,122 @@ struct fragment {
 	__u64 time; /* ktime ns */
 	__u32 generation;
 	__u32 to; /* the port that it went to */
+};
+
+/* A service of a load balancer: what clients on a switch ask for. */
+struct vip_key {
+	__u32 sw;
+	__u8 ip[16] __attribute__((aligned(4)));
+	__u16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+#define VIP_HOST 1 /* the host may ask, and who comes by it */
+#define VIP_KEEP 2 /* its packets are delivered as they are */
+
+/* What a back end is chosen by: plan.Spread. */
+#define SPREAD_FLOW 0
+#define SPREAD_SOURCE_PROTOCOL 1
+#define SPREAD_SOURCE 2
+
+struct vip {
+	__u32 table; /* of back ends; 0: there is none */
+	__u32 mask;  /* of a place in the table */
+	__u8 self[16] __attribute__((aligned(4))); /* as whom a back end meets itself */
+	__u8 flags;  /* VIP_* */
+	__u8 spread; /* SPREAD_* */
+	__u8 pad[2];
+};
+
+/* The places of a table, in pieces: each names a back end. Who has how many, and which stay theirs
+ * when others come or go, is worked out by the daemon (Maglev: Eisenbud et al., NSDI 2016). */
+#define PLACES 256
+
+struct places_key {
+	__u32 table;
+	__u32 piece;
+};
+
+struct places {
+	__u16 backend[PLACES];
+};
+
+struct backend_key {
+	__u32 table;
+	__u32 backend;
+};
+
+struct backend {
+	__u8 ip[16] __attribute__((aligned(4)));
+	__u16 port;
+	__u16 pad;
+};
+
+/* Is a back end in the table? */
+struct standing_key {
+	__u32 table;
+	__u8 ip[16] __attribute__((aligned(4)));
+	__u16 port;
+	__u16 pad;
+};
+
+/* A connection to a service, as its client sends it, and the back end that it has. It lives as long as
+ * the flow. */
+struct choice_key {
+	__u32 sw;
+	__u8 src[16] __attribute__((aligned(4)));
+	__u8 dst[16] __attribute__((aligned(4)));
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct choice {
+	__u32 table; /* that it was last seen in */
+	__u8 ip[16] __attribute__((aligned(4)));
+	__u16 port;
+	__u16 pad;
+};
+
+/* How the first part of a fragmented packet was rewritten. */
+struct turn {
+	__u64 time; /* ktime ns */
+	__u8 src[16] __attribute__((aligned(4)));
+	__u8 dst[16] __attribute__((aligned(4)));
+	__u8 alias[16] __attribute__((aligned(4)));
+	__u8 turned; /* TURNED_* */
+	__u8 pad[7];
+};
+
+/* Addresses and ports that a packet is given. */
+struct tuple {
+	__u8 src[16] __attribute__((aligned(4)));
+	__u8 dst[16] __attribute__((aligned(4)));
+	__u16 sport;
+	__u16 dport;
+};
+
+/* The packet inside an error, as far as it is needed. */
+struct inner {
+	__u8 src[16] __attribute__((aligned(4)));
+	__u8 dst[16] __attribute__((aligned(4)));
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* What is rewritten in an ICMP error: an end of the quoted packet, and the one of the error that is the same. */
+struct mend {
+	__u8 from[16] __attribute__((aligned(4)));
+	__u8 to[16] __attribute__((aligned(4)));
+	__u16 port;
+	__u16 to_port;
+	__u8 dst;   /* the end is the quoted packet's destination */
+	__u8 outer; /* and the error has it, too */
+	__u8 pad[2];
 };
 
 /* The sides of a rate_key. */

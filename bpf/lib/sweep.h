@@ -44,7 +44,7 @@ __noinline int sweep(__u64 turn)
 {
 	struct sweep s = {.now = bpf_ktime_get_ns(), .ports = turn % SWEEP_PORTS == 0};
 
-	bpf_for_each_map_elem(&bh_flows_v3, sweep_flow, &s, 0);
+	bpf_for_each_map_elem(&bh_flows_v4, sweep_flow, &s, 0);
 	return 0;
 }
 

@@ -74,6 +74,8 @@ __noinline int from_remote(struct __sk_buff *skb)
 	step = carry(skb, p);
 	if (step)
 		return step;
+	if (p->flags & PKT_NO_L4)
+		balance(skb, p, 0); /* an answer's */
 	step = guard_inner(p);
 	if (!step && p->flags & PKT_GROUP)
 		step = guard_spread(p);

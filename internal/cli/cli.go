@@ -153,6 +153,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newEndpointCmd(a)),
 		grouped(groupNetworks, newClusterCmd(a)),
 		grouped(groupNetworks, newJoinCmd(a)),
+		grouped(groupNetworks, newBalancerCmd(a)),
 		grouped(groupNetworks, newNamespaceCmd(a)),
 		grouped(groupNetworks, newPublishCmd(a)),
 		grouped(groupNetworks, newAddressCmd(a)),

@@ -113,6 +113,17 @@ func (a *app) completeEndpoints(cmd *cobra.Command, args []string, begun string)
 	})(cmd, args, begun)
 }
 
+func (a *app) completeBalancers(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	return a.live(func(ctx context.Context, c *client.Client) ([]string, error) {
+		list, err := c.LoadBalancers(ctx)
+		var names []string
+		for _, l := range list {
+			names = append(names, nameOr(l.Name, l.ID))
+		}
+		return names, err
+	})(cmd, args, begun)
+}
+
 func (a *app) completeNamespaces(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	return a.live(func(ctx context.Context, c *client.Client) ([]string, error) {
 		list, err := c.Namespaces(ctx)

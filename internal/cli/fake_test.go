@@ -25,23 +25,24 @@ type daemon struct {
 	t      *testing.T
 	socket string
 
-	Info        api.Info
-	Networks    []hcn.HostComputeNetwork
-	Endpoints   []hcn.HostComputeEndpoint
-	Namespaces  []hcn.HostComputeNamespace
-	Containers  []api.Container
-	Images      []api.Image
-	Addresses   []api.Address
-	Published   []api.Published
-	Doctor      []api.Check
-	Events      []api.Event
-	Drops       []api.DropLine
-	Flows       []api.FlowLine
-	Rules       []api.EndpointRules
-	Explained   api.Explanation
-	Plan        api.Plan
-	Cluster     api.Cluster
-	Attachments []api.Attachment
+	Info          api.Info
+	Networks      []hcn.HostComputeNetwork
+	Endpoints     []hcn.HostComputeEndpoint
+	Namespaces    []hcn.HostComputeNamespace
+	LoadBalancers []hcn.HostComputeLoadBalancer
+	Containers    []api.Container
+	Images        []api.Image
+	Addresses     []api.Address
+	Published     []api.Published
+	Doctor        []api.Check
+	Events        []api.Event
+	Drops         []api.DropLine
+	Flows         []api.FlowLine
+	Rules         []api.EndpointRules
+	Explained     api.Explanation
+	Plan          api.Plan
+	Cluster       api.Cluster
+	Attachments   []api.Attachment
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -168,6 +169,8 @@ func (d *daemon) routes() http.Handler {
 		func(f hcn.Filter, o *hcn.HostComputeEndpoint) bool { return f.MatchEndpoint(o) }, hcn.ErrEndpointNotFound)
 	hcnKind(d, mux, "namespaces", func() []hcn.HostComputeNamespace { return d.Namespaces }, func(o hcn.HostComputeNamespace) hcn.GUID { return o.ID },
 		func(f hcn.Filter, o *hcn.HostComputeNamespace) bool { return f.MatchNamespace(o) }, hcn.ErrElementNotFound)
+	hcnKind(d, mux, "loadbalancers", func() []hcn.HostComputeLoadBalancer { return d.LoadBalancers }, func(o hcn.HostComputeLoadBalancer) hcn.GUID { return o.ID },
+		func(f hcn.Filter, o *hcn.HostComputeLoadBalancer) bool { return f.MatchLoadBalancer(o) }, hcn.ErrElementNotFound)
 	change("POST /v1/containers", func(*http.Request) (any, error) {
 		return api.ContainerCreated{ID: strings.Repeat("f", 64), Name: "made", Warnings: []string{"no swap limit"}}, nil
 	})

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,7 @@ const (
 	kindNetwork   = "network"
 	kindEndpoint  = "endpoint"
 	kindNamespace = "namespace"
+	kindBalancer  = "loadbalancer"
 	kindImage     = "image"
 )
 
@@ -25,18 +27,18 @@ func newInspectCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect [flags] NAME…",
 		Short: "Show everything about an object of any kind",
-		Long: `Shows the documents of containers, networks, endpoints, namespaces and images, found
-by name or ID in this order. HCN documents are shown as HCN clients see them.`,
+		Long: `Shows the documents of containers, networks, endpoints, namespaces, load balancers and
+images, found by name or ID in this order. HCN documents are shown as HCN clients see them.`,
 		Example: `  bulkhead inspect web
   bulkhead inspect --type network nat`,
 		Args:              needNames("name"),
 		ValidArgsFunction: a.completeAny,
 	}
 	form := outputFlag(cmd, outputJSON)
-	cmd.Flags().StringVar(&kind, "type", "", "look for one kind only: container, network, endpoint, namespace or image")
-	complete(cmd, "type", kindContainer, kindNetwork, kindEndpoint, kindNamespace, kindImage)
+	cmd.Flags().StringVar(&kind, "type", "", "look for one kind only: container, network, endpoint, namespace, loadbalancer or image")
+	complete(cmd, "type", kindContainer, kindNetwork, kindEndpoint, kindNamespace, kindBalancer, kindImage)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		kinds := []string{kindContainer, kindNetwork, kindEndpoint, kindNamespace, kindImage}
+		kinds := []string{kindContainer, kindNetwork, kindEndpoint, kindNamespace, kindBalancer, kindImage}
 		if kind != "" {
 			kinds = []string{kind}
 		}
@@ -49,13 +51,13 @@ by name or ID in this order. HCN documents are shown as HCN clients see them.`,
 func newInspectKindCmd(a *app, what, kind string) *cobra.Command {
 	names := map[string]completer{
 		kindContainer: a.completeContainers(nil), kindNetwork: a.completeNetworks, kindEndpoint: a.completeEndpoints,
-		kindNamespace: a.completeNamespaces, kindImage: a.completeImages,
+		kindNamespace: a.completeNamespaces, kindBalancer: a.completeBalancers, kindImage: a.completeImages,
 	}
 	cmd := &cobra.Command{
 		Use:               "inspect [flags] NAME…",
 		Short:             fmt.Sprintf("Show everything about %ss", what),
 		Long:              fmt.Sprintf("Shows the documents of %ss, found by name or ID.", what),
-		Example:           fmt.Sprintf("  bulkhead %s inspect %s", what, map[string]string{kindNetwork: "nat", kindImage: "registry.example/web"}[kind]),
+		Example:           fmt.Sprintf("  bulkhead %s inspect %s", strings.ReplaceAll(what, " ", ""), map[string]string{kindNetwork: "nat", kindImage: "registry.example/web"}[kind]),
 		Args:              needNames(what),
 		ValidArgsFunction: names[kind],
 	}
@@ -125,7 +127,7 @@ func lookUp(ctx context.Context, c *client.Client, name string, kinds []string) 
 		}
 	}
 	return found{}, api.Errorf(api.KindNotFound, "nothing is called %q or has such an ID", name).
-		Hint("bulkhead ps -a, bulkhead network ls, bulkhead endpoint ls, bulkhead namespace ls or bulkhead images")
+		Hint("bulkhead ps -a, bulkhead network ls, bulkhead endpoint ls, bulkhead namespace ls, bulkhead loadbalancer ls or bulkhead images")
 }
 
 func lookUpKind(ctx context.Context, c *client.Client, name, kind string) (found, error) {
@@ -159,10 +161,16 @@ func lookUpKind(ctx context.Context, c *client.Client, name, kind string) (found
 			return found{}, err
 		}
 		return found{kind, o.Name, string(o.ID), o}, nil
+	case kindBalancer:
+		o, err := balancers(c).find(ctx, name)
+		if err != nil {
+			return found{}, err
+		}
+		return found{kind, o.Name, string(o.ID), o}, nil
 	case kindImage:
 		o, err := c.Image(ctx, name)
 		return found{kind, imageName(o), o.ID, o}, err
 	}
 	return found{}, api.Errorf(api.KindInvalid, "--type %q is not known", kind).
-		Hint("use container, network, endpoint, namespace or image")
+		Hint("use container, network, endpoint, namespace, loadbalancer or image")
 }

@@ -33,6 +33,10 @@ func namespaces(c *client.Client) kindOf[hcn.HostComputeNamespace] {
 	return kindOf[hcn.HostComputeNamespace]{"namespace", "namespace ls", c.EnumerateNamespaces, c.Namespace}
 }
 
+func balancers(c *client.Client) kindOf[hcn.HostComputeLoadBalancer] {
+	return kindOf[hcn.HostComputeLoadBalancer]{"load balancer", "loadbalancer ls", c.EnumerateLoadBalancers, c.LoadBalancer}
+}
+
 // all gives the documents that match. What is deleted in between is left out.
 func (k kindOf[T]) all(ctx context.Context, q hcn.HostComputeQuery) ([]T, error) {
 	ids, err := k.list(ctx, q)

@@ -85,7 +85,7 @@ func (e *Engine) change(fn func(*txn) error) (*txn, uint64, error) {
 	if len(t.save) > 0 {
 		t.markMade()
 	}
-	concerns := len(t.dirty.Networks)+len(t.dirty.Endpoints)+len(t.dirty.Namespaces) > 0
+	concerns := len(t.dirty.Networks)+len(t.dirty.Endpoints)+len(t.dirty.Namespaces)+len(t.dirty.Balancers) > 0
 	if concerns {
 		e.st.rev++
 	}

@@ -349,6 +349,7 @@ func (t *txn) dropEndpoint(id hcn.GUID) {
 		t.bidFarewell(old)
 		t.leaveRoutes(id)
 		t.putEndpoint(id, nil)
+		t.leaveBalancers(id)
 		k := object{"endpoint", string(id)}
 		t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "delete", ID: string(id), Name: old.Doc.Name}, goes: &k})
 	}

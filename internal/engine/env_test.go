@@ -312,6 +312,13 @@ func (e *env) checkOwners() {
 			e.t.Errorf("namespace %s of no container", id)
 		}
 	}
+	for id, b := range st.balancers {
+		for _, ep := range b.Doc.HostComputeEndpoints {
+			if st.endpoints[ep] == nil {
+				e.t.Errorf("load balancer %s has the back end %s, which is gone", id, ep)
+			}
+		}
+	}
 	for id := range e.w.disk {
 		if st.containers[id] == nil {
 			e.t.Errorf("storage of container %.12s, which is gone", id)
@@ -354,7 +361,7 @@ func (e *env) checkIndexes() {
 		e.t.Fatal(err)
 	}
 	text := func(s *state) string {
-		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings)
+		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), s.frontends)
 	}
 	if d := cmp.Diff(text(fresh), text(e.e.st)); d != "" {
 		e.t.Errorf("indexes (-store +memory):\n%s", d)
@@ -382,6 +389,10 @@ func (e *env) endpoint(doc string) (hcn.HostComputeEndpoint, error) {
 
 func (e *env) namespace(doc string) (hcn.HostComputeNamespace, error) {
 	return e.e.CreateNamespace(context.Background(), "", decode[hcn.HostComputeNamespace](e, doc))
+}
+
+func (e *env) balancer(doc string) (hcn.HostComputeLoadBalancer, error) {
+	return e.e.CreateLoadBalancer(context.Background(), "", decode[hcn.HostComputeLoadBalancer](e, doc))
 }
 
 func (e *env) attach(ns, ep hcn.GUID) error {

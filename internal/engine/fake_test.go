@@ -111,6 +111,9 @@ func wanted(p *plan.Plan) (kernel [5]map[object]string) {
 	for id, s := range p.Switches {
 		kernel[1][object{"network", string(id)}] = fmt.Sprintf("%d %s %v mtu %d sets %v", s.Number, s.Mode, s.Subnets, s.MTU, s.Sets)
 	}
+	for id, b := range p.Balancers {
+		kernel[1][balancerObject(id)] = fmt.Sprintf("switch %d %v", b.Switch, b.Services)
+	}
 	for id, port := range p.Ports {
 		k := object{"port", string(id)}
 		kernel[0][k] = fmt.Sprintf("%s %s in %q mtu %d %v %v", port.VNIC.Device, port.MAC, port.VNIC.Namespace, port.VNIC.MTU, port.VNIC.Addrs, port.VNIC.Routes)

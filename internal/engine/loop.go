@@ -183,6 +183,11 @@ func onlyTakesAway(d *plan.Delta) bool {
 			return false
 		}
 	}
+	for _, c := range d.Balancers {
+		if c.Old == nil {
+			return false
+		}
+	}
 	return true
 }
 

@@ -37,7 +37,7 @@ func objectsOf(doc *hcn.HostComputeNetwork) []object {
 }
 
 func touchedObjects(d *plan.Delta) []object {
-	out := make([]object, 0, len(d.Namespaces)+len(d.Switches)+len(d.Ports))
+	out := make([]object, 0, len(d.Namespaces)+len(d.Switches)+len(d.Ports)+len(d.Balancers))
 	for id := range d.Namespaces {
 		out = append(out, namespaceObject(id))
 	}
@@ -46,6 +46,9 @@ func touchedObjects(d *plan.Delta) []object {
 	}
 	for id := range d.Ports {
 		out = append(out, object{"port", string(id)})
+	}
+	for id := range d.Balancers {
+		out = append(out, balancerObject(id))
 	}
 	return out
 }
@@ -83,6 +86,11 @@ func strike(d *plan.Delta, k object, err error, errs map[object]error) {
 	case "port":
 		if c, ok := d.Ports[plan.PortID(k.id)]; ok && c.New != nil {
 			delete(d.Ports, plan.PortID(k.id))
+		}
+		return
+	case "loadbalancer":
+		if c, ok := d.Balancers[hcn.GUID(k.id)]; ok && c.New != nil {
+			delete(d.Balancers, hcn.GUID(k.id))
 		}
 		return
 	case "network":
@@ -124,6 +132,11 @@ func strikeAll(d *plan.Delta, err error, errs map[object]error) {
 	for id, c := range d.Ports {
 		if c.New != nil {
 			strike(d, object{"port", string(id)}, err, errs)
+		}
+	}
+	for id, c := range d.Balancers {
+		if c.New != nil {
+			strike(d, balancerObject(id), err, errs)
 		}
 	}
 }

@@ -65,6 +65,7 @@ var opNames = []string{
 	"network", "network", "delete network", "endpoint", "endpoint", "delete endpoint", "publish", "unpublish", "namespace", "delete namespace",
 	"attach", "attach", "attach", "detach", "list container", "container", "container", "start", "start", "start", "stop", "kill", "remove",
 	"connect", "disconnect", "publish container", "compartment", "compartment", "delete compartment",
+	"balancer", "balancer", "modify balancer", "delete balancer",
 }
 
 func drawAct(t *rapid.T) act {
@@ -134,7 +135,7 @@ func (e *env) rows() string {
 	e.e.mu.RLock()
 	defer e.e.mu.RUnlock()
 	st := e.e.st
-	return toJSON([]any{st.networks, st.endpoints, st.namespaces, st.containers, st.settings}) +
+	return toJSON([]any{st.networks, st.endpoints, st.namespaces, st.containers, st.settings, st.balancers}) +
 		fmt.Sprint(st.addrs, st.macs, st.netNames, st.ctrNames, st.ports)
 }
 
@@ -225,8 +226,25 @@ func (e *env) do(o op) error {
 			return second(e.endpoint(epDoc(net, more)))
 		}
 	}
+	if lb, ok := pick(e.e.LoadBalancers(hcn.Filter{}), o.A); ok {
+		switch o.Name {
+		case "delete balancer":
+			return e.e.DeleteLoadBalancer(bg, lb)
+		case "modify balancer":
+			doc, err := e.e.LoadBalancer(lb)
+			if err != nil {
+				return err
+			}
+			if doc.HostComputeEndpoints = nil; hasEp && o.C%2 == 0 {
+				doc.HostComputeEndpoints = []hcn.GUID{ep}
+			}
+			return e.e.ModifyLoadBalancer(bg, lb, doc)
+		}
+	}
 	if hasEp {
 		switch o.Name {
+		case "balancer":
+			return second(e.balancer(lbDoc(o.C, ep)))
 		case "delete endpoint":
 			return e.e.DeleteEndpoint(bg, ep)
 		case "publish":

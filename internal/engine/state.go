@@ -32,6 +32,7 @@ type state struct {
 	settings   map[string]string
 	farewells  map[hcn.GUID]*farewell
 	routes     map[hcn.GUID]*plan.SDNRoute
+	balancers  map[hcn.GUID]*plan.LoadBalancer
 
 	seq uint64 // of the newest object
 	rev uint64 // of the store's last change that concerns the plan
@@ -46,8 +47,10 @@ type state struct {
 	avoided     map[lanAddr]time.Time       // what somebody else on a LAN had
 	netNames    map[string]hcn.GUID
 	ctrNames    map[string]string
-	ports       map[portKey]map[hcn.GUID]int // who publishes a port, and how often
-	numbers     map[uint32]int               // how many namespaces have a number
+	ports       map[portKey]map[hcn.GUID]int                 // who publishes a port, and how often
+	numbers     map[uint32]int                               // how many namespaces have a number
+	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer // by the endpoints in their documents
+	frontends   map[frontend]hcn.GUID                        // whose service is what
 
 	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
 	// whose they are.
@@ -73,12 +76,16 @@ func newState() *state {
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
+		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[frontend]hcn.GUID{},
 		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
 	}
 }
 
 func (s *state) intent() *plan.Intent {
-	return &plan.Intent{Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Routes: s.routesOf, Remotes: s.remotes}
+	return &plan.Intent{
+		Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Routes: s.routesOf, Remotes: s.remotes,
+		Balancers: s.balancers, ByBackend: s.byBackend,
+	}
 }
 
 // load reads the store that outlives a run of the host, and the one that does not,
@@ -129,6 +136,13 @@ func (s *state) read(db *store.DB) error {
 				return fmt.Errorf("its network %s cannot be read", n)
 			}
 			s.setEndpoint(r.Doc.ID, &r)
+			return nil
+		}),
+		readTable(s, db, balancerTable, func(k string, r plan.LoadBalancer) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			s.setBalancer(r.Doc.ID, &r)
 			return nil
 		}),
 		readTable(s, db, namespaceTable, func(k string, r plan.NamespaceRow) error {

@@ -18,6 +18,7 @@ func New() *Plan {
 		Switches:   map[hcn.GUID]*Switch{},
 		Ports:      map[PortID]*Port{},
 		Remotes:    map[hcn.GUID]*Remote{},
+		Balancers:  map[hcn.GUID]*Balancer{},
 		rules:      map[hcn.GUID]*networkRules{},
 		policies:   map[hcn.GUID]*endpointPolicy{},
 	}

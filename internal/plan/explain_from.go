@@ -33,7 +33,11 @@ func (e *explainer) fromContainer() {
 	k := Packet{From: from.ID, Src: e.Src, Dst: dst, DstPort: e.q.Port}
 	sw := e.plan.Switches[from.Network]
 	next := cmp.Or(via, dst)
-	t := &tracer{plan: e.plan, from: from, sw: sw}
+	t := &tracer{plan: e.plan, from: from, sw: sw, pkt: k}
+	if t.pkt.Protocol = e.q.Protocol; t.service() != nil {
+		e.toService(k, from, sw)
+		return
+	}
 	owner := t.owner(next)
 	if owner == nil && sw.Mode.OnLAN() {
 		e.beyond(k, sw, next)

@@ -18,6 +18,9 @@ type Intent struct {
 	Routes map[hcn.GUID][]*SDNRoute
 	// Remotes are what a control plane knows of endpoints on other hosts. They are facts, and stored nowhere.
 	Remotes map[hcn.GUID]*Remote
+	// Balancers by ID. ByBackend has them by the endpoints in their documents; nil: nobody keeps that.
+	Balancers map[hcn.GUID]*LoadBalancer
+	ByBackend map[hcn.GUID]map[hcn.GUID]*LoadBalancer
 }
 
 // Network is the stored form of a network: the document as it is shown, and

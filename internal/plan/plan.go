@@ -37,6 +37,8 @@ type Plan struct {
 	Remotes map[hcn.GUID]*Remote
 	// Secure is the way of encrypted networks to other hosts, nil while there are none.
 	Secure *Secure
+	// Balancers are the load balancers of all switches.
+	Balancers map[hcn.GUID]*Balancer
 
 	// rules and policies remember what was compiled of policies, by network and by
 	// endpoint.
@@ -362,9 +364,10 @@ type Delta struct {
 	Ports      map[PortID]Change[Port]
 	Remotes    map[hcn.GUID]Change[Remote]
 	Secure     bool
+	Balancers  map[hcn.GUID]Change[Balancer]
 }
 
 // Empty tells whether there is nothing to do.
 func (d *Delta) Empty() bool {
-	return !d.Host && !d.Secure && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0
+	return !d.Host && !d.Secure && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0 && len(d.Balancers) == 0
 }

@@ -11,11 +11,13 @@ type Dirty struct {
 	Networks, Endpoints, Namespaces map[hcn.GUID]struct{}
 	// Remotes are facts that changed, by their endpoints.
 	Remotes map[hcn.GUID]struct{}
+	// Balancers are load balancers whose own rows changed.
+	Balancers map[hcn.GUID]struct{}
 }
 
 // NoDirt names nothing.
 func NoDirt() Dirty {
-	return Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
+	return Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
 }
 
 // DirtyAll names everything in the intent.
@@ -33,6 +35,9 @@ func DirtyAll(in *Intent) Dirty {
 	for id := range in.Remotes {
 		d.Remotes[id] = struct{}{}
 	}
+	for id := range in.Balancers {
+		d.Balancers[id] = struct{}{}
+	}
 	return d
 }
 
@@ -48,6 +53,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		Switches:   map[hcn.GUID]Change[Switch]{},
 		Ports:      map[PortID]Change[Port]{},
 		Remotes:    map[hcn.GUID]Change[Remote]{},
+		Balancers:  map[hcn.GUID]Change[Balancer]{},
 	}
 	endpoints, remotes := dirty.Endpoints, dirty.Remotes
 	dirty.Networks = p.withNeighbours(in, dirty.Networks)
@@ -94,6 +100,9 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	for id := range remotes {
 		update(p.Remotes, d.Remotes, id, compileRemote(in, id, f))
+	}
+	for id := range p.withBalancers(in, dirty, endpoints, remotes) {
+		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.Balancers[id]))
 	}
 	if len(d.Switches) > 0 {
 		p.recompileTunnels(d)

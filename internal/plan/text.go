@@ -35,6 +35,9 @@ func (p *Plan) Text() string {
 	for _, id := range slices.Sorted(maps.Keys(p.Remotes)) {
 		p.Remotes[id].text(&b)
 	}
+	for _, id := range slices.Sorted(maps.Keys(p.Balancers)) {
+		p.Balancers[id].text(&b)
+	}
 	return b.String()
 }
 

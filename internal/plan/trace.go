@@ -85,6 +85,8 @@ type Trace struct {
 	// Out and In are the rules that decided in the sender's and in the receiver's
 	// list. Nil: no list, or none matched and the list's default decided.
 	Out, In *Rule
+	// Backend is the one that a load balancer has chosen; not valid without one.
+	Backend netip.AddrPort
 	// Rule is the one that the verdict is due to: the rule that blocked, or the last
 	// one that allowed.
 	Rule *Rule
@@ -103,7 +105,7 @@ func (t *Trace) Number() uint32 {
 
 // Step is one layer's part.
 type Step struct {
-	// Layer is "source guard", "switching", "isolation", "rules out" or "rules in".
+	// Layer is "source guard", "load balancer", "switching", "isolation", "rules out" or "rules in".
 	Layer string
 	// Port whose layer it is.
 	Port PortID
@@ -183,7 +185,9 @@ func (p *Plan) Trace(pkt Packet) Trace {
 		t.flood()
 		return t.Trace
 	}
-	t.unicast()
+	if t.balance() {
+		t.unicast()
+	}
 	return t.Trace
 }
 
@@ -239,6 +243,10 @@ type tracer struct {
 	tunnelled bool
 	// turned says that the host takes what is for others on the LAN.
 	turned bool
+	// backend is the address of the back end that the packet goes to; self says that this is the sender itself.
+	backend  netip.Addr
+	self     bool
+	balancer *Balancer
 }
 
 func (t *tracer) step(layer string, port PortID, r *Rule, format string, args ...any) {
@@ -326,6 +334,8 @@ func (t *tracer) unicast() {
 	switch {
 	case t.exempt(), t.renewal(to):
 		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
+	case t.self:
+		t.step("rules out", t.from.ID, nil, "what a port sends to itself is not subject to rules")
 	case t.isPeer(t.from) && t.isPeer(to) && (t.from.Policy.Isolated || to.Policy.Isolated):
 		t.dropIsolated(cmp.Or(isolatedPort(t.from), isolatedPort(to)))
 		return
@@ -363,6 +373,15 @@ func inHost(p *Port) bool { return p.VNIC.Namespace == "" }
 
 // destination finds the port that has the destination MAC.
 func (t *tracer) destination() *Port {
+	switch to := t.backendPort(); {
+	case to == nil:
+	case to == t.from && !t.self:
+		t.drop("switching", t.from.ID, "to-self", "%s is the sender's own", t.backend)
+		return nil
+	default:
+		t.step("switching", t.from.ID, nil, "%s is the address of port %s", t.backend, to.ID)
+		return to
+	}
 	if t.sw.Overlay != nil {
 		return t.overlayDestination()
 	}

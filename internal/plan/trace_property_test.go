@@ -181,6 +181,9 @@ func TestListsMeanTheDocuments(t *testing.T) {
 		for range 20 {
 			k := plantest.Packet(t, p)
 			tr := p.Trace(k)
+			if _, s := p.ServiceAt(p.Ports[k.From].Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort)); s != nil {
+				continue // its back end's rules
+			}
 			var ports [2]uint16
 			if k.Protocol == 6 || k.Protocol == 17 {
 				ports = [2]uint16{k.SrcPort, k.DstPort}
@@ -297,6 +300,13 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 			if slices.ContainsFunc(tr.Steps, func(s plan.Step) bool { return strings.HasPrefix(s.Text, "OutBoundNAT or SDNRoute") }) {
 				found["turned"]++
 			}
+			for _, s := range tr.Steps {
+				for _, what := range []string{"which is the sender itself", "as it is", "to the back end"} {
+					if s.Layer == "load balancer" && s.Pass && strings.Contains(s.Text, what) {
+						found["balanced "+what]++
+					}
+				}
+			}
 			for name, r := range map[string]*plan.Rule{"out": tr.Out, "in": tr.In} {
 				if r == nil {
 					continue
@@ -331,7 +341,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 	for _, want := range []string{
 		"delivered", "to host", "flooded", "dropped", "policy-out", "policy-in", "isolated", "source-address", "source-mac", "martian", "unknown-mac",
 		"to-self", "resolver", "membership", "router-solicit", "router-advert", "redirect", "dhcp-server", "group-unicast",
-		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned", "to another host", "no-route", "inner-source", "unknown-vtep", "flooded",
+		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned", "balanced which is the sender itself", "balanced as it is", "balanced to the back end", "no-backend", "to another host", "no-route", "inner-source", "unknown-vtep", "flooded",
 		"isolated from elsewhere", "isolated to elsewhere",
 	} {
 		if seen[want] == 0 {

@@ -17,6 +17,7 @@ type Backend interface {
 	endpoints
 	namespaces
 	sdnRoutes
+	loadBalancers
 	attachments
 	containers
 	images
@@ -71,6 +72,15 @@ type sdnRoutes interface {
 	Route(id hcn.GUID) (hcn.HostComputeRoute, error)
 	CreateRoute(ctx context.Context, id hcn.GUID, doc hcn.HostComputeRoute) (hcn.HostComputeRoute, error)
 	DeleteRoute(ctx context.Context, id hcn.GUID) error
+}
+
+type loadBalancers interface {
+	LoadBalancers(f hcn.Filter) []hcn.GUID
+	LoadBalancer(id hcn.GUID) (hcn.HostComputeLoadBalancer, error)
+	CreateLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) (hcn.HostComputeLoadBalancer, error)
+	// ModifyLoadBalancer takes the whole document.
+	ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) error
+	DeleteLoadBalancer(ctx context.Context, id hcn.GUID) error
 }
 
 // attachments are the containers of other runtimes, each by the ID of its endpoint.

@@ -22,6 +22,7 @@ type fake struct {
 	endpoints   map[hcn.GUID]hcn.HostComputeEndpoint
 	namespaces  map[hcn.GUID]hcn.HostComputeNamespace
 	routes      map[hcn.GUID]hcn.HostComputeRoute
+	balancers   map[hcn.GUID]hcn.HostComputeLoadBalancer
 	containers  map[string]api.Container
 	images      map[string]api.Image
 	attachments map[hcn.GUID]api.Attachment
@@ -41,7 +42,7 @@ type fake struct {
 func newFake() *fake {
 	return &fake{
 		networks: map[hcn.GUID]hcn.HostComputeNetwork{}, endpoints: map[hcn.GUID]hcn.HostComputeEndpoint{},
-		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, routes: map[hcn.GUID]hcn.HostComputeRoute{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
+		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, routes: map[hcn.GUID]hcn.HostComputeRoute{}, balancers: map[hcn.GUID]hcn.HostComputeLoadBalancer{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
 		attachments: map[hcn.GUID]api.Attachment{}, readers: map[chan api.Event]bool{}, exited: make(chan struct{}),
 	}
 }
@@ -787,5 +788,58 @@ func (f *fake) DeleteRoute(_ context.Context, id hcn.GUID) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.routes, id)
+	return nil
+}
+
+func (f *fake) LoadBalancers(q hcn.Filter) []hcn.GUID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return listed(f.balancers, q.MatchLoadBalancer)
+}
+
+func (f *fake) LoadBalancer(id hcn.GUID) (hcn.HostComputeLoadBalancer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, ok := f.balancers[id]
+	if !ok {
+		return l, hcn.Errorf(hcn.ErrElementNotFound, "no load balancer has the ID %s", id)
+	}
+	return l, nil
+}
+
+func (f *fake) CreateLoadBalancer(_ context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) (hcn.HostComputeLoadBalancer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := doc.Validate(); err != nil {
+		return doc, err
+	}
+	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
+	doc.Defaults()
+	f.balancers[doc.ID] = doc
+	return doc, nil
+}
+
+func (f *fake) ModifyLoadBalancer(_ context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) error {
+	if _, err := f.LoadBalancer(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := doc.Validate(); err != nil {
+		return err
+	}
+	doc.ID = id
+	doc.Defaults()
+	f.balancers[id] = doc
+	return nil
+}
+
+func (f *fake) DeleteLoadBalancer(_ context.Context, id hcn.GUID) error {
+	if _, err := f.LoadBalancer(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.balancers, id)
 	return nil
 }

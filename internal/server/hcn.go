@@ -54,7 +54,7 @@ func (s *Server) hcnKinds() map[string]kind {
 		"networks":             s.networkKind(),
 		"endpoints":            s.endpointKind(),
 		"namespaces":           s.namespaceKind(),
-		"loadbalancers":        absentKind[hcn.HostComputeLoadBalancer]("load balancer"),
+		"loadbalancers":        s.balancerKind(),
 		"routes":               s.routeKind(),
 		"guestnetworkservices": absentKind[guestNetworkService]("guest network service"),
 	}
@@ -249,8 +249,7 @@ type guestNetworkService struct {
 	ID hcn.GUID `json:",omitempty"`
 }
 
-// absentKind is a kind whose objects cannot be created yet. Listing none is the truth, and clients do list them: service proxies
-// look for load balancers to delete when they start.
+// absentKind is a kind whose objects cannot be created yet. Listing none is the truth, and clients do list them.
 func absentKind[T any](singular string) kind {
 	absent := func(id hcn.GUID) error {
 		return hcn.Errorf(hcn.ErrElementNotFound, "no %s has the ID %s", singular, id)

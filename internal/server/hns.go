@@ -143,13 +143,36 @@ func notImplemented(c hnsCall) error {
 	return hcn.Errorf(hcn.ErrNotImplemented, "%s %q: this version does not have that call", c.method, cutText("/"+strings.Join(c.path, "/")))
 }
 
-// hnsKind is the kind that a call is about. Policy lists are routes by now; those of load balancers cannot be made.
+// hnsKind is the kind that a call is about.
 func (s *Server) hnsKind(c hnsCall) kind {
 	name := strings.ToLower(c.path[0])
 	if name == "policylists" {
-		name = "routes"
+		return s.policyListKind()
 	}
 	return s.kinds[name]
+}
+
+// policyListKind is what version 1 has for two kinds: a list of ELB policies is a load balancer, others are routes.
+func (s *Server) policyListKind() kind {
+	balancers, routes := s.kinds["loadbalancers"], s.kinds["routes"]
+	of := func(id hcn.GUID) kind {
+		if _, err := balancers.get(id); err == nil {
+			return balancers
+		}
+		return routes
+	}
+	return kind{
+		singular:  "policy list",
+		enumerate: func(f hcn.Filter) []hcn.GUID { return append(balancers.enumerate(f), routes.enumerate(f)...) },
+		get:       func(id hcn.GUID) (view, error) { return of(id).get(id) },
+		remove:    func(ctx context.Context, id hcn.GUID) error { return of(id).remove(ctx, id) },
+		create: func(ctx context.Context, c creation) (view, error) {
+			if v, err := hcn.Decode[hcn.HNSPolicyList](c.body); err == nil && v.IsLoadBalancer() {
+				return balancers.create(ctx, c)
+			}
+			return routes.create(ctx, c)
+		},
+	}
 }
 
 // hnsList shows all objects of a kind. One that goes away meanwhile is left out.

@@ -27,9 +27,41 @@ type bpfAddrKey struct {
 	Ip [16]uint8
 }
 
+type bpfBackend struct {
+	_    structs.HostLayout
+	Ip   [16]uint8
+	Port uint16
+	Pad  uint16
+}
+
+type bpfBackendKey struct {
+	_       structs.HostLayout
+	Table   uint32
+	Backend uint32
+}
+
 type bpfBucket struct {
 	_    structs.HostLayout
 	Full uint64
+}
+
+type bpfChoice struct {
+	_     structs.HostLayout
+	Table uint32
+	Ip    [16]uint8
+	Port  uint16
+	Pad   uint16
+}
+
+type bpfChoiceKey struct {
+	_     structs.HostLayout
+	Sw    uint32
+	Src   [16]uint8
+	Dst   [16]uint8
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type bpfClassKey struct {
@@ -126,6 +158,7 @@ const (
 	bpfDropReasonDROP_MTU               bpfDropReason = 35
 	bpfDropReasonDROP_CONGESTED         bpfDropReason = 36
 	bpfDropReasonDROP_GROUP_RATE        bpfDropReason = 40
+	bpfDropReasonDROP_NO_BACKEND        bpfDropReason = 41
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64
 	bpfDropReasonDROP_ROUTER_SOLICIT    bpfDropReason = 64
 	bpfDropReasonDROP_MEMBERSHIP        bpfDropReason = 65
@@ -168,7 +201,9 @@ type bpfFlow struct {
 	Charged    uint32
 	State      uint32
 	Opener     uint8
-	Pad        [3]uint8
+	Pad        uint8
+	Aport      uint16
+	Alias      [16]uint8
 }
 
 type bpfFlowKey struct {
@@ -274,6 +309,17 @@ type bpfPending struct {
 	Until uint64
 	Sw    uint32
 	Port  uint32
+}
+
+type bpfPlaces struct {
+	_       structs.HostLayout
+	Backend [256]uint16
+}
+
+type bpfPlacesKey struct {
+	_     structs.HostLayout
+	Table uint32
+	Piece uint32
 }
 
 type bpfPolicy struct {
@@ -407,7 +453,9 @@ type bpfScratch struct {
 		Stale     uint8
 		Copied    uint8
 		Lan       uint8
-		_         [3]byte
+		Turned    uint8
+		Aport     uint16
+		Alias     [16]uint8
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -444,6 +492,35 @@ type bpfScratch struct {
 		Host   bpfAddrKey
 		Tunnel uint32
 		Test   uint32
+	}
+	ChoiceKey bpfChoiceKey
+	Choice    bpfChoice
+	Tuple     struct {
+		_     structs.HostLayout
+		Src   [16]uint8
+		Dst   [16]uint8
+		Sport uint16
+		Dport uint16
+	}
+	Turn bpfTurn
+	Mend struct {
+		_      structs.HostLayout
+		From   [16]uint8
+		To     [16]uint8
+		Port   uint16
+		ToPort uint16
+		Dst    uint8
+		Outer  uint8
+		Pad    [2]uint8
+	}
+	Inner struct {
+		_     structs.HostLayout
+		Src   [16]uint8
+		Dst   [16]uint8
+		Sport uint16
+		Dport uint16
+		Proto uint8
+		Pad   [3]uint8
 	}
 }
 
@@ -506,6 +583,14 @@ type bpfSkBuff struct {
 	Hwtstamp       uint64
 }
 
+type bpfStandingKey struct {
+	_     structs.HostLayout
+	Table uint32
+	Ip    [16]uint8
+	Port  uint16
+	Pad   uint16
+}
+
 type bpfStats struct {
 	_         structs.HostLayout
 	RxPackets uint64
@@ -541,6 +626,16 @@ type bpfSweeper struct {
 	Turn uint64
 }
 
+type bpfTurn struct {
+	_      structs.HostLayout
+	Time   uint64
+	Src    [16]uint8
+	Dst    [16]uint8
+	Alias  [16]uint8
+	Turned uint8
+	Pad    [7]uint8
+}
+
 type bpfVector struct {
 	_     structs.HostLayout
 	Some  uint64
@@ -551,6 +646,25 @@ type bpfVectorKey struct {
 	_      structs.HostLayout
 	Vector uint32
 	Piece  uint32
+}
+
+type bpfVip struct {
+	_      structs.HostLayout
+	Table  uint32
+	Mask   uint32
+	Self   [16]uint8
+	Flags  uint8
+	Spread uint8
+	Pad    [2]uint8
+}
+
+type bpfVipKey struct {
+	_     structs.HostLayout
+	Sw    uint32
+	Ip    [16]uint8
+	Port  uint16
+	Proto uint8
+	Pad   uint8
 }
 
 type bpfVniKey struct {
@@ -572,15 +686,17 @@ type bpfVswitch struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapBhAddrsV1        = "bh_addrs_v1"
+	bpfMapBhBackendsV1     = "bh_backends_v1"
 	bpfMapBhBucketsV1      = "bh_buckets_v1"
 	bpfMapBhBudgetV1       = "bh_budget_v1"
+	bpfMapBhChoicesV1      = "bh_choices_v1"
 	bpfMapBhClassesV1      = "bh_classes_v1"
 	bpfMapBhConfigV1       = "bh_config_v1"
 	bpfMapBhDropsV1        = "bh_drops_v1"
 	bpfMapBhEventsV1       = "bh_events_v1"
 	bpfMapBhFloodsV1       = "bh_floods_v1"
 	bpfMapBhFlowlogV1      = "bh_flowlog_v1"
-	bpfMapBhFlowsV3        = "bh_flows_v3"
+	bpfMapBhFlowsV4        = "bh_flows_v4"
 	bpfMapBhFragmentsV1    = "bh_fragments_v1"
 	bpfMapBhGroupsV1       = "bh_groups_v1"
 	bpfMapBhLansV1         = "bh_lans_v1"
@@ -590,6 +706,7 @@ const (
 	bpfMapBhOffloadCallsV1 = "bh_offload_calls_v1"
 	bpfMapBhOverlaysV1     = "bh_overlays_v1"
 	bpfMapBhPendingV1      = "bh_pending_v1"
+	bpfMapBhPlacesV1       = "bh_places_v1"
 	bpfMapBhPoliciesV1     = "bh_policies_v1"
 	bpfMapBhPortsV3        = "bh_ports_v3"
 	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
@@ -598,15 +715,18 @@ const (
 	bpfMapBhRoutesV1       = "bh_routes_v1"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
-	bpfMapBhScratchV3      = "bh_scratch_v3"
+	bpfMapBhScratchV4      = "bh_scratch_v4"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
-	bpfMapBhSharesV3       = "bh_shares_v3"
+	bpfMapBhSharesV4       = "bh_shares_v4"
+	bpfMapBhStandingV1     = "bh_standing_v1"
 	bpfMapBhStatsV1        = "bh_stats_v1"
 	bpfMapBhSteerV1        = "bh_steer_v1"
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
+	bpfMapBhTurnsV1        = "bh_turns_v1"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
+	bpfMapBhVipsV1         = "bh_vips_v1"
 	bpfMapBhVnisV1         = "bh_vnis_v1"
 	bpfMapBhVtepsV1        = "bh_vteps_v1"
 	bpfProgBhFromHost      = "bh_from_host"
@@ -678,15 +798,17 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	BhAddrsV1        *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
+	BhBackendsV1     *ebpf.MapSpec `ebpf:"bh_backends_v1"`
 	BhBucketsV1      *ebpf.MapSpec `ebpf:"bh_buckets_v1"`
 	BhBudgetV1       *ebpf.MapSpec `ebpf:"bh_budget_v1"`
+	BhChoicesV1      *ebpf.MapSpec `ebpf:"bh_choices_v1"`
 	BhClassesV1      *ebpf.MapSpec `ebpf:"bh_classes_v1"`
 	BhConfigV1       *ebpf.MapSpec `ebpf:"bh_config_v1"`
 	BhDropsV1        *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.MapSpec `ebpf:"bh_events_v1"`
 	BhFloodsV1       *ebpf.MapSpec `ebpf:"bh_floods_v1"`
 	BhFlowlogV1      *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
-	BhFlowsV3        *ebpf.MapSpec `ebpf:"bh_flows_v3"`
+	BhFlowsV4        *ebpf.MapSpec `ebpf:"bh_flows_v4"`
 	BhFragmentsV1    *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
 	BhGroupsV1       *ebpf.MapSpec `ebpf:"bh_groups_v1"`
 	BhLansV1         *ebpf.MapSpec `ebpf:"bh_lans_v1"`
@@ -696,6 +818,7 @@ type bpfMapSpecs struct {
 	BhOffloadCallsV1 *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
 	BhOverlaysV1     *ebpf.MapSpec `ebpf:"bh_overlays_v1"`
 	BhPendingV1      *ebpf.MapSpec `ebpf:"bh_pending_v1"`
+	BhPlacesV1       *ebpf.MapSpec `ebpf:"bh_places_v1"`
 	BhPoliciesV1     *ebpf.MapSpec `ebpf:"bh_policies_v1"`
 	BhPortsV3        *ebpf.MapSpec `ebpf:"bh_ports_v3"`
 	BhPrefixesV1     *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
@@ -704,15 +827,18 @@ type bpfMapSpecs struct {
 	BhRoutesV1       *ebpf.MapSpec `ebpf:"bh_routes_v1"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV3      *ebpf.MapSpec `ebpf:"bh_scratch_v3"`
+	BhScratchV4      *ebpf.MapSpec `ebpf:"bh_scratch_v4"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV3       *ebpf.MapSpec `ebpf:"bh_shares_v3"`
+	BhSharesV4       *ebpf.MapSpec `ebpf:"bh_shares_v4"`
+	BhStandingV1     *ebpf.MapSpec `ebpf:"bh_standing_v1"`
 	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSteerV1        *ebpf.MapSpec `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
+	BhTurnsV1        *ebpf.MapSpec `ebpf:"bh_turns_v1"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
+	BhVipsV1         *ebpf.MapSpec `ebpf:"bh_vips_v1"`
 	BhVnisV1         *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
 	BhVtepsV1        *ebpf.MapSpec `ebpf:"bh_vteps_v1"`
 }
@@ -750,15 +876,17 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	BhAddrsV1        *ebpf.Map `ebpf:"bh_addrs_v1"`
+	BhBackendsV1     *ebpf.Map `ebpf:"bh_backends_v1"`
 	BhBucketsV1      *ebpf.Map `ebpf:"bh_buckets_v1"`
 	BhBudgetV1       *ebpf.Map `ebpf:"bh_budget_v1"`
+	BhChoicesV1      *ebpf.Map `ebpf:"bh_choices_v1"`
 	BhClassesV1      *ebpf.Map `ebpf:"bh_classes_v1"`
 	BhConfigV1       *ebpf.Map `ebpf:"bh_config_v1"`
 	BhDropsV1        *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.Map `ebpf:"bh_events_v1"`
 	BhFloodsV1       *ebpf.Map `ebpf:"bh_floods_v1"`
 	BhFlowlogV1      *ebpf.Map `ebpf:"bh_flowlog_v1"`
-	BhFlowsV3        *ebpf.Map `ebpf:"bh_flows_v3"`
+	BhFlowsV4        *ebpf.Map `ebpf:"bh_flows_v4"`
 	BhFragmentsV1    *ebpf.Map `ebpf:"bh_fragments_v1"`
 	BhGroupsV1       *ebpf.Map `ebpf:"bh_groups_v1"`
 	BhLansV1         *ebpf.Map `ebpf:"bh_lans_v1"`
@@ -768,6 +896,7 @@ type bpfMaps struct {
 	BhOffloadCallsV1 *ebpf.Map `ebpf:"bh_offload_calls_v1"`
 	BhOverlaysV1     *ebpf.Map `ebpf:"bh_overlays_v1"`
 	BhPendingV1      *ebpf.Map `ebpf:"bh_pending_v1"`
+	BhPlacesV1       *ebpf.Map `ebpf:"bh_places_v1"`
 	BhPoliciesV1     *ebpf.Map `ebpf:"bh_policies_v1"`
 	BhPortsV3        *ebpf.Map `ebpf:"bh_ports_v3"`
 	BhPrefixesV1     *ebpf.Map `ebpf:"bh_prefixes_v1"`
@@ -776,15 +905,18 @@ type bpfMaps struct {
 	BhRoutesV1       *ebpf.Map `ebpf:"bh_routes_v1"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV3      *ebpf.Map `ebpf:"bh_scratch_v3"`
+	BhScratchV4      *ebpf.Map `ebpf:"bh_scratch_v4"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV3       *ebpf.Map `ebpf:"bh_shares_v3"`
+	BhSharesV4       *ebpf.Map `ebpf:"bh_shares_v4"`
+	BhStandingV1     *ebpf.Map `ebpf:"bh_standing_v1"`
 	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSteerV1        *ebpf.Map `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
+	BhTurnsV1        *ebpf.Map `ebpf:"bh_turns_v1"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
+	BhVipsV1         *ebpf.Map `ebpf:"bh_vips_v1"`
 	BhVnisV1         *ebpf.Map `ebpf:"bh_vnis_v1"`
 	BhVtepsV1        *ebpf.Map `ebpf:"bh_vteps_v1"`
 }
@@ -792,15 +924,17 @@ type bpfMaps struct {
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.BhAddrsV1,
+		m.BhBackendsV1,
 		m.BhBucketsV1,
 		m.BhBudgetV1,
+		m.BhChoicesV1,
 		m.BhClassesV1,
 		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
 		m.BhFloodsV1,
 		m.BhFlowlogV1,
-		m.BhFlowsV3,
+		m.BhFlowsV4,
 		m.BhFragmentsV1,
 		m.BhGroupsV1,
 		m.BhLansV1,
@@ -810,6 +944,7 @@ func (m *bpfMaps) Close() error {
 		m.BhOffloadCallsV1,
 		m.BhOverlaysV1,
 		m.BhPendingV1,
+		m.BhPlacesV1,
 		m.BhPoliciesV1,
 		m.BhPortsV3,
 		m.BhPrefixesV1,
@@ -818,15 +953,18 @@ func (m *bpfMaps) Close() error {
 		m.BhRoutesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV3,
+		m.BhScratchV4,
 		m.BhServicesV1,
 		m.BhSetsV1,
-		m.BhSharesV3,
+		m.BhSharesV4,
+		m.BhStandingV1,
 		m.BhStatsV1,
 		m.BhSteerV1,
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
+		m.BhTurnsV1,
 		m.BhVectorsV1,
+		m.BhVipsV1,
 		m.BhVnisV1,
 		m.BhVtepsV1,
 	)

@@ -68,7 +68,7 @@ func (a *Applier) carryFrom(name string) (int, error) {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return 0, fmt.Errorf("read the clock: %w", err)
 	}
-	n, err := c.copy(old, a.objs.BhFlowsV3, a.carried[name])
+	n, err := c.copy(old, a.objs.BhFlowsV4, a.carried[name])
 	a.carried[name] = uint64(now.Nano())
 	a.writes += n
 	if n > 0 {

@@ -87,7 +87,7 @@ func (w *wire) downgrade() {
 			return err
 		}
 		own := map[string]*ebpf.Map{}
-		for _, name := range []string{bpfMapBhFlowsV3, bpfMapBhSharesV3} {
+		for _, name := range []string{bpfMapBhFlowsV4, bpfMapBhSharesV4} {
 			table := spec.Maps[name].Copy()
 			table.Pinning = ebpf.PinNone
 			if own[name], err = ebpf.NewMap(table); err != nil {
@@ -95,18 +95,18 @@ func (w *wire) downgrade() {
 			}
 			defer own[name].Close()
 		}
-		old := own[bpfMapBhFlowsV3]
+		old := own[bpfMapBhFlowsV4]
 		for k, f := range w.flowTable() {
 			if err := old.Put(&k, &f); err != nil {
 				return err
 			}
-			if err := a.objs.BhFlowsV3.Delete(&k); err != nil {
+			if err := a.objs.BhFlowsV4.Delete(&k); err != nil {
 				return err
 			}
 		}
 		for index := range a.tables.shares.have {
 			none := bpfShare{}
-			if err := errors.Join(a.objs.BhSharesV3.Put(&index, &none), own[bpfMapBhSharesV3].Put(&index, &none)); err != nil {
+			if err := errors.Join(a.objs.BhSharesV4.Put(&index, &none), own[bpfMapBhSharesV4].Put(&index, &none)); err != nil {
 				return err
 			}
 		}

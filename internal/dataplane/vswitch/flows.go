@@ -77,7 +77,7 @@ func (a *Applier) EachFlow(port plan.PortID, each func(Flow) bool) error {
 	if err != nil {
 		return err
 	}
-	return eachEntry(bpfMapBhFlowsV3, a.objs.BhFlowsV3, batch, func(k *bpfFlowKey, f *bpfFlow) bool {
+	return eachEntry(bpfMapBhFlowsV4, a.objs.BhFlowsV4, batch, func(k *bpfFlowKey, f *bpfFlow) bool {
 		if index != 0 && f.End[0].Port != index && f.End[1].Port != index {
 			return true
 		}

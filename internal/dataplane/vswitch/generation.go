@@ -49,9 +49,9 @@ func (a *Applier) settle() error {
 	}
 	a.policies.retire()
 	var err error
-	if a.policies.changed {
+	if a.policies.changed || a.balance.changed {
 		if err = a.raiseGeneration(); err == nil {
-			a.policies.changed = false
+			a.policies.changed, a.balance.changed = false, false
 		}
 	}
 	a.collectLater()
@@ -70,24 +70,24 @@ func (a *Applier) raiseGeneration() error {
 }
 
 func (a *Applier) collectLater() {
-	garbage := a.policies.garbage
+	garbage, tables := a.policies.garbage, a.balance.garbage
 	stale, epoch := a.policies.stale, a.policies.setEpoch
-	if len(garbage) == 0 && !stale {
+	if len(garbage) == 0 && !stale && len(tables) == 0 {
 		return
 	}
-	a.policies.garbage, a.policies.stale = nil, false
+	a.policies.garbage, a.policies.stale, a.balance.garbage = nil, false, nil
 	a.collecting.Go(func() {
 		quiesce()
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		err := a.policies.collect(garbage)
+		err := errors.Join(a.policies.collect(garbage), a.balance.collect(tables))
 		// After a later change of sets, packets may be at what this one has left; its own
 		// collection comes.
 		if stale && epoch == a.policies.setEpoch {
 			err = errors.Join(err, a.policies.forgetCombinations())
 		}
 		if err != nil {
-			a.log.Error("remove rules that are no more", "err", err)
+			a.log.Error("remove rules and back ends that are no more", "err", err)
 			a.dirty = true
 		}
 	})

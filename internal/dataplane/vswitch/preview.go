@@ -113,6 +113,7 @@ func (a *Applier) newShadow() *Applier {
 	s.groups = readGroups(s.tables)
 	s.policies = a.policies.twin(r, &s.writes)
 	s.remotes = a.remotes.twin(r, &s.writes)
+	s.balance = a.balance.twin(r, &s.writes)
 	s.dev = &shadowDevices{real: a.dev, shadow: r}
 	s.att = &shadowAttacher{real: a.att, shadow: r}
 	return s
@@ -172,10 +173,10 @@ func (ps *policies) twin(r *recorder, writes *int) *policies {
 func (a *Applier) settleShadow() error {
 	a.about("")
 	a.policies.retire()
-	if a.policies.changed {
+	if a.policies.changed || a.balance.changed {
 		a.shadow.note(plan.Changes, "map "+bpfMapBhConfigV1, "every flow is judged again with its next packet")
 	}
-	err := a.policies.collect(a.policies.garbage)
+	err := errors.Join(a.policies.collect(a.policies.garbage), a.balance.collect(a.balance.garbage))
 	if a.policies.stale {
 		err = errors.Join(err, a.policies.forgetCombinations())
 	}
@@ -275,6 +276,14 @@ func (r *recorder) key(k any) string {
 		return fmt.Sprintf("%s %s", switchText(k.Sw), block(k.Ip, int(k.Bits)-routeHead))
 	case bpfVniKey:
 		return fmt.Sprintf("network %d udp %d %s", k.Vni, k.Port, netip.AddrFrom16(k.To).Unmap())
+	case bpfVipKey:
+		return fmt.Sprintf("%s %s %s", switchText(k.Sw), plan.ProtocolName(k.Proto), netip.AddrPortFrom(netip.AddrFrom16(k.Ip).Unmap(), k.Port))
+	case bpfPlacesKey:
+		return fmt.Sprintf("back ends %08x piece %d", k.Table, k.Piece)
+	case bpfBackendKey:
+		return fmt.Sprintf("back ends %08x number %d", k.Table, k.Backend)
+	case bpfStandingKey:
+		return fmt.Sprintf("back ends %08x %s", k.Table, netip.AddrPortFrom(netip.AddrFrom16(k.Ip).Unmap(), k.Port))
 	case bpfDropKey:
 		return fmt.Sprintf("%s %s", r.device(k.Port), Reason(k.Reason))
 	}
@@ -308,6 +317,13 @@ func (r *recorder) value(v any) string {
 		return fmt.Sprintf(": %s in network %d by %s", plan.MAC(v.Mac), v.Vni, netip.AddrFrom16(v.Host).Unmap())
 	case bpfOverlay:
 		return fmt.Sprintf(": router %s, tunnels from %s by %s", plan.MAC(v.Router), netip.AddrFrom16(v.From).Unmap(), r.device(v.Nic))
+	case bpfVip:
+		if v.Table == 0 {
+			return ": no back end"
+		}
+		return fmt.Sprintf(": back ends %08x", v.Table)
+	case bpfBackend:
+		return ": " + netip.AddrPortFrom(netip.AddrFrom16(v.Ip).Unmap(), v.Port).String()
 	case bpfRate:
 		return fmt.Sprintf(": %d bytes/s", v.Bytes)
 	case bpfSteer:
@@ -348,7 +364,7 @@ func (r *recorder) device(index uint32) string {
 }
 
 // indexed are the maps whose key is the index of a port's device.
-var indexed = []string{bpfMapBhPortsV3, bpfMapBhStatsV1, bpfMapBhSharesV3}
+var indexed = []string{bpfMapBhPortsV3, bpfMapBhStatsV1, bpfMapBhSharesV4}
 
 // keyIn is the key of an entry in the map of this name: a bare number means a device, a switch or a list.
 func (r *recorder) keyIn(name string, k any) string {

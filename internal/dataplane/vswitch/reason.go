@@ -44,6 +44,7 @@ const (
 	ReasonMTU              = Reason(bpfDropReasonDROP_MTU)
 	ReasonCongested        = Reason(bpfDropReasonDROP_CONGESTED)
 	ReasonGroupRate        = Reason(bpfDropReasonDROP_GROUP_RATE)
+	ReasonNoBackend        = Reason(bpfDropReasonDROP_NO_BACKEND)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
@@ -90,6 +91,7 @@ var words = map[Reason][2]string{
 	ReasonMTU:              {"mtu", "larger than a tunnel carries"},
 	ReasonCongested:        {"congested", "marked as congested in a tunnel, and the packet inside cannot carry the mark"},
 	ReasonGroupRate:        {"group-rate", "more broadcast and multicast than an endpoint may have copied to other hosts; those on this host have it"},
+	ReasonNoBackend:        {"no-backend", "a load balancer has no back end for it: the sender was told, by a reset or as unreachable"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report, which is noted and goes to nobody"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

@@ -27,6 +27,7 @@ func growing(o *bpfObjects) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		bpfMapBhClassesV1: &o.BhClassesV1, bpfMapBhVectorsV1: &o.BhVectorsV1, bpfMapBhRulesV1: &o.BhRulesV1,
 		bpfMapBhRemotesV1: &o.BhRemotesV1, bpfMapBhRoutesV1: &o.BhRoutesV1, bpfMapBhVtepsV1: &o.BhVtepsV1,
+		bpfMapBhPlacesV1: &o.BhPlacesV1, bpfMapBhBackendsV1: &o.BhBackendsV1, bpfMapBhStandingV1: &o.BhStandingV1,
 	}
 }
 
@@ -61,6 +62,8 @@ func (a *Applier) full() []string {
 		a.policies.t.classes.name: a.policies.t.classes.full, a.policies.t.vectors.name: a.policies.t.vectors.full,
 		a.policies.t.rules.name: a.policies.t.rules.full, a.remotes.t.endpoints.name: a.remotes.t.endpoints.full,
 		a.remotes.t.routes.name: a.remotes.t.routes.full, a.remotes.t.vteps.name: a.remotes.t.vteps.full,
+		a.balance.t.places.name: a.balance.t.places.full, a.balance.t.backends.name: a.balance.t.backends.full,
+		a.balance.t.standing.name: a.balance.t.standing.full,
 	} {
 		if full {
 			out = append(out, name)

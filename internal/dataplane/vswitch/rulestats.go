@@ -100,7 +100,7 @@ func (c RuleCounters) plus(o RuleCounters) RuleCounters {
 
 // addLive adds the packets of flows that are under way, which the flow table has.
 func (a *Applier) addLive(add func(port, rule uint32, c RuleCounters)) error {
-	return eachEntry(bpfMapBhFlowsV3, a.objs.BhFlowsV3, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
+	return eachEntry(bpfMapBhFlowsV4, a.objs.BhFlowsV4, batch, func(_ *bpfFlowKey, f *bpfFlow) bool {
 		opener := f.Opener & 1
 		for _, decided := range []struct{ port, rule uint32 }{
 			{f.End[opener].Port, f.RuleOut}, {f.End[1-opener].Port, f.RuleIn},

@@ -61,7 +61,8 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
 	drift = append(drift, a.remotes.drift(a.listed, a.tables)...)
-	errs = append(errs, a.syncOverlays(p))
+	drift = append(drift, a.balance.drift(a.listed)...)
+	errs = append(errs, a.syncOverlays(p), a.syncBalancers(p))
 	a.listed = true
 	errs = append(errs, a.settle(), a.serveOffload(p))
 	err = errors.Join(errs...)
@@ -78,6 +79,9 @@ func (a *Applier) list() error {
 		return err
 	}
 	if err := a.remotes.list(); err != nil {
+		return err
+	}
+	if err := a.balance.list(); err != nil {
 		return err
 	}
 	changed, err := a.policies.t.list()

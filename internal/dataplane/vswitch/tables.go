@@ -225,7 +225,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		overlays: newTable[uint32, bpfOverlay](bpfMapBhOverlaysV1, o.BhOverlaysV1, writes),
 		vnis:     newTable[bpfVniKey, uint32](bpfMapBhVnisV1, o.BhVnisV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
-		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV3, m: o.BhSharesV3, writes: writes},
+		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV4, m: o.BhSharesV4, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
 		groups:   &keySet[bpfAddrKey, uint32]{name: bpfMapBhGroupsV1, m: o.BhGroupsV1, writes: writes},
 	}

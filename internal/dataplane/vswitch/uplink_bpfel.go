@@ -24,6 +24,25 @@ type uplinkBucket struct {
 	Full uint64
 }
 
+type uplinkChoice struct {
+	_     structs.HostLayout
+	Table uint32
+	Ip    [16]uint8
+	Port  uint16
+	Pad   uint16
+}
+
+type uplinkChoiceKey struct {
+	_     structs.HostLayout
+	Sw    uint32
+	Src   [16]uint8
+	Dst   [16]uint8
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
 type uplinkClassKey struct {
 	_      structs.HostLayout
 	Policy uint32
@@ -92,7 +111,9 @@ type uplinkFlow struct {
 	Charged    uint32
 	State      uint32
 	Opener     uint8
-	Pad        [3]uint8
+	Pad        uint8
+	Aport      uint16
+	Alias      [16]uint8
 }
 
 type uplinkFlowKey struct {
@@ -362,7 +383,9 @@ type uplinkScratch struct {
 		Stale     uint8
 		Copied    uint8
 		Lan       uint8
-		_         [3]byte
+		Turned    uint8
+		Aport     uint16
+		Alias     [16]uint8
 	}
 	Question struct {
 		_      structs.HostLayout
@@ -399,6 +422,43 @@ type uplinkScratch struct {
 		Host   uplinkAddrKey
 		Tunnel uint32
 		Test   uint32
+	}
+	ChoiceKey uplinkChoiceKey
+	Choice    uplinkChoice
+	Tuple     struct {
+		_     structs.HostLayout
+		Src   [16]uint8
+		Dst   [16]uint8
+		Sport uint16
+		Dport uint16
+	}
+	Turn struct {
+		_      structs.HostLayout
+		Time   uint64
+		Src    [16]uint8
+		Dst    [16]uint8
+		Alias  [16]uint8
+		Turned uint8
+		Pad    [7]uint8
+	}
+	Mend struct {
+		_      structs.HostLayout
+		From   [16]uint8
+		To     [16]uint8
+		Port   uint16
+		ToPort uint16
+		Dst    uint8
+		Outer  uint8
+		Pad    [2]uint8
+	}
+	Inner struct {
+		_     structs.HostLayout
+		Src   [16]uint8
+		Dst   [16]uint8
+		Sport uint16
+		Dport uint16
+		Proto uint8
+		Pad   [3]uint8
 	}
 }
 
@@ -475,13 +535,14 @@ const (
 	uplinkMapBhAddrsV1         = "bh_addrs_v1"
 	uplinkMapBhBucketsV1       = "bh_buckets_v1"
 	uplinkMapBhBudgetV1        = "bh_budget_v1"
+	uplinkMapBhChoicesV1       = "bh_choices_v1"
 	uplinkMapBhClassesV1       = "bh_classes_v1"
 	uplinkMapBhConfigV1        = "bh_config_v1"
 	uplinkMapBhDropsV1         = "bh_drops_v1"
 	uplinkMapBhEventsV1        = "bh_events_v1"
 	uplinkMapBhFloodsV1        = "bh_floods_v1"
 	uplinkMapBhFlowlogV1       = "bh_flowlog_v1"
-	uplinkMapBhFlowsV3         = "bh_flows_v3"
+	uplinkMapBhFlowsV4         = "bh_flows_v4"
 	uplinkMapBhFragmentsV1     = "bh_fragments_v1"
 	uplinkMapBhGroupsV1        = "bh_groups_v1"
 	uplinkMapBhLansV1          = "bh_lans_v1"
@@ -504,10 +565,10 @@ const (
 	uplinkMapBhRoutesV1        = "bh_routes_v1"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
-	uplinkMapBhScratchV3       = "bh_scratch_v3"
+	uplinkMapBhScratchV4       = "bh_scratch_v4"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
-	uplinkMapBhSharesV3        = "bh_shares_v3"
+	uplinkMapBhSharesV4        = "bh_shares_v4"
 	uplinkMapBhStatsV1         = "bh_stats_v1"
 	uplinkMapBhSweeperV1       = "bh_sweeper_v1"
 	uplinkMapBhSwitchesV2      = "bh_switches_v2"
@@ -578,13 +639,14 @@ type uplinkMapSpecs struct {
 	BhAddrsV1         *ebpf.MapSpec `ebpf:"bh_addrs_v1"`
 	BhBucketsV1       *ebpf.MapSpec `ebpf:"bh_buckets_v1"`
 	BhBudgetV1        *ebpf.MapSpec `ebpf:"bh_budget_v1"`
+	BhChoicesV1       *ebpf.MapSpec `ebpf:"bh_choices_v1"`
 	BhClassesV1       *ebpf.MapSpec `ebpf:"bh_classes_v1"`
 	BhConfigV1        *ebpf.MapSpec `ebpf:"bh_config_v1"`
 	BhDropsV1         *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.MapSpec `ebpf:"bh_events_v1"`
 	BhFloodsV1        *ebpf.MapSpec `ebpf:"bh_floods_v1"`
 	BhFlowlogV1       *ebpf.MapSpec `ebpf:"bh_flowlog_v1"`
-	BhFlowsV3         *ebpf.MapSpec `ebpf:"bh_flows_v3"`
+	BhFlowsV4         *ebpf.MapSpec `ebpf:"bh_flows_v4"`
 	BhFragmentsV1     *ebpf.MapSpec `ebpf:"bh_fragments_v1"`
 	BhGroupsV1        *ebpf.MapSpec `ebpf:"bh_groups_v1"`
 	BhLansV1          *ebpf.MapSpec `ebpf:"bh_lans_v1"`
@@ -607,10 +669,10 @@ type uplinkMapSpecs struct {
 	BhRoutesV1        *ebpf.MapSpec `ebpf:"bh_routes_v1"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV3       *ebpf.MapSpec `ebpf:"bh_scratch_v3"`
+	BhScratchV4       *ebpf.MapSpec `ebpf:"bh_scratch_v4"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
-	BhSharesV3        *ebpf.MapSpec `ebpf:"bh_shares_v3"`
+	BhSharesV4        *ebpf.MapSpec `ebpf:"bh_shares_v4"`
 	BhStatsV1         *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSweeperV1       *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.MapSpec `ebpf:"bh_switches_v2"`
@@ -651,13 +713,14 @@ type uplinkMaps struct {
 	BhAddrsV1         *ebpf.Map `ebpf:"bh_addrs_v1"`
 	BhBucketsV1       *ebpf.Map `ebpf:"bh_buckets_v1"`
 	BhBudgetV1        *ebpf.Map `ebpf:"bh_budget_v1"`
+	BhChoicesV1       *ebpf.Map `ebpf:"bh_choices_v1"`
 	BhClassesV1       *ebpf.Map `ebpf:"bh_classes_v1"`
 	BhConfigV1        *ebpf.Map `ebpf:"bh_config_v1"`
 	BhDropsV1         *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.Map `ebpf:"bh_events_v1"`
 	BhFloodsV1        *ebpf.Map `ebpf:"bh_floods_v1"`
 	BhFlowlogV1       *ebpf.Map `ebpf:"bh_flowlog_v1"`
-	BhFlowsV3         *ebpf.Map `ebpf:"bh_flows_v3"`
+	BhFlowsV4         *ebpf.Map `ebpf:"bh_flows_v4"`
 	BhFragmentsV1     *ebpf.Map `ebpf:"bh_fragments_v1"`
 	BhGroupsV1        *ebpf.Map `ebpf:"bh_groups_v1"`
 	BhLansV1          *ebpf.Map `ebpf:"bh_lans_v1"`
@@ -680,10 +743,10 @@ type uplinkMaps struct {
 	BhRoutesV1        *ebpf.Map `ebpf:"bh_routes_v1"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV3       *ebpf.Map `ebpf:"bh_scratch_v3"`
+	BhScratchV4       *ebpf.Map `ebpf:"bh_scratch_v4"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
-	BhSharesV3        *ebpf.Map `ebpf:"bh_shares_v3"`
+	BhSharesV4        *ebpf.Map `ebpf:"bh_shares_v4"`
 	BhStatsV1         *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSweeperV1       *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.Map `ebpf:"bh_switches_v2"`
@@ -697,13 +760,14 @@ func (m *uplinkMaps) Close() error {
 		m.BhAddrsV1,
 		m.BhBucketsV1,
 		m.BhBudgetV1,
+		m.BhChoicesV1,
 		m.BhClassesV1,
 		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
 		m.BhFloodsV1,
 		m.BhFlowlogV1,
-		m.BhFlowsV3,
+		m.BhFlowsV4,
 		m.BhFragmentsV1,
 		m.BhGroupsV1,
 		m.BhLansV1,
@@ -726,10 +790,10 @@ func (m *uplinkMaps) Close() error {
 		m.BhRoutesV1,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV3,
+		m.BhScratchV4,
 		m.BhServicesV1,
 		m.BhSetsV1,
-		m.BhSharesV3,
+		m.BhSharesV4,
 		m.BhStatsV1,
 		m.BhSweeperV1,
 		m.BhSwitchesV2,

@@ -106,6 +106,7 @@ type Applier struct {
 	tables   *tables
 	groups   *groups
 	remotes  *remotes
+	balance  *balance
 	policies *policies
 	listed   bool
 	// collecting counts the removals of old rules that wait for the packets at them.
@@ -185,6 +186,7 @@ func (a *Applier) mirror() {
 	a.tables = newTables(&a.objs, &a.writes)
 	a.policies = newPolicies(newPolicyTables(&a.objs, &a.writes))
 	a.remotes = newRemotes(newRemoteTables(&a.objs, &a.writes))
+	a.balance = newBalance(newBalanceTables(&a.objs, &a.writes))
 }
 
 // openOffload starts with an empty slot: whoever filled it does not watch any more.
@@ -255,11 +257,13 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1,
-		bpfMapBhFlowsV3: o.BhFlowsV3, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV3: o.BhSharesV3, bpfMapBhFragmentsV1: o.BhFragmentsV1,
+		bpfMapBhFlowsV4: o.BhFlowsV4, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV4: o.BhSharesV4, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhSteerV1: o.BhSteerV1, bpfMapBhLansV1: o.BhLansV1, bpfMapBhBucketsV1: o.BhBucketsV1,
-		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV3: o.BhScratchV3,
+		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV4: o.BhScratchV4,
 		bpfMapBhOverlaysV1: o.BhOverlaysV1, bpfMapBhVnisV1: o.BhVnisV1, bpfMapBhRemotesV1: o.BhRemotesV1, bpfMapBhRoutesV1: o.BhRoutesV1, bpfMapBhVtepsV1: o.BhVtepsV1,
 		bpfMapBhFloodsV1: o.BhFloodsV1, bpfMapBhGroupsV1: o.BhGroupsV1,
+		bpfMapBhVipsV1: o.BhVipsV1, bpfMapBhPlacesV1: o.BhPlacesV1, bpfMapBhBackendsV1: o.BhBackendsV1, bpfMapBhStandingV1: o.BhStandingV1,
+		bpfMapBhChoicesV1: o.BhChoicesV1, bpfMapBhTurnsV1: o.BhTurnsV1,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
 	}
 }

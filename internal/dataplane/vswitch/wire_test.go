@@ -197,7 +197,7 @@ func (l *lab) flowTable() map[bpfFlowKey]bpfFlow {
 	out := map[bpfFlowKey]bpfFlow{}
 	var k bpfFlowKey
 	var f bpfFlow
-	it := l.a.objs.BhFlowsV3.Iterate()
+	it := l.a.objs.BhFlowsV4.Iterate()
 	for it.Next(&k, &f) {
 		out[k] = f
 	}
@@ -225,7 +225,7 @@ func (l *lab) share(p *plan.Port) int64 {
 	index := l.a.applied[p.ID].index
 	l.a.mu.Unlock()
 	var s bpfShare
-	if err := l.a.objs.BhSharesV3.Lookup(&index, &s); err != nil {
+	if err := l.a.objs.BhSharesV4.Lookup(&index, &s); err != nil {
 		l.t.Fatal(err)
 	}
 	return int64(s.Flows)

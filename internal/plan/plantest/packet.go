@@ -42,6 +42,7 @@ func Packet(t *rapid.T, p *plan.Plan) plan.Packet {
 		// Without 135 and 136, which are about more than a packet has here.
 		k.ICMPType = rapid.SampledFrom([]uint8{8, 128, 0, 129, 3, 1, 11, 2, 5, 9, 130, 131, 132, 133, 134, 137, 138, 143}).Draw(t, "type")
 	}
+	served(t, p, &k, v6)
 	return p.Complete(k)
 }
 

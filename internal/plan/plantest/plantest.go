@@ -55,7 +55,7 @@ func nic(network int) string { return fmt.Sprintf("nic%d", network) }
 func Intent(t *rapid.T) *plan.Intent {
 	in := &plan.Intent{
 		Networks: map[hcn.GUID]*plan.Network{}, Endpoints: map[hcn.GUID]*plan.Endpoint{}, Namespaces: map[hcn.GUID]*plan.NamespaceRow{},
-		Remotes: map[hcn.GUID]*plan.Remote{},
+		Remotes: map[hcn.GUID]*plan.Remote{}, Balancers: map[hcn.GUID]*plan.LoadBalancer{},
 	}
 	networks := Networks()[:rapid.IntRange(1, 2).Draw(t, "networks")]
 	for i, id := range networks {
@@ -77,6 +77,7 @@ func Intent(t *rapid.T) *plan.Intent {
 		e.Attach = &plan.Attachment{Namespace: ns, Interface: "eth0"}
 		in.Endpoints[id] = e
 	}
+	balancers(t, in)
 	return in
 }
 

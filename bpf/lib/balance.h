@@ -1,0 +1,202 @@
+/* Load balancers: a packet for a service goes to one of its back ends. Which one is chosen once for a
+ * connection, at its client's port. The connection is judged, counted and kept in the table of flows
+ * between the two who really have it; the flow says under which address the client knows the other. */
+#ifndef BULKHEAD_BALANCE_H
+#define BULKHEAD_BALANCE_H
+
+#include "choice.h"
+#include "nat.h"
+#include "owner.h"
+#include "remote.h"
+#include "steer.h"
+
+#define MAX_VIPS (1 << 16)
+#define MAX_BACKENDS (1 << 20)
+
+TABLE(bh_vips_v1, HASH, MAX_VIPS, struct vip_key, struct vip);
+TABLE(bh_places_v1, HASH, MAX_BACKENDS, struct places_key, struct places);
+TABLE(bh_backends_v1, HASH, MAX_BACKENDS, struct backend_key, struct backend);
+TABLE(bh_standing_v1, HASH, MAX_BACKENDS, struct standing_key, __u32);
+
+static __always_inline __u32 mix(__u32 h, __u32 word)
+{
+	h = (h ^ word) * 0x9e3779b1;
+	return h ^ h >> 15;
+}
+
+/* A verification border. The place of a packet in a service's table: plan.Place. Places that are the same
+ * for all of a client's connections are what affinity comes to. */
+__noinline __u32 place(struct pkt *p, __u32 spread)
+{
+	const __u32 *src, *dst;
+	__u32 h = 0;
+
+	if (!p)
+		return 0;
+	src = words(p->src.ip);
+	dst = words(p->dst.ip);
+	h = mix(mix(mix(mix(h, src[0]), src[1]), src[2]), src[3]);
+	if (spread != SPREAD_SOURCE)
+		h = mix(h, p->proto);
+	if (spread == SPREAD_FLOW)
+		h = mix(mix(h, (__u32)p->sport << 16 | p->dport), dst[3]);
+	h = (h ^ h >> 16) * 0x85ebca6b;
+	h = (h ^ h >> 13) * 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
+static __always_inline const struct vip *vip_of(const struct pkt *p)
+{
+	struct vip_key key = {.sw = SWITCH_OF(p->src.sw), .port = p->dport, .proto = p->proto};
+	const struct vip *v;
+
+	if (p->flags & PKT_STEERED && !p->lan && steer_of(p))
+		return 0; /* a proxy takes it, for what it is */
+	__builtin_memcpy(key.ip, p->dst.ip, 16);
+	v = bpf_map_lookup_elem(&bh_vips_v1, &key);
+	return v && (p->kind == PORT_CONTAINER || v->flags & VIP_HOST) ? v : 0;
+}
+
+/* Is the chosen back end still one of the service's? */
+static __always_inline int stands(const struct vip *v, const struct choice *c)
+{
+	struct standing_key key = {.table = v->table, .port = c->port};
+
+	__builtin_memcpy(key.ip, c->ip, 16);
+	return bpf_map_lookup_elem(&bh_standing_v1, &key) != 0;
+}
+
+/* A verification border. Chooses a back end: 0, or that there is none. */
+__noinline int choose(struct pkt *p, struct vip *v)
+{
+	struct scratch *room = scratch();
+	struct places_key at = {};
+	struct backend_key key = {};
+	const struct places *places;
+	const struct backend *b;
+	__u32 h;
+
+	if (!p || !v || !room || !v->table)
+		return DROP_NO_BACKEND;
+	h = place(p, v->spread) & v->mask;
+	at.table = v->table;
+	at.piece = h / PLACES;
+	places = bpf_map_lookup_elem(&bh_places_v1, &at);
+	if (!places)
+		return DROP_NO_BACKEND;
+	key.table = v->table;
+	key.backend = places->backend[h & (PLACES - 1)];
+	b = bpf_map_lookup_elem(&bh_backends_v1, &key);
+	if (!b)
+		return DROP_NO_BACKEND;
+	room->choice.table = v->table;
+	__builtin_memcpy(room->choice.ip, b->ip, 16);
+	room->choice.port = b->port;
+	room->choice.pad = 0;
+	return DROP_NONE;
+}
+
+/* May a port meet itself by way of a service? Its packet is rewritten before the source guard. */
+static __always_inline int is_own(const struct pkt *p)
+{
+	const struct owner *o = owner_of(&p->src);
+
+	return p->kind == PORT_CONTAINER && same_mac(p->smac, p->port_mac) && o && o->port == p->ifindex;
+}
+
+/* A verification border. Sends a packet to the chosen back end: BALANCED, or why not. */
+__noinline int turn_to(struct __sk_buff *skb, struct pkt *p, struct vip *v)
+{
+	struct scratch *room = scratch();
+	struct choice *c;
+
+	if (!p || !v || !room)
+		return DROP_MALFORMED;
+	c = &room->choice;
+	if (v->flags & VIP_KEEP) {
+		p->turned = TURNED_KEPT;
+		__builtin_memcpy(p->alias, c->ip, 16);
+		return BALANCED;
+	}
+	p->turned = TURNED;
+	__builtin_memcpy(p->alias, p->dst.ip, 16);
+	p->aport = p->dport;
+	__builtin_memcpy(room->tuple.src, p->src.ip, 16);
+	__builtin_memcpy(room->tuple.dst, c->ip, 16);
+	room->tuple.sport = p->sport;
+	room->tuple.dport = c->port;
+	if (same_ip(p->src.ip, c->ip)) {
+		if (!is_own(p))
+			return DROP_SOURCE_ADDRESS;
+		p->turned = TURNED | TURNED_SELF;
+		__builtin_memcpy(room->tuple.src, v->self, 16);
+	}
+	return translate(skb, p) ? DROP_KERNEL : BALANCED;
+}
+
+/* The rest of a fragmented packet goes where its first part went. */
+static __always_inline int turn_rest(struct __sk_buff *skb, struct pkt *p, struct scratch *room)
+{
+	const struct turn *t = turn_of(room, p);
+
+	if (!t)
+		return 0;
+	p->turned = t->turned;
+	__builtin_memcpy(p->alias, t->alias, 16);
+	if (p->turned & TURNED_ANSWER) /* when it has been judged */
+		return 0;
+	__builtin_memcpy(room->tuple.src, t->src, 16);
+	__builtin_memcpy(room->tuple.dst, t->dst, 16);
+	return translate(skb, p) ? DROP_KERNEL : BALANCED;
+}
+
+/* A verification border. A packet that belongs to no flow as it is: BALANCED when it goes to a back end of a
+ * service, 0 when it is for none, or why it goes nowhere. Before it has met the source guard (first is 0), only
+ * a back end that was chosen then will do. */
+__noinline int balance(struct __sk_buff *skb, struct pkt *p, __u32 first)
+{
+	struct scratch *room = scratch();
+	const struct vip *v;
+	struct choice *c = 0;
+	struct vip local;
+
+	if (!p || !room || p->turned || p->flags & PKT_GROUP)
+		return 0;
+	if (p->ethertype != ETH_P_IP && p->ethertype != ETH_P_IPV6)
+		return 0;
+	if (p->flags & PKT_NO_L4)
+		return turn_rest(skb, p, room);
+	if (p->lan && p->kind != PORT_CONTAINER)
+		return 0;
+	if ((p->kind != PORT_CONTAINER && p->kind != PORT_HOST) || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+		return 0;
+	v = vip_of(p);
+	if (!v) {
+		p->turned = TURNED_NONE;
+		return 0;
+	}
+	local = *v;
+	choice_key(&room->choice_key, p);
+	if (!(p->flags & PKT_TEST))
+		c = bpf_map_lookup_elem(&bh_choices_v1, &room->choice_key);
+	if (c && c->table != local.table) {
+		if (stands(&local, c)) {
+			c->table = local.table;
+		} else if (p->proto == IPPROTO_TCP && !(p->flags & PKT_OPENER)) {
+			return DROP_NO_BACKEND;
+		} else {
+			c = 0;
+		}
+	}
+	if (c) {
+		room->choice = *c;
+	} else {
+		if (!first)
+			return 0;
+		if (choose(p, &local))
+			return DROP_NO_BACKEND;
+	}
+	return turn_to(skb, p, &local);
+}
+
+#endif

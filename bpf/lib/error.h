@@ -1,0 +1,137 @@
+/* ICMP errors about connections to services: their receiver, and the packet that they quote, are to have the
+ * addresses that each side knows. */
+#ifndef BULKHEAD_ERROR_H
+#define BULKHEAD_ERROR_H
+
+#include "balance.h"
+#include "related.h"
+
+static __always_inline int mend4(struct __sk_buff *skb, const struct pkt *p, const struct mend *m)
+{
+	__u32 at = p->l4 + 8, old = words(m->from)[3], new = words(m->to)[3], ip = m->dst ? 16 : 12;
+	__be16 ports[2] = {bpf_htons(m->port), bpf_htons(m->to_port)};
+	__u8 head;
+
+	if (bpf_skb_load_bytes(skb, at, &head, 1) || bpf_l3_csum_replace(skb, at + 10, old, new, 4) ||
+	    bpf_skb_store_bytes(skb, at + ip, &new, 4, 0))
+		return -1;
+	/* The quoted header's checksum makes up for its address. */
+	at += (head & 15) * 4 + (m->dst ? 2 : 0);
+	if (bpf_l4_csum_replace(skb, p->l4 + 2, ports[0], ports[1], 2) || bpf_skb_store_bytes(skb, at, &ports[1], 2, 0))
+		return -1;
+	if (!m->outer)
+		return 0;
+	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 4) ||
+	       bpf_skb_store_bytes(skb, ETH_HLEN + (m->dst ? 12 : 16), &new, 4, 0);
+}
+
+static __always_inline int mend6(struct __sk_buff *skb, const struct pkt *p, struct mend *m)
+{
+	__u32 at = p->l4 + 8 + (m->dst ? 24 : 8);
+	__be16 ports[2] = {bpf_htons(m->port), bpf_htons(m->to_port)};
+	__s64 diff = bpf_csum_diff((__be32 *)m->from, 16, (__be32 *)m->to, 16, 0);
+
+	if (bpf_l4_csum_replace(skb, p->l4 + 2, 0, diff, 0) || bpf_skb_store_bytes(skb, at, m->to, 16, 0))
+		return -1;
+	at = p->l4 + 8 + sizeof(struct ipv6hdr) + (m->dst ? 2 : 0);
+	if (bpf_l4_csum_replace(skb, p->l4 + 2, ports[0], ports[1], 2) || bpf_skb_store_bytes(skb, at, &ports[1], 2, 0))
+		return -1;
+	if (!m->outer)
+		return 0;
+	return bpf_l4_csum_replace(skb, p->l4 + 2, 0, diff, BPF_F_PSEUDO_HDR) ||
+	       bpf_skb_store_bytes(skb, ETH_HLEN + (m->dst ? 8 : 24), m->to, 16, 0);
+}
+
+/* A verification border. Does what the scratch space says. */
+__noinline int mend(struct __sk_buff *skb, struct pkt *p)
+{
+	struct scratch *room = scratch();
+
+	if (!p || !room)
+		return -1;
+	return p->ethertype == ETH_P_IP ? mend4(skb, p, &room->mend) : mend6(skb, p, &room->mend);
+}
+
+/* A verification border, for the stack: the packet that an error quotes, into the scratch space. */
+__noinline int quoted(struct __sk_buff *skb, struct pkt *p)
+{
+	struct scratch *room = scratch();
+	struct inner in = {};
+
+	if (!p || !room || read_inner(skb, p, &in))
+		return -1;
+	room->inner = in;
+	return 0;
+}
+
+/* A verification border. Is the quoted packet one that a client has sent to a service? Then the scratch space says
+ * what it is to see. */
+__noinline int error_back(struct pkt *p)
+{
+	struct scratch *room = scratch();
+	const struct inner *in;
+	const struct flow *f;
+	int end;
+
+	if (!p || !room)
+		return 0;
+	in = &room->inner;
+	room->key = (struct flow_key){};
+	end = flow_key(&room->key, p->src.sw, in->proto, in->src, in->sport, in->dst, in->dport);
+	f = bpf_map_lookup_elem(&bh_flows_v4, &room->key);
+	if (!f || !(f->state & FLOW_TURNED) || f->state & FLOW_SELF || f->opener != end)
+		return 0;
+	room->mend.dst = 1;
+	__builtin_memcpy(room->mend.from, in->dst, 16);
+	__builtin_memcpy(room->mend.to, f->alias, 16);
+	room->mend.port = in->dport;
+	room->mend.to_port = f->aport;
+	room->mend.outer = same_ip(p->src.ip, in->dst);
+	return 1;
+}
+
+/* A verification border. An error about what a back end has answered: it comes to the service, and goes to the
+ * back end. */
+__noinline int error_forth(struct __sk_buff *skb, struct pkt *p)
+{
+	struct scratch *room = scratch();
+	const struct choice *c;
+	const struct inner *in;
+
+	if (!p || !room || quoted(skb, p))
+		return 0;
+	in = &room->inner;
+	if (!same_ip(p->dst.ip, in->src))
+		return 0;
+	room->choice_key = (struct choice_key){};
+	room->choice_key.sw = p->src.sw;
+	room->choice_key.proto = in->proto;
+	room->choice_key.sport = in->dport;
+	room->choice_key.dport = in->sport;
+	__builtin_memcpy(room->choice_key.src, in->dst, 16);
+	__builtin_memcpy(room->choice_key.dst, in->src, 16);
+	c = bpf_map_lookup_elem(&bh_choices_v1, &room->choice_key);
+	if (!c)
+		return 0;
+	room->mend.dst = 0;
+	room->mend.outer = 1;
+	__builtin_memcpy(room->mend.from, in->src, 16);
+	__builtin_memcpy(room->mend.to, c->ip, 16);
+	room->mend.port = in->sport;
+	room->mend.to_port = c->port;
+	if (mend(skb, p))
+		return DROP_KERNEL;
+	__builtin_memcpy(p->dst.ip, room->mend.to, 16);
+	p->turned = TURNED;
+	return BALANCED;
+}
+
+/* A verification border. balance() of an error: of a service that keeps its packets there is nothing to mend. */
+__noinline int balance_error(struct __sk_buff *skb, struct pkt *p)
+{
+	if (!p || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || (p->kind != PORT_CONTAINER && p->kind != PORT_HOST))
+		return 0;
+	return error_forth(skb, p);
+}
+
+#endif

@@ -1,0 +1,289 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+	"github.com/bulkhead-net/bulkhead/internal/store"
+)
+
+var balancerTable = store.NewTable[plan.LoadBalancer]("loadbalancers")
+
+// frontend is what clients ask for. On the whole host it is one load balancer's.
+type frontend struct {
+	proto uint8
+	addr  netip.Addr
+	port  uint16
+}
+
+func frontends(doc *hcn.HostComputeLoadBalancer) []frontend {
+	var out []frontend
+	for _, a := range doc.VIPs() {
+		for _, m := range doc.PortMappings {
+			out = append(out, frontend{uint8(m.Protocol), a, m.External()})
+		}
+	}
+	return out
+}
+
+func balancerObject(id hcn.GUID) object { return object{"loadbalancer", string(id)} }
+
+// LoadBalancers lists the load balancers that match, oldest first.
+func (e *Engine) LoadBalancers(f hcn.Filter) []hcn.GUID {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var rows []*plan.LoadBalancer
+	for _, b := range e.st.balancers {
+		if f.MatchLoadBalancer(&b.Doc) {
+			rows = append(rows, b)
+		}
+	}
+	slices.SortFunc(rows, func(a, b *plan.LoadBalancer) int { return cmpSeq(a.Seq, b.Seq) })
+	out := make([]hcn.GUID, len(rows))
+	for i, b := range rows {
+		out[i] = b.Doc.ID
+	}
+	return out
+}
+
+// LoadBalancer is the document of a load balancer.
+func (e *Engine) LoadBalancer(id hcn.GUID) (hcn.HostComputeLoadBalancer, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	b := e.st.balancers[id]
+	if b == nil {
+		return hcn.HostComputeLoadBalancer{}, noBalancer(id)
+	}
+	return *b.Doc.Clone(), nil
+}
+
+func noBalancer(id hcn.GUID) error {
+	return hcn.Errorf(hcn.ErrElementNotFound, "no load balancer has the ID %s: see `bulkhead loadbalancer ls`", id)
+}
+
+// CreateLoadBalancer makes a load balancer and waits until the switch balances.
+func (e *Engine) CreateLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) (hcn.HostComputeLoadBalancer, error) {
+	var row *plan.LoadBalancer
+	rev, err := e.commitOr(ctx, func(t *txn) error {
+		var err error
+		row, err = t.newBalancer(id, doc)
+		return err
+	})
+	if err != nil {
+		return hcn.HostComputeLoadBalancer{}, err
+	}
+	id = row.Doc.ID
+	if err := e.applied(ctx, rev, balancerObject(id)); err != nil {
+		e.undo(ctx, "loadbalancer", string(id), func(t *txn) { t.dropBalancer(id) })
+		return hcn.HostComputeLoadBalancer{}, hcn.Errorf(hcn.ErrUnspecified, "make load balancer %s: %w", id, err)
+	}
+	return *row.Doc.Clone(), nil
+}
+
+func (t *txn) newBalancer(id hcn.GUID, in hcn.HostComputeLoadBalancer) (*plan.LoadBalancer, error) {
+	doc := in.Clone()
+	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
+	if t.st.balancers[doc.ID] != nil {
+		return nil, hcn.Errorf(hcn.ErrObjectAlreadyExists, "a load balancer with the ID %s exists: delete it first, or leave the ID out", doc.ID)
+	}
+	doc.Version = 0
+	row := &plan.LoadBalancer{Doc: *doc, Seq: t.nextSeq()}
+	if err := t.checkBalancer(row); err != nil {
+		return nil, err
+	}
+	t.putBalancer(doc.ID, row)
+	k := balancerObject(doc.ID)
+	t.tell(queued{ev: api.Event{Kind: "loadbalancer", Action: "create", ID: string(doc.ID), Name: doc.Name}, on: []object{k}, comes: &k})
+	return row, nil
+}
+
+// checkBalancer completes a row and refuses what cannot be enforced here.
+func (t *txn) checkBalancer(row *plan.LoadBalancer) error {
+	doc := &row.Doc
+	doc.Health, doc.State = nil, 0
+	if err := doc.Validate(); err != nil {
+		return err
+	}
+	doc.Defaults()
+	n, err := t.balancerNetwork(doc)
+	if err != nil {
+		return err
+	}
+	row.Network = n.Doc.ID
+	if !plan.Balances(n.Doc.Type) {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "HostComputeNetwork: on network %q of type %s every frame goes out of the NIC as it is: "+
+			"use one of another type, or balance outside", n.Doc.Name, n.Doc.Type)
+	}
+	for _, a := range doc.VIPs() {
+		if s := n.Doc.SubnetOf(a); s != nil {
+			return hcn.Errorf(hcn.ErrInvalidIP, "FrontendVIPs: %s lies in the subnet %s of network %q, where its endpoints look for it on the link: "+
+				"choose an address outside of it", a, s.IpAddressPrefix, n.Doc.Name)
+		}
+	}
+	for _, f := range frontends(doc) {
+		if other, ok := t.st.frontends[f]; ok && other != doc.ID {
+			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%s %s is a service of load balancer %s: delete that one, or choose another port",
+				plan.ProtocolName(f.proto), netip.AddrPortFrom(f.addr, f.port), other)
+		}
+	}
+	return nil
+}
+
+// balancerNetwork is the network that a document names, and that all its back ends are on.
+func (t *txn) balancerNetwork(doc *hcn.HostComputeLoadBalancer) (*plan.Network, error) {
+	on := doc.HostComputeNetwork
+	var list []hcn.GUID
+	for i, id := range doc.HostComputeEndpoints {
+		network := hcn.GUID("")
+		if ep := t.st.endpoints[id]; ep != nil {
+			network = ep.Doc.HostComputeNetwork
+		} else if r := t.st.remotes[id]; r != nil {
+			network = r.Network
+		} else {
+			return nil, hcn.Errorf(hcn.ErrEndpointNotFound, "HostComputeEndpoints[%d]: no endpoint has the ID %s: see `bulkhead endpoint ls`", i, id)
+		}
+		if on.IsZero() {
+			on = network
+		}
+		if network != on {
+			return nil, hcn.Errorf(hcn.ErrInvalidEndpoint, "HostComputeEndpoints[%d]: endpoint %s is on network %s, and the load balancer on %s: "+
+				"make one for each network", i, id, network, on)
+		}
+		if !slices.Contains(list, id) {
+			list = append(list, id)
+		}
+	}
+	doc.HostComputeEndpoints = list
+	if on.IsZero() {
+		return nil, hcn.Errorf(hcn.ErrInvalidParameter, "HostComputeNetwork: it is missing, and there is no endpoint that tells it: "+
+			"name the network whose endpoints are to reach the load balancer")
+	}
+	n := t.st.networks[on]
+	if n == nil {
+		return nil, noNetwork(on)
+	}
+	return n, nil
+}
+
+// ModifyLoadBalancer gives a load balancer another document. Connections to back ends that stay go on.
+func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) error {
+	var old *plan.LoadBalancer
+	rev, err := e.commitOr(ctx, func(t *txn) error {
+		old = t.st.balancers[id]
+		if old == nil {
+			return noBalancer(id)
+		}
+		row := &plan.LoadBalancer{Doc: *doc.Clone(), Seq: old.Seq}
+		if !doc.ID.IsZero() && doc.ID != id {
+			return hcn.Errorf(hcn.ErrInvalidParameter, "ID: the document says %s, the call %s: a load balancer keeps its ID", doc.ID, id)
+		}
+		row.Doc.ID, row.Doc.Version = id, old.Doc.Version+1
+		if row.Doc.HostComputeNetwork.IsZero() && len(row.Doc.HostComputeEndpoints) == 0 {
+			row.Doc.HostComputeNetwork = old.Network
+		}
+		if err := t.checkBalancer(row); err != nil {
+			return err
+		}
+		row.Doc.HostComputeNetwork = doc.HostComputeNetwork
+		t.changeBalancer(row)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.applied(ctx, rev, balancerObject(id)); err != nil {
+		e.undo(ctx, "loadbalancer", string(id), func(t *txn) {
+			if t.st.balancers[id] != nil {
+				t.putBalancer(id, old)
+			}
+		})
+		return hcn.Errorf(hcn.ErrUnspecified, "change load balancer %s: %w", id, err)
+	}
+	return nil
+}
+
+func (t *txn) changeBalancer(row *plan.LoadBalancer) {
+	t.putBalancer(row.Doc.ID, row)
+	t.tell(queued{
+		ev: api.Event{Kind: "loadbalancer", Action: "modify", ID: string(row.Doc.ID), Name: row.Doc.Name},
+		on: []object{balancerObject(row.Doc.ID)},
+	})
+}
+
+// DeleteLoadBalancer deletes a load balancer; its ports are free when it returns.
+func (e *Engine) DeleteLoadBalancer(ctx context.Context, id hcn.GUID) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
+		if t.st.balancers[id] == nil {
+			return noBalancer(id)
+		}
+		t.dropBalancer(id)
+		return nil
+	})
+	if errors.Is(err, hcn.ErrElementNotFound) {
+		return e.orForget(ctx, "loadbalancer", string(id), err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.applied(ctx, rev, balancerObject(id)); err != nil {
+		return hcn.Errorf(hcn.ErrUnspecified, "delete load balancer %s: it is deleted, and the kernel follows: %w", id, err)
+	}
+	return nil
+}
+
+func (t *txn) dropBalancer(id hcn.GUID) {
+	if old := t.st.balancers[id]; old != nil {
+		t.putBalancer(id, nil)
+		k := balancerObject(id)
+		t.tell(queued{ev: api.Event{Kind: "loadbalancer", Action: "delete", ID: string(id), Name: old.Doc.Name}, goes: &k})
+	}
+}
+
+// leaveBalancers takes an endpoint that is deleted out of the load balancers that it is a back end of.
+func (t *txn) leaveBalancers(endpoint hcn.GUID) {
+	for id := range t.st.byBackend[endpoint] {
+		row := *t.st.balancers[id]
+		row.Doc = *row.Doc.Clone()
+		row.Doc.HostComputeEndpoints = slices.DeleteFunc(row.Doc.HostComputeEndpoints, func(g hcn.GUID) bool { return g == endpoint })
+		row.Doc.Version++
+		t.changeBalancer(&row)
+	}
+}
+
+func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
+	if old := s.balancers[id]; old != nil {
+		delete(s.balancers, id)
+		for _, ep := range old.Doc.HostComputeEndpoints {
+			drop(s.byBackend, ep, id)
+		}
+		for _, f := range frontends(&old.Doc) {
+			if s.frontends[f] == id {
+				delete(s.frontends, f)
+			}
+		}
+	}
+	if row == nil {
+		return
+	}
+	s.balancers[id] = row
+	for _, ep := range row.Doc.HostComputeEndpoints {
+		insert(s.byBackend, ep, id, row)
+	}
+	for _, f := range frontends(&row.Doc) {
+		s.frontends[f] = id
+	}
+	s.seq = max(s.seq, row.Seq)
+}
+
+func (t *txn) putBalancer(id hcn.GUID, row *plan.LoadBalancer) {
+	old := t.st.balancers[id]
+	t.st.setBalancer(id, row)
+	t.undo = append(t.undo, func() { t.st.setBalancer(id, old) })
+	t.dirty.Balancers[id] = struct{}{}
+	t.save = append(t.save, saveRow(balancerTable, false, string(id), row, old))
+}

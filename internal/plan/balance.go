@@ -1,0 +1,357 @@
+package plan
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// Load balancers. The port of a client chooses the back end of a connection to one of the services, and rewrites the
+// destination (bpf/lib/balance.h); rules, counters and flows are about the connection with the back end.
+
+// LoadBalancer is the stored form of a load balancer: the document as it is shown, and what was chosen once and kept.
+type LoadBalancer struct {
+	Doc hcn.HostComputeLoadBalancer
+	Seq uint64
+	// Network is the one whose switch balances: the document's, or that of its back ends.
+	Network hcn.GUID
+}
+
+// Balancer is a load balancer on a switch.
+type Balancer struct {
+	ID       hcn.GUID
+	Name     string
+	Network  hcn.GUID
+	Switch   uint32
+	Services []Service
+}
+
+// Service is what clients ask for, and who answers.
+type Service struct {
+	Protocol uint8
+	VIP      netip.Addr
+	Port     uint16
+	Spread   Spread
+	// Keep says that packets are delivered as they are: the back ends have the address.
+	Keep bool
+	// Self is as whom a back end meets itself.
+	Self netip.Addr
+	// Backends in a fixed order, without duplicates.
+	Backends []netip.AddrPort
+}
+
+// Spread says what a back end is chosen by. The numbers are those of SPREAD_* in bpf/lib.
+type Spread uint8
+
+// What connections of one client have in common.
+const (
+	SpreadFlow           Spread = iota // nothing
+	SpreadSourceProtocol               // the back end, for each protocol
+	SpreadSource                       // the back end
+)
+
+// balancersOf are the load balancers that an endpoint is a back end of.
+func (in *Intent) balancersOf(endpoint hcn.GUID, visit func(hcn.GUID)) {
+	if in.ByBackend != nil {
+		for id := range in.ByBackend[endpoint] {
+			visit(id)
+		}
+		return
+	}
+	for id, b := range in.Balancers {
+		if slices.Contains(b.Doc.HostComputeEndpoints, endpoint) {
+			visit(id)
+		}
+	}
+}
+
+// withBalancers adds to the load balancers that changed those of networks and back ends that did.
+func (p *Plan) withBalancers(in *Intent, dirty Dirty, endpoints, remotes map[hcn.GUID]struct{}) map[hcn.GUID]struct{} {
+	out := maps.Clone(dirty.Balancers)
+	if out == nil {
+		out = map[hcn.GUID]struct{}{}
+	}
+	for _, changed := range []map[hcn.GUID]struct{}{endpoints, remotes} {
+		for id := range changed {
+			in.balancersOf(id, func(b hcn.GUID) { out[b] = struct{}{} })
+		}
+	}
+	if len(dirty.Networks) == 0 {
+		return out
+	}
+	for id, b := range in.Balancers {
+		if _, ok := dirty.Networks[b.Network]; ok {
+			out[id] = struct{}{}
+		}
+	}
+	return out
+}
+
+// compileBalancer makes the services of a load balancer. Back ends that are in no compartment have nobody who answers: they do not
+// count until they are.
+func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
+	if b == nil {
+		return nil
+	}
+	n := in.Networks[b.Network]
+	if n == nil || !Balances(n.Doc.Type) {
+		return nil
+	}
+	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch}
+	local, remote := backends(in, b)
+	for _, m := range b.Doc.PortMappings {
+		for _, text := range b.Doc.FrontendVIPs {
+			vip, err := netip.ParseAddr(text)
+			if err != nil {
+				continue // refused when it was made
+			}
+			vip = vip.Unmap()
+			s := Service{
+				Protocol: uint8(m.Protocol), VIP: vip, Port: m.External(), Spread: Spread(m.DistributionType),
+				Keep: m.Flags&hcn.EnablePreserveDip != 0, Self: vip,
+			}
+			if self, err := netip.ParseAddr(b.Doc.SourceVIP); err == nil && self.Unmap().Is4() == vip.Is4() {
+				s.Self = self.Unmap()
+			}
+			for _, a := range local {
+				s.add(a, m.InternalPort)
+			}
+			for _, a := range remote {
+				if !s.Keep { // another host knows of its own services only
+					s.add(a, m.InternalPort)
+				}
+			}
+			slices.SortFunc(s.Backends, netip.AddrPort.Compare)
+			s.Backends = slices.Compact(s.Backends)
+			out.Services = append(out.Services, s)
+		}
+	}
+	return out
+}
+
+func (s *Service) add(a netip.Addr, port uint16) {
+	if a.Is4() == s.VIP.Is4() {
+		s.Backends = append(s.Backends, netip.AddrPortFrom(a, port))
+	}
+}
+
+func backends(in *Intent, b *LoadBalancer) (local, remote []netip.Addr) {
+	for _, id := range b.Doc.HostComputeEndpoints {
+		e := in.Endpoints[id]
+		switch {
+		case e == nil:
+			if r := in.Remotes[id]; r != nil && r.Network == b.Network {
+				remote = append(remote, r.Addrs...)
+			}
+		case e.Doc.HostComputeNetwork != b.Network:
+		case e.Doc.Flags&hcn.RemoteEndpoint != 0:
+			for _, a := range e.Addrs {
+				remote = append(remote, a.Addr())
+			}
+		case e.Attach != nil && in.Namespaces[e.Attach.Namespace] != nil && !in.Namespaces[e.Attach.Namespace].Vanished:
+			for _, a := range e.Addrs {
+				local = append(local, a.Addr())
+			}
+		}
+	}
+	return local, remote
+}
+
+// Balances tells that switches of networks of the type balance. On an L2Tunnel every frame goes by the wire as it is, for somebody
+// outside to judge.
+func Balances(t hcn.NetworkType) bool { return mode(t) != 0 && mode(t) != ModeL2Tunnel }
+
+// Places are the back ends by place in the table that a connection's hash points into; empty without any. All have as many, but for
+// one, and when some come or go the others keep nearly all of theirs (Maglev: Eisenbud et al., NSDI 2016). There are a
+// power of two, and steps are odd, so each back end's way leads by every place.
+func Places(backends []netip.AddrPort) []uint16 {
+	if len(backends) == 0 {
+		return nil
+	}
+	size := 256
+	for size < 16*len(backends) && size < 1<<16 {
+		size *= 4
+	}
+	at, step := make([]uint32, len(backends)), make([]uint32, len(backends))
+	for i, b := range backends {
+		h := fnv.New64a()
+		ip := b.Addr().As16()
+		h.Write(ip[:])
+		h.Write(binary.BigEndian.AppendUint16(nil, b.Port()))
+		sum := spreadBits(h.Sum64())
+		at[i], step[i] = uint32(sum), uint32(sum>>32)|1
+	}
+	out, taken := make([]uint16, size), make([]bool, size)
+	for left := size; left > 0; {
+		for i := range backends {
+			for taken[at[i]%uint32(size)] {
+				at[i] += step[i]
+			}
+			out[at[i]%uint32(size)], taken[at[i]%uint32(size)] = uint16(i), true
+			if left--; left == 0 {
+				break
+			}
+		}
+	}
+	return out
+}
+
+// spreadBits lets each bit depend on all (the finalizer of MurmurHash3).
+func spreadBits(x uint64) uint64 {
+	x = (x ^ x>>33) * 0xff51afd7ed558ccd
+	x = (x ^ x>>33) * 0xc4ceb9fe1a85ec53
+	return x ^ x>>33
+}
+
+// Place is the hash of a connection's first packet, as place() in bpf/lib/balance.h makes it.
+func Place(s Spread, protocol uint8, src, dst netip.AddrPort) uint32 {
+	mix := func(h, word uint32) uint32 {
+		h = (h ^ word) * 0x9e3779b1
+		return h ^ h>>15
+	}
+	word := func(a netip.Addr, i int) uint32 {
+		ip := a.As16()
+		return binary.LittleEndian.Uint32(ip[4*i:])
+	}
+	var h uint32
+	for i := range 4 {
+		h = mix(h, word(src.Addr(), i))
+	}
+	if s != SpreadSource {
+		h = mix(h, uint32(protocol))
+	}
+	if s == SpreadFlow {
+		h = mix(mix(h, uint32(src.Port())<<16|uint32(dst.Port())), word(dst.Addr(), 3))
+	}
+	h = (h ^ h>>16) * 0x85ebca6b
+	h = (h ^ h>>13) * 0xc2b2ae35
+	return h ^ h>>16
+}
+
+// Choose is the back end of a new connection from a client.
+func (s *Service) Choose(src netip.AddrPort) (netip.AddrPort, bool) {
+	places := Places(s.Backends)
+	if len(places) == 0 {
+		return netip.AddrPort{}, false
+	}
+	h := Place(s.Spread, s.Protocol, src, netip.AddrPortFrom(s.VIP, s.Port))
+	return s.Backends[places[h%uint32(len(places))]], true
+}
+
+// ServiceAt is the service of a switch that packets to an address are for, with its load balancer; nil for none.
+func (p *Plan) ServiceAt(network hcn.GUID, protocol uint8, dst netip.AddrPort) (*Balancer, *Service) {
+	for _, b := range p.Balancers {
+		if b.Network != network {
+			continue
+		}
+		for i := range b.Services {
+			if s := &b.Services[i]; s.Protocol == protocol && s.VIP == dst.Addr() && s.Port == dst.Port() {
+				return b, s
+			}
+		}
+	}
+	return nil, nil
+}
+
+// String says what the service is.
+func (s *Service) String() string {
+	return fmt.Sprintf("%s %s", ProtocolName(s.Protocol), netip.AddrPortFrom(s.VIP, s.Port))
+}
+
+func (s Spread) String() string {
+	switch s {
+	case SpreadSource:
+		return "by source"
+	case SpreadSourceProtocol:
+		return "by source and protocol"
+	default:
+		return "by connection"
+	}
+}
+
+func (b *Balancer) text(w *strings.Builder) {
+	fmt.Fprintf(w, "balancer %s switch %d%s\n", b.ID, b.Switch, optional(" name ", b.Name))
+	services := slices.SortedFunc(slices.Values(b.Services), func(x, y Service) int {
+		return cmp.Or(cmp.Compare(x.Protocol, y.Protocol), x.VIP.Compare(y.VIP), cmp.Compare(x.Port, y.Port))
+	})
+	for i := range services {
+		s := &services[i]
+		fmt.Fprintf(w, "    %s %s self %s", s, s.Spread, s.Self)
+		if s.Keep {
+			w.WriteString(" kept")
+		}
+		w.WriteString(optional(" to ", list(s.Backends)) + "\n")
+	}
+}
+
+// service is the one that a packet is for, nil for none: only containers are served, and a proxy comes before.
+func (t *tracer) service() *Service {
+	k := &t.pkt
+	if t.from.Kind != PortContainer || t.isHost(t.from) || k.Protocol != protoTCP && k.Protocol != protoUDP ||
+		!t.sw.Mode.OnLAN() && t.from.DetourOf(k.Protocol, k.Dst) != nil {
+		return nil
+	}
+	var s *Service
+	t.balancer, s = t.plan.ServiceAt(t.sw.Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort))
+	return s
+}
+
+// balance sends a packet for a service to a back end: false when there is none.
+func (t *tracer) balance() bool {
+	k, s := &t.pkt, t.service()
+	if s == nil {
+		return true
+	}
+	b := t.balancer
+	to, ok := s.Choose(netip.AddrPortFrom(k.Src, k.SrcPort))
+	if !ok {
+		t.drop("load balancer", t.from.ID, "no-backend", "%s is a service of load balancer %s, which has no back end: the sender is told", s, b.title())
+		return false
+	}
+	t.backend, t.Backend = to.Addr(), to
+	how := fmt.Sprintf("%d back ends, %s", len(s.Backends), s.Spread)
+	if len(s.Backends) == 1 {
+		how = "its only back end"
+	}
+	t.self = to.Addr() == k.Src && !s.Keep
+	switch {
+	case s.Keep:
+		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, as it is (%s)", s, b.title(), to.Addr(), how)
+		return true
+	case t.self:
+		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to %s, which is the sender itself and sees %s (%s)", s, b.title(), to, s.Self, how)
+		k.Src = s.Self
+	default:
+		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s (%s)", s, b.title(), to, how)
+	}
+	k.Dst, k.DstPort = to.Addr(), to.Port()
+	return true
+}
+
+func (b *Balancer) title() string {
+	if b.Name != "" {
+		return fmt.Sprintf("%q", b.Name)
+	}
+	return string(b.ID)
+}
+
+// backendPort is the port of the chosen back end, nil when that is on none here; then the packet goes as any other to its address.
+func (t *tracer) backendPort() *Port {
+	if t.self {
+		return t.from
+	}
+	if !t.backend.IsValid() {
+		return nil
+	}
+	if o := t.owner(t.backend); o != nil && o.Kind == PortContainer {
+		return o
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+package plantest
+
+import (
+	"maps"
+	"slices"
+
+	"pgregory.net/rapid"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// vips are the addresses of drawn services. They have the ports of drawn packets.
+var vips = parse("10.96.0.1", "10.96.0.2", "fd00:96::1", "fd00:96::2")
+
+// balancers draws load balancers, with back ends here, elsewhere, or nowhere.
+func balancers(t *rapid.T, in *plan.Intent) {
+	for i := range rapid.IntRange(0, 3).Draw(t, "load balancers") {
+		network := rapid.SampledFrom(slices.Sorted(maps.Keys(in.Networks))).Draw(t, "network of a load balancer")
+		b := &plan.LoadBalancer{Network: network}
+		b.Doc.ID = guid("E", i+1)
+		for _, id := range slices.Sorted(maps.Keys(in.Endpoints)) {
+			if in.Endpoints[id].Doc.HostComputeNetwork == network && rapid.IntRange(0, 2).Draw(t, "back end") > 0 {
+				b.Doc.HostComputeEndpoints = append(b.Doc.HostComputeEndpoints, id)
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(in.Remotes)) {
+			if in.Remotes[id].Network == network && rapid.Bool().Draw(t, "back end elsewhere") {
+				b.Doc.HostComputeEndpoints = append(b.Doc.HostComputeEndpoints, id)
+			}
+		}
+		// Each has addresses of its own.
+		b.Doc.FrontendVIPs = []string{vips[i%2].String(), vips[2+i%2].String()}
+		ports := [][]uint16{{80, 53}, {80, 443}, {22, 81}}[i]
+		for _, port := range ports {
+			m := hcn.LoadBalancerPortMapping{
+				Protocol: rapid.SampledFrom([]hcn.Protocol{hcn.ProtocolTCP, hcn.ProtocolUDP}).Draw(t, "protocol"), ExternalPort: port,
+				InternalPort:     rapid.SampledFrom([]uint16{port, 80, 8005, 67}).Draw(t, "internal port"),
+				DistributionType: rapid.SampledFrom([]hcn.DistributionType{0, 1, 2}).Draw(t, "distribution"),
+			}
+			if rapid.IntRange(0, 3).Draw(t, "kept") == 0 {
+				m.Flags, m.InternalPort = hcn.EnablePreserveDip, port
+			}
+			b.Doc.PortMappings = append(b.Doc.PortMappings, m)
+		}
+		if rapid.IntRange(0, 3).Draw(t, "source") == 0 {
+			b.Doc.SourceVIP = "10.96.0.9"
+		}
+		in.Balancers[b.Doc.ID] = b
+	}
+}
+
+// served makes a packet one for a service.
+func served(t *rapid.T, p *plan.Plan, k *plan.Packet, v6 bool) {
+	var all []plan.Service
+	for _, id := range slices.Sorted(maps.Keys(p.Balancers)) {
+		if b := p.Balancers[id]; b.Network == p.Ports[k.From].Network {
+			all = append(all, b.Services...)
+		}
+	}
+	all = slices.DeleteFunc(all, func(s plan.Service) bool { return s.VIP.Is6() != v6 })
+	// Others than containers ask for none, or seldom.
+	if rare := p.Ports[k.From].Kind != plan.PortContainer; len(all) == 0 || rare && !seldom(t, "of others") || rapid.IntRange(0, 3).Draw(t, "to a service") != 1 {
+		return
+	}
+	s := rapid.SampledFrom(all).Draw(t, "service")
+	k.Protocol, k.Dst, k.DstPort = s.Protocol, s.VIP, s.Port
+	k.SrcPort = rapid.SampledFrom([]uint16{1, 53, 68, 1024, 40000, 40001, 65535}).Draw(t, "client's port")
+	k.ICMPType = 0
+}
