@@ -102,7 +102,7 @@ func explainProtocol(o api.ExplainOptions) (uint8, error) {
 func (v *view) plan() *plan.Plan {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return &plan.Plan{Ports: maps.Clone(v.ports), Switches: maps.Clone(v.switches), Remotes: maps.Clone(v.remotes)}
+	return &plan.Plan{Ports: maps.Clone(v.ports), Switches: maps.Clone(v.switches), Remotes: maps.Clone(v.remotes), Balancers: maps.Clone(v.services)}
 }
 
 // party finds what a word means.

@@ -21,6 +21,7 @@ type view struct {
 	macs     map[portMAC]*plan.Port
 	remotes  map[hcn.GUID]*plan.Remote
 	byAddr   map[remoteAddr]*plan.Remote
+	services map[hcn.GUID]*plan.Balancer
 }
 
 // remoteAddr finds an endpoint on another host.
@@ -37,7 +38,7 @@ type portMAC struct {
 }
 
 func newView() *view {
-	return &view{ports: map[plan.PortID]*plan.Port{}, switches: map[hcn.GUID]*plan.Switch{}, macs: map[portMAC]*plan.Port{}, remotes: map[hcn.GUID]*plan.Remote{}, byAddr: map[remoteAddr]*plan.Remote{}}
+	return &view{ports: map[plan.PortID]*plan.Port{}, switches: map[hcn.GUID]*plan.Switch{}, macs: map[portMAC]*plan.Port{}, remotes: map[hcn.GUID]*plan.Remote{}, byAddr: map[remoteAddr]*plan.Remote{}, services: map[hcn.GUID]*plan.Balancer{}}
 }
 
 // apply follows a change of the plan.
@@ -70,6 +71,11 @@ func (v *view) apply(d *plan.Delta) {
 			for _, a := range c.New.Addrs {
 				v.byAddr[remoteAddr{c.New.Network, a}] = c.New
 			}
+		}
+	}
+	for id, c := range d.Balancers {
+		if delete(v.services, id); c.New != nil {
+			v.services[id] = c.New
 		}
 	}
 	for id, c := range d.Switches {

@@ -75,8 +75,10 @@ func (b *balance) list() error {
 		name string
 		list func() (bool, error)
 	}{
-		{b.t.vips.name, b.t.vips.list}, {b.t.places.name, b.t.places.list},
-		{b.t.backends.name, b.t.backends.list}, {b.t.standing.name, b.t.standing.list},
+		{b.t.vips.name, b.t.vips.list},
+		{b.t.places.name, b.t.places.list},
+		{b.t.backends.name, b.t.backends.list},
+		{b.t.standing.name, b.t.standing.list},
 	} {
 		changed, err := t.list()
 		if changed {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -87,7 +86,9 @@ func (b *balanced) says(h *th.Host, at netip.AddrPort, word string) {
 			for len(answer) < n { // as long as the question
 				answer = append(answer, '.')
 			}
-			u.WriteTo(answer, from)
+			if _, err := u.WriteTo(answer, from); err != nil {
+				return
+			}
 		}
 	}()
 }
@@ -248,7 +249,9 @@ func TestBalanceChanges(t *testing.T) {
 		check := func(what string, gone string) {
 			t.Helper()
 			for _, r := range all {
-				r.SetDeadline(time.Now().Add(5 * time.Second))
+				if err := r.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+					t.Error(err)
+				}
 				end, _, err := whoIs(r)
 				switch {
 				case r.end != gone && (err != nil || end != r.end):
@@ -427,7 +430,9 @@ func TestBalanceRules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		if err := c.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
 		if end, _, err := whoIs(c); err == nil {
 			t.Errorf("blocked, and answered by %s", end)
 		}
@@ -513,7 +518,6 @@ func TestBalanceChoicesEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.Close()
-			io.Copy(io.Discard, c)
 		}
 	}
 	choices := func() (n int) {
