@@ -12,7 +12,7 @@ declare -A groups=(
 	[runtime]="nftables iproute2 runc conmon conntrack"
 	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
-	[machine]="systemd systemd-sysv runc crun conmon procps jq curl kmod e2fsprogs"
+	[machine]="systemd systemd-sysv runc crun conmon procps jq curl kmod e2fsprogs libteam-utils iputils-ping"
 	[bench]="podman netavark containernetworking-plugins iptables ipset iperf3 crun"
 )
 

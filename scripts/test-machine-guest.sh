@@ -148,6 +148,12 @@ first_boot() {
 	check "systemd knows" eval '[[ $(systemctl show -P SubState bulkhead) == running && $(systemctl is-active bulkhead-containers) == active ]]'
 	bulkhead version
 	check "import an image" bulkhead image import --cmd sh box.tar box
+	if [[ -e only ]]; then
+		"$(<only)"
+		say "PASSED after $(cut -d' ' -f1 /proc/uptime) s"
+		systemctl poweroff
+		return
+	fi
 	limits crun
 	limits runc
 	rm -r /etc/systemd/system/bulkhead.service.d && systemctl daemon-reload
@@ -179,6 +185,87 @@ first_boot() {
 	say "rebooting after $(cut -d' ' -f1 /proc/uptime) s"
 	date +%s >reboot.began
 	systemctl reboot
+}
+
+# bonds: networks on a bond and on a team, whose active members fail one after the other.
+#
+#   b1, b2 ─ switch ─ bond0 or team0 (10.88.0.1, of the host) ─┬─ m0 ── p0 ─┬─ br0 in "wire" (10.88.0.2)
+#                                                              └─ m1 ── p1 ─┘
+bonds() {
+	local kind type i
+	for kind in bond team; do
+		check "$kind: the kernel has it" modprobe -a "$([[ $kind == bond ]] && echo bonding || echo team)" veth bridge
+		ip netns add wire
+		ip -n wire link add br0 type bridge
+		for i in 0 1; do
+			ip link add "m$i" type veth peer name "p$i" netns wire
+			ip -n wire link set "p$i" master br0 up
+		done
+		ip -n wire link set br0 up
+		ip -n wire addr add 10.88.0.2/24 dev br0
+		ip -n wire addr add fd88::2/64 dev br0 nodad
+		"make_$kind"
+		check "$kind: its members join" eval "ip link set m0 master ${kind}0 && ip link set m1 master ${kind}0 && ip link set ${kind}0 up"
+		[[ $kind == bond ]] || ip link set m0 up
+		[[ $kind == bond ]] || ip link set m1 up
+		ip addr add 10.88.0.1/24 dev "${kind}0"
+		ip addr add fd88::1/64 dev "${kind}0" nodad
+		"activate_$kind" 0
+		eventually "$kind: it leads to the wire" reaches 10.88.0.1
+		check "$kind: a member is refused, with the name of the whole" eval \
+			"! bulkhead network create --type transparent --uplink m0 --subnet 10.88.0.0/24 --gateway 10.88.0.2 no >refused 2>&1 && grep '${kind}0 can be' refused"
+		bonded "$kind" transparent "${kind}0"
+		bonded "$kind" l2bridge m0,m1
+		ip link del "${kind}0"
+		ip link del m0
+		ip link del m1
+		ip netns del wire
+	done
+}
+make_bond() { check "bond: make it" ip link add bond0 type bond mode active-backup miimon 50; }
+make_team() {
+	check "team: make it" ip link add team0 type team
+	check "team: one member at a time" teamnl team0 setoption mode activebackup
+}
+# A bond finds out that a member has no carrier. What does that for a team is its daemon, which is not here.
+activate_bond() { eventually "bond: m$1 is active" grep -q "^m$1$" /sys/class/net/bond0/bonding/active_slave; }
+activate_team() { check "team: m$1 is active" teamnl team0 setoption activeport "$(<"/sys/class/net/m$1/ifindex")"; }
+reaches() { ip netns exec wire ping -c 1 -W 2 "$1"; }
+serves() { [[ $(ip netns exec wire curl -sS -m 5 "http://$1/") == 'hello from box' ]]; }
+spoken() { wc -l <talk; }
+talk_goes_on() {
+	local before
+	before=$(spoken) && sleep 2 && (($(spoken) > before))
+}
+# bonded KIND TYPE UPLINK: a network goes on over the failure of each member, and so does a connection to one of its containers.
+bonded() {
+	local what="$1, $2" i talker
+	check "$what: make it" bulkhead network create --type "$2" --uplink "$3" --subnet 10.88.0.0/24 --gateway 10.88.0.2 \
+		--subnet fd88::/64 --gateway fd88::2 --exclude 10.88.0.1-10.88.0.63 --exclude fd88::1-fd88::3f lan
+	check "$what: it is on the whole" eval "bulkhead network inspect lan | grep '\"${1}0\"'"
+	check "$what: a container" bulkhead run -d --name b1 --network lan:ip=10.88.0.100,ip6=fd88::100 box httpd -f -h /www
+	check "$what: another" bulkhead run -d --name b2 --network lan:ip=10.88.0.101,ip6=fd88::101 box nc -ll -p 9000 -e cat
+	for i in 10.88.0.100 '[fd88::100]'; do eventually "$what: $i answers" serves "$i"; done
+	: >talk
+	ip netns exec wire bash -c 'exec 3<>/dev/tcp/10.88.0.101/9000 && while sleep 0.2; do
+		echo on >&3 && read -r -t 60 -u 3 line && echo "$line" || exit; done' >talk 2>&1 &
+	talker=$!
+	eventually "$what: a connection" talk_goes_on
+	for i in 0 1; do
+		check "$what: m$i fails" ip -n wire link set "p$i" down
+		"activate_$1" $((1 - i))
+		eventually "$what: the connection goes on" talk_goes_on
+		for at in 10.88.0.100 '[fd88::100]'; do eventually "$what: $at answers" serves "$at"; done
+		check "$what: containers reach each other" bulkhead exec b2 wget -qO- http://10.88.0.100/
+		check "$what: and the wire" bulkhead exec b1 ping -c 1 -W 5 fd88::2
+		check "$what: m$i is back" ip -n wire link set "p$i" up
+		((i)) || check "$what: the daemon starts again" systemctl restart bulkhead
+	done
+	eventually "$what: the host and the container reach each other" eval "[[ \$(curl -sS -m 5 http://10.88.0.100/) == 'hello from box' ]]"
+	check "$what: way back to the first" eval "[[ $1 == bond ]] || teamnl team0 setoption activeport $(<"/sys/class/net/m0/ifindex")"
+	kill "$talker"
+	check "$what: remove it" eval 'bulkhead rm -f b1 b2 && bulkhead network rm lan'
+	check "$what: nothing of ours is left at it" eval "! bridge fdb show dev ${1}0 | grep -i 00:15:5d && ! ls /sys/fs/bpf/bulkhead/links | grep nic-"
 }
 
 # Containers and their connections do not depend on the daemon.
