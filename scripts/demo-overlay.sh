@@ -80,15 +80,15 @@ alive() {
 	[[ $(jq -r '[.hosts[] | select(.alive)] | length' <<<"$status") == "$2" && $(jq -r .connected <<<"$status") == true ]]
 }
 
-# fetch HOST CONTAINER NAME gets a page from a container by its name.
-fetch() { enter "$1" bulkhead exec "$2" wget -q -T 5 -O - "http://$3/"; }
+# fetch HOST CONTAINER NAME gets a page from a container by its name. (Debian's static busybox dies of wget -T.)
+fetch() { enter "$1" bulkhead exec "$2" timeout 5 wget -q -O - "http://$3/"; }
 
 knows() { enter "$1" bulkhead exec "$2" nslookup "$3" >/dev/null 2>&1; }
 forgets() { ! knows "$@"; }
 
 # follow keeps fetching from web on gamma, and notes how each attempt ended.
 follow() {
-	background gamma follow.log bulkhead exec three sh -c 'while :; do if wget -q -T 2 -O /dev/null http://web/; then echo fine; else echo LOST; fi; sleep 0.2; done'
+	background gamma follow.log bulkhead exec three sh -c 'while :; do if timeout 2 wget -q -O /dev/null http://web/; then echo fine; else echo LOST; fi; sleep 0.2; done'
 	eventually 10 grep -q fine "$work/follow.log" 2>/dev/null || fail "keep fetching from web"
 }
 
