@@ -77,7 +77,7 @@ ifneq ($(IS_ROOT),)
 else
 	@echo "test: not root, so the tests that need it are skipped; sudo make test runs them all"
 endif
-	$(GOTESTSUM) -timeout 20m -p $(TESTPROCS) $(TESTFLAGS) $(LONGEST) ./...
+	$(GOTESTSUM) -timeout 25m -p $(TESTPROCS) $(TESTFLAGS) $(LONGEST) ./...
 
 .PHONY: test-floor
 test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machine (root)

@@ -5,14 +5,12 @@ import (
 	"time"
 )
 
-// Eventually waits until cond returns nil, asking at once and then every few milliseconds. When the time is over it
+// Eventually waits until cond returns nil, asking at once and then after pauses that grow to a tenth of a second. When the time is over it
 // fails the test with cond's last error.
 func Eventually(t testing.TB, timeout time.Duration, cond func() error) {
 	t.Helper()
 	deadline := time.Now().Add(timeout)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := cond()
 		if err == nil {
 			return
@@ -20,6 +18,6 @@ func Eventually(t testing.TB, timeout time.Duration, cond func() error) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %s: %v", timeout, err)
 		}
-		<-tick.C
+		<-time.After(pause)
 	}
 }

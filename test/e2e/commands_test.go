@@ -148,9 +148,7 @@ func cmdExit(ts *testscript.TestScript, _ bool, args []string) {
 func until(ts *testscript.TestScript, words []string, what string, ok func(out string, err error) bool) {
 	w := worldOf(ts)
 	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 400*time.Millisecond) { // asking costs the CPU that the answer needs
 		out, errOut, err := w.once(ts, words)
 		if ok(out, err) {
 			emit(ts, out, errOut)
@@ -160,7 +158,7 @@ func until(ts *testscript.TestScript, words []string, what string, ok func(out s
 			emit(ts, out, errOut)
 			ts.Fatalf("not within %s: %s (%v)", patience, what, err)
 		}
-		<-tick.C
+		<-time.After(pause)
 	}
 }
 
@@ -275,10 +273,8 @@ func cmdSame(ts *testscript.TestScript, _ bool, args []string) {
 
 // awaitSame waits for the host to look as it did: links are reaped in the background.
 func (w *world) awaitSame(fatal func(string, ...any), want string, parts ...string) {
-	deadline := time.Now().Add(5 * time.Second)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	deadline := time.Now().Add(10 * time.Second)
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 800*time.Millisecond) {
 		got := w.host.Snapshot(w.t, parts...)
 		if got == want {
 			return
@@ -287,7 +283,7 @@ func (w *world) awaitSame(fatal func(string, ...any), want string, parts ...stri
 			fatal("the host differs (-before +now):\n%s", cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")))
 			return
 		}
-		<-tick.C
+		<-time.After(pause)
 	}
 }
 

@@ -155,7 +155,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("IMAGE", made.image)
 	env.Setenv("BIN", made.dir)
 	env.Setenv("CGROUP", w.host.CgroupParent())
-	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "8"))
+	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "5"))
 	w.before = w.host.Snapshot(t)
 	env.Defer(w.finish)
 	return nil
