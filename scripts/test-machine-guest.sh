@@ -192,7 +192,7 @@ first_boot() {
 #   b1, b2 ─ switch ─ bond0 or team0 (10.88.0.1, of the host) ─┬─ m0 ── p0 ─┬─ br0 in "wire" (10.88.0.2)
 #                                                              └─ m1 ── p1 ─┘
 bonds() {
-	local kind type i
+	local kind i
 	for kind in bond team; do
 		check "$kind: the kernel has it" modprobe -a "$([[ $kind == bond ]] && echo bonding || echo team)" veth bridge
 		ip netns add wire
@@ -232,7 +232,7 @@ activate_bond() { eventually "bond: m$1 is active" grep -q "^m$1$" /sys/class/ne
 activate_team() { check "team: m$1 is active" teamnl team0 setoption activeport "$(<"/sys/class/net/m$1/ifindex")"; }
 reaches() { ip netns exec wire ping -c 1 -W 2 "$1"; }
 serves() { [[ $(ip netns exec wire curl -sS -m 5 "http://$1/") == 'hello from box' ]]; }
-spoken() { wc -l <talk; }
+spoken() { wc -l <spoken.txt; }
 talk_goes_on() {
 	local before
 	before=$(spoken) && sleep 2 && (($(spoken) > before))
@@ -246,9 +246,9 @@ bonded() {
 	check "$what: a container" bulkhead run -d --name b1 --network lan:ip=10.88.0.100,ip6=fd88::100 box httpd -f -h /www
 	check "$what: another" bulkhead run -d --name b2 --network lan:ip=10.88.0.101,ip6=fd88::101 box nc -ll -p 9000 -e cat
 	for i in 10.88.0.100 '[fd88::100]'; do eventually "$what: $i answers" serves "$i"; done
-	: >talk
+	: >spoken.txt
 	ip netns exec wire bash -c 'exec 3<>/dev/tcp/10.88.0.101/9000 && while sleep 0.2; do
-		echo on >&3 && read -r -t 60 -u 3 line && echo "$line" || exit; done' >talk 2>&1 &
+		echo on >&3 && read -r -t 60 -u 3 line && echo "$line" || exit; done' >spoken.txt 2>&1 &
 	talker=$!
 	eventually "$what: a connection" talk_goes_on
 	for i in 0 1; do
