@@ -221,17 +221,9 @@ rules shows all rules that apply to it, in their order.`,
 		Args:    needArgs(1, 1, "container or endpoint"),
 	}
 	cmd.ValidArgsFunction = a.completeFirst(a.completeEndpoints)
-	form := outputFlag(cmd, outputTable)
 	cmd.Flags().StringVar(&network, "network", "", "which of the container's endpoints, by its network")
 	completeFlag(cmd, "network", a.completeNetworks)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		e, err := aclEndpoint(cmd.Context(), c, args[0], network)
 		if err != nil {
 			return err
@@ -240,8 +232,8 @@ rules shows all rules that apply to it, in their order.`,
 		if err != nil && !isNotFound(err) && !api.IsKind(err, api.KindConflict) { // it is not attached
 			return err
 		}
-		return show(a, *form, aclListing(countACLs(e, rules)))
-	}
+		return show(a, form, aclListing(countACLs(e, rules)))
+	})
 	return cmd
 }
 

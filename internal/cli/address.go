@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newAddressCmd(a *app) *cobra.Command {
@@ -40,17 +41,9 @@ func newAddressLsCmd(a *app) *cobra.Command {
 		Example: "  bulkhead address ls --network nat",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
 	cmd.Flags().StringVar(&network, "network", "", "only those of one network")
 	completeFlag(cmd, "network", a.completeNetworks)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		list, err := c.Addresses(cmd.Context())
 		if err != nil {
 			return err
@@ -62,8 +55,8 @@ func newAddressLsCmd(a *app) *cobra.Command {
 			}
 			list = slices.DeleteFunc(list, func(r api.Address) bool { return r.NetworkID != n.ID })
 		}
-		return show(a, *form, addressListing(list))
-	}
+		return show(a, form, addressListing(list))
+	})
 	return cmd
 }
 
@@ -75,18 +68,10 @@ func newAddressWhoCmd(a *app) *cobra.Command {
 		Example: "  bulkhead address who 10.7.0.9",
 		Args:    needArgs(1, 1, "address"),
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		addr, err := netip.ParseAddr(args[0])
 		if err != nil {
 			return api.Errorf(api.KindInvalid, "%q is not an IP address", args[0]).Hint("write it like 10.7.0.9 or fd00:7::9")
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
 		}
 		list, err := c.Addresses(cmd.Context())
 		if err != nil {
@@ -99,8 +84,8 @@ func newAddressWhoCmd(a *app) *cobra.Command {
 		if len(list) == 0 {
 			return api.Errorf(api.KindNotFound, "nobody has %s on a network of this host", addr).Hint("bulkhead address ls")
 		}
-		return show(a, *form, addressListing(list))
-	}
+		return show(a, form, addressListing(list))
+	})
 	return cmd
 }
 
@@ -113,20 +98,12 @@ LAN, or one address. A firewall of the host may allow less; it is obeyed.`,
 		Example: "  bulkhead exposed\n  bulkhead exposed -o json",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		list, err := c.Published(cmd.Context())
 		if err != nil {
 			return err
 		}
-		return show(a, *form, listing[api.Published]{
+		return show(a, form, listing[api.Published]{
 			items: list,
 			name:  func(p api.Published) string { return fmt.Sprintf("%d/%s", p.HostPort, p.Protocol) },
 			head:  []string{"PORT", "REACHABLE FROM", "GOES TO", "CONTAINER", "ENDPOINT", "STATE"},
@@ -144,7 +121,7 @@ LAN, or one address. A firewall of the host may allow less; it is obeyed.`,
 				}
 			},
 		})
-	}
+	})
 	return cmd
 }
 

@@ -35,16 +35,8 @@ func newBalancerLsCmd(a *app) *cobra.Command {
 		Example: "  bulkhead loadbalancer ls",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		list, err := balancers(c).all(cmd.Context(), hcn.HostComputeQuery{})
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
+		list, err := c.LoadBalancers(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -56,7 +48,7 @@ func newBalancerLsCmd(a *app) *cobra.Command {
 		for _, e := range eps {
 			names[e.ID] = e.Name
 		}
-		return show(a, *form, listing[hcn.HostComputeLoadBalancer]{
+		return show(a, form, listing[hcn.HostComputeLoadBalancer]{
 			items: list,
 			name:  func(l hcn.HostComputeLoadBalancer) string { return nameOr(l.Name, l.ID) },
 			head:  []string{"LOAD BALANCER ID", "NAME", "SERVICES", "BACK ENDS"},
@@ -76,7 +68,7 @@ func newBalancerLsCmd(a *app) *cobra.Command {
 				return []any{shortGUID(l.ID), orDash(l.Name), orDash(strings.Join(services(&l), ", ")), to}
 			},
 		})
-	}
+	})
 	return cmd
 }
 
@@ -103,7 +95,7 @@ func services(l *hcn.HostComputeLoadBalancer) []string {
 type balancerFlags struct {
 	name, network, source, affinity string
 	vips, ports                     []string
-	dsr, preserve, internal         bool
+	preserve                        bool
 }
 
 func (f *balancerFlags) add(a *app, cmd *cobra.Command) {
@@ -114,9 +106,7 @@ func (f *balancerFlags) add(a *app, cmd *cobra.Command) {
 	flags.StringArrayVarP(&f.ports, "port", "p", nil, "port of the virtual addresses, and the back ends' where that is another: PORT[:BACKEND][/udp]")
 	flags.StringVar(&f.affinity, "affinity", "none", "what connections of one client have in common: none, source (the back end), source-protocol (the same for each protocol)")
 	flags.StringVar(&f.source, "source-vip", "", "address as which a back end sees itself when it is its own client; the virtual one without it")
-	flags.BoolVar(&f.dsr, "dsr", false, "ask for direct server return, which is how every load balancer works here")
 	flags.BoolVar(&f.preserve, "preserve-dip", false, "deliver packets as they are: the back ends have the virtual address")
-	flags.BoolVar(&f.internal, "internal", false, "for endpoints of the network only")
 	completeFlag(cmd, "network", a.completeNetworks)
 	complete(cmd, "affinity", "none", "source", "source-protocol")
 }
@@ -124,9 +114,6 @@ func (f *balancerFlags) add(a *app, cmd *cobra.Command) {
 // document reads the flags and finds the back ends.
 func (f *balancerFlags) document(ctx context.Context, c *client.Client, ends []string) (*hcn.HostComputeLoadBalancer, error) {
 	doc := &hcn.HostComputeLoadBalancer{Name: f.name, Owner: owner, FrontendVIPs: f.vips, SourceVIP: f.source, SchemaVersion: hcn.V2()}
-	if f.dsr {
-		doc.Flags |= hcn.EnableDirectServerReturn
-	}
 	spread := slices.Index([]string{"none", "source-protocol", "source"}, f.affinity)
 	if spread < 0 {
 		return nil, api.Errorf(api.KindInvalid, "--affinity %q is not known", f.affinity).Hint("use none, source or source-protocol")
@@ -139,9 +126,6 @@ func (f *balancerFlags) document(ctx context.Context, c *client.Client, ends []s
 		m.DistributionType = hcn.DistributionType(spread)
 		if f.preserve {
 			m.Flags |= hcn.EnablePreserveDip
-		}
-		if f.internal {
-			m.Flags |= hcn.EnableInternalLoadBalancer
 		}
 		doc.PortMappings = append(doc.PortMappings, m)
 	}
@@ -274,11 +258,7 @@ func newBalancerRmCmd(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeBalancers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
-				l, err := balancers(c).find(ctx, name)
-				if err != nil {
-					return orUnreadable(ctx, name, err, c.DeleteLoadBalancer)
-				}
-				return c.DeleteLoadBalancer(ctx, l.ID)
+				return balancers(c).remove(ctx, name, func(l *hcn.HostComputeLoadBalancer) hcn.GUID { return l.ID }, c.DeleteLoadBalancer)
 			})
 		},
 	}

@@ -153,11 +153,7 @@ func absolute(e *api.ClusterEtcd) error {
 }
 
 // joined gives the cluster, or says that there is none.
-func (a *app) joined(ctx context.Context) (api.Cluster, error) {
-	c, err := a.client()
-	if err != nil {
-		return api.Cluster{}, err
-	}
+func joined(ctx context.Context, c *client.Client) (api.Cluster, error) {
 	cl, err := c.Cluster(ctx)
 	if err == nil && !cl.Joined {
 		err = api.Errorf(api.KindConflict, "this host is in no cluster").Hint("bulkhead cluster init begins one, bulkhead join TOKEN joins one")
@@ -175,19 +171,15 @@ them until it comes back, or is forgotten.`,
 		Example: "  bulkhead cluster ls\n  bulkhead cluster ls -o json",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		cl, err := a.joined(cmd.Context())
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
+		cl, err := joined(cmd.Context(), c)
 		if err != nil {
 			return err
 		}
 		if !cl.Connected {
 			fmt.Fprintln(a.Stderr, "warning: the cluster is not reached, this is what was known last:", cleanLines(cl.Problem))
 		}
-		return show(a, *form, listing[api.ClusterHost]{
+		return show(a, form, listing[api.ClusterHost]{
 			items: cl.Hosts,
 			name:  func(h api.ClusterHost) string { return nameOr(h.Name, h.ID) },
 			head:  []string{"HOST ID", "NAME", "STATE", "ADDRESSES", "ENDPOINTS", "BLOCKS", "VERSION"},
@@ -209,7 +201,7 @@ them until it comes back, or is forgotten.`,
 				return []any{shortGUID(h.ID), orDash(h.Name), state, orDash(strings.Join(h.Addresses, ", ")), h.Endpoints, h.Blocks, orDash(h.Version)}
 			},
 		})
-	}
+	})
 	return cmd
 }
 
@@ -223,16 +215,12 @@ reached.`,
 		Example: "  bulkhead cluster status\n  bulkhead cluster status -o json",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		cl, err := a.joined(cmd.Context())
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
+		cl, err := joined(cmd.Context(), c)
 		if err != nil {
 			return err
 		}
-		if *form == outputTable {
+		if form == outputTable {
 			err = a.showCluster(cl)
 		} else {
 			err = writeJSON(a.Stdout, cl)
@@ -241,7 +229,7 @@ reached.`,
 			err = &exitError{code: 1}
 		}
 		return err
-	}
+	})
 	return cmd
 }
 
@@ -324,20 +312,12 @@ is broken.`,
 		Example:           "  bulkhead cluster check\n  bulkhead cluster check web2 web3\n  bulkhead cluster check -o json",
 		ValidArgsFunction: a.completeHosts,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		res, err := c.CheckCluster(cmd.Context(), args...)
 		if err != nil {
 			return err
 		}
-		if *form == outputTable {
+		if form == outputTable {
 			err = a.showCheck(res)
 		} else {
 			err = writeJSON(a.Stdout, res)
@@ -346,7 +326,7 @@ is broken.`,
 			err = &exitError{code: 1}
 		}
 		return err
-	}
+	})
 	return cmd
 }
 

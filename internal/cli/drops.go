@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newDropsCmd(a *app) *cobra.Command {
@@ -23,26 +24,18 @@ shown; how many frames there were besides is told.`,
 		Example:           "  bulkhead drops\n  bulkhead drops -f web\n  bulkhead drops --reason source-address --reason source-mac",
 		ValidArgsFunction: a.completeEndpoints,
 	}
-	form := outputFlag(cmd, outputTable)
 	flags := cmd.Flags()
 	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on with what is dropped, until interrupted")
 	flags.IntVarP(&o.Tail, "tail", "n", 20, "number of past drops; negative: all that are kept")
 	flags.StringSliceVar(&o.Reasons, "reason", nil, "only for these reasons, by the word in the listing")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		o.Endpoints = args
-		p := dropPrinter{a: a, form: *form, follow: o.Follow}
+		p := dropPrinter{a: a, form: form, follow: o.Follow}
 		if err := c.Drops(cmd.Context(), o, p.line); err != nil {
 			return err
 		}
 		return p.end()
-	}
+	})
 	return cmd
 }
 

@@ -30,22 +30,14 @@ func newEndpointLsCmd(a *app) *cobra.Command {
 		Example: "  bulkhead endpoint ls\n  bulkhead endpoint ls --network nat",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
 	cmd.Flags().StringVar(&network, "network", "", "only those of one network")
 	completeFlag(cmd, "network", a.completeNetworks)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		list, names, err := endpointsAndNetworks(cmd.Context(), c, network)
 		if err != nil {
 			return err
 		}
-		return show(a, *form, listing[hcn.HostComputeEndpoint]{
+		return show(a, form, listing[hcn.HostComputeEndpoint]{
 			items: list,
 			name:  func(e hcn.HostComputeEndpoint) string { return nameOr(e.Name, e.ID) },
 			head:  []string{"ENDPOINT ID", "NAME", "NETWORK", "ADDRESSES", "MAC", "STATE", "NAMESPACE"},
@@ -62,7 +54,7 @@ func newEndpointLsCmd(a *app) *cobra.Command {
 				}
 			},
 		})
-	}
+	})
 	return cmd
 }
 
@@ -240,11 +232,7 @@ func newEndpointRmCmd(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeEndpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
-				e, err := endpoints(c).find(ctx, name)
-				if err != nil {
-					return orUnreadable(ctx, name, err, c.DeleteEndpoint)
-				}
-				return c.DeleteEndpoint(ctx, e.ID)
+				return endpoints(c).remove(ctx, name, func(e *hcn.HostComputeEndpoint) hcn.GUID { return e.ID }, c.DeleteEndpoint)
 			})
 		},
 	}

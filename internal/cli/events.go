@@ -27,18 +27,10 @@ was repaired because somebody else had changed it (drift), until interrupted.`,
 		Example: "  bulkhead events\n  bulkhead events -o json --after 1200",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
 	cmd.Flags().Uint64Var(&after, "after", 0, "begin with those after an event's number, as far as they are kept")
 	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these kinds: container, network, endpoint, namespace, image or drift")
 	complete(cmd, "kind", api.EventKinds()...)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		stream, err := c.WatchEvents(cmd.Context(), client.EventOptions{Resume: cmd.Flags().Changed("after"), After: after, Kinds: kinds})
 		if err != nil {
 			return err
@@ -53,11 +45,11 @@ was repaired because somebody else had changed it (drift), until interrupted.`,
 			if err != nil {
 				return err
 			}
-			if err := a.printEvent(*form, e); err != nil {
+			if err := a.printEvent(form, e); err != nil {
 				return err
 			}
 		}
-	}
+	})
 	return cmd
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newFlowsCmd(a *app) *cobra.Command {
@@ -25,7 +26,6 @@ those that a policy blocked.`,
 		Example:           "  bulkhead flows\n  bulkhead flows web --proto tcp --port 80 --recent\n  bulkhead flows -f 198.51.100.7",
 		ValidArgsFunction: a.completeEndpoints,
 	}
-	form := outputFlag(cmd, outputTable)
 	flags := cmd.Flags()
 	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on with what begins, ends and is blocked, until interrupted")
 	flags.BoolVar(&o.Recent, "recent", false, "also those that have ended, and those that were blocked")
@@ -35,21 +35,14 @@ those that a policy blocked.`,
 	flags.IntVarP(&o.Limit, "limit", "n", 50, "at most so many")
 	complete(cmd, "proto", "icmp", "icmpv6", "sctp", "tcp", "udp")
 	complete(cmd, "sort", api.SortBytes, api.SortAge)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		o.Endpoints = args
-		p := flowPrinter{a: a, form: *form, follow: o.Follow}
+		p := flowPrinter{a: a, form: form, follow: o.Follow}
 		if err := c.Flows(cmd.Context(), o, p.line); err != nil {
 			return err
 		}
 		return p.end()
-	}
+	})
 	return cmd
 }
 

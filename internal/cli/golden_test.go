@@ -121,7 +121,7 @@ func TestChanges(t *testing.T) {
 		"endpoint create --network back --name e --ip 10.8.0.77 --interface lan0 --gw-priority 3 --alias a -p 80:80 -p 81-82:81-82/udp --expose lan",
 		"endpoint create -p 80:80", "endpoint rm spare", "endpoint rm web",
 		"namespace create --name pod", "namespace attach web spare", "namespace detach web AAAA0003", "namespace rm client",
-		"loadbalancer create --name l --network back --vip 10.96.0.1 --vip fd00:96::1 -p 80:8080 --port 53/udp --affinity source --source-vip 10.8.0.9 --dsr --internal AAAA0001 db",
+		"loadbalancer create --name l --network back --vip 10.96.0.1 --vip fd00:96::1 -p 80:8080 --port 53/udp --affinity source --source-vip 10.8.0.9 AAAA0001 db",
 		"lb create --vip 10.96.0.1 -p 80 --preserve-dip", "lb create --vip 10.96.0.1 -p 80 nobody", "lb create -p x", "lb create -p 80/sctp", "lb create --affinity x",
 		"lb set front db", "lb set nobody web", "lb rm front", "lb rm nobody", "lb rm front --dry-run",
 		"image tag tools t", "image rm tools", "image prune", "push tools", "pull --plain-http registry.example/web:1",

@@ -45,21 +45,13 @@ func newImagesCmd(a *app) *cobra.Command {
 		Example: "  bulkhead images\n  bulkhead images -o name",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		images, err := c.Images(cmd.Context())
 		if err != nil {
 			return err
 		}
 		slices.SortStableFunc(images, func(x, y api.Image) int { return cmp.Compare(imageName(x), imageName(y)) })
-		return show(a, *form, listing[api.Image]{
+		return show(a, form, listing[api.Image]{
 			items: images,
 			name:  imageName,
 			head:  []string{"NAME", "IMAGE ID", "CREATED", "SIZE", "PLATFORM", "CONTAINERS"},
@@ -72,7 +64,7 @@ func newImagesCmd(a *app) *cobra.Command {
 				return []any{strings.Join(i.Names, ", "), shortID(i.ID), created, size(i.Size), platform, i.Containers}
 			},
 		})
-	}
+	})
 	return cmd
 }
 

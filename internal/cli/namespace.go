@@ -28,20 +28,12 @@ func newNamespaceLsCmd(a *app) *cobra.Command {
 		Example: "  bulkhead namespace ls",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		list, err := c.Namespaces(cmd.Context())
 		if err != nil {
 			return err
 		}
-		return show(a, *form, listing[hcn.HostComputeNamespace]{
+		return show(a, form, listing[hcn.HostComputeNamespace]{
 			items: list,
 			name:  func(n hcn.HostComputeNamespace) string { return nameOr(n.Name, n.ID) },
 			head:  []string{"NAMESPACE ID", "NAME", "TYPE", "COMPARTMENT", "CONTAINERS", "ENDPOINTS", "OWNER"},
@@ -57,7 +49,7 @@ func newNamespaceLsCmd(a *app) *cobra.Command {
 				return []any{shortGUID(n.ID), orDash(n.Name), n.Type, n.NamespaceId, containers, endpoints, orDash(n.Owner)}
 			},
 		})
-	}
+	})
 	return cmd
 }
 
@@ -96,11 +88,7 @@ func newNamespaceRmCmd(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeNamespaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
-				n, err := namespaces(c).find(ctx, name)
-				if err != nil {
-					return orUnreadable(ctx, name, err, c.DeleteNamespace)
-				}
-				return c.DeleteNamespace(ctx, n.ID)
+				return namespaces(c).remove(ctx, name, func(n *hcn.HostComputeNamespace) hcn.GUID { return n.ID }, c.DeleteNamespace)
 			})
 		},
 	}

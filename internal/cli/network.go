@@ -31,15 +31,7 @@ func newNetworkLsCmd(a *app) *cobra.Command {
 		Example: "  bulkhead network ls\n  bulkhead network ls -o json",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		list, err := c.Networks(cmd.Context())
 		if err != nil {
 			return err
@@ -53,7 +45,7 @@ func newNetworkLsCmd(a *app) *cobra.Command {
 			used[n.ID] = len(users)
 		}
 		slices.SortFunc(list, func(x, y hcn.HostComputeNetwork) int { return strings.Compare(x.Name, y.Name) })
-		return show(a, *form, listing[hcn.HostComputeNetwork]{
+		return show(a, form, listing[hcn.HostComputeNetwork]{
 			items: list,
 			name:  func(n hcn.HostComputeNetwork) string { return nameOr(n.Name, n.ID) },
 			head:  []string{"NETWORK ID", "NAME", "TYPE", "SUBNETS", "ENDPOINTS", "OWNER"},
@@ -61,7 +53,7 @@ func newNetworkLsCmd(a *app) *cobra.Command {
 				return []any{shortGUID(n.ID), n.Name, n.Type, orDash(strings.Join(prefixesOf(n), ", ")), used[n.ID], orDash(n.Owner)}
 			},
 		})
-	}
+	})
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newNICCmd(a *app) *cobra.Command {
@@ -26,20 +27,12 @@ the host on it.`,
 		Example: "  bulkhead nic ls\n  bulkhead nic ls -o json",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		list, err := c.NICs(cmd.Context())
 		if err != nil {
 			return err
 		}
-		return show(a, *form, listing[api.NIC]{
+		return show(a, form, listing[api.NIC]{
 			items: list,
 			name:  func(n api.NIC) string { return n.Name },
 			head:  []string{"NAME", "NIC ID", "STATE", "ADDRESSES", "NETWORKS", "PROBLEM"},
@@ -47,6 +40,6 @@ the host on it.`,
 				return []any{n.Name, n.ID, n.State, orDash(strings.Join(n.Addresses, ", ")), orDash(strings.Join(n.Networks, ", ")), orDash(n.Problem)}
 			},
 		})
-	}
+	})
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newPortCmd(a *app) *cobra.Command {
@@ -18,20 +19,12 @@ func newPortCmd(a *app) *cobra.Command {
 		Args:              needArgs(1, 1, "container"),
 		ValidArgsFunction: a.completeFirst(a.completeContainers(nil)),
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		found, err := c.Container(cmd.Context(), args[0])
 		if err != nil {
 			return err
 		}
-		if *form == outputJSON {
+		if form == outputJSON {
 			list, err := c.Published(cmd.Context())
 			if err != nil {
 				return err
@@ -45,7 +38,7 @@ func newPortCmd(a *app) *cobra.Command {
 			fmt.Fprintln(a.Stdout, clean(p))
 		}
 		return nil
-	}
+	})
 	return cmd
 }
 

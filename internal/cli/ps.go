@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newPsCmd(a *app) *cobra.Command {
@@ -27,20 +28,12 @@ alternatives, filters of different keys must all hold.`,
   bulkhead ps -q --filter label=app=web`,
 		Args: noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
 	flags := cmd.Flags()
 	flags.BoolVarP(&all, "all", "a", false, "also those that do not run")
 	flags.BoolVarP(&quiet, "quiet", "q", false, "print the short IDs only, of our own containers")
 	flags.StringArrayVarP(&filters, "filter", "f", nil, "name=TEXT, status=STATUS (paused too), network=NAME, label=KEY[=VALUE]")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		keep, byStatus, err := parseFilters(filters)
-		if err != nil {
-			return err
-		}
-		c, err := a.client()
 		if err != nil {
 			return err
 		}
@@ -65,8 +58,8 @@ alternatives, filters of different keys must all hold.`,
 			}
 			return nil
 		}
-		return show(a, *form, a.containerListing(list))
-	}
+		return show(a, form, a.containerListing(list))
+	})
 	return cmd
 }
 

@@ -120,6 +120,15 @@ func onNetwork(id hcn.GUID) hcn.HostComputeQuery {
 	return client.Filter(map[string]string{"HostComputeNetwork": string(id)})
 }
 
+// remove deletes what a word means.
+func (k kindOf[T]) remove(ctx context.Context, word string, id func(*T) hcn.GUID, remove func(context.Context, hcn.GUID) error) error {
+	doc, err := k.find(ctx, word)
+	if err != nil {
+		return orUnreadable(ctx, word, err, remove)
+	}
+	return remove(ctx, id(doc))
+}
+
 // orUnreadable deletes by its ID what cannot be shown: a row that the daemon could not read (see doctor). notFound is
 // what was said of it; any other error is returned as it is.
 func orUnreadable(ctx context.Context, word string, notFound error, remove func(context.Context, hcn.GUID) error) error {

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newRulesCmd(a *app) *cobra.Command {
@@ -20,24 +21,16 @@ often a rule decided: once for each connection, and for each packet that belongs
 		Args:    needArgs(1, 1, "container or endpoint"),
 	}
 	cmd.ValidArgsFunction = a.completeFirst(a.completeEndpoints)
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		list, err := c.Rules(cmd.Context(), args[0])
 		if err != nil {
 			return err
 		}
-		if *form == outputJSON {
+		if form == outputJSON {
 			return writeJSON(a.Stdout, list)
 		}
-		return a.showRules(*form, list)
-	}
+		return a.showRules(form, list)
+	})
 	return cmd
 }
 

@@ -28,26 +28,18 @@ rule of their ports with what it decided about.`,
 		Example:           "  bulkhead stats\n  bulkhead stats --no-stream web\n  bulkhead stats --net web\n  bulkhead stats --rules web",
 		ValidArgsFunction: a.completeContainers(running),
 	}
-	form := outputFlag(cmd, outputTable)
 	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
 	cmd.Flags().BoolVar(&network, "net", false, "show the network counters of each endpoint")
 	cmd.Flags().BoolVar(&rules, "rules", false, "show the counters of each rule")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, args []string) error {
 		if network && rules {
 			return api.Errorf(api.KindInvalid, "--net and --rules exclude each other").Hint("use one after the other")
 		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
 		if rules {
-			return a.watchRules(cmd.Context(), c, args, *form, once)
+			return a.watchRules(cmd.Context(), c, args, form, once)
 		}
-		return a.watchStats(cmd.Context(), c, args, *form, once, network)
-	}
+		return a.watchStats(cmd.Context(), c, args, form, once, network)
+	})
 	return cmd
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 func newDoctorCmd(a *app) *cobra.Command {
@@ -20,20 +21,12 @@ is.`,
 		Example: "  bulkhead doctor",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		checks, err := c.Doctor(cmd.Context())
 		if err != nil {
 			return err
 		}
-		if err := a.showChecks(*form, checks); err != nil {
+		if err := a.showChecks(form, checks); err != nil {
 			return err
 		}
 		for _, check := range checks {
@@ -42,7 +35,7 @@ is.`,
 			}
 		}
 		return nil
-	}
+	})
 	return cmd
 }
 
@@ -74,20 +67,12 @@ func newInfoCmd(a *app) *cobra.Command {
 		Example: "  bulkhead info",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		i, err := c.Info(cmd.Context())
 		if err != nil {
 			return err
 		}
-		if *form == outputJSON {
+		if form == outputJSON {
 			return writeJSON(a.Stdout, i)
 		}
 		t := newTable("DAEMON", i.Version)
@@ -109,7 +94,7 @@ func newInfoCmd(a *app) *cobra.Command {
 			t.row(line[0], line[1])
 		}
 		return t.write(a.Stdout, a.colour())
-	}
+	})
 	return cmd
 }
 
@@ -132,7 +117,7 @@ func newVersionCmd(a *app) *cobra.Command {
 		Args:    noArgs,
 	}
 	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { // it has an answer without a daemon, too
 		if err := checkOutput(*form); err != nil {
 			return err
 		}

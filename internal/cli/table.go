@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/client"
 )
 
 // style is how a cell looks on a terminal with colours.
@@ -119,6 +120,21 @@ func checkOutput(form string) error {
 		return nil
 	}
 	return api.Errorf(api.KindInvalid, "--output %q is not known", form).Hint("use table, json or name")
+}
+
+// shows makes a command ask the daemon, and show what it says in the form that was asked for.
+func (a *app) shows(cmd *cobra.Command, run func(c *client.Client, form string, args []string) error) {
+	form := outputFlag(cmd, outputTable)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if err := checkOutput(*form); err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return run(c, *form, args)
+	}
 }
 
 // listing is what a listing command shows, in the form that was asked for.

@@ -28,20 +28,12 @@ func newVolumeLsCmd(a *app) *cobra.Command {
 		Example: "  bulkhead volume ls\n  bulkhead volume ls -o json",
 		Args:    noArgs,
 	}
-	form := outputFlag(cmd, outputTable)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(*form); err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
+	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		volumes, err := c.Volumes(cmd.Context())
 		if err != nil {
 			return err
 		}
-		return show(a, *form, listing[api.Volume]{
+		return show(a, form, listing[api.Volume]{
 			items: volumes,
 			name:  func(v api.Volume) string { return v.Name },
 			head:  []string{"NAME", "CREATED", "CONTAINERS", "PATH"},
@@ -49,7 +41,7 @@ func newVolumeLsCmd(a *app) *cobra.Command {
 				return []any{v.Name, ago(a.Now().Sub(v.Created)) + " ago", strings.Join(v.Containers, ", "), v.Path}
 			},
 		})
-	}
+	})
 	return cmd
 }
 
