@@ -18,7 +18,6 @@ const (
 	PortPrefix     = "bhp" // the switch side of any port
 	ResolverPrefix = "bhr" // the resolver's vNIC, in the resolver's compartment
 	TunnelPrefix   = "bhv" // a VXLAN device
-	SecurePrefix   = "bhw" // a WireGuard device, in a compartment of theirs
 )
 
 // NetnsDir is where compartments are bound, as iproute2 does.

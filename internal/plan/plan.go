@@ -35,8 +35,6 @@ type Plan struct {
 	Ports map[PortID]*Port
 	// Remotes are the endpoints on other hosts, of the overlay networks that this host has.
 	Remotes map[hcn.GUID]*Remote
-	// Secure is the way of encrypted networks to other hosts, nil while there are none.
-	Secure *Secure
 	// Balancers are the load balancers of all switches.
 	Balancers map[hcn.GUID]*Balancer
 
@@ -363,11 +361,10 @@ type Delta struct {
 	Switches   map[hcn.GUID]Change[Switch]
 	Ports      map[PortID]Change[Port]
 	Remotes    map[hcn.GUID]Change[Remote]
-	Secure     bool
 	Balancers  map[hcn.GUID]Change[Balancer]
 }
 
 // Empty tells whether there is nothing to do.
 func (d *Delta) Empty() bool {
-	return !d.Host && !d.Secure && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0 && len(d.Balancers) == 0
+	return !d.Host && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0 && len(d.Balancers) == 0
 }
