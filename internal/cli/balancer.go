@@ -223,7 +223,7 @@ func newBalancerSetCmd(a *app) *cobra.Command {
 		Long: `Gives a load balancer the back ends that are named, in place of those that it has. Connections
 to those that stay go on; those to others are reset.`,
 		Example: "  bulkhead loadbalancer set web web1 web3",
-		Args:    needNames("load balancer"),
+		Args:    needArgs(2, -1, "load balancer or back end"),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
 				return a.completeBalancers(cmd, args, begun)

@@ -123,7 +123,7 @@ func TestChanges(t *testing.T) {
 		"namespace create --name pod", "namespace attach web spare", "namespace detach web AAAA0003", "namespace rm client",
 		"loadbalancer create --name l --network back --vip 10.96.0.1 --vip fd00:96::1 -p 80:8080 --port 53/udp --affinity source --source-vip 10.8.0.9 AAAA0001 db",
 		"lb create --vip 10.96.0.1 -p 80 --preserve-dip", "lb create --vip 10.96.0.1 -p 80 nobody", "lb create -p x", "lb create -p 80/sctp", "lb create --affinity x",
-		"lb set front db", "lb set nobody web", "lb rm front", "lb rm nobody", "lb rm front --dry-run",
+		"lb set front db", "lb set front", "lb set nobody web", "lb rm front", "lb rm nobody", "lb rm front --dry-run",
 		"image tag tools t", "image rm tools", "image prune", "push tools", "pull --plain-http registry.example/web:1",
 		"events --kind drift --after 3", "drops -f -n 5 web db --reason martian,policy", "flows -f -n 5 web 192.0.2.1 --proto tcp --port 80 --recent --sort age",
 		"acl add client --action allow --proto tcp,UDP --ports 53,80-90 --remote 10.0.0.0/8,fd00::/8 --priority 7",

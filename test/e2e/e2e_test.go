@@ -150,7 +150,8 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	w.host.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
-	w.host.Run(t, "ip", "netns", "list") // which may make /run/netns a mount; once
+	// The first namespace that ip makes turns /run/netns into a mount, for good: that is the machine's, not what a story left.
+	w.host.Run(t, "sh", "-c", "ip netns add first && ip netns del first")
 	env.Values[worldKey{}] = w
 	env.Setenv("IMAGE", made.image)
 	env.Setenv("BIN", made.dir)
