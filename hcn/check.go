@@ -23,6 +23,8 @@ const (
 	maxListEntries = 4096
 	maxSetValues   = 1 << 17
 	maxBackends    = 4096
+	maxServices    = 4096     // of a load balancer: its VIPs, each with its ports
+	maxServed      = 1 << 16  // back ends over all its services
 	maxOpaque      = 64 << 10 // bytes of a member that is kept as it is
 )
 

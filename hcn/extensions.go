@@ -30,11 +30,6 @@ const Exclusions NetworkPolicyType = "Bulkhead.Exclusions"
 // switch. The host does not reach them, and nothing of ours sees their frames (ADR 24). Its settings are empty.
 const Macvlan NetworkPolicyType = "Bulkhead.Macvlan"
 
-// MacvlanSetting belongs to Macvlan.
-type MacvlanSetting struct{}
-
-func (MacvlanSetting) validate(string) error { return nil }
-
 // Macvlan tells that the network's endpoints are no ports of a switch.
 func (n *HostComputeNetwork) Macvlan() bool {
 	return slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == Macvlan })

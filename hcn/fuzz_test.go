@@ -160,6 +160,13 @@ func FuzzNamespace(f *testing.F) {
 func FuzzLoadBalancer(f *testing.F) {
 	seed(f)
 	f.Add([]byte(`{"References":["/endpoints/c0ffee00-0000-4000-8000-000000000001"],"Policies":[{"Type":"ELB","Protocol":6,"InternalPort":80,"VIPs":["10.96.0.1"]}]}`))
+	for _, wide := range []*HostComputeLoadBalancer{wideBalancer(64, 64, 1), wideBalancer(64, 65, 1), wideBalancer(16, 16, 257)} {
+		b, err := json.Marshal(wide)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if v, err := Decode[HNSPolicyList](b); err == nil {
 			l, err := LoadBalancerFromV1(v)
@@ -183,6 +190,9 @@ func FuzzLoadBalancer(f *testing.F) {
 		}
 		if len(l.VIPs()) != len(l.FrontendVIPs) {
 			t.Fatalf("%d virtual addresses of %q", len(l.VIPs()), l.FrontendVIPs)
+		}
+		if n := len(l.VIPs()) * len(l.PortMappings); n > maxServices || n*len(l.HostComputeEndpoints) > maxServed {
+			t.Fatalf("%d services of %d back ends are valid", n, len(l.HostComputeEndpoints))
 		}
 	})
 }

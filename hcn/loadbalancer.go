@@ -223,6 +223,20 @@ func (l *HostComputeLoadBalancer) validatePorts() error {
 		}
 		seen[tuple{m.Protocol, external}] = true
 	}
+	return l.checkServices()
+}
+
+// checkServices bounds what the lists make together: each VIP has each port, and each of those all back ends.
+func (l *HostComputeLoadBalancer) checkServices() error {
+	services := len(l.FrontendVIPs) * len(l.PortMappings)
+	if services > maxServices {
+		return invalid(ErrInvalidParameter, "PortMappings", "%d ports at %d FrontendVIPs are %d services, %d is the limit: make several load balancers",
+			len(l.PortMappings), len(l.FrontendVIPs), services, maxServices)
+	}
+	if n := services * len(l.HostComputeEndpoints); n > maxServed {
+		return invalid(ErrInvalidParameter, "HostComputeEndpoints", "%d back ends of %d services (PortMappings at FrontendVIPs) are %d, %d is the limit: make several load balancers",
+			len(l.HostComputeEndpoints), services, n, maxServed)
+	}
 	return nil
 }
 

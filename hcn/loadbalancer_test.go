@@ -2,6 +2,7 @@ package hcn
 
 import (
 	"encoding/json"
+	"fmt"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,6 +38,46 @@ func TestLoadBalancerRefuses(t *testing.T) {
 			}
 			checkErr(t, err, tc.code, tc.says)
 		})
+	}
+}
+
+// wideBalancer has so many virtual addresses, ports and back ends.
+func wideBalancer(vips, ports, ends int) *HostComputeLoadBalancer {
+	l := &HostComputeLoadBalancer{SchemaVersion: V2()}
+	for i := range vips {
+		a := fmt.Sprintf("10.96.%d.%d", i>>8, i&255)
+		if i%2 == 1 {
+			a = fmt.Sprintf("fd00:96::%x", i)
+		}
+		l.FrontendVIPs = append(l.FrontendVIPs, a)
+	}
+	for i := range ports {
+		l.PortMappings = append(l.PortMappings, LoadBalancerPortMapping{Protocol: ProtocolTCP, InternalPort: uint16(i + 1)})
+	}
+	for i := range ends {
+		l.HostComputeEndpoints = append(l.HostComputeEndpoints, GUID(fmt.Sprintf("C0FFEE00-0000-4000-8000-%012X", i)))
+	}
+	return l
+}
+
+// TestLoadBalancerBounds: each list may be long, but not all of them together.
+func TestLoadBalancerBounds(t *testing.T) {
+	for _, tc := range []struct {
+		vips, ports, ends int
+		says              string
+	}{
+		{4096, 1, 16, ""},
+		{1, 4096, 16, ""},
+		{2, 8, 4096, ""},
+		{4096, 2, 0, "PortMappings: 2 ports at 4096 FrontendVIPs are 8192 services, 4096 is the limit"},
+		{4096, 4096, 4096, "PortMappings"},
+		{2, 9, 4096, "HostComputeEndpoints: 4096 back ends of 18 services"},
+	} {
+		code := ErrorCode(0)
+		if tc.says != "" {
+			code = ErrInvalidParameter
+		}
+		checkErr(t, wideBalancer(tc.vips, tc.ports, tc.ends).Validate(), code, tc.says)
 	}
 }
 

@@ -19,7 +19,7 @@ var networkSettings = map[NetworkPolicyType]settingsType{
 	LayerConstraint:            setting[LayerConstraintPolicySetting](),
 	NetworkACL:                 setting[AclPolicySetting](),
 	Exclusions:                 setting[ExclusionsSetting](),
-	Macvlan:                    setting[MacvlanSetting](),
+	Macvlan:                    setting[EmptySetting](),
 	Multicast:                  setting[EmptySetting](),
 }
 

@@ -26,26 +26,13 @@ type hnsELB struct {
 	IsDSR        bool     `json:",omitempty"`
 }
 
-const endpointReference = "/endpoints/"
-
 // LoadBalancerFromV1 translates a policy list to version 2.
 func LoadBalancerFromV1(v *HNSPolicyList) (*HostComputeLoadBalancer, error) {
-	l := &HostComputeLoadBalancer{ID: v.ID}
-	for i, ref := range v.References {
-		at := indexed("References", i)
-		kind, id, ok := "", "", false
-		if len(ref) > len(endpointReference) {
-			kind, id, ok = ref[:len(endpointReference)], ref[len(endpointReference):], true
-		}
-		if !ok || !strings.EqualFold(kind, endpointReference) {
-			return nil, invalid(ErrInvalidJSONReference, at, "%.80q is none to an endpoint: write %s and its GUID", ref, endpointReference)
-		}
-		g, err := ParseGUID(strings.TrimSuffix(id, "/"))
-		if err != nil {
-			return nil, invalid(ErrInvalidJSONReference, at, "%.80q is none to an endpoint: write %s and its GUID", ref, endpointReference)
-		}
-		l.HostComputeEndpoints = append(l.HostComputeEndpoints, g)
+	ends, err := v.endpoints()
+	if err != nil {
+		return nil, err
 	}
+	l := &HostComputeLoadBalancer{ID: v.ID, HostComputeEndpoints: ends}
 	if len(v.Policies) == 0 {
 		return nil, invalid(ErrInvalidPolicy, "Policies", "there is none: give one of type ELB for each port")
 	}
@@ -87,10 +74,7 @@ func (l *HostComputeLoadBalancer) addELB(raw json.RawMessage, first bool, at str
 
 // LoadBalancerToV1 shows a load balancer as a policy list.
 func LoadBalancerToV1(l *HostComputeLoadBalancer) *HNSPolicyList {
-	v := &HNSPolicyList{ID: l.ID, References: []string{}}
-	for _, id := range l.HostComputeEndpoints {
-		v.References = append(v.References, endpointReference+string(id))
-	}
+	v := &HNSPolicyList{ID: l.ID, References: references(l.HostComputeEndpoints)}
 	for _, m := range l.PortMappings {
 		// Such a value can always be encoded.
 		raw, _ := json.Marshal(hnsELB{

@@ -12,22 +12,42 @@ type HNSPolicyList struct {
 	Policies   []json.RawMessage `json:",omitempty"`
 }
 
-const referencePrefix = "endpoints/"
+const endpointReference = "/endpoints/"
+
+// endpoints are those that a list refers to. Clients leave the first slash out, or add one.
+func (v *HNSPolicyList) endpoints() ([]GUID, error) {
+	var out []GUID
+	for i, ref := range v.References {
+		path := "/" + strings.Trim(ref, "/")
+		id, err := GUID(""), error(nil)
+		ours := len(path) > len(endpointReference) && strings.EqualFold(path[:len(endpointReference)], endpointReference)
+		if ours {
+			id, err = ParseGUID(path[len(endpointReference):])
+		}
+		if !ours || err != nil {
+			return nil, invalid(ErrInvalidJSONReference, indexed("References", i), "%.80q is none to an endpoint: write %s and its GUID", ref, endpointReference)
+		}
+		out = append(out, id)
+	}
+	return out, nil
+}
+
+// references writes such a list.
+func references(endpoints []GUID) []string {
+	out := make([]string, len(endpoints))
+	for i, id := range endpoints {
+		out[i] = endpointReference + string(id)
+	}
+	return out
+}
 
 // RouteFromV1 translates a list of policies ROUTE to version 2.
 func RouteFromV1(v *HNSPolicyList) (*HostComputeRoute, error) {
-	r := &HostComputeRoute{ID: v.ID, SchemaVersion: V2()}
-	for i, ref := range v.References {
-		path := strings.Trim(ref, "/")
-		if len(path) > len(referencePrefix) && strings.EqualFold(path[:len(referencePrefix)], referencePrefix) {
-			path = path[len(referencePrefix):]
-		}
-		id, err := ParseGUID(path)
-		if err != nil {
-			return nil, invalid(CodeOf(err), indexed("References", i), "%s: write it like /endpoints/GUID", AsError(err).Detail)
-		}
-		r.HostComputeEndpoints = append(r.HostComputeEndpoints, id)
+	ends, err := v.endpoints()
+	if err != nil {
+		return nil, err
 	}
+	r := &HostComputeRoute{ID: v.ID, SchemaVersion: V2(), HostComputeEndpoints: ends}
 	for i, raw := range v.Policies {
 		typ, _, err := flatMembers(raw)
 		switch {
@@ -56,10 +76,7 @@ func RouteFromV1(v *HNSPolicyList) (*HostComputeRoute, error) {
 
 // RouteToV1 translates a route to version 1.
 func RouteToV1(r *HostComputeRoute) *HNSPolicyList {
-	v := &HNSPolicyList{ID: r.ID}
-	for _, id := range r.HostComputeEndpoints {
-		v.References = append(v.References, "/"+referencePrefix+string(id))
-	}
+	v := &HNSPolicyList{ID: r.ID, References: references(r.HostComputeEndpoints)}
 	for _, s := range r.Routes {
 		v.Policies = append(v.Policies, EndpointPolicyToV1(NewEndpointPolicy(SDNRoute, s)))
 	}

@@ -532,9 +532,10 @@ func TestMacvlan(t *testing.T) {
 	}
 	checkErr(t, network(`,{"Type":"NetworkACL","Settings":{"Action":"Block","Direction":"In"}}`, ""), ErrRequestUnsupported, "no switch of ours")
 	checkErr(t, network(`,{"Type":"SetPolicy","Settings":{"Id":"s","Name":"s","PolicyType":"IPSET","Values":"10.0.0.1"}}`, ""), ErrRequestUnsupported, "no switch of ours")
+	checkErr(t, network(`,{"Type":"Bulkhead.Macvlan"}`, ""), ErrPolicyAlreadyExists, "keep one")
 	checkErr(t, network("", `,"Policies":[{"Type":"VLAN","Settings":{"IsolationId":7}}]`), ErrRequestUnsupported, "VLAN")
 	for _, kind := range []string{"NAT", "L2Bridge"} {
-		n := HostComputeNetwork{Name: "m", Policies: []NetworkPolicy{NewNetworkPolicy(Macvlan, MacvlanSetting{})}, SchemaVersion: V2()}
+		n := HostComputeNetwork{Name: "m", Policies: []NetworkPolicy{NewNetworkPolicy(Macvlan, EmptySetting{})}, SchemaVersion: V2()}
 		if err := n.Type.UnmarshalJSON([]byte(`"` + kind + `"`)); err != nil {
 			t.Fatal(err)
 		}
@@ -542,7 +543,7 @@ func TestMacvlan(t *testing.T) {
 		n.Defaults(NewGUID)
 		checkErr(t, n.Validate(), ErrRequestUnsupported, "Bulkhead.Macvlan on a network of type "+kind)
 	}
-	n := &HostComputeNetwork{Name: "m", Type: Transparent, Policies: []NetworkPolicy{NewNetworkPolicy(Macvlan, MacvlanSetting{})}, SchemaVersion: V2()}
+	n := &HostComputeNetwork{Name: "m", Type: Transparent, Policies: []NetworkPolicy{NewNetworkPolicy(Macvlan, EmptySetting{})}, SchemaVersion: V2()}
 	n.Ipams = []Ipam{{Subnets: []Subnet{{IpAddressPrefix: "10.7.0.0/24", Routes: []Route{{NextHop: "10.7.0.1", DestinationPrefix: "0.0.0.0/0"}}}}}}
 	for policy, settings := range map[EndpointPolicyType]string{
 		ACL: `{"Action":"Block","Direction":"In"}`, TierAcl: `{"Name":"t","Direction":"In","Order":1,"TierAclRules":[]}`, QOS: `{"MaximumOutgoingBandwidthInBytes":1}`,

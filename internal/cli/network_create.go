@@ -217,7 +217,7 @@ func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 			Hint("drop it, or use --type transparent")
 	}
 	if s.macvlan {
-		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Macvlan, hcn.MacvlanSetting{}))
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.Macvlan, hcn.EmptySetting{}))
 	}
 	if s.dhcp && doc.Type != hcn.Transparent {
 		return api.Errorf(api.KindInvalid, "--dhcp is for a network of type transparent: the containers of one of type %s have one MAC on the wire, so nobody there tells them apart", doc.Type).

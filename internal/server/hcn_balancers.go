@@ -45,20 +45,27 @@ func (s *Server) balancerKind() kind {
 }
 
 func balancerDocument(c creation) (*hcn.HostComputeLoadBalancer, error) {
+	return listDocument(c, hcn.LoadBalancerFromV1)
+}
+
+func balancerView(doc hcn.HostComputeLoadBalancer) view { return listView(doc, hcn.LoadBalancerToV1) }
+
+// listDocument reads what version 1 has as a policy list.
+func listDocument[T any](c creation, fromV1 func(*hcn.HNSPolicyList) (*T, error)) (*T, error) {
 	if !c.v1 {
-		return decodeNoting[hcn.HostComputeLoadBalancer](c)
+		return decodeNoting[T](c)
 	}
 	v, err := decodeNoting[hcn.HNSPolicyList](c)
 	if err != nil {
 		return nil, err
 	}
-	return hcn.LoadBalancerFromV1(v)
+	return fromV1(v)
 }
 
-func balancerView(doc hcn.HostComputeLoadBalancer) view {
+func listView[T any](doc T, toV1 func(*T) *hcn.HNSPolicyList) view {
 	return func(_ hcn.HostComputeQuery, v1 bool) any {
 		if v1 {
-			return hcn.LoadBalancerToV1(&doc)
+			return toV1(&doc)
 		}
 		return doc
 	}

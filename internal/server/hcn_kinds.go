@@ -310,21 +310,7 @@ func (s *Server) routeKind() kind {
 }
 
 func routeDocument(c creation) (*hcn.HostComputeRoute, error) {
-	if !c.v1 {
-		return decodeNoting[hcn.HostComputeRoute](c)
-	}
-	v, err := decodeNoting[hcn.HNSPolicyList](c)
-	if err != nil {
-		return nil, err
-	}
-	return hcn.RouteFromV1(v)
+	return listDocument(c, hcn.RouteFromV1)
 }
 
-func routeView(doc hcn.HostComputeRoute) view {
-	return func(_ hcn.HostComputeQuery, v1 bool) any {
-		if v1 {
-			return hcn.RouteToV1(&doc)
-		}
-		return doc
-	}
-}
+func routeView(doc hcn.HostComputeRoute) view { return listView(doc, hcn.RouteToV1) }
