@@ -373,7 +373,7 @@ func (e *Engine) Attachments(owner string) []api.Attachment {
 			rows = append(rows, ep)
 		}
 	}
-	slices.SortFunc(rows, func(a, b *plan.Endpoint) int { return cmpSeq(a.Seq, b.Seq) })
+	slices.SortFunc(rows, func(a, b *plan.Endpoint) int { return cmp.Compare(a.Seq, b.Seq) })
 	out := make([]api.Attachment, len(rows))
 	for i, ep := range rows {
 		out[i] = e.attachmentDoc(ep)

@@ -77,7 +77,7 @@ func (s *state) find(ref string) (*containerRow, error) {
 func (e *Engine) Containers() []api.Container {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	rows := slices.SortedFunc(maps.Values(e.st.containers), func(a, b *containerRow) int { return cmpSeq(a.Seq, b.Seq) })
+	rows := slices.SortedFunc(maps.Values(e.st.containers), func(a, b *containerRow) int { return cmp.Compare(a.Seq, b.Seq) })
 	out := make([]api.Container, len(rows))
 	for i, c := range rows {
 		out[i] = e.st.containerDoc(c)

@@ -16,18 +16,7 @@ import (
 func (e *Engine) Endpoints(f hcn.Filter) []hcn.GUID {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var rows []*plan.Endpoint
-	for _, ep := range e.st.endpoints {
-		if f.MatchEndpoint(e.st.endpointDoc(ep)) {
-			rows = append(rows, ep)
-		}
-	}
-	slices.SortFunc(rows, func(a, b *plan.Endpoint) int { return cmpSeq(a.Seq, b.Seq) })
-	out := make([]hcn.GUID, len(rows))
-	for i, ep := range rows {
-		out[i] = ep.Doc.ID
-	}
-	return out
+	return listed(e.st.endpoints, func(ep *plan.Endpoint) (bool, uint64) { return f.MatchEndpoint(e.st.endpointDoc(ep)), ep.Seq })
 }
 
 // Endpoint is the document of an endpoint.

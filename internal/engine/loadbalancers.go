@@ -31,24 +31,24 @@ func frontends(doc *hcn.HostComputeLoadBalancer) []frontend {
 	return out
 }
 
+// What the tables of the switch hold (bpf/lib/balance.h), over all load balancers of the host.
+const (
+	mostServices = 1 << 16
+	mostServed   = 1 << 20 // back ends of all services together
+)
+
+// served are the back ends of a document's services together.
+func served(doc *hcn.HostComputeLoadBalancer) int {
+	return len(doc.FrontendVIPs) * len(doc.PortMappings) * len(doc.HostComputeEndpoints)
+}
+
 func balancerObject(id hcn.GUID) object { return object{"loadbalancer", string(id)} }
 
 // LoadBalancers lists the load balancers that match, oldest first.
 func (e *Engine) LoadBalancers(f hcn.Filter) []hcn.GUID {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var rows []*plan.LoadBalancer
-	for _, b := range e.st.balancers {
-		if f.MatchLoadBalancer(&b.Doc) {
-			rows = append(rows, b)
-		}
-	}
-	slices.SortFunc(rows, func(a, b *plan.LoadBalancer) int { return cmpSeq(a.Seq, b.Seq) })
-	out := make([]hcn.GUID, len(rows))
-	for i, b := range rows {
-		out[i] = b.Doc.ID
-	}
-	return out
+	return listed(e.st.balancers, func(b *plan.LoadBalancer) (bool, uint64) { return f.MatchLoadBalancer(&b.Doc), b.Seq })
 }
 
 // LoadBalancer is the document of a load balancer.
@@ -93,7 +93,7 @@ func (t *txn) newBalancer(id hcn.GUID, in hcn.HostComputeLoadBalancer) (*plan.Lo
 	}
 	doc.Version = 0
 	row := &plan.LoadBalancer{Doc: *doc, Seq: t.nextSeq()}
-	if err := t.checkBalancer(row); err != nil {
+	if err := t.checkBalancer(row, nil); err != nil {
 		return nil, err
 	}
 	t.putBalancer(doc.ID, row)
@@ -102,15 +102,15 @@ func (t *txn) newBalancer(id hcn.GUID, in hcn.HostComputeLoadBalancer) (*plan.Lo
 	return row, nil
 }
 
-// checkBalancer completes a row and refuses what cannot be enforced here.
-func (t *txn) checkBalancer(row *plan.LoadBalancer) error {
+// checkBalancer completes a row, in the place of an old one if there is one, and refuses what cannot be enforced here.
+func (t *txn) checkBalancer(row, old *plan.LoadBalancer) error {
 	doc := &row.Doc
 	doc.Health, doc.State = nil, 0
 	if err := doc.Validate(); err != nil {
 		return err
 	}
 	doc.Defaults()
-	n, err := t.balancerNetwork(doc)
+	n, err := t.balancerNetwork(doc, old)
 	if err != nil {
 		return err
 	}
@@ -125,6 +125,26 @@ func (t *txn) checkBalancer(row *plan.LoadBalancer) error {
 				"choose an address outside of it", a, s.IpAddressPrefix, n.Doc.Name)
 		}
 	}
+	if err := t.frontendsFree(doc); err != nil {
+		return err
+	}
+	services, all := len(t.st.frontends)+len(frontends(doc)), t.st.served+served(doc)
+	if old != nil {
+		services, all = services-len(frontends(&old.Doc)), all-served(&old.Doc)
+	}
+	if services > mostServices {
+		return hcn.Errorf(hcn.ErrInvalidParameter, "PortMappings: with it the load balancers of this host would have %d services (ports at virtual addresses), %d is the limit: "+
+			"delete those that nobody uses", services, mostServices)
+	}
+	if all > mostServed {
+		return hcn.Errorf(hcn.ErrInvalidParameter, "HostComputeEndpoints: with it the services of this host would have %d back ends together, %d is the limit: "+
+			"delete load balancers that nobody uses, or name fewer back ends", all, mostServed)
+	}
+	return nil
+}
+
+// frontendsFree refuses services that are another's.
+func (t *txn) frontendsFree(doc *hcn.HostComputeLoadBalancer) error {
 	for _, f := range frontends(doc) {
 		if other, ok := t.st.frontends[f]; ok && other != doc.ID {
 			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%s %s is a service of load balancer %s: delete that one, or choose another port",
@@ -134,8 +154,9 @@ func (t *txn) checkBalancer(row *plan.LoadBalancer) error {
 	return nil
 }
 
-// balancerNetwork is the network that a document names, and that all its back ends are on.
-func (t *txn) balancerNetwork(doc *hcn.HostComputeLoadBalancer) (*plan.Network, error) {
+// balancerNetwork is the network that a document names, and that all its back ends are on. What was a back end may be on a host that is
+// away just now: it stays.
+func (t *txn) balancerNetwork(doc *hcn.HostComputeLoadBalancer, old *plan.LoadBalancer) (*plan.Network, error) {
 	on := doc.HostComputeNetwork
 	var list []hcn.GUID
 	for i, id := range doc.HostComputeEndpoints {
@@ -144,6 +165,8 @@ func (t *txn) balancerNetwork(doc *hcn.HostComputeLoadBalancer) (*plan.Network, 
 			network = ep.Doc.HostComputeNetwork
 		} else if r := t.st.remotes[id]; r != nil {
 			network = r.Network
+		} else if old != nil && slices.Contains(old.Doc.HostComputeEndpoints, id) {
+			network = old.Network
 		} else {
 			return nil, hcn.Errorf(hcn.ErrEndpointNotFound, "HostComputeEndpoints[%d]: no endpoint has the ID %s: see `bulkhead endpoint ls`", i, id)
 		}
@@ -172,13 +195,13 @@ func (t *txn) balancerNetwork(doc *hcn.HostComputeLoadBalancer) (*plan.Network, 
 
 // ModifyLoadBalancer gives a load balancer another document. Connections to back ends that stay go on.
 func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) error {
-	var old *plan.LoadBalancer
+	var old, row *plan.LoadBalancer
 	rev, err := e.commitOr(ctx, func(t *txn) error {
 		old = t.st.balancers[id]
 		if old == nil {
 			return noBalancer(id)
 		}
-		row := &plan.LoadBalancer{Doc: *doc.Clone(), Seq: old.Seq}
+		row = &plan.LoadBalancer{Doc: *doc.Clone(), Seq: old.Seq}
 		if !doc.ID.IsZero() && doc.ID != id {
 			return hcn.Errorf(hcn.ErrInvalidParameter, "ID: the document says %s, the call %s: a load balancer keeps its ID", doc.ID, id)
 		}
@@ -186,7 +209,7 @@ func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.Ho
 		if row.Doc.HostComputeNetwork.IsZero() && len(row.Doc.HostComputeEndpoints) == 0 {
 			row.Doc.HostComputeNetwork = old.Network
 		}
-		if err := t.checkBalancer(row); err != nil {
+		if err := t.checkBalancer(row, old); err != nil {
 			return err
 		}
 		row.Doc.HostComputeNetwork = doc.HostComputeNetwork
@@ -198,9 +221,14 @@ func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.Ho
 	}
 	if err := e.applied(ctx, rev, balancerObject(id)); err != nil {
 		e.undo(ctx, "loadbalancer", string(id), func(t *txn) {
-			if t.st.balancers[id] != nil {
-				t.putBalancer(id, old)
+			if t.st.balancers[id] != row {
+				return // somebody has changed or deleted it since
 			}
+			if err := t.frontendsFree(&old.Doc); err != nil { // another has taken what it gave up
+				e.log.Warn("a load balancer keeps the document that could not be made", "loadbalancer", id, "reason", err)
+				return
+			}
+			t.putBalancer(id, old)
 		})
 		return hcn.Errorf(hcn.ErrUnspecified, "change load balancer %s: %w", id, err)
 	}
@@ -249,7 +277,7 @@ func (t *txn) leaveBalancers(endpoint hcn.GUID) {
 	for id := range t.st.byBackend[endpoint] {
 		row := *t.st.balancers[id]
 		row.Doc = *row.Doc.Clone()
-		row.Doc.HostComputeEndpoints = slices.DeleteFunc(row.Doc.HostComputeEndpoints, func(g hcn.GUID) bool { return g == endpoint })
+		row.Doc.HostComputeEndpoints = slices.DeleteFunc(row.Doc.HostComputeEndpoints, func(ep hcn.GUID) bool { return ep == endpoint })
 		row.Doc.Version++
 		t.changeBalancer(&row)
 	}
@@ -258,6 +286,7 @@ func (t *txn) leaveBalancers(endpoint hcn.GUID) {
 func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 	if old := s.balancers[id]; old != nil {
 		delete(s.balancers, id)
+		s.served -= served(&old.Doc)
 		for _, ep := range old.Doc.HostComputeEndpoints {
 			drop(s.byBackend, ep, id)
 		}
@@ -271,6 +300,7 @@ func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 		return
 	}
 	s.balancers[id] = row
+	s.served += served(&row.Doc)
 	for _, ep := range row.Doc.HostComputeEndpoints {
 		insert(s.byBackend, ep, id, row)
 	}

@@ -2,11 +2,17 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // lbDoc is the load balancer with a number, of some back ends.
@@ -110,6 +116,174 @@ func TestLoadBalancerEvents(t *testing.T) {
 		if want := []string{"create lb1", "modify lb1", "delete lb1"}; !slices.Equal(got, want) {
 			e.t.Errorf("events %q, want %q", got, want)
 		}
+	})
+}
+
+// TestLoadBalancersGoWithTheirNetwork: with a network that is deleted, or ends with the run of the host, its load balancers go, those
+// without back ends too, and their services are free. A back end that ended with the store in memory is one no more.
+func TestLoadBalancersGoWithTheirNetwork(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		ep := must(e.endpoint(epDoc(n.ID, "")))(e)
+		must(e.balancer(lbDoc(1, ep.ID)))(e)
+		empty := strings.Replace(lbDoc(2), `"HostComputeEndpoints":null`, fmt.Sprintf(`"HostComputeNetwork":%q`, n.ID), 1)
+		must(e.balancer(empty))(e)
+		e.ok(e.e.DeleteNetwork(bg, n.ID))
+		if left := e.e.LoadBalancers(hcn.Filter{}); len(left) != 0 {
+			e.t.Errorf("load balancers of a network that is deleted: %v", left)
+		}
+
+		doc := decode[hcn.HostComputeNetwork](e, netDoc("passing", "NAT", 7))
+		doc.Flags |= hcn.EnableNonPersistent
+		n = must(e.e.CreateNetwork(bg, "", doc))(e)
+		ep = must(e.endpoint(epDoc(n.ID, "")))(e)
+		must(e.balancer(lbDoc(1, ep.ID)))(e)
+		e.reboot()
+		if left := e.e.LoadBalancers(hcn.Filter{}); len(left) != 0 {
+			e.t.Errorf("load balancers of a network that ended with the host: %v", left)
+		}
+
+		n = must(e.network(netDoc("a", "NAT", 7)))(e)
+		e.w.netns["/run/netns/c1"] = 11
+		s := foreign("c1")
+		s.Network = "a"
+		passing := must(e.attachForeign(s))(e)
+		stays := must(e.endpoint(epDoc(n.ID, "")))(e)
+		lb := must(e.balancer(lbDoc(1, passing.ID, stays.ID)))(e)
+		e.kill()
+		e.ok(os.Remove(e.path + ".run"))
+		e.start()
+		if got := must(e.e.LoadBalancer(lb.ID))(e); !slices.Equal(got.HostComputeEndpoints, []hcn.GUID{stays.ID}) || got.Version != lb.Version+1 {
+			e.t.Errorf("back ends without the store in memory: %s", toJSON(got))
+		}
+	})
+}
+
+// TestLoadBalancerOfAHostThatIsAway: a back end on a host that is away just now stays one when the rest is changed.
+func TestLoadBalancerOfAHostThatIsAway(t *testing.T) {
+	run(t, func(e *env) {
+		e.underlay()
+		n := must(e.network(overlayDoc("blue", 61, 5001, "")))(e)
+		here, there := must(e.endpoint(epDoc(n.ID, "")))(e), hcn.NewGUID()
+		r := plan.Remote{Endpoint: there, Network: n.ID, Addrs: []netip.Addr{netip.MustParseAddr("10.61.0.9")}, MAC: plan.MAC{2, 9}, Provider: netip.MustParseAddr("192.0.2.9")}
+		e.e.ReplaceRemotes("test", n.ID, []plan.Remote{r})
+		lb := must(e.balancer(lbDoc(1, here.ID, there)))(e)
+		e.e.ReplaceRemotes("test", n.ID, nil)
+		lb.Name = "renamed"
+		e.ok(e.e.ModifyLoadBalancer(bg, lb.ID, lb))
+		e.ok(e.e.DeleteEndpoint(bg, here.ID))
+		lb = must(e.e.LoadBalancer(lb.ID))(e)
+		e.ok(e.e.ModifyLoadBalancer(bg, lb.ID, lb)) // and none is left by which the network could be found
+		if got := must(e.e.LoadBalancer(lb.ID))(e); !slices.Equal(got.HostComputeEndpoints, []hcn.GUID{there}) || got.Name != "renamed" {
+			e.t.Errorf("changed to %s", toJSON(got))
+		}
+		lb.HostComputeEndpoints = append(lb.HostComputeEndpoints, hcn.NewGUID())
+		e.wantCode(e.e.ModifyLoadBalancer(bg, lb.ID, lb), hcn.ErrEndpointNotFound)
+		e.ok(e.e.DeleteLoadBalancer(bg, lb.ID))
+	})
+}
+
+// TestLoadBalancerUndo: a change that the kernel refuses is taken back, and nothing that came after it.
+func TestLoadBalancerUndo(t *testing.T) {
+	for name, tc := range map[string]struct {
+		meanwhile func(e *env, lb hcn.HostComputeLoadBalancer) func(*txn) error
+		want      string // the load balancer's name
+	}{
+		"nothing": {func(*env, hcn.HostComputeLoadBalancer) func(*txn) error { return nil }, "lb1"},
+		"another change": {func(_ *env, lb hcn.HostComputeLoadBalancer) func(*txn) error {
+			return func(t *txn) error {
+				row := *t.st.balancers[lb.ID]
+				row.Doc.Name = "newer"
+				t.changeBalancer(&row)
+				return nil
+			}
+		}, "newer"},
+		"what it gave up is taken": {func(e *env, lb hcn.HostComputeLoadBalancer) func(*txn) error {
+			doc := decode[hcn.HostComputeLoadBalancer](e, lbDoc(1, lb.HostComputeEndpoints...))
+			return func(t *txn) error { return second(t.newBalancer("", doc)) }
+		}, "moved"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(e *env) {
+				n := must(e.network(netDoc("a", "NAT", 7)))(e)
+				ep := must(e.endpoint(epDoc(n.ID, "")))(e)
+				lb := must(e.balancer(lbDoc(1, ep.ID)))(e)
+				fails := time.Now().Add(time.Second)
+				e.w.mu.Lock()
+				e.w.fail = func(_ int, k *object) error {
+					if k == nil || *k != balancerObject(lb.ID) || time.Now().After(fails) {
+						return nil
+					}
+					return errors.New("no buffer space available")
+				}
+				if fn := tc.meanwhile(e, lb); fn != nil {
+					e.onStep = map[string]func(){"apply-switch": func() { e.ok(second(e.e.commitOnce(fn))) }}
+				}
+				e.w.mu.Unlock()
+				next := decode[hcn.HostComputeLoadBalancer](e, lbDoc(5, ep.ID))
+				next.Name = "moved"
+				if err := e.e.ModifyLoadBalancer(bg, lb.ID, next); err == nil {
+					e.t.Error("a change that cannot be made succeeds")
+				}
+				e.settle()
+				if got := must(e.e.LoadBalancer(lb.ID))(e); got.Name != tc.want {
+					e.t.Errorf("it is %q, want %q", got.Name, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// TestSubnetAroundAVIP: a subnet that is added may not have a virtual address of the network in it.
+func TestSubnetAroundAVIP(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		ep := must(e.endpoint(epDoc(n.ID, "")))(e)
+		must(e.balancer(lbDoc(1, ep.ID)))(e)
+		add := func(prefix, gateway, all string) error {
+			r := decode[hcn.ModifyNetworkSettingRequest](e, fmt.Sprintf(
+				`{"ResourceType":"Subnet","RequestType":"Add","Settings":{"Subnets":[{"IpAddressPrefix":%q,"Routes":[{"NextHop":%q,"DestinationPrefix":%q}]}]}}`, prefix, gateway, all))
+			return e.e.ModifyNetwork(bg, n.ID, &r)
+		}
+		for _, err := range []error{add("10.96.0.0/24", "10.96.0.1", "0.0.0.0/0"), add("fd00:96::/64", "fd00:96::1", "::/0")} {
+			e.wantCode(err, hcn.ErrInvalidSubnet)
+			if !strings.Contains(err.Error(), `load balancer "lb1"`) {
+				e.t.Errorf("%v does not name the load balancer", err)
+			}
+		}
+		e.ok(add("10.97.0.0/24", "10.97.0.1", "0.0.0.0/0"))
+	})
+}
+
+// TestLoadBalancersOfAHost: all of them together have no more than the tables of the switch hold.
+func TestLoadBalancersOfAHost(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		ep := must(e.endpoint(epDoc(n.ID, "")))(e)
+		made := 0
+		_, err := e.e.commitOnce(func(t *txn) error {
+			for ; made < 100; made++ {
+				doc := hcn.HostComputeLoadBalancer{HostComputeEndpoints: []hcn.GUID{ep.ID}, FrontendVIPs: []string{fmt.Sprintf("10.96.0.%d", made)}, SchemaVersion: hcn.V2()}
+				for port := range 4096 {
+					doc.PortMappings = append(doc.PortMappings, hcn.LoadBalancerPortMapping{Protocol: hcn.ProtocolTCP, InternalPort: uint16(port + 1)})
+				}
+				if _, err := t.newBalancer("", doc); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		e.wantCode(err, hcn.ErrInvalidParameter)
+		if made != 16 || !strings.Contains(err.Error(), "65536 is the limit") {
+			e.t.Errorf("%d load balancers, then %v", made, err)
+		}
+		row := &plan.LoadBalancer{Network: n.ID, Doc: decode[hcn.HostComputeLoadBalancer](e, lbDoc(1, ep.ID))}
+		_, err = e.e.commitOnce(func(t *txn) error {
+			t.st.served += mostServed - 1
+			defer func() { t.st.served -= mostServed - 1 }()
+			return t.checkBalancer(row, nil)
+		})
+		e.wantCode(err, hcn.ErrInvalidParameter)
 	})
 }
 

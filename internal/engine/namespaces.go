@@ -15,18 +15,7 @@ import (
 func (e *Engine) Namespaces(f hcn.Filter) []hcn.GUID {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var rows []*plan.NamespaceRow
-	for _, n := range e.st.namespaces {
-		if f.MatchNamespace(&n.Doc) {
-			rows = append(rows, n)
-		}
-	}
-	slices.SortFunc(rows, func(a, b *plan.NamespaceRow) int { return cmpSeq(a.Seq, b.Seq) })
-	out := make([]hcn.GUID, len(rows))
-	for i, n := range rows {
-		out[i] = n.Doc.ID
-	}
-	return out
+	return listed(e.st.namespaces, func(n *plan.NamespaceRow) (bool, uint64) { return f.MatchNamespace(&n.Doc), n.Seq })
 }
 
 // Namespace is the document of a namespace, with what is in it.
@@ -418,6 +407,7 @@ func (e *Engine) afterCrash() error {
 				t.putNamespace(id, &row)
 			}
 		}
+		t.forgetGone()
 		return nil
 	})
 	return err

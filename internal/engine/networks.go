@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -53,28 +54,20 @@ func (e *Engine) cutOff(ctx context.Context, rev uint64) error {
 func (e *Engine) Networks(f hcn.Filter) []hcn.GUID {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var rows []*plan.Network
-	for _, n := range e.st.networks {
-		if f.MatchNetwork(&n.Doc) {
-			rows = append(rows, n)
-		}
-	}
-	slices.SortFunc(rows, func(a, b *plan.Network) int { return cmpSeq(a.Seq, b.Seq) })
-	out := make([]hcn.GUID, len(rows))
-	for i, n := range rows {
-		out[i] = n.Doc.ID
-	}
-	return out
+	return listed(e.st.networks, func(n *plan.Network) (bool, uint64) { return f.MatchNetwork(&n.Doc), n.Seq })
 }
 
-func cmpSeq(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
+// listed are the IDs of the rows that match, oldest first.
+func listed[T any](rows map[hcn.GUID]*T, match func(*T) (matches bool, seq uint64)) []hcn.GUID {
+	seqs := map[hcn.GUID]uint64{}
+	for id, row := range rows {
+		if ok, seq := match(row); ok {
+			seqs[id] = seq
+		}
 	}
-	return 0
+	ids := slices.AppendSeq(make([]hcn.GUID, 0, len(seqs)), maps.Keys(seqs)) // none is an empty list
+	slices.SortFunc(ids, func(a, b hcn.GUID) int { return cmp.Compare(seqs[a], seqs[b]) })
+	return ids
 }
 
 // Network is the document of a network.
@@ -233,11 +226,16 @@ func (t *txn) nextSwitch() uint32 {
 	return n
 }
 
-// dropNetwork takes a network away, and its endpoints with it.
+// dropNetwork takes a network away, and its endpoints and load balancers with it.
 func (t *txn) dropNetwork(id hcn.GUID) {
 	old := t.st.networks[id]
 	if old == nil {
 		return
+	}
+	for lb, b := range maps.Clone(t.st.balancers) {
+		if b.Network == id {
+			t.dropBalancer(lb)
+		}
 	}
 	for ep := range maps.Clone(t.st.byNetwork[id]) {
 		t.dropEndpoint(ep)
@@ -447,6 +445,9 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 		if err := t.checkEndpointsStay(id, doc); err != nil {
 			return err
 		}
+		if err := t.checkVIPsStay(id, doc, &old.Doc); err != nil {
+			return err
+		}
 		if r.ResourceType == hcn.NetworkResourceTypePolicy {
 			if err := t.checkSetsStay(old, doc); err != nil {
 				return err
@@ -493,6 +494,22 @@ func (t *txn) checkEndpointsStay(id hcn.GUID, doc *hcn.HostComputeNetwork) error
 		for _, a := range ep.Addrs {
 			if doc.SubnetOf(a.Addr()) == nil {
 				return hcn.Errorf(hcn.ErrEntityHasReferences, "endpoint %q (%s) has the address %s of the subnet: delete the endpoint first", ep.Doc.Name, ep.Doc.ID, a.Addr())
+			}
+		}
+	}
+	return nil
+}
+
+// checkVIPsStay refuses a new subnet around a virtual address: the network's endpoints would look for it on the link.
+func (t *txn) checkVIPsStay(id hcn.GUID, doc, old *hcn.HostComputeNetwork) error {
+	for lb, b := range t.st.balancers {
+		if b.Network != id {
+			continue
+		}
+		for _, a := range b.Doc.VIPs() {
+			if s := doc.SubnetOf(a); s != nil && old.SubnetOf(a) == nil {
+				return hcn.Errorf(hcn.ErrInvalidSubnet, "subnet %s of network %q has the address %s of load balancer %q (%s) in it, which its endpoints would look for on the link: "+
+					"choose another prefix, or give the load balancer another address", s.IpAddressPrefix, doc.Name, a, b.Doc.Name, lb)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -20,18 +21,7 @@ var routeTable = store.NewTable[plan.SDNRoute]("routes")
 func (e *Engine) Routes(f hcn.Filter) []hcn.GUID {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var rows []*plan.SDNRoute
-	for _, r := range e.st.routes {
-		if f.MatchRoute(&r.Doc) {
-			rows = append(rows, r)
-		}
-	}
-	slices.SortFunc(rows, func(a, b *plan.SDNRoute) int { return cmpSeq(a.Seq, b.Seq) })
-	out := make([]hcn.GUID, len(rows))
-	for i, r := range rows {
-		out[i] = r.Doc.ID
-	}
-	return out
+	return listed(e.st.routes, func(r *plan.SDNRoute) (bool, uint64) { return f.MatchRoute(&r.Doc), r.Seq })
 }
 
 // Route is the document of an SDN route.
@@ -145,7 +135,7 @@ func (t *txn) dropRoute(id hcn.GUID) {
 
 // leaveRoutes takes an endpoint that goes out of the routes that name it.
 func (t *txn) leaveRoutes(id hcn.GUID) {
-	for _, old := range slices.Clone(t.st.routesOf[id]) {
+	for _, old := range maps.Clone(t.st.routesOf[id]) {
 		row := *old
 		row.Doc = *old.Doc.Clone()
 		row.Doc.HostComputeEndpoints = slices.DeleteFunc(row.Doc.HostComputeEndpoints, func(ep hcn.GUID) bool { return ep == id })
@@ -173,10 +163,7 @@ func (s *state) setRoute(id hcn.GUID, row *plan.SDNRoute) {
 	if old := s.routes[id]; old != nil {
 		delete(s.routes, id)
 		for _, ep := range old.Doc.HostComputeEndpoints {
-			s.routesOf[ep] = slices.DeleteFunc(slices.Clone(s.routesOf[ep]), func(r *plan.SDNRoute) bool { return r.Doc.ID == id })
-			if len(s.routesOf[ep]) == 0 {
-				delete(s.routesOf, ep)
-			}
+			drop(s.routesOf, ep, id)
 		}
 	}
 	if row == nil {
@@ -184,23 +171,32 @@ func (s *state) setRoute(id hcn.GUID, row *plan.SDNRoute) {
 	}
 	s.routes[id] = row
 	for _, ep := range row.Doc.HostComputeEndpoints {
-		list := append(slices.Clone(s.routesOf[ep]), row)
-		slices.SortFunc(list, func(a, b *plan.SDNRoute) int { return cmpSeq(a.Seq, b.Seq) })
-		s.routesOf[ep] = list
+		insert(s.routesOf, ep, id, row)
 	}
 	s.seq = max(s.seq, row.Seq)
 }
 
-// forgetGone takes the endpoints out of routes that ended with the last run of the host.
-func (s *state) forgetGone() {
-	for id, r := range s.routes {
-		gone := func(ep hcn.GUID) bool { return s.endpoints[ep] == nil }
-		if !slices.ContainsFunc(r.Doc.HostComputeEndpoints, gone) {
-			continue
+// forgetGone takes what ended with the last run of the host out of routes and load balancers. What cannot be read is still there, and an
+// endpoint of an overlay that nobody knows yet may be on another host.
+func (t *txn) forgetGone() {
+	gone := func(ep hcn.GUID) bool { return t.st.endpoints[ep] == nil && !t.st.isAside("endpoint", string(ep)) }
+	for ep := range maps.Clone(t.st.routesOf) {
+		if gone(ep) {
+			t.leaveRoutes(ep)
 		}
-		row := *r
-		row.Doc = *r.Doc.Clone()
-		row.Doc.HostComputeEndpoints = slices.DeleteFunc(row.Doc.HostComputeEndpoints, gone)
-		s.setRoute(id, &row)
+	}
+	for id, b := range maps.Clone(t.st.balancers) {
+		if t.st.networks[b.Network] == nil && !t.st.isAside("network", string(b.Network)) {
+			t.dropBalancer(id)
+		}
+	}
+	here := func(b *plan.LoadBalancer) bool {
+		n := t.st.networks[b.Network]
+		return n != nil && n.Doc.Type != hcn.Overlay
+	}
+	for ep, of := range maps.Clone(t.st.byBackend) {
+		if gone(ep) && !slices.ContainsFunc(slices.Collect(maps.Values(of)), func(b *plan.LoadBalancer) bool { return !here(b) }) {
+			t.leaveBalancers(ep)
+		}
 	}
 }

@@ -39,7 +39,6 @@ type state struct {
 
 	byNetwork   map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // endpoints by network
 	byNamespace map[hcn.GUID]map[hcn.GUID]*plan.Endpoint // attached ones by namespace
-	routesOf    map[hcn.GUID][]*plan.SDNRoute            // by endpoint, oldest first
 	addrs       map[hcn.GUID]map[netip.Addr]hcn.GUID     // by network: address → endpoint
 	macs        map[hcn.GUID]map[plan.MAC]hcn.GUID
 	leased      map[hcn.GUID]struct{}       // endpoints that have their addresses from a LAN
@@ -49,8 +48,10 @@ type state struct {
 	ctrNames    map[string]string
 	ports       map[portKey]map[hcn.GUID]int                 // who publishes a port, and how often
 	numbers     map[uint32]int                               // how many namespaces have a number
-	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer // by the endpoints in their documents
+	routesOf    map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute     // by the endpoints in their documents
+	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer // so, too
 	frontends   map[frontend]hcn.GUID                        // whose service is what
+	served      int                                          // back ends of all services together
 
 	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
 	// whose they are.
@@ -71,7 +72,7 @@ func newState() *state {
 		networks: map[hcn.GUID]*plan.Network{}, endpoints: map[hcn.GUID]*plan.Endpoint{},
 		namespaces: map[hcn.GUID]*plan.NamespaceRow{}, containers: map[string]*containerRow{},
 		settings: map[string]string{}, farewells: map[hcn.GUID]*farewell{}, routes: map[hcn.GUID]*plan.SDNRoute{},
-		routesOf: map[hcn.GUID][]*plan.SDNRoute{}, leased: map[hcn.GUID]struct{}{},
+		routesOf: map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute{}, leased: map[hcn.GUID]struct{}{},
 		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
@@ -113,7 +114,6 @@ func load(lasting, passing *store.DB) (*state, error) {
 			s.setEndpoint(id, row)
 		}
 	}
-	s.forgetGone()
 	return s, nil
 }
 

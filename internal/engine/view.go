@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -162,6 +163,6 @@ func (s *state) endpointsOf(ref string) ([]*plan.Endpoint, error) {
 		return nil, api.Errorf(api.KindNotFound, "no container or endpoint is called %.80q or has such an ID", ref).
 			Hint("bulkhead ps -a, or bulkhead endpoint ls")
 	}
-	slices.SortFunc(out, func(a, b *plan.Endpoint) int { return cmpSeq(a.Seq, b.Seq) })
+	slices.SortFunc(out, func(a, b *plan.Endpoint) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, nil
 }

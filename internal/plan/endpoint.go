@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -60,8 +62,9 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	}
 	if OneMAC(n.Doc.Type) && !onHost {
 		p.Outbound = bridgeOutbounds(e)
-		p.Turns = turns(e, in.Routes[id], p.Outbound)
-		p.VNIC.Routes = withSDN(p.VNIC.Routes, sdnNextHops(e, in.Routes[id]))
+		more := slices.SortedFunc(maps.Values(in.Routes[id]), func(a, b *SDNRoute) int { return cmp.Compare(a.Seq, b.Seq) })
+		p.Turns = turns(e, more, p.Outbound)
+		p.VNIC.Routes = withSDN(p.VNIC.Routes, sdnNextHops(e, more))
 	}
 	return p
 }

@@ -14,8 +14,8 @@ type Intent struct {
 	Networks   map[hcn.GUID]*Network
 	Endpoints  map[hcn.GUID]*Endpoint
 	Namespaces map[hcn.GUID]*NamespaceRow
-	// Routes are the SDN routes of each endpoint, oldest first. They stand behind its policies SDNRoute.
-	Routes map[hcn.GUID][]*SDNRoute
+	// Routes are the SDN routes of each endpoint. They stand behind its policies SDNRoute, oldest first.
+	Routes map[hcn.GUID]map[hcn.GUID]*SDNRoute
 	// Remotes are what a control plane knows of endpoints on other hosts. They are facts, and stored nowhere.
 	Remotes map[hcn.GUID]*Remote
 	// Balancers by ID. ByBackend has them by the endpoints in their documents; nil: nobody keeps that.
