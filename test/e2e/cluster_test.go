@@ -151,6 +151,7 @@ func alive(c api.Cluster) (n int) {
 
 // TestCluster: three hosts with three members of etcd come together by a token, and share a network; one leaves and comes back.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	testhost.RequireRoot(t)
 	if _, err := exec.LookPath("etcd"); err != nil {
 		t.Fatal("etcd is not installed: make deps")

@@ -15,11 +15,14 @@ package e2e
 import (
 	"cmp"
 	"context"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -50,6 +53,9 @@ func TestMain(m *testing.M) {
 func build(m *testing.M) (int, error) {
 	if os.Geteuid() != 0 {
 		return m.Run(), nil // every test skips, or fails with REQUIRE_ROOT
+	}
+	if err := moreAtOnce(); err != nil {
+		return 1, err
 	}
 	dir, err := os.MkdirTemp("", "bulkhead-e2e-")
 	if err != nil {
@@ -85,6 +91,17 @@ func build(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
+// moreAtOnce has one story more at a time than there are CPUs, for stories wait half of their time. An -parallel that is given holds.
+func moreAtOnce() error {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(runtime.NumCPU()+1))
+}
+
 // buildBinary builds what is in the tree, or takes the one that BULKHEAD_BINARY names: a package to be released, or one
 // built for coverage.
 func buildBinary() error {
@@ -104,6 +121,7 @@ func goBuild(out, what string) error {
 }
 
 func TestStories(t *testing.T) {
+	t.Parallel()
 	testhost.RequireRoot(t)
 	testscript.Run(t, testscript.Params{
 		Dir:   ".",

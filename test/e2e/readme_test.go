@@ -14,6 +14,7 @@ import (
 // TestTours runs the commands of the documents' tours, one after the other, on a host where the daemon has just been
 // started and rootfs.tar lies in the directory, made as the README says. Each must succeed.
 func TestTours(t *testing.T) {
+	t.Parallel()
 	for file, least := range map[string]int{"README.md": 20, "docs/observe.md": 14, "docs/explain.md": 14} {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
