@@ -289,6 +289,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 		})
 	}
 	part("loop", func() error { return p.engine.Run(ctx) })
+	open := make(chan struct{}) // closed when the API answers
 	part("notify", func() error {
 		select {
 		case <-ctx.Done():
@@ -296,7 +297,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-p.engine.Ready():
+			case <-open:
 			}
 			if err := notifyReady(ctx, notify); err != nil {
 				log.Warn("systemd was not told", "error", err)
@@ -309,8 +310,15 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 		case <-ctx.Done():
 			return nil
 		case <-p.engine.Ready():
-			return detachNoted(ctx, filepath.Join(filepath.Dir(listener.Addr().String()), "detach"), p.engine.Detach, log)
 		}
+		dir := filepath.Join(filepath.Dir(listener.Addr().String()), "detach")
+		first, done := context.WithTimeout(ctx, detachTime)
+		err := detachNoted(first, dir, p.engine.Detach, log)
+		done()
+		if close(open); err != nil {
+			return err
+		}
+		return detachNoted(ctx, dir, p.engine.Detach, log) // what was noted while the API did not answer yet, or took too long
 	})
 	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
@@ -325,7 +333,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 	})
 	part("offload", func() error { return p.sw.RunOffload(ctx) })
 	door := server.New(server.Options{
-		Backend: p.engine, Cluster: p.cluster, Ready: p.engine.Ready(), Log: log, Version: version, Metrics: p.meter.Handler(),
+		Backend: p.engine, Cluster: p.cluster, Ready: open, Log: log, Version: version, Metrics: p.meter.Handler(),
 		Observe: func(r *http.Request, pattern string, status int) { p.meter.Request(r.Method, routeOf(pattern), status) },
 	})
 	part("API", func() error { return door.Serve(ctx, listener) })

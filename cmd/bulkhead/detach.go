@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -16,8 +17,12 @@ import (
 // maxNotes is how many notes are read at a start; more than containers ever were on a host.
 const maxNotes = 1 << 16
 
+// detachTime is how long the API waits for what was noted. What takes longer is detached while it answers.
+const detachTime = 10 * time.Second
+
 // detachNoted detaches what plugins were told to detach while no daemon was there: each left a file in a directory, by the
-// attachment's ID.
+// attachment's ID. The file goes last: a daemon that is killed in between finds it again. This runs before the API answers: an ADD of the
+// same attachment that came in between would be undone. What it takes back, by removing the file, is not detached.
 func detachNoted(ctx context.Context, dir string, detach func(context.Context, hcn.GUID) error, log *slog.Logger) error {
 	d, err := os.Open(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -32,21 +37,23 @@ func detachNoted(ctx context.Context, dir string, detach func(context.Context, h
 		return fmt.Errorf("look for what is to be detached: %w", err)
 	}
 	for _, entry := range entries {
+		if ctx.Err() != nil {
+			return nil
+		}
 		id, err := hcn.ParseGUID(entry.Name())
 		if err != nil {
 			continue
 		}
 		note := filepath.Join(dir, entry.Name())
-		// An ADD takes its note back before it attaches. Whoever removes the file first has his way, so that nothing that was
-		// attached since is detached.
-		if err := os.Remove(note); errors.Is(err, os.ErrNotExist) {
-			continue
-		} else if err != nil {
-			log.Warn("take a plugin's note", "attachment", id, "error", err)
+		if _, err := os.Lstat(note); errors.Is(err, os.ErrNotExist) { // an ADD has taken it back
 			continue
 		}
 		if err := detach(ctx, id); err != nil && !api.IsKind(err, api.KindNotFound) {
-			log.Warn("detach what a plugin noted; it stays noted", "attachment", id, "error", errors.Join(err, os.WriteFile(note, nil, 0o600)))
+			log.Warn("detach what a plugin noted; it stays noted", "attachment", id, "error", err)
+			continue
+		}
+		if err := os.Remove(note); err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.Warn("remove a plugin's note", "attachment", id, "error", err)
 		}
 	}
 	return nil
