@@ -28,7 +28,7 @@ var mayImport = map[string]string{
 	"client":                 "hcn api",
 	"cmd/*":                  "everything",
 	"internal/cli":           "hcn api client",
-	"internal/cluster":       "hcn api internal/engine internal/overlay internal/plan",
+	"internal/cluster":       "hcn api internal/dataplane/underlay internal/engine internal/overlay internal/plan",
 	"internal/cni":           "hcn api client",
 	"internal/dataplane/*":   "hcn internal/plan",
 	"internal/dns":           "hcn internal/plan",

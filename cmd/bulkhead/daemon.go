@@ -271,7 +271,7 @@ func (c *daemonConfig) newCluster(ctx context.Context, p *parts, facts func(cont
 		return nil, fmt.Errorf("look at the host: %w", err)
 	}
 	return cluster.Open(overlay.Options{
-		Dir: filepath.Join(c.stateDir, "cluster"), RunDir: c.runDir, Version: version, Boot: f.BootID, Log: log, Probe: probe(facts),
+		Dir: filepath.Join(c.stateDir, "cluster"), RunDir: c.runDir, Version: version, Boot: f.BootID, Log: log,
 	}, func() cluster.Engine { return p.engine }, facts)
 }
 

@@ -28,23 +28,42 @@ func (h *Host) CheckCluster(ctx context.Context, r api.ClusterCheckRequest) (api
 	if err != nil {
 		return api.ClusterCheck{}, err
 	}
-	ports := map[uint16]bool{}
+	ports, least := map[uint16]bool{}, 0
 	for i := range status.Networks {
-		ports[plan.VXLANPort(&status.Networks[i].Doc)] = true
+		doc := status.Networks[i].Doc
+		ports[plan.VXLANPort(&doc)] = true
+		least = max(least, plan.LeastMTU(&plan.Network{Doc: doc}))
 	}
 	if len(ports) == 0 {
-		ports[plan.DefaultVXLANPort] = true
+		ports[plan.DefaultVXLANPort], least = true, plan.LeastMTU(&plan.Network{})
 	}
 	sorted := slices.Sorted(maps.Keys(ports))
 	var ids []hcn.GUID
 	for i := range hosts {
 		ids = append(ids, hosts[i].ID)
 	}
-	found, err := a.Check(ctx, ids, sorted[:min(len(sorted), overlay.MaxPorts)])
+	found, err := checkAll(sorted, func(part []uint16) (map[hcn.GUID]overlay.Checked, error) { return a.Check(ctx, ids, part) })
 	if err != nil {
 		return api.ClusterCheck{}, asClusterError(fmt.Errorf("check the network between the hosts: %w", err))
 	}
-	return diagnose(hosts, sorted, found), nil
+	return diagnose(hosts, sorted, found, least), nil
+}
+
+// checkAll checks as many ports at a time as a check has.
+func checkAll(ports []uint16, check func([]uint16) (map[hcn.GUID]overlay.Checked, error)) (map[hcn.GUID]overlay.Checked, error) {
+	all := map[hcn.GUID]overlay.Checked{}
+	for part := range slices.Chunk(ports, overlay.MaxPorts) {
+		found, err := check(part)
+		if err != nil {
+			return nil, err
+		}
+		for id, c := range found {
+			had := all[id]
+			c.Paths, c.Error = append(had.Paths, c.Paths...), cmp.Or(had.Error, c.Error)
+			all[id] = c
+		}
+	}
+	return all, nil
 }
 
 // checkedHosts are this host and those that are named, or all that are alive.
@@ -85,11 +104,8 @@ func overhead(v4 bool) int {
 	return plan.Overhead6
 }
 
-// leastMTU is what a network must carry: IPv6 works on no less.
-const leastMTU = 1280
-
-// diagnose makes of what each host has found what is true of each way, and what to do.
-func diagnose(hosts []overlay.Host, ports []uint16, found map[hcn.GUID]overlay.Checked) api.ClusterCheck {
+// diagnose makes of what each host has found what is true of each way, and what to do. least is what the networks need.
+func diagnose(hosts []overlay.Host, ports []uint16, found map[hcn.GUID]overlay.Checked, least int) api.ClusterCheck {
 	out := api.ClusterCheck{OK: true}
 	byPath := func(of, to hcn.GUID, port uint16) *overlay.PathFound {
 		paths := found[of].Paths
@@ -110,25 +126,22 @@ func diagnose(hosts []overlay.Host, ports []uint16, found map[hcn.GUID]overlay.C
 		case c.Error != "":
 			h.Problems = append(h.Problems, api.ClusterCheckProblem{Reason: fmt.Sprintf("host %s could not take part: %s", from.Name, c.Error), Next: "see the daemon's log there"})
 		}
-		size := 0
 		for j := range hosts {
 			if i == j || !told || c.Error != "" {
 				continue
 			}
 			for _, port := range ports {
-				p := diagnosePath(from, &hosts[j], port, byPath(from.ID, hosts[j].ID, port), byPath(hosts[j].ID, from.ID, port))
-				if s := byPath(from.ID, hosts[j].ID, port); s != nil {
-					h.NIC, h.NICMTU = s.NIC, s.MTU
-					if s.Size > 0 && (size == 0 || s.Size < size) {
-						size = s.Size
-					}
+				sent := byPath(from.ID, hosts[j].ID, port)
+				p := diagnosePath(from, &hosts[j], port, sent, byPath(hosts[j].ID, from.ID, port), least)
+				if sent != nil {
+					h.NIC, h.NICMTU = sent.NIC, sent.MTU
 				}
 				out.OK = out.OK && len(p.Problems) == 0
 				out.Paths = append(out.Paths, p)
 			}
 		}
 		if h.NICMTU > 0 {
-			h.NetworkMTU = max(cmp.Or(size, h.NICMTU)-overhead(from.Addrs[0].Is4()), leastMTU)
+			h.NetworkMTU = max(min(cmp.Or(c.Held, h.NICMTU), h.NICMTU)-overhead(from.Addrs[0].Is4()), least)
 		}
 		out.OK = out.OK && len(h.Problems) == 0
 		out.Hosts = append(out.Hosts, h)
@@ -136,8 +149,9 @@ func diagnose(hosts []overlay.Host, ports []uint16, found map[hcn.GUID]overlay.C
 	return out
 }
 
-// diagnosePath judges a way by what its sender has had answered and its receiver has heard; either may have said nothing.
-func diagnosePath(from, to *overlay.Host, port uint16, sent, heard *overlay.PathFound) api.ClusterPath {
+// diagnosePath judges a way by what its sender has had answered and its receiver has heard; either may have said nothing, or not have come
+// to its end in time: then only what did arrive is known.
+func diagnosePath(from, to *overlay.Host, port uint16, sent, heard *overlay.PathFound, least int) api.ClusterPath {
 	v4 := from.Addrs[0].Is4()
 	p := api.ClusterPath{From: from.Name, To: to.Name, Port: port, Source: text(from.Addr(v4)), Destination: text(to.Addr(v4))}
 	bad := func(next, format string, args ...any) {
@@ -166,6 +180,10 @@ func diagnosePath(from, to *overlay.Host, port uint16, sent, heard *overlay.Path
 		wrong = heard.Bad | heard.Damaged
 	}
 	switch {
+	case !sent.Done:
+		bad("check fewer hosts at once: bulkhead cluster check HOST…", "%s did not come to the end of checking the way to %s in time", from.Name, to.Name)
+		p.Bytes = 0
+		return p
 	case came == 0 && wrong == 0 && sent.Error != "":
 		bad(fmt.Sprintf("on %s: ip route get %s; nft list ruleset", from.Name, p.Destination), "%s cannot send to %s: %s", from.Name, p.Destination, sent.Error)
 	case came == 0 && wrong == 0:
@@ -185,8 +203,8 @@ func diagnosePath(from, to *overlay.Host, port uint16, sent, heard *overlay.Path
 	}
 	switch most := p.Bytes - overhead(v4); {
 	case p.Bytes == 0 || p.Bytes >= p.MTU:
-	case most < leastMTU:
-		bad(fmt.Sprintf("raise the MTU of the network between them to %d or more", leastMTU+overhead(v4)), "only packets of up to %d bytes pass from %s to %s, which leaves %d for what is in the tunnel, and IPv6 needs %d", p.Bytes, from.Name, to.Name, most, leastMTU)
+	case most < least:
+		bad(fmt.Sprintf("raise the MTU of the network between them to %d or more", least+overhead(v4)), "only packets of up to %d bytes pass from %s to %s, which leaves %d for what is in the tunnel, and the networks' containers need %d", p.Bytes, from.Name, to.Name, most, least)
 	default:
 		p.Note = fmt.Sprintf("the way carries less than the NIC: the networks' MTU on %s is %d or less", from.Name, most)
 	}

@@ -27,6 +27,7 @@ func TestDiagnose(t *testing.T) {
 		six            bool
 		sent, heard    overlay.PathFound // of the way from web1 to web2, at its begin and its end
 		silent, failed bool
+		cut            bool // the time was over before all was tried
 		want           string
 	}{
 		{name: "whole", sent: overlay.PathFound{Size: 1500, Answered: none | whole | left}, heard: overlay.PathFound{Heard: none | whole | left}, want: "arrives 1500"},
@@ -34,6 +35,8 @@ func TestDiagnose(t *testing.T) {
 		{name: "too small", sent: overlay.PathFound{Size: 1320, Answered: none}, heard: overlay.PathFound{Heard: none}, want: "arrives 1320; only packets of up to 1320 bytes pass from web1 to web2, which leaves 1270"},
 		{name: "blocked", want: "lost 0; nothing that web1 sends to UDP port 4789 of web2 arrives; let UDP port 4789 pass from 192.0.2.1 to 192.0.2.2"},
 		{name: "no route", sent: overlay.PathFound{Error: "send: no route to host"}, want: "lost 0; web1 cannot send to 192.0.2.2: send: no route to host; on web1: ip route get 192.0.2.2"},
+		{name: "cut", cut: true, sent: overlay.PathFound{Size: 900, Answered: none}, heard: overlay.PathFound{Heard: none}, want: "arrives 0; web1 did not come to the end of checking the way to web2 in time; check fewer hosts"},
+		{name: "cut early", cut: true, want: "lost 0; web1 did not come to the end"},
 		{name: "one way", heard: overlay.PathFound{Heard: none | whole | left}, want: "arrives 0; but no answer comes back"},
 		{name: "no checksum", sent: overlay.PathFound{Size: 1500, Answered: whole | left}, heard: overlay.PathFound{Heard: whole | left}, want: "lost 1500; packets without a UDP checksum"},
 		{name: "offload", six: true, sent: overlay.PathFound{Size: 1500, Answered: whole}, heard: overlay.PathFound{Heard: whole, Bad: left}, want: "lost 1500; checksums that the NIC of web1 is to compute are wrong when they arrive at web2; on web1: ethtool -K eth0 tx off"},
@@ -48,8 +51,8 @@ func TestDiagnose(t *testing.T) {
 			if tc.six {
 				a, b = host(1, "2001:db8::1"), host(2, "2001:db8::2")
 			}
-			tc.sent.Host, tc.sent.Port, tc.sent.MTU, tc.sent.NIC = b.ID, 4789, 1500, "eth0"
-			tc.heard.Host, tc.heard.Port, tc.heard.MTU, tc.heard.Size, tc.heard.Answered = a.ID, 4789, 1500, 1500, none|whole|left
+			tc.sent.Host, tc.sent.Port, tc.sent.MTU, tc.sent.NIC, tc.sent.Done = b.ID, 4789, 1500, "eth0", !tc.cut
+			tc.heard.Host, tc.heard.Port, tc.heard.MTU, tc.heard.Size, tc.heard.Answered, tc.heard.Done = a.ID, 4789, 1500, 1500, none|whole|left, true
 			found := map[hcn.GUID]overlay.Checked{a.ID: {Paths: []overlay.PathFound{tc.sent}}, b.ID: {Paths: []overlay.PathFound{tc.heard}}}
 			if tc.silent {
 				delete(found, b.ID)
@@ -57,7 +60,7 @@ func TestDiagnose(t *testing.T) {
 			if tc.failed {
 				found[b.ID] = overlay.Checked{Error: "no packets here"}
 			}
-			c := diagnose([]overlay.Host{a, b}, []uint16{4789}, found)
+			c := diagnose([]overlay.Host{a, b}, []uint16{4789}, found, 1280)
 			got := said(c)
 			at := 0
 			for part := range strings.SplitSeq(tc.want, "; ") {
@@ -72,9 +75,58 @@ func TestDiagnose(t *testing.T) {
 			}
 		})
 	}
-	mixed := diagnose([]overlay.Host{host(1, "192.0.2.1"), host(2, "2001:db8::2", "192.0.2.2")}, []uint16{4789}, map[hcn.GUID]overlay.Checked{host(1).ID: {}, host(2).ID: {}})
+	mixed := diagnose([]overlay.Host{host(1, "192.0.2.1"), host(2, "2001:db8::2", "192.0.2.2")}, []uint16{4789}, map[hcn.GUID]overlay.Checked{host(1).ID: {}, host(2).ID: {}}, 1280)
 	if got := said(mixed); mixed.OK || !strings.Contains(got, "of different families") {
 		t.Error(got)
+	}
+}
+
+// TestNetworkMTU: what a host's networks have is by all checks, this one and those before, and no less than its networks need.
+func TestNetworkMTU(t *testing.T) {
+	a, b := host(1, "192.0.2.1"), host(2, "192.0.2.2")
+	path := func(to hcn.GUID, size int) []overlay.PathFound {
+		return []overlay.PathFound{{Host: to, Port: 4789, MTU: 1500, Size: size, Done: true, Answered: overlay.SumNone}}
+	}
+	for _, tc := range []struct {
+		size, held, least, want int
+		ok                      bool
+	}{
+		{size: 1500, least: 1280, want: 1450, ok: true},
+		{size: 1500, held: 1420, least: 1280, want: 1370, ok: true}, // a way to a host that is away
+		{size: 1400, held: 1400, least: 1280, want: 1350, ok: true},
+		{size: 1200, held: 1200, least: 576, want: 1150, ok: true},
+		{size: 1200, held: 1200, least: 1280, want: 1280},
+		{size: 1500, held: 9000, least: 1280, want: 1450, ok: true}, // the NIC has become smaller since
+	} {
+		c := diagnose([]overlay.Host{a, b}, []uint16{4789}, map[hcn.GUID]overlay.Checked{a.ID: {Held: tc.held, Paths: path(b.ID, tc.size)}, b.ID: {Paths: path(a.ID, 1500)}}, tc.least)
+		if got := c.Hosts[0].NetworkMTU; got != tc.want || c.OK != tc.ok {
+			t.Errorf("%+v: %d, %v: %s", tc, got, c.OK, said(c))
+		}
+	}
+}
+
+// TestManyPorts: a cluster has more ports than a check has.
+func TestManyPorts(t *testing.T) {
+	a, b := host(1, "192.0.2.1"), host(2, "192.0.2.2")
+	var ports []uint16
+	for i := range uint16(2*overlay.MaxPorts + 1) {
+		ports = append(ports, 4789+i)
+	}
+	rounds := 0
+	found, err := checkAll(ports, func(part []uint16) (map[hcn.GUID]overlay.Checked, error) {
+		rounds++
+		out := map[hcn.GUID]overlay.Checked{}
+		for _, way := range [][2]hcn.GUID{{a.ID, b.ID}, {b.ID, a.ID}} {
+			var c overlay.Checked
+			for _, port := range part {
+				c.Paths = append(c.Paths, overlay.PathFound{Host: way[1], Port: port, MTU: 1500, Size: 1500, Done: true, Answered: overlay.SumNone})
+			}
+			out[way[0]] = c
+		}
+		return out, nil
+	})
+	if c := diagnose([]overlay.Host{a, b}, ports, found, 1280); err != nil || rounds != 3 || !c.OK || len(c.Paths) != 2*len(ports) {
+		t.Errorf("%d rounds, %v: %+v", rounds, err, c)
 	}
 }
 

@@ -51,12 +51,14 @@ type Host struct {
 	nets  map[hcn.GUID]*overlay.Network
 	hosts map[hcn.GUID]*overlay.Host
 	paths map[string]int // what the engine knows of the ways to other hosts
+	// owed: the engine could not keep this host's blocks.
+	owed bool
 }
 
 // Open reads the host's membership. The engine, which needs the Host itself, is asked for when it is needed first.
 func Open(opt overlay.Options, e func() Engine, facts func(context.Context) (plan.Facts, error)) (*Host, error) {
 	h := &Host{engine: e, facts: facts, log: opt.Log, wake: make(chan struct{}, 1)}
-	opt.Changed = h.changed
+	opt.Changed, opt.Probe = h.changed, h.probe
 	var err error
 	h.member, err = overlay.Open(opt)
 	return h, err
@@ -90,17 +92,34 @@ func (h *Host) Run(ctx context.Context) {
 		case <-h.wake:
 			h.take(ctx)
 		case <-again.C:
-			h.mu.Lock()
-			failing := len(h.problems) > 0
-			h.mu.Unlock()
-			if failing {
-				h.setNetworks(ctx)
-			}
+			h.retry(ctx)
 		}
 	}
 }
 
+// retry asks the engine again for what it could not do.
+func (h *Host) retry(ctx context.Context) {
+	h.mu.Lock()
+	failing := len(h.problems) > 0
+	h.mu.Unlock()
+	if failing {
+		h.setNetworks(ctx)
+	}
+	if h.from != nil && (failing || h.owed) { // a network that came only now has no blocks yet
+		h.setBlocks(h.from)
+	}
+}
+
+func (h *Host) setBlocks(a *overlay.Agent) {
+	err := h.engine().SetClusterBlocks(a.Blocks)
+	if err != nil {
+		h.log.Warn("keep this host's blocks of addresses", "error", err)
+	}
+	h.owed = err != nil
+}
+
 func (h *Host) forget() {
+	h.owed = false
 	h.told, h.nets, h.hosts = map[overlay.EndpointKey]bool{}, map[hcn.GUID]*overlay.Network{}, map[hcn.GUID]*overlay.Host{}
 }
 
@@ -111,25 +130,29 @@ func (h *Host) take(ctx context.Context) {
 		h.engine().Wake("the ways to the cluster's other hosts carry more or less")
 	}
 	a := h.member.Agent()
+	if a == nil && h.member.Joined() { // it could not start again: what it told still holds
+		return
+	}
 	if a != h.from {
 		h.leftOrJoined(ctx, a)
 	}
 	if a == nil {
 		return
 	}
-	u, ok := a.Take()
-	if !ok {
-		return
+	if u, ok := a.Take(); ok {
+		h.follow(ctx, a, u)
 	}
+}
+
+// follow carries what an agent tells to the engine.
+func (h *Host) follow(ctx context.Context, a *overlay.Agent, u overlay.Update) {
 	follow(h.nets, u.Networks)
 	follow(h.hosts, u.Hosts)
-	if len(u.Networks) > 0 || u.Blocks == nil && len(h.nets) == 0 {
+	if u.First || len(u.Networks) > 0 {
 		h.setNetworks(ctx)
 	}
 	if u.Blocks != nil || len(u.Networks) > 0 {
-		if err := h.engine().SetClusterBlocks(a.Blocks); err != nil {
-			h.log.Warn("keep this host's blocks of addresses", "error", err)
-		}
+		h.setBlocks(a)
 	}
 	h.tell(a, u)
 }

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/engine"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // kernel is an engine that cannot have some networks.
@@ -20,7 +23,19 @@ type kernel struct {
 	Engine
 	refuses map[hcn.GUID]error
 	asked   int
+	full    error // why it keeps no blocks
+	blocks  int   // how often it was told of them
+	told    int   // how often of endpoints
 }
+
+func (k *kernel) SetClusterBlocks(func() map[hcn.GUID][]netip.Prefix) error {
+	k.blocks++
+	return k.full
+}
+
+func (k *kernel) ChangeClusterEndpoints([]plan.Remote, []hcn.GUID) { k.told++ }
+
+func (k *kernel) Wake(string) {}
 
 func (k *kernel) SetClusterNetworks(context.Context, []engine.ClusterNetwork) map[hcn.GUID]error {
 	k.asked++
@@ -56,6 +71,81 @@ func TestRetry(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+func newHost(t *testing.T, k *kernel, dir string) *Host {
+	t.Helper()
+	h, err := Open(overlay.Options{Dir: dir, RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, func() Engine { return k }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.forget()
+	return h
+}
+
+// TestFirst: what the cluster does not have goes when it is known what it has, and not with each thing that is told later.
+func TestFirst(t *testing.T) {
+	k := &kernel{}
+	h := newHost(t, k, filepath.Join(t.TempDir(), "cluster"))
+	a := overlay.New(overlay.Config{Host: host(1, "192.0.2.1")})
+	h.from = a
+	blocks := map[hcn.GUID][]netip.Prefix{}
+	h.follow(t.Context(), a, overlay.Update{First: true, Blocks: blocks})
+	if k.asked != 1 || k.blocks != 1 {
+		t.Errorf("networks %d times, blocks %d times", k.asked, k.blocks)
+	}
+	other := host(2, "192.0.2.2")
+	h.follow(t.Context(), a, overlay.Update{Hosts: map[hcn.GUID]*overlay.Host{other.ID: &other}})
+	if k.asked != 1 || k.blocks != 1 {
+		t.Errorf("with a host: networks %d times, blocks %d times", k.asked, k.blocks)
+	}
+}
+
+// TestBlocksAgain: blocks that the engine could not keep it is told again, and those of a network that it can have only now.
+func TestBlocksAgain(t *testing.T) {
+	k := &kernel{full: errors.New("no space left on device")}
+	h := newHost(t, k, filepath.Join(t.TempDir(), "cluster"))
+	a := overlay.New(overlay.Config{Host: host(1, "192.0.2.1")})
+	h.from = a
+	h.follow(t.Context(), a, overlay.Update{Blocks: map[hcn.GUID][]netip.Prefix{}})
+	h.retry(t.Context())
+	k.full = nil
+	h.retry(t.Context())
+	h.retry(t.Context()) // nothing is owed any more
+	if k.blocks != 3 || k.asked != 0 {
+		t.Errorf("blocks %d times, networks %d times", k.blocks, k.asked)
+	}
+	k.refuses = map[hcn.GUID]error{host(7).ID: context.DeadlineExceeded}
+	h.setNetworks(t.Context())
+	k.refuses = nil
+	if h.retry(t.Context()); k.blocks != 4 || k.asked != 2 {
+		t.Errorf("a network that came late: blocks %d times, networks %d times", k.blocks, k.asked)
+	}
+}
+
+// TestNoAgent: a membership that cannot start is still one: its networks and what they reach stay until it has left.
+func TestNoAgent(t *testing.T) {
+	k := &kernel{}
+	dir := filepath.Join(t.TempDir(), "cluster")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(`{"version":1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, joined := range []bool{true, false} {
+		if !joined {
+			if err := os.Remove(filepath.Join(dir, "cluster.json")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h := newHost(t, k, dir)
+		h.from = overlay.New(overlay.Config{Host: host(1, "192.0.2.1")})
+		h.take(t.Context())
+		if gone := h.from == nil; gone == joined || k.asked+k.told > 0 == joined {
+			t.Errorf("joined %v: networks %d times, endpoints %d times", joined, k.asked, k.told)
+		}
+	}
 }
 
 // TestEngineErrors: that nothing is free is what the engine looks elsewhere for; its words stay.

@@ -50,6 +50,9 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 			Object: "members of etcd", Reason: "there are two, and etcd is away as soon as one of them is: have a third host join with --member, or one of the two leave and join without",
 		})
 	}
+	if m.Renewal != "" {
+		out.Problems = append(out.Problems, api.ClusterProblem{Object: "certificate of this host for etcd", Reason: "it could not be renewed, and is tried again: " + m.Renewal})
+	}
 	if m.MemberErr != "" {
 		out.Problems = append(out.Problems, api.ClusterProblem{Object: "members of etcd", Reason: m.MemberErr})
 	}

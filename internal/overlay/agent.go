@@ -33,9 +33,10 @@ type Config struct {
 	Light bool
 	// Why says why etcd does not answer; nil: nobody knows.
 	Why func(ctx context.Context, err error) error
-	// Probe takes part in checks of the underlay; nil: this host does not. Measured is told what came of it.
+	// Probe takes part in checks of the underlay; nil: this host does not. Measured keeps what came of it, and tells how large packets to the
+	// other hosts may be; 0: as large as the NIC takes.
 	Probe    Prober
-	Measured func(found []PathFound)
+	Measured func(found []PathFound) (held int)
 	// Changed is called, without locks, when Take has something new; it must not block.
 	Changed func()
 	// Seen is called with the revision of each batch of events as it is taken in; for measurements.
@@ -64,6 +65,9 @@ type Agent struct {
 	unpublished map[pair]string
 	fresh       map[ownBlock]int64 // blocks that this host has leased, with the revision, until the watch has seen it
 	lost        chan struct{}      // closed when the host's key was taken from us
+	claimed     int64              // the revision at which this session wrote that key
+	gone        int64              // the newest at which it was seen removed
+	taken       bool               // Take has given something
 
 	session, watching error // why there is none just now
 
@@ -218,11 +222,13 @@ func (a *Agent) kick() {
 
 // Update is what changed since it was asked for last, as it is now. Entries are not to be changed.
 type Update struct {
+	// First: it is all that there is. What was known from before and is not in it is gone.
+	First bool
 	// Networks, Hosts and Endpoints by ID; nil is gone. Endpoints are those of other hosts.
 	Networks  map[hcn.GUID]*Network
 	Hosts     map[hcn.GUID]*Host
 	Endpoints map[EndpointKey]*Endpoint
-	// Blocks are all blocks of this host, by network; nil if they have not changed.
+	// Blocks are all blocks of this host, by network; nil if they have not changed since.
 	Blocks map[hcn.GUID][]netip.Prefix
 }
 
@@ -234,11 +240,12 @@ type EndpointKey struct{ Network, ID hcn.GUID }
 func (a *Agent) Take() (Update, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.synced || a.cache.dirty.empty() {
+	if !a.synced || a.taken && a.cache.dirty.empty() {
 		return Update{}, false
 	}
 	d := a.cache.take()
 	u := Update{
+		First:    !a.taken,
 		Networks: make(map[hcn.GUID]*Network, len(d.networks)), Hosts: make(map[hcn.GUID]*Host, len(d.hosts)),
 		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)),
 	}
@@ -262,9 +269,10 @@ func (a *Agent) Take() (Update, bool) {
 			u.Endpoints[key] = &it.v
 		}
 	}
-	if d.blocks {
+	if d.blocks || u.First {
 		u.Blocks = a.blocks()
 	}
+	a.taken = true
 	return u, true
 }
 

@@ -518,7 +518,7 @@ func TestExpired(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		_, err = Find(ctx, cli, "/test")
-		return because(ctx, cfg, err)
+		return because(t.Context(), cfg, err)
 	}
 	if err := try(cfg); err == nil || !strings.Contains(err.Error(), "not of the CA that was given") {
 		t.Errorf("a foreign CA: %v", err)

@@ -297,17 +297,17 @@ func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.A
 			}
 			return p, false, fmt.Errorf("%w: %s is in block %s of network %q, which is host %s's: choose an address of another block", ErrClash, holding, p, n.v.Name, a.hostName(it.v.Host))
 		}
-		return p, false, err
+		return p, err == nil && a.isFresh(network, p), err
 	}
 	count := new(big.Int).Lsh(big.NewInt(1), uint(bits-subnet.Bits()))
 	h := fnv.New64a()
 	h.Write([]byte(string(a.self.ID) + string(network) + subnet.String()))
 	start := new(big.Int).SetUint64(h.Sum64())
-	for i := range len(of) + len(beside) + 1 {
+	for i := range len(of) + len(a.fresh) + len(beside) + 1 {
 		index := new(big.Int).Add(start, big.NewInt(int64(i)))
 		index.Mod(index, count)
 		p := nthBlock(subnet, bits, index.Uint64())
-		if of[p] == nil && !slices.Contains(beside, p) {
+		if of[p] == nil && !a.isFresh(network, p) && !slices.Contains(beside, p) {
 			return p, false, nil
 		}
 		if big.NewInt(int64(i)+1).Cmp(count) >= 0 {
@@ -316,6 +316,11 @@ func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.A
 	}
 	return p, false, fmt.Errorf("subnet %s of network %q has no free block: all %s belong to hosts: `bulkhead cluster ls` shows hosts that are gone and still have some, "+
 		"`bulkhead cluster forget HOST` frees those: %w", subnet, n.v.Name, count, ErrExhausted)
+}
+
+// isFresh tells that this host has leased a block which the watch has not seen yet. Locked: a.mu.
+func (a *Agent) isFresh(network hcn.GUID, p netip.Prefix) bool {
+	return a.fresh[ownBlock{network, p}] > a.cache.rev
 }
 
 // nthBlock counts the blocks of a subnet. Subnets have at most 2^64 blocks.

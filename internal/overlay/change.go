@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"fmt"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -42,6 +43,9 @@ func (a *Agent) ChangeNetwork(ctx context.Context, id hcn.GUID, change func(doc 
 		}
 		if put.Succeeded {
 			return next.Doc, a.settle(ctx, put.Header.Revision)
+		}
+		if !sleep(ctx, jitter(20*time.Millisecond)) { // many hosts that change it at once
+			return hcn.HostComputeNetwork{}, ctx.Err()
 		}
 	}
 	return hcn.HostComputeNetwork{}, fmt.Errorf("change network %s: others change it without a pause: %w", id, ErrAway)

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -34,8 +37,14 @@ const (
 	MaxPorts     = 8
 	checkTime    = 25 * time.Second
 	checkLease   = 40 * time.Second
-	checkGrace   = 700 * time.Millisecond
 	betweenCheck = time.Second
+	// tellBy is when a host says what it has found until then, if the check is not over: in time for who asked.
+	tellBy = checkTime - 2*time.Second
+	// When all have sent everything, each waits for what is on its way to it and says its last word; who asked waits for those.
+	lastFrames = 250 * time.Millisecond
+	checkGrace = 900 * time.Millisecond
+	// maxPathError bounds what is said of one path: there are many.
+	maxPathError = 64
 )
 
 func (r *checkRecord) check() error {
@@ -73,6 +82,8 @@ type PathFound struct {
 	// MTU of that NIC; Size of the largest packet that the other host has answered, 0 for none.
 	MTU  int `json:"mtu"`
 	Size int `json:"size"`
+	// Done: all was tried. Before that, what was not answered may arrive, and Size is a step on the way to one.
+	Done bool `json:"done,omitempty"`
 	// Error is why frames could not be sent.
 	Error string `json:"error,omitempty"`
 	// Answered are those of this host's frames that the other has answered. Heard are the other's that came; Let those of them that the
@@ -88,9 +99,11 @@ type PathFound struct {
 
 // Checked is what a host says in a check.
 type Checked struct {
-	Check string      `json:"check"`
-	Done  bool        `json:"done"`
-	Error string      `json:"error,omitempty"` // why it could not take part
+	Check string `json:"check"`
+	Done  bool   `json:"done"`
+	Error string `json:"error,omitempty"` // why it could not take part
+	// Held is how large the host's packets to the others may be by all checks until now; 0: as large as the NIC takes.
+	Held  int         `json:"held,omitempty"`
 	Paths []PathFound `json:"paths,omitempty"`
 }
 
@@ -101,10 +114,16 @@ func (c *Checked) check() error {
 	if err := checkText("error", c.Error, 0); err != nil {
 		return err
 	}
+	if c.Held < 0 || c.Held > 1<<16 {
+		return fmt.Errorf("packets of %d", c.Held)
+	}
 	for i := range c.Paths {
 		p := &c.Paths[i]
 		if err := errors.Join(checkID("host", p.Host), checkText("error", p.Error, 0), checkText("nic", p.NIC, 0), checkUnicast(p.From), checkUnicast(p.To)); err != nil {
 			return err
+		}
+		if len(p.Error) > maxPathError {
+			return fmt.Errorf("an error of %d characters", len(p.Error))
 		}
 		if p.MTU < 0 || p.MTU > 1<<16 || p.Size < 0 || p.Size > p.MTU {
 			return fmt.Errorf("a size of %d at a NIC of %d", p.Size, p.MTU)
@@ -122,7 +141,7 @@ type CheckTask struct {
 }
 
 // Prober sends the frames of a check until ctx ends. It reports all that it has found, again when that changes, and says when it has
-// sent everything.
+// sent everything. What it reported is not its own any more.
 type Prober func(ctx context.Context, t CheckTask, report func(found []PathFound, done bool)) error
 
 // answerChecks takes part in checks until ctx ends.
@@ -160,20 +179,82 @@ func (a *Agent) takePart(ctx context.Context, it *item[checkRecord]) {
 			continue
 		}
 	})
-	var newest []PathFound // once it has sent everything: before that, sizes are steps on the way to one
-	err := a.cfg.Probe(ctx, a.taskOf(&it.v), func(found []PathFound, done bool) {
-		if done {
-			newest = found
-		}
-		a.writeChecked(ctx, it, Checked{Check: it.v.ID, Done: done, Paths: found})
-	})
+	part := &checkPart{now: Checked{Check: it.v.ID}, sent: make(chan struct{})}
+	wg.Go(func() { a.tellChecked(ctx, it, part) })
+	err := a.cfg.Probe(ctx, a.taskOf(&it.v), part.found)
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("take part in a check of the underlay", "error", err)
-		a.writeChecked(ctx, it, Checked{Check: it.v.ID, Done: true, Error: clipText(err.Error())})
+		part.failed(err)
 	}
-	if a.cfg.Measured != nil && len(newest) > 0 {
-		a.cfg.Measured(newest)
+}
+
+// checkPart is what a host has found.
+type checkPart struct {
+	mu   sync.Mutex
+	now  Checked
+	sent chan struct{} // closed when it has sent everything
+}
+
+func (p *checkPart) found(paths []PathFound, done bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.now.Paths = paths
+	for i := range paths {
+		paths[i].Error = clipText(paths[i].Error, maxPathError)
 	}
+	p.done(done)
+}
+
+func (p *checkPart) failed(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.now.Error = clipText(err.Error(), maxName)
+	p.done(true)
+}
+
+// done tells that it has sent everything. Locked: p.mu.
+func (p *checkPart) done(done bool) {
+	if done && !p.now.Done {
+		p.now.Done = true
+		close(p.sent)
+	}
+}
+
+// tellChecked writes what a host has found: when it has sent everything, and when all have, for until then there is more to hear. Each
+// host reads what each writes, so that is all, but for a check that takes too long.
+func (a *Agent) tellChecked(ctx context.Context, it *item[checkRecord], p *checkPart) {
+	tctx, cancel := context.WithTimeout(ctx, tellBy)
+	defer cancel()
+	select {
+	case <-p.sent:
+		a.writeChecked(ctx, it, a.soFar(p))
+	case <-tctx.Done():
+	}
+	for all := false; !all && tctx.Err() == nil; {
+		var moved <-chan struct{}
+		if _, all, moved = a.found(&it.v); all {
+			sleep(ctx, lastFrames)
+			break
+		}
+		select {
+		case <-moved:
+		case <-tctx.Done():
+		}
+	}
+	if ctx.Err() == nil {
+		a.writeChecked(ctx, it, a.soFar(p))
+	}
+}
+
+// soFar is what has been found until now, and is kept at once.
+func (a *Agent) soFar(p *checkPart) Checked {
+	p.mu.Lock()
+	now := p.now
+	p.mu.Unlock()
+	if a.cfg.Measured != nil {
+		now.Held = a.cfg.Measured(now.Paths)
+	}
+	return now
 }
 
 // stillAsked waits for a change, and tells whether the check is still there.
@@ -214,8 +295,16 @@ func (a *Agent) writeChecked(ctx context.Context, it *item[checkRecord], c Check
 	}
 }
 
-// clipText is what fits the bound of a text.
-func clipText(s string) string { return s[:min(len(s), maxName)] }
+// clipText is what fits the bound of a text, on one line.
+func clipText(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError {
+			return ' '
+		}
+		return r
+	}, s)
+	return strings.ToValidUTF8(s[:min(len(s), most)], "")
+}
 
 // Check has hosts send each other frames, and gives what each has found. One that said nothing in time is not in it.
 func (a *Agent) Check(ctx context.Context, hosts []hcn.GUID, ports []uint16) (map[hcn.GUID]Checked, error) {

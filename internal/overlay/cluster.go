@@ -89,6 +89,8 @@ type running struct {
 	cli    *clientv3.Client
 	agent  *Agent
 	member *member
+	// renewal is why the host's certificate could not be renewed, of late. Guarded by the Cluster's mu.
+	renewal error
 }
 
 // Open reads what is kept. What an attempt left that was cut short is removed.
@@ -235,13 +237,13 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 	}
 	r.agent = New(Config{
 		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe,
-		Measured: func(found []PathFound) { c.measured(r.agent, found) },
+		Measured: func(found []PathFound) int { return c.measured(r.agent, found) },
 		Why:      func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
 	})
 	r.wg.Go(func() { r.agent.Run(ctx) })
 	if cfg.Own {
 		r.wg.Go(func() { c.followMembers(ctx, cli, cfg) })
-		r.wg.Go(func() { c.keepCertificate(ctx, r.agent, cfg) })
+		r.wg.Go(func() { c.keepCertificate(ctx, r, cfg) })
 	}
 	if cfg.Member != nil {
 		return c.openDoor(ctx, r, cfg)

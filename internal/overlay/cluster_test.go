@@ -235,10 +235,23 @@ func TestMembership(t *testing.T) {
 		}
 		return nil
 	})
+	pair, err := tls.LoadX509KeyPair(e.file(fileCert), e.file(fileKey))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := e.Leave(t.Context(), false); err != nil {
 		t.Error(err)
 	}
 	e.nothingLeft()
+	pool, err := readCAs(b.file(fileCA), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A copy of what it had is good until its time is over, and not renewed.
+	door := netip.AddrPortFrom(b.addr, b.run.agent.Self().Join)
+	if _, err := askSigned(t.Context(), door, nil, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}}); err == nil || !strings.Contains(err.Error(), "is not in the cluster now") {
+		t.Errorf("a host that has left asks for a certificate: %v", err)
+	}
 	if err := e.Leave(t.Context(), false); err == nil || !strings.Contains(err.Error(), "in no cluster") {
 		t.Errorf("left twice: %v", err)
 	}

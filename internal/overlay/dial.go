@@ -236,12 +236,12 @@ func greet(ctx context.Context, addr string, cfg *tls.Config) error {
 	return err
 }
 
-// because adds to an error that says that the time is over what Why finds.
+// because adds to an error that says that the time is over what Why finds, while ctx lasts: it is not the one whose time is over.
 func because(ctx context.Context, e Etcd, err error) error {
 	if err == nil || !silent(err) {
 		return err
 	}
-	if why := Why(context.WithoutCancel(ctx), e); why != nil {
+	if why := Why(ctx, e); why != nil && ctx.Err() == nil {
 		return fmt.Errorf("etcd cannot be reached: %w", why)
 	}
 	return err

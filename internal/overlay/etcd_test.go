@@ -289,6 +289,8 @@ type testHost struct {
 	name string
 	id   hcn.GUID
 	stop func()
+	// prepare changes how its agents are made.
+	prepare func(*Config)
 
 	mu     sync.Mutex
 	facts  map[EndpointKey]*Endpoint
@@ -329,10 +331,14 @@ func (h *testHost) start(s *store, boot string) {
 	h.mu.Lock()
 	h.facts, h.nets, h.hosts = map[EndpointKey]*Endpoint{}, map[hcn.GUID]*Network{}, map[hcn.GUID]*Host{}
 	h.mu.Unlock()
-	h.Agent = New(Config{
+	agent := Config{
 		Client: cli, Prefix: "/test", TTL: testTTL, Changed: h.take, Log: testLog(h.t, h.name),
 		Host: Host{ID: h.id, Name: h.name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})}, Version: "test", Boot: boot},
-	})
+	}
+	if h.prepare != nil {
+		h.prepare(&agent)
+	}
+	h.Agent = New(agent)
 	ctx, cancel := context.WithCancel(context.Background()) // it outlives the test's context, for the cleanup
 	done := make(chan struct{})
 	go func() { h.Run(ctx); close(done) }()

@@ -73,7 +73,9 @@ func (c *Cluster) comeBack() {
 	c.mu.Unlock()
 	err := c.up(cfg)
 	c.mu.Lock()
-	c.trouble = err
+	if c.trouble = err; err != nil {
+		c.agent = nil // the one that there was has ended
+	}
 	c.mu.Unlock()
 	if err != nil {
 		c.log.Error("be in the cluster again", "error", err)

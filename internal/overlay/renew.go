@@ -15,8 +15,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -31,16 +34,24 @@ const (
 )
 
 // keepCertificate renews the host's certificate in time, until ctx ends.
-func (c *Cluster) keepCertificate(ctx context.Context, a *Agent, cfg *config) {
+func (c *Cluster) keepCertificate(ctx context.Context, r *running, cfg *config) {
+	a := r.agent
 	for said := ""; ; {
-		if cfg.Member == nil && len(a.Hosts()) == 0 { // nobody is known yet who could sign
+		if cfg.Member == nil && !slices.ContainsFunc(a.Hosts(), func(h Host) bool { return h.ID == cfg.Host }) { // nobody signs for one that is not there
 			if !sleep(ctx, time.Second) {
 				return
 			}
 			continue
 		}
 		wait := renewEvery
-		if err := c.renewIfDue(ctx, a, cfg, time.Now()); err != nil && ctx.Err() == nil {
+		err := c.renewIfDue(ctx, a, cfg, time.Now())
+		if ctx.Err() != nil {
+			return
+		}
+		c.mu.Lock()
+		r.renewal = err
+		c.mu.Unlock()
+		if err != nil {
 			wait = renewAgain
 			if text := err.Error(); text != said {
 				c.log.Warn("renew this host's certificate for etcd", "error", err)
@@ -180,12 +191,16 @@ func (d *door) signAgain(ctx context.Context, conn *tls.ConnectionState, csr []b
 	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
 	defer cancel()
-	res, err := d.cli.Get(ctx, (keys{d.prefix}).forgotten(id))
+	k := keys{d.prefix}
+	res, err := d.cli.Txn(ctx).Then(clientv3.OpGet(k.forgotten(id)), clientv3.OpGet(k.host(id), clientv3.WithKeysOnly())).Commit()
 	if err != nil {
 		return nil, fmt.Errorf("look whether the host is in the cluster: %w", Explain(err))
 	}
-	if len(res.Kvs) > 0 {
-		return nil, forgottenError(res.Kvs[0].Value)
+	if kvs := res.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		return nil, forgottenError(kvs[0].Value)
+	}
+	if len(res.Responses[1].GetResponseRange().Kvs) == 0 { // it has left, or does not live
+		return nil, fmt.Errorf("host %s is not in the cluster now", id)
 	}
 	return d.ca.sign(csr, name, nil, time.Now())
 }

@@ -23,6 +23,7 @@ type Membership struct {
 	Etcd      Etcd
 	Since     time.Time
 	Expires   time.Time // of the client certificate
+	Renewal   string    // why that could not be renewed
 	Members   []MemberStatus
 	MemberErr string
 	Status    Status
@@ -40,6 +41,10 @@ type MemberStatus struct {
 func (c *Cluster) Status(ctx context.Context) Membership {
 	c.mu.Lock()
 	cfg, r, a, trouble := c.cfg, c.run, c.agent, c.trouble
+	var renewal error
+	if r != nil {
+		renewal = r.renewal
+	}
 	c.mu.Unlock()
 	if cfg == nil {
 		return Membership{}
@@ -47,6 +52,9 @@ func (c *Cluster) Status(ctx context.Context) Membership {
 	m := Membership{Joined: true, Cluster: cfg.Cluster, Host: cfg.Host, Name: cfg.Name, Addrs: cfg.Addrs, Own: cfg.Own, Etcd: cfg.Etcd, Since: cfg.Since}
 	if p, err := readPair(cfg.Etcd.Cert, cfg.Etcd.Key, time.Now()); err == nil {
 		m.Expires = p.Leaf.NotAfter
+	}
+	if renewal != nil {
+		m.Renewal = renewal.Error()
 	}
 	if a == nil || r == nil {
 		m.Status.Problem = "the daemon is starting"

@@ -38,7 +38,7 @@ const MaxNames = 64
 var maxValue = map[kind]int{
 	kindSchema: 4 << 10, kindAllocator: 256, kindHost: 4 << 10, kindForgotten: 4 << 10, kindNetwork: 256 << 10,
 	kindBlock: 4 << 10, kindEndpoint: 8 << 10, kindToken: 4 << 10,
-	kindCheck: 8 << 10, kindChecked: 128 << 10,
+	kindCheck: 8 << 10, kindChecked: 512 << 10,
 }
 
 // kind is what a key is about.

@@ -19,7 +19,7 @@ import (
 // hold takes the host's place in the cluster and keeps it until something breaks: the lease ended, its key was removed, etcd is
 // away. It returns no nil.
 func (a *Agent) hold(ctx context.Context) error {
-	lease, err := a.claim(ctx)
+	lease, rev, err := a.claim(ctx)
 	if err != nil {
 		return err
 	}
@@ -29,20 +29,7 @@ func (a *Agent) hold(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the host's lease: %w", err)
 	}
-	lost := make(chan struct{})
-	a.mu.Lock()
-	if a.lease != lease {
-		// All of what is there belongs to a lease that ended, or to none.
-		for at := range a.want {
-			a.todo[at] = struct{}{}
-		}
-		for at := range a.pub {
-			a.todo[at] = struct{}{}
-		}
-	}
-	a.lease, a.lost, a.session = lease, lost, nil
-	a.kick()
-	a.mu.Unlock()
+	lost := a.begin(lease, rev)
 	a.log.Info("this host is in the cluster", "host", a.self.ID, "name", a.self.Name)
 	defer func() {
 		a.mu.Lock()
@@ -70,8 +57,27 @@ func (a *Agent) hold(ctx context.Context) error {
 	}
 }
 
-// claim puts the host's key under a lease: the one that it had, if that is alive, or a new one.
-func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, error) {
+// begin notes what was claimed at a revision, and gives what is closed when that is lost. It may be lost already: the watch does not wait.
+func (a *Agent) begin(lease clientv3.LeaseID, rev int64) (lost <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lease != lease {
+		// All of what is there belongs to a lease that ended, or to none.
+		for at := range a.want {
+			a.todo[at] = struct{}{}
+		}
+		for at := range a.pub {
+			a.todo[at] = struct{}{}
+		}
+	}
+	a.lease, a.claimed, a.lost, a.session = lease, rev, make(chan struct{}), nil
+	a.loseSession(a.gone)
+	a.kick()
+	return a.lost
+}
+
+// claim puts the host's key under a lease: the one that it had, if that is alive, or a new one. It gives the revision of that.
+func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
 	defer cancel()
 	a.mu.Lock()
@@ -80,16 +86,16 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, error) {
 	key := a.keys.host(self.ID)
 	res, err := a.cli.Txn(ctx).Then(clientv3.OpGet(a.keys.schema()), clientv3.OpGet(key), clientv3.OpGet(a.keys.forgotten(self.ID))).Commit()
 	if err != nil {
-		return 0, fmt.Errorf("read the host's key: %w", err)
+		return 0, 0, fmt.Errorf("read the host's key: %w", err)
 	}
 	got := res.Responses
 	if kvs := got[0].GetResponseRange().Kvs; len(kvs) == 0 {
-		return 0, noCluster(a.keys)
+		return 0, 0, noCluster(a.keys)
 	} else if err := checkSchema(a.keys, kvs[0].Value); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if kvs := got[2].GetResponseRange().Kvs; len(kvs) > 0 {
-		return 0, forgottenError(kvs[0].Value)
+		return 0, 0, forgottenError(kvs[0].Value)
 	}
 	lease, mod := clientv3.LeaseID(0), int64(0)
 	if kvs := got[1].GetResponseRange().Kvs; len(kvs) > 0 {
@@ -99,7 +105,7 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, error) {
 		live := kvs[0].Lease != 0 && terr == nil && ttl.TTL > 0
 		switch {
 		case err == nil && live && old.Boot != self.Boot && old.Session != self.Session:
-			return 0, fmt.Errorf("%w: %q with the addresses %v lives under %s; if it is this host before its restart, this ends by itself within %s, "+
+			return 0, 0, fmt.Errorf("%w: %q with the addresses %v lives under %s; if it is this host before its restart, this ends by itself within %s, "+
 				"if it is a copy of this host, `bulkhead cluster leave --force` on one of the two and join it anew", ErrTwin, old.Name, old.Addrs, self.ID, a.cfg.TTL)
 		case live:
 			lease = clientv3.LeaseID(kvs[0].Lease)
@@ -111,7 +117,7 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, error) {
 	if lease == 0 {
 		g, err := a.cli.Grant(ctx, max(1, int64(a.cfg.TTL/time.Second)))
 		if err != nil {
-			return 0, fmt.Errorf("get a lease: %w", err)
+			return 0, 0, fmt.Errorf("get a lease: %w", err)
 		}
 		lease = g.ID
 	}
@@ -119,12 +125,12 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, error) {
 		If(clientv3.Compare(clientv3.ModRevision(key), "=", mod), absent(a.keys.forgotten(self.ID)), present(a.keys.schema())).
 		Then(clientv3.OpPut(key, encode(&self), clientv3.WithLease(lease))).Commit()
 	if err != nil {
-		return 0, fmt.Errorf("publish the host: %w", err)
+		return 0, 0, fmt.Errorf("publish the host: %w", err)
 	}
 	if !put.Succeeded {
-		return 0, errors.New("somebody else changed the host's key just now")
+		return 0, 0, errors.New("somebody else changed the host's key just now")
 	}
-	return lease, nil
+	return lease, put.Header.Revision, nil
 }
 
 func absent(key string) clientv3.Cmp { return clientv3.Compare(clientv3.CreateRevision(key), "=", 0) }

@@ -7,7 +7,7 @@ import (
 )
 
 // Whoever reaches the port of the hosts that join can open connections to it and be slow. A turnstile closes those beyond a
-// number, of one address and in all, so that one cannot keep the others out.
+// number, of one source and in all, so that one cannot keep the others out. Of IPv6 a source is a /64: who has one address of it has all.
 const (
 	maxGuests  = 256
 	maxPerAddr = 8
@@ -17,12 +17,12 @@ type turnstile struct {
 	net.Listener
 
 	mu  sync.Mutex
-	in  map[netip.Addr]int
+	in  map[netip.Prefix]int
 	all int
 }
 
 func newTurnstile(ln net.Listener) *turnstile {
-	return &turnstile{Listener: ln, in: map[netip.Addr]int{}}
+	return &turnstile{Listener: ln, in: map[netip.Prefix]int{}}
 }
 
 // Accept gives the next connection that there is room for.
@@ -32,7 +32,7 @@ func (t *turnstile) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := source(c)
+		from := source(c.RemoteAddr())
 		if t.admit(from) {
 			return &guest{Conn: c, left: sync.OnceFunc(func() { t.leave(from) })}, nil
 		}
@@ -40,14 +40,17 @@ func (t *turnstile) Accept() (net.Conn, error) {
 	}
 }
 
-func source(c net.Conn) netip.Addr {
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		return a.AddrPort().Addr().Unmap().WithZone("")
+func source(from net.Addr) netip.Prefix {
+	t, ok := from.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
 	}
-	return netip.Addr{}
+	a := t.AddrPort().Addr().Unmap().WithZone("")
+	p, _ := a.Prefix(min(a.BitLen(), 64)) // never fails
+	return p
 }
 
-func (t *turnstile) admit(from netip.Addr) bool {
+func (t *turnstile) admit(from netip.Prefix) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.all >= maxGuests || t.in[from] >= maxPerAddr {
@@ -58,7 +61,7 @@ func (t *turnstile) admit(from netip.Addr) bool {
 	return true
 }
 
-func (t *turnstile) leave(from netip.Addr) {
+func (t *turnstile) leave(from netip.Prefix) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all--

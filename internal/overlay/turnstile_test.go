@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -69,6 +70,18 @@ func TestTurnstile(t *testing.T) {
 	}
 	if ts.all != 0 || len(ts.in) != 0 {
 		t.Errorf("%d connections count, %v", ts.all, ts.in)
+	}
+}
+
+// TestSource: addresses that one host can choose among are one source.
+func TestSource(t *testing.T) {
+	for from, want := range map[string]string{
+		"192.0.2.1:1": "192.0.2.1/32", "[::ffff:192.0.2.1]:2": "192.0.2.1/32", "[2001:db8::1]:3": "2001:db8::/64", "[2001:db8::ffff:0:0:2]:4": "2001:db8::/64",
+		"[2001:db8:0:1::1]:5": "2001:db8:0:1::/64", "[fe80::1%eth0]:6": "fe80::/64",
+	} {
+		if got := source(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))); got.String() != want {
+			t.Errorf("%s is %s, want %s", from, got, want)
+		}
 	}
 }
 

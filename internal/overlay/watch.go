@@ -286,8 +286,8 @@ func (a *Agent) takeOwn(entries []entry, rev int64) {
 			a.todo[at] = struct{}{}
 		}
 	}
-	if it := a.cache.hosts[a.self.ID]; it == nil && a.lease != 0 {
-		a.loseSession()
+	if a.cache.hosts[a.self.ID] == nil {
+		a.loseSession(rev)
 	}
 	a.kick()
 }
@@ -301,8 +301,8 @@ func (a *Agent) ownEvent(e entry) {
 	switch {
 	case p.kind == kindCheck, p.kind == kindChecked:
 		a.advanceChecks()
-	case p.kind == kindHost && p.id == a.self.ID && e.deleted && a.lease != 0:
-		a.loseSession()
+	case p.kind == kindHost && p.id == a.self.ID && e.deleted:
+		a.loseSession(e.rev)
 	case p.kind == kindBlock:
 		if len(a.unpublished) > 0 {
 			for at := range a.unpublished {
@@ -341,8 +341,12 @@ func (a *Agent) ownEvent(e entry) {
 	}
 }
 
-// loseSession ends the session: the host's key is gone. Locked: a.mu.
-func (a *Agent) loseSession() {
+// loseSession ends the session, if that wrote the host's key before the revision at which it is gone. Locked: a.mu.
+func (a *Agent) loseSession(gone int64) {
+	a.gone = max(a.gone, gone)
+	if gone <= a.claimed || a.lease == 0 {
+		return
+	}
 	select {
 	case <-a.lost:
 	default:

@@ -12,23 +12,21 @@ import (
 // A frame of the check looks on the wire like one of a tunnel: IP with DF, UDP to the tunnels' port, VXLAN, Ethernet. Its virtual
 // network is one that no network has, and its inner type is for experiments, so no program and no device takes it for traffic.
 
-// Sum says what a frame's UDP checksum is.
+// Sum says what a frame's UDP checksum is; as a set, what those of frames are.
 type Sum uint8
 
-// The ways of a checksum, in the order in which they are tried.
+// The ways of a checksum, as bits.
 const (
 	// SumNone is zero: what tunnels over IPv4 send.
-	SumNone Sum = iota + 1
+	SumNone Sum = 1 << iota
 	// SumWhole was computed by this program.
 	SumWhole
 	// SumLeft is left to the NIC where that can: what tunnels over IPv6 send.
 	SumLeft
-	sums
 )
 
-func (s Sum) String() string {
-	return [...]string{"?", "without a checksum", "with a checksum", "with a checksum by the NIC"}[min(s, sums)%sums]
-}
+// one tells that it is no set.
+func (s Sum) one() bool { return s == SumNone || s == SumWhole || s == SumLeft }
 
 // kind of a frame.
 type kind uint8
@@ -110,7 +108,7 @@ func decodeNote(p []byte) (note, error) {
 	}
 	n := note{kind: kind(p[4]), sum: Sum(p[5]), size: binary.BigEndian.Uint16(p[6:]), check: [16]byte(p[8:24])}
 	id, err := hcn.ParseGUID(string(p[24:60]))
-	if err != nil || n.sum == 0 || n.sum >= sums || (n.kind != kindProbe && n.kind != kindAnswer) {
+	if err != nil || !n.sum.one() || (n.kind != kindProbe && n.kind != kindAnswer) {
 		return note{}, errForeign
 	}
 	n.from = id

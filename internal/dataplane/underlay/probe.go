@@ -1,16 +1,16 @@
 // Package underlay finds out what the network between hosts does with the packets of tunnels: it sends real ones, of all sizes and with
 // each kind of checksum, to other hosts that do the same at that time, and tells which arrived.
 //
-// Each frame that arrives is answered by a small one. So the sender finds the largest that passes by bisection, in a second where
-// nothing is wrong, and what is told of the way back is told by the other host. Nothing here touches what others have: frames are of a
-// virtual network that nobody has, and are read before anybody else looks at them.
+// Each frame that arrives is answered by a small one. So the sender finds the largest that passes by bisection, and what is told of the
+// way back is told by the other host. Nothing here touches what others have: frames are of a virtual network that nobody has, and are
+// read before anybody else looks at them.
 package underlay
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -26,8 +26,8 @@ type Task struct {
 	Check [16]byte
 	Host  hcn.GUID
 	Paths []Path
-	// NICs are those by which frames may come in, with their MTUs.
-	NICs map[string]int
+	// NICs are those by which frames may come in.
+	NICs []string
 	// Tunnels are the devices of tunnels, by UDP port, where there are any.
 	Tunnels map[uint16]string
 	// Settle is how long the others are given to begin; a second when 0.
@@ -46,18 +46,20 @@ type Path struct {
 // Found is what a path carried, as far as this host can tell.
 type Found struct {
 	Path
+	// Done: all has been tried, and what was not answered does not arrive.
+	Done bool
 	// Answered are the kinds of checksums of those frames that the other host has answered.
-	Answered []Sum
+	Answered Sum
 	// Size is the largest packet of this host that it has answered; 0 for none.
 	Size int
 	// Error is why frames could not be sent; "" if they could.
 	Error string
 	// Heard are the kinds of checksums of the frames that came from the other host; HeardInside those of them that the host's own
 	// stack let through to the device of the tunnels; Inside says whether there is one.
-	Heard, HeardInside []Sum
+	Heard, HeardInside Sum
 	Inside             bool
 	// BadSum are those whose checksum was wrong, Damaged those whose content was.
-	BadSum, Damaged []Sum
+	BadSum, Damaged Sum
 }
 
 // bounds of a check.
@@ -69,7 +71,7 @@ const (
 	firstWait   = 300 * time.Millisecond
 	leastWait   = 60 * time.Millisecond
 	mostAtOnce  = 32
-	perSecond   = 1000 // frames that a host sends, answers too
+	perSecond   = 1000 // frames that a host sends, and as many answers
 	reportEvery = 250 * time.Millisecond
 )
 
@@ -78,10 +80,12 @@ type Probe struct {
 	task    Task
 	senders map[netip.Addr]*sender
 	taps    []*tap
-	pace    chan struct{}
+	// What may be sent now: asking waits for it, and must not take what answers need.
+	asks, answers chan struct{}
 
 	mu      sync.Mutex
 	found   map[pathKey]*Found
+	asked   map[askedKey]int // the size that the other host has asked about last
 	waiting map[answerKey]chan struct{}
 	changed bool
 }
@@ -92,6 +96,11 @@ type pathKey struct {
 	port uint16
 }
 
+type askedKey struct {
+	pathKey
+	sum Sum
+}
+
 type answerKey struct {
 	pathKey
 	sum  Sum
@@ -100,7 +109,10 @@ type answerKey struct {
 
 // Open opens what the check needs, in the network namespace of the calling thread.
 func Open(t Task) (p *Probe, err error) {
-	p = &Probe{task: t, senders: map[netip.Addr]*sender{}, pace: make(chan struct{}, 64), found: map[pathKey]*Found{}, waiting: map[answerKey]chan struct{}{}}
+	p = &Probe{
+		task: t, senders: map[netip.Addr]*sender{}, asks: make(chan struct{}, 64), answers: make(chan struct{}, 256),
+		found: map[pathKey]*Found{}, asked: map[askedKey]int{}, waiting: map[answerKey]chan struct{}{},
+	}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -114,7 +126,7 @@ func Open(t Task) (p *Probe, err error) {
 			}
 		}
 	}
-	for _, nic := range slices.Sorted(maps.Keys(t.NICs)) {
+	for _, nic := range t.NICs {
 		tap, err := openTap(nic, false)
 		if err != nil {
 			return nil, err
@@ -184,11 +196,7 @@ func (p *Probe) take() []Found {
 	p.changed = false
 	out := make([]Found, 0, len(p.task.Paths))
 	for _, path := range p.task.Paths {
-		f := *p.found[pathKey{path.Host, path.Port}]
-		for _, list := range []*[]Sum{&f.Answered, &f.Heard, &f.HeardInside, &f.BadSum, &f.Damaged} {
-			*list = slices.Clone(*list)
-		}
-		out = append(out, f)
+		out = append(out, *p.found[pathKey{path.Host, path.Port}])
 	}
 	return out
 }
@@ -198,10 +206,12 @@ func (p *Probe) keepPace(ctx context.Context) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		for range perSecond / 100 {
-			select {
-			case p.pace <- struct{}{}:
-			default:
+		for _, budget := range []chan struct{}{p.asks, p.answers} {
+			for range perSecond / 100 {
+				select {
+				case budget <- struct{}{}:
+				default:
+				}
 			}
 		}
 		select {
@@ -221,17 +231,32 @@ func (p *Probe) sendAll(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	places := make(chan struct{}, mostAtOnce)
-	for _, path := range p.task.Paths {
+	for _, i := range rand.Perm(len(p.task.Paths)) { // lest all hosts begin with the same
+		path := p.task.Paths[i]
 		places <- struct{}{}
-		wg.Go(func() { p.walk(ctx, path); <-places })
+		wg.Go(func() {
+			p.walk(ctx, path)
+			p.walked(ctx, path)
+			<-places
+		})
 	}
 	wg.Wait()
+}
+
+// walked notes that all has been tried.
+func (p *Probe) walked(ctx context.Context, path Path) {
+	if ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.found[pathKey{path.Host, path.Port}].Done, p.changed = true, true
 }
 
 // walk finds out what a path carries.
 func (p *Probe) walk(ctx context.Context, path Path) {
 	small := smallest(path.To)
-	var passed []Sum
+	var passed Sum
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	rtt := firstWait
@@ -240,20 +265,18 @@ func (p *Probe) walk(ctx context.Context, path Path) {
 			begin := time.Now()
 			if p.ask(ctx, path, sum, small, firstTries, firstWait) {
 				mu.Lock()
-				passed, rtt = append(passed, sum), min(rtt, time.Since(begin))
+				passed, rtt = passed|sum, min(rtt, time.Since(begin))
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	if len(passed) == 0 || ctx.Err() != nil {
+	if passed == 0 || ctx.Err() != nil {
 		return
 	}
 	// The size is that of packets as tunnels send them, if those pass.
-	sum := sumsOf(path.From)[0]
-	if !slices.Contains(passed, sum) {
-		sum = passed[0]
-	}
+	kinds := sumsOf(path.From)
+	sum := kinds[slices.IndexFunc(kinds, func(s Sum) bool { return passed&s != 0 })]
 	wait := min(max(4*rtt, leastWait), time.Second)
 	passes := func(size int) bool { return p.ask(ctx, path, sum, size, tries, wait) }
 	low := small
@@ -292,7 +315,7 @@ func (p *Probe) ask(ctx context.Context, path Path, sum Sum, size, times int, wa
 	payload := n.encode(path.To, size)
 	for range times {
 		select {
-		case <-p.pace:
+		case <-p.asks:
 		case <-ctx.Done():
 			return false
 		}
@@ -362,13 +385,10 @@ func (p *Probe) inside(pk *packet) {
 	}
 }
 
-// add notes a kind of checksum once. Locked: p.mu.
-func (p *Probe) add(list *[]Sum, s Sum) {
-	if !slices.Contains(*list, s) {
-		*list = append(*list, s)
-		slices.Sort(*list)
-		p.changed = true
-	}
+// add notes a kind of checksum. Locked: p.mu.
+func (p *Probe) add(set *Sum, s Sum) {
+	p.changed = p.changed || *set&s == 0
+	*set |= s
 }
 
 // arrived takes a frame in that came from the host of a path, and answers it.
@@ -391,8 +411,11 @@ func (p *Probe) arrived(pk *packet) {
 		p.add(&f.BadSum, pk.sum)
 	case pk.size == int(pk.note.size):
 		p.add(&f.Heard, pk.sum)
+		ask := askedKey{at, pk.sum}
+		again := p.asked[ask] == pk.size
+		p.asked[ask] = pk.size
 		p.mu.Unlock()
-		p.answer(f.Path, pk.note)
+		p.answer(f.Path, pk.note, again)
 		return
 	}
 	p.mu.Unlock()
@@ -413,13 +436,18 @@ func (p *Probe) answered(f *Found, at answerKey) {
 	}
 }
 
-// answer says that a frame arrived, by frames of every kind: one of them will get through if any does.
-func (p *Probe) answer(path Path, n note) {
+// answer says that a frame arrived, by one of its kind; to who asks again by one of every kind: one of them will get through if any
+// does.
+func (p *Probe) answer(path Path, n note, again bool) {
 	n.kind, n.from = kindAnswer, p.task.Host
 	payload := n.encode(path.To, 0)
-	for _, sum := range sumsOf(path.From) {
+	kinds := []Sum{n.sum}
+	if again {
+		kinds = sumsOf(path.From)
+	}
+	for _, sum := range kinds {
 		select {
-		case <-p.pace:
+		case <-p.answers:
 		default: // who asks too fast asks again
 			return
 		}
