@@ -20,7 +20,14 @@ type AttachmentSpec struct {
 	Name    string            `json:"name,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Publish []PublishedPort   `json:"publish,omitempty"`
-	DNS     hcn.Dns           `json:"dns,omitzero"`
+	// PortsHeld says that the runtime binds the published ports on the host itself, once they are published: the daemon sees that
+	// they are free, and holds no socket of its own.
+	PortsHeld bool `json:"portsHeld,omitempty"`
+	// Handover says that the runtime moves the interface into the network namespace itself, and gives it its name, as Docker does. Until then
+	// it waits in the host's, by the name that the answer has. Without a Netns the attachment is reserved, or becomes so again; it is
+	// completed by asking again with one, and what it is called may change then too.
+	Handover bool    `json:"handover,omitempty"`
+	DNS      hcn.Dns `json:"dns,omitzero"`
 	// Policies are added as they are.
 	Policies []hcn.EndpointPolicy `json:"policies,omitempty"`
 }

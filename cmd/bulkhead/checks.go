@@ -138,7 +138,7 @@ func leftovers(dev *netdev.Netdev, bpfDir string) func(context.Context, *plan.Pl
 		}
 		for _, port := range p.Ports {
 			used["link "+port.Device] = true
-			if port.VNIC.Namespace == "" {
+			if port.VNIC.Home() == "" {
 				used["link "+port.VNIC.Device] = true
 			}
 		}

@@ -51,6 +51,7 @@ type daemonConfig struct {
 	metricsListen            string
 	listen, certs            string
 	dnsForwardSingle         bool
+	dockerPlugin, dockerAPI  string
 	offload                  bool
 	leaseWait, probe         time.Duration
 }
@@ -94,6 +95,8 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.DurationVar(&c.probe, "probe", engine.DefaultProbe, "how long a LAN is asked whether somebody has a container's static address, before the container gets it; 0 to not ask")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
+	f.StringVar(&c.dockerPlugin, "docker-plugin", "", "unix socket to answer dockerd on, /run/docker/plugins/bulkhead.sock: `docker network create -d bulkhead` makes networks then (default nowhere)")
+	f.StringVar(&c.dockerAPI, "docker-api", "/run/docker.sock", "dockerd's socket, which is asked for the names of its containers")
 	return cmd
 }
 
@@ -114,6 +117,7 @@ type parts struct {
 	scrapes net.Listener // nil without --metrics-listen
 	remote  net.Listener // nil without --listen
 	cluster *cluster.Host
+	docker  *dockerDoor // nil without --docker-plugin
 }
 
 func (c *daemonConfig) run(ctx context.Context) (err error) {
@@ -142,6 +146,11 @@ func (c *daemonConfig) run(ctx context.Context) (err error) {
 	listener, err := server.Listen(c.socketPath(), c.group)
 	if err != nil {
 		return err
+	}
+	if c.dockerPlugin != "" {
+		if p.docker, err = c.newDockerDoor(log); err != nil {
+			return errors.Join(err, listener.Close())
+		}
 	}
 	return serve(ctx, p, listener, notify, log)
 }
@@ -248,6 +257,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Capture:   capturer(p.dev),
 		Reach:     p.dev,
 		Netns:     p.dev.Identify,
+		Moved:     p.dev.Moved,
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},
 		Images:    imageStore{p.images},
@@ -339,6 +349,9 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 	part("API", func() error { return door.Serve(ctx, listener) })
 	if p.remote != nil {
 		part("API for remote clients", func() error { return door.Serve(ctx, p.remote) })
+	}
+	if p.docker != nil {
+		part("Docker", func() error { return p.docker.serve(ctx, p.engine.Ready()) })
 	}
 	if p.scrapes != nil {
 		part("metrics", func() error { return serveMetrics(ctx, p.scrapes, p.meter, log) })

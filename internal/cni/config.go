@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -29,6 +30,8 @@ type config struct {
 	Socket string `json:"socket"`
 	// Runtime is what people know the runtime by.
 	Runtime string `json:"runtime"`
+	// RuntimeHoldsPorts says that the runtime binds the published ports on the host itself, as Podman does.
+	RuntimeHoldsPorts *bool `json:"runtimeHoldsPorts"`
 	// Isolated containers exchange nothing with others of the network.
 	Isolated bool `json:"isolated"`
 	// GatewayPriority decides which of a pod's networks has its default route.
@@ -125,9 +128,29 @@ func readConfig(stdin []byte) (*config, error) {
 		c.Socket = client.DefaultSocket
 	}
 	if c.Runtime == "" {
-		c.Runtime = "cni"
+		c.Runtime = caller()
 	}
 	return c, nil
+}
+
+// podman binds the ports of its -p itself, after the plugins were called, and refuses to go on when it cannot.
+const podman = "podman"
+
+// caller is what the runtime is called: that of the process which called the plugin where it needs to be known, else "cni".
+func caller() string {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", os.Getppid()))
+	if err == nil && strings.TrimSpace(string(name)) == podman {
+		return podman
+	}
+	return "cni"
+}
+
+// portsHeld tells whether the runtime holds the published ports.
+func (c *config) portsHeld() bool {
+	if c.RuntimeHoldsPorts != nil {
+		return *c.RuntimeHoldsPorts
+	}
+	return c.Runtime == podman
 }
 
 // prevResult is what plugins before this one in a list have made; nil if there are none.
@@ -150,7 +173,7 @@ func (c *config) owner() string { return "cni/" + c.Name }
 // spec is what is asked of the daemon for a container.
 func (c *config) spec(container, netns, iface, args string) (api.AttachmentSpec, error) {
 	s := api.AttachmentSpec{
-		Owner: c.owner(), Container: container, Netns: netns, Runtime: c.Runtime, Labels: map[string]string{},
+		Owner: c.owner(), Container: container, Netns: netns, Runtime: c.Runtime, PortsHeld: c.portsHeld(), Labels: map[string]string{},
 		NetworkAttachment: api.NetworkAttachment{
 			Network: c.Network, Interface: iface, Isolated: c.Isolated, GatewayPriority: c.GatewayPriority, MAC: c.Args.CNI.MAC,
 		},

@@ -390,3 +390,20 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestPodmanHoldsPorts: Podman binds the ports that it publishes itself; others do not, unless they say so.
+func TestPodmanHoldsPorts(t *testing.T) {
+	for members, want := range map[string]bool{
+		``: false, `,"runtime":"podman"`: true, `,"runtime":"containerd"`: false,
+		`,"runtime":"podman","runtimeHoldsPorts":false`: false, `,"runtime":"own","runtimeHoldsPorts":true`: true,
+	} {
+		c, err := readConfig([]byte(`{"cniVersion":"1.1.0","name":"pods","type":"bulkhead-cni"` + members + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := c.spec("c1", "/run/netns/c1", "eth0", "")
+		if err != nil || s.PortsHeld != want {
+			t.Errorf("%s: held by the runtime: %v (%v)", members, s.PortsHeld, err)
+		}
+	}
+}

@@ -46,7 +46,7 @@ func checkAttachment(s *api.AttachmentSpec) error {
 	}{
 		{"owner", s.Owner, maxOwner, true},
 		{"container", s.Container, maxForeign, true},
-		{"netns", s.Netns, maxForeign, true},
+		{"netns", s.Netns, maxForeign, !s.Handover},
 		{"network", s.Network, maxForeign, true},
 		{"interface", s.Interface, maxInterface, false},
 		{"runtime", s.Runtime, maxOwner, false},
@@ -61,7 +61,7 @@ func checkAttachment(s *api.AttachmentSpec) error {
 			return bad(f.name, "%.80q has control characters", f.value)
 		}
 	}
-	if !filepath.IsAbs(s.Netns) {
+	if s.Netns != "" && !filepath.IsAbs(s.Netns) {
 		return bad("netns", "%.80q is no absolute path", s.Netns)
 	}
 	if len(s.Labels) > maxLabels {
@@ -94,6 +94,9 @@ func checkAttachment(s *api.AttachmentSpec) error {
 func (e *Engine) Attach(ctx context.Context, s api.AttachmentSpec) (api.Attachment, error) {
 	if err := checkAttachment(&s); err != nil {
 		return api.Attachment{}, err
+	}
+	if s.Handover {
+		return e.handOver(ctx, s)
 	}
 	if e.opt.Netns == nil {
 		return api.Attachment{}, api.Errorf(api.KindUnsupported, "netns: this daemon has no kernel to attach containers in")
@@ -187,7 +190,7 @@ func (t *txn) newAttachment(id hcn.GUID, s *api.AttachmentSpec) error {
 	if err != nil {
 		return err
 	}
-	doc.ID, doc.Name, doc.Owner = id, cmp.Or(s.Name, fmt.Sprintf("%.64s", s.Container)), fmt.Sprintf("%.64s", s.Owner)
+	doc.ID, doc.Name, doc.Owner = id, cmp.Or(s.Name, fmt.Sprintf("%.63s", s.Container)), fmt.Sprintf("%.64s", s.Owner)
 	if err := addPublished(&doc, s.Publish, has6(&n.Doc)); err != nil {
 		return err
 	}
@@ -199,7 +202,7 @@ func (t *txn) newAttachment(id hcn.GUID, s *api.AttachmentSpec) error {
 	foreign := *row
 	foreign.Foreign = &plan.Foreign{
 		Owner: s.Owner, Container: s.Container, Interface: s.Interface, Netns: s.Netns, Runtime: s.Runtime, Name: s.Name,
-		Labels: maps.Clone(s.Labels), DNS: s.DNS,
+		Labels: maps.Clone(s.Labels), DNS: s.DNS, HoldsPorts: s.PortsHeld, Handover: s.Handover,
 	}
 	t.putEndpoint(id, &foreign)
 	return nil
@@ -400,6 +403,9 @@ func (e *Engine) CheckAttachment(id hcn.GUID) (api.Attachment, error) {
 	}
 	if a.Namespace == "" {
 		return a, api.Errorf(api.KindConflict, "attachment %s: its network namespace %s has vanished", id, a.Netns).Hint("detach it")
+	}
+	if ns := e.adoptedAt(a.Namespace); ns != nil && ns.Inode == 0 {
+		return a, api.Errorf(api.KindConflict, "attachment %s: its interface waits to be moved into %s", id, a.Netns)
 	}
 	if inode, err := e.netnsAt(a.Netns); err != nil {
 		return a, api.Errorf(api.KindConflict, "attachment %s: %w", id, err).Hint("detach it")

@@ -53,6 +53,8 @@ type Checker interface {
 // Reserver holds the host's ports that are published.
 type Reserver interface {
 	Reserve(f plan.Forward, owner string) error
+	// Retake takes what was reserved before a restart.
+	Retake(f plan.Forward, owner string) error
 	Release(f plan.Forward, owner string)
 	// HostPick finds one port that is free for all the forwards, and takes it.
 	HostPick(owner string, fs ...plan.Forward) (uint16, error)
@@ -137,7 +139,10 @@ type Options struct {
 	Reach Reach
 	// Netns is the number of the network namespace at a path, which is refused unless it is one that endpoints may be put into,
 	// and the path of the compartment that it is, if it is one; nil where there is no kernel.
-	Netns   func(path string) (inode uint64, compartment string, err error)
+	Netns func(path string) (inode uint64, compartment string, err error)
+	// Moved finds a vNIC by its switch side, and by the path of the network namespace that its runtime was to move it to: its name there,
+	// "" while it is not.
+	Moved   func(device, path string) (name string, inode uint64, err error)
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images
@@ -364,7 +369,7 @@ func (e *Engine) reserveAll() error {
 	var errs []error
 	for _, ep := range e.st.endpoints {
 		for _, f := range plan.Forwards(ep) {
-			if err := e.opt.Ports.Reserve(f, ownerOf(ep)); err != nil {
+			if err := e.opt.Ports.Retake(f, ownerOf(ep)); err != nil {
 				errs = append(errs, err)
 			}
 		}

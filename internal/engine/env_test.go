@@ -148,7 +148,7 @@ func (e *env) prepare() {
 		},
 		Counters: func(*plan.Port) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
-	opt.Netns = e.w.identify
+	opt.Netns, opt.Moved = e.w.identify, e.w.moved
 	e.leases = &fakeLeases{w: e.w, gen: gen, engine: func() *Engine { return e.e }}
 	opt.Leases, opt.Probe = e.leases, DefaultProbe
 	opt.Stages = []Stage{

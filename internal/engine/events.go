@@ -239,6 +239,10 @@ func (e *Engine) vanished(id hcn.GUID) (was bool) {
 		row.Vanished = true
 		for epID := range maps.Clone(t.st.byNamespace[id]) {
 			ep := detached(t.st.endpoints[epID])
+			if ep.Foreign != nil && ep.Foreign.Handover {
+				t.dropEndpoint(epID) // its runtime makes another for each start
+				continue
+			}
 			ep.Detached = true
 			t.putEndpoint(epID, ep)
 		}

@@ -59,6 +59,16 @@ func (w *world) identify(path string) (uint64, string, error) {
 	return inode, w.compartments[inode], nil
 }
 
+// moved are the names in their network namespaces of vNICs that a runtime has taken, by the path of the namespace.
+func (w *world) moved(_, path string) (string, uint64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if inode, ok := w.netns[path]; ok {
+		return "eth0", inode, nil
+	}
+	return "", 0, nil
+}
+
 var errKilled = errors.New("this daemon is dead")
 
 func newWorld() *world {
@@ -199,7 +209,7 @@ func (c cutter) Cut(_ context.Context, d *plan.Delta) error {
 }
 
 func (a applier) compartmentThere(p *plan.Port) bool {
-	if p == nil || p.VNIC.Namespace == "" {
+	if p == nil || p.VNIC.Home() == "" {
 		return true
 	}
 	for _, path := range a.w.kernel[0] {
@@ -353,6 +363,8 @@ func (r reserver) Reserve(f plan.Forward, owner string) error {
 	defer r.w.mu.Unlock()
 	return r.reserve(f, owner)
 }
+
+func (r reserver) Retake(f plan.Forward, owner string) error { return r.Reserve(f, owner) }
 
 func (r reserver) reserve(f plan.Forward, owner string) error {
 	if r.gen != r.w.gen {

@@ -58,6 +58,7 @@ func (e *Engine) pass(ctx context.Context) {
 		e.refreshFacts(ctx)
 	}
 	e.takeLeases(false)
+	e.takeOver()
 	e.mu.RLock()
 	w := e.pending.take()
 	delta := e.plan.Recompile(e.st.intent(), &e.facts, w.dirty)
@@ -211,7 +212,7 @@ func (e *Engine) keepPorts(delta *plan.Delta) {
 // somebody took meanwhile is the endpoint's on paper only: attaching it says so.
 func (e *Engine) holdPorts(ep *plan.Endpoint) {
 	for _, f := range plan.Forwards(ep) {
-		if err := e.opt.Ports.Reserve(f, ownerOf(ep)); err != nil {
+		if err := e.opt.Ports.Retake(f, ownerOf(ep)); err != nil {
 			e.log.Warn("hold a published port", "endpoint", ep.Doc.ID, "error", err)
 		}
 	}

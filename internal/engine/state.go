@@ -42,6 +42,7 @@ type state struct {
 	addrs       map[hcn.GUID]map[netip.Addr]hcn.GUID     // by network: address → endpoint
 	macs        map[hcn.GUID]map[plan.MAC]hcn.GUID
 	leased      map[hcn.GUID]struct{}       // endpoints that have their addresses from a LAN
+	parked      map[hcn.GUID]struct{}       // endpoints whose vNIC waits for a runtime to move it
 	lastAddr    map[netip.Prefix]netip.Addr // the newest pick in a subnet
 	avoided     map[lanAddr]time.Time       // what somebody else on a LAN had
 	netNames    map[string]hcn.GUID
@@ -72,7 +73,7 @@ func newState() *state {
 		networks: map[hcn.GUID]*plan.Network{}, endpoints: map[hcn.GUID]*plan.Endpoint{},
 		namespaces: map[hcn.GUID]*plan.NamespaceRow{}, containers: map[string]*containerRow{},
 		settings: map[string]string{}, farewells: map[hcn.GUID]*farewell{}, routes: map[hcn.GUID]*plan.SDNRoute{},
-		routesOf: map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute{}, leased: map[hcn.GUID]struct{}{},
+		routesOf: map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute{}, leased: map[hcn.GUID]struct{}{}, parked: map[hcn.GUID]struct{}{},
 		byNetwork: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{}, byNamespace: map[hcn.GUID]map[hcn.GUID]*plan.Endpoint{},
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
@@ -249,6 +250,7 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 		net := old.Doc.HostComputeNetwork
 		delete(s.endpoints, id)
 		delete(s.leased, id)
+		delete(s.parked, id)
 		drop(s.byNetwork, net, id)
 		if old.Attach != nil {
 			drop(s.byNamespace, old.Attach.Namespace, id)
@@ -272,6 +274,9 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	insert(s.byNetwork, net, id, row)
 	if row.Leased {
 		s.leased[id] = struct{}{}
+	}
+	if row.Attach != nil && row.Attach.Parked {
+		s.parked[id] = struct{}{}
 	}
 	if row.Attach != nil {
 		insert(s.byNamespace, row.Attach.Namespace, id, row)

@@ -166,7 +166,7 @@ func (t *txn) nicByName(name string) (*plan.NIC, error) {
 	switch {
 	case name == "lo":
 		why = "loopback leads nowhere"
-	case strings.HasPrefix(name, plan.PortPrefix), strings.HasPrefix(name, plan.HostVNICPrefix), strings.HasPrefix(name, plan.LANVNICPrefix):
+	case strings.HasPrefix(name, plan.PortPrefix), strings.HasPrefix(name, plan.HostVNICPrefix), strings.HasPrefix(name, plan.LANVNICPrefix), strings.HasPrefix(name, plan.ParkedPrefix):
 		why = "vNICs of Bulkhead's own switches are none"
 	}
 	return nil, hcn.Errorf(hcn.ErrAdapterNotFound, "no NIC of this host is called %q: %s", name, why)

@@ -16,7 +16,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	}
 	n, ns := in.Networks[e.Doc.HostComputeNetwork], in.Namespaces[e.Attach.Namespace]
 	onHost := ns != nil && ns.Doc.Type == hcn.NamespaceTypeHostDefault
-	if n == nil || compileNamespace(ns) == nil && !onHost || mode(n.Doc.Type) == 0 {
+	if n == nil || ns == nil || compileNamespace(ns) == nil && !onHost && !e.Attach.Parked || mode(n.Doc.Type) == 0 {
 		return nil
 	}
 	macvlan := n.Doc.Macvlan()
@@ -31,7 +31,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 		VNIC: VNIC{
 			Namespace: NamespacePath(ns.Doc.ID), Device: e.Attach.Interface,
 			MAC: e.MAC, MTU: endpointMTU(e, n, f), Segments: segments(n, f), Addrs: e.Addrs, LinkLocal: e.MAC.LinkLocal(),
-			Routes: endpointRoutes(e, n), Adopted: ns.Adopted != nil,
+			Routes: endpointRoutes(e, n), Adopted: ns.Adopted != nil, Parked: e.Attach.Parked,
 		},
 	}
 	for _, a := range e.Addrs {
@@ -48,6 +48,12 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	}
 	if macvlan {
 		p.Kind, p.KnownOn, p.VNIC.Lower, p.VNIC.Segments, p.VNIC.Neighbours = PortMacvlan, nil, n.Uplink, Segments{}, nil
+	}
+	if e.Foreign != nil && e.Foreign.Handover && !hasFamily(e.Addrs, false) {
+		p.VNIC.LinkLocal = netip.Addr{} // its runtime may have turned IPv6 off
+	}
+	if p.VNIC.Parked {
+		p.Redirects = nil // there is nothing yet to redirect
 	}
 	if s, err := hcn.SettingsOf[hcn.PortnamePolicySetting](e.Doc.Policies); err == nil && len(s) > 0 {
 		p.AltName = s[0].Name
@@ -292,7 +298,7 @@ func Forwards(e *Endpoint) []Forward {
 			has4, has6 = has4 || v4, has6 || !v4
 			out = append(out, Forward{
 				Protocol: uint8(m.Protocol), Scope: scope, Bind: bind, Port: m.ExternalPort,
-				To: netip.AddrPortFrom(a.Addr(), m.InternalPort), Hidden: e.OneMAC,
+				To: netip.AddrPortFrom(a.Addr(), m.InternalPort), Hidden: e.OneMAC, Held: e.Foreign != nil && e.Foreign.HoldsPorts,
 			})
 		}
 	}

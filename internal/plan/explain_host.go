@@ -154,7 +154,11 @@ func (f Forward) scopeText() string {
 // it, nil for the host and the outside.
 func (e *explainer) toPublished(f Forward, to, from *Port) {
 	sw := e.plan.Switches[to.Network]
-	e.step(layerNAT, to.ID, "published %s and held by a socket of the daemon: %s becomes %s", f.scopeText(), netip.AddrPortFrom(e.Dst, f.Port), f.To)
+	holder := "the daemon"
+	if f.Held {
+		holder = "its runtime"
+	}
+	e.step(layerNAT, to.ID, "published %s and held by a socket of %s: %s becomes %s", f.scopeText(), holder, netip.AddrPortFrom(e.Dst, f.Port), f.To)
 	if f.Hidden {
 		e.toHidden(f, to, sw)
 		return

@@ -91,12 +91,16 @@ type Foreign struct {
 	Runtime, Name    string
 	Labels           map[string]string
 	DNS              hcn.Dns // that its runtime asked for
+	// Handover says that the runtime moves the vNIC into its namespace, and configures it.
+	Handover bool `json:",omitempty"`
+	// HoldsPorts says that the runtime binds the published ports on the host itself.
+	HoldsPorts bool `json:",omitempty"`
 }
 
 // Adopted is a network namespace that somebody else made.
 type Adopted struct {
 	Path  string
-	Inode uint64 // on nsfs: what is at the path later may be another
+	Inode uint64 // on nsfs: what is at the path later may be another; 0: nothing was seen there yet
 }
 
 // Attachment is an endpoint's place in a compartment.
@@ -109,6 +113,8 @@ type Attachment struct {
 	Index int
 	// Confirm is set while the attachment waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
+	// Parked says that the vNIC waits in the host's namespace, under the name Interface, for the runtime to move it.
+	Parked bool `json:",omitempty"`
 }
 
 // NamespaceRow is the stored form of an HCN namespace.

@@ -18,6 +18,7 @@ const (
 	PortPrefix     = "bhp" // the switch side of any port
 	ResolverPrefix = "bhr" // the resolver's vNIC, in the resolver's compartment
 	TunnelPrefix   = "bhv" // a VXLAN device
+	ParkedPrefix   = "bhd" // a vNIC that its container's runtime moves into its compartment
 )
 
 // NetnsDir is where compartments are bound, as iproute2 does.

@@ -255,6 +255,8 @@ type VNIC struct {
 	Lower string
 	// Adopted: the namespace is another runtime's, with settings of its own.
 	Adopted bool
+	// Parked: the device is in the host's namespace and has nothing but its MAC and MTU, until the runtime moves it.
+	Parked bool
 	// Addrs to assign, with the prefix length the interface gets.
 	Addrs []netip.Prefix
 	// LinkLocal address to assign (/64), fixed so that no duplicate address
@@ -263,6 +265,14 @@ type VNIC struct {
 	Routes    []Route
 	// Neighbours that are known from the start: the gateway.
 	Neighbours []Neighbour
+}
+
+// Home is the namespace that the device is in, "" for the host's own.
+func (v *VNIC) Home() string {
+	if v.Parked {
+		return ""
+	}
+	return v.Namespace
 }
 
 // Segments is the size of the largest TCP segment that a device hands over or puts together before it is cut into packets
@@ -318,6 +328,8 @@ type Forward struct {
 	To       netip.AddrPort
 	// Hidden says that the container sees the host instead of the client, which it would answer past the host.
 	Hidden bool
+	// Held says that the container's own runtime has the socket which holds the port on the host.
+	Held bool
 }
 
 // IsHidden tells what Hidden does.

@@ -136,11 +136,13 @@ func (p *Port) text(b *strings.Builder) {
 		optional(" names ", strings.Join(p.Names, ",")), optional(" upstream ", list(p.Upstreams)), optional(" altname ", p.AltName)+p.vlanText())
 	fmt.Fprintf(b, "    alias %q\n", p.Alias)
 	v := p.VNIC
-	fmt.Fprintf(b, "    link %s%s mtu %d%s address %s alias %q\n", v.Device, optional(" netns ", v.Namespace), v.MTU, v.Segments, v.MAC, v.Alias)
+	fmt.Fprintf(b, "    link %s%s mtu %d%s address %s alias %q\n", v.Device, optional(" netns ", v.Home()), v.MTU, v.Segments, v.MAC, v.Alias)
 	for _, a := range v.Addrs {
 		fmt.Fprintf(b, "    addr %s dev %s\n", a, v.Device)
 	}
-	fmt.Fprintf(b, "    addr %s dev %s\n", netip.PrefixFrom(v.LinkLocal, 64), v.Device)
+	if v.LinkLocal.IsValid() {
+		fmt.Fprintf(b, "    addr %s dev %s\n", netip.PrefixFrom(v.LinkLocal, 64), v.Device)
+	}
 	for _, r := range v.Routes {
 		fmt.Fprintf(b, "    %s\n", r)
 	}

@@ -40,7 +40,7 @@ func (r *Reservations) reserveAll(owner string, p uint16, fs []plan.Forward) err
 			r.undo(p, fs[:i])
 			return &PortConflict{Proto: f.Protocol, Addr: bindAddr(f), Port: p, Owner: owner}
 		}
-		if err := r.reserve(f, owner); err != nil {
+		if err := r.reserve(f, owner, false); err != nil {
 			r.undo(p, fs[:i])
 			return err
 		}

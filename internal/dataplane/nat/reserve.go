@@ -45,6 +45,8 @@ type holder struct {
 	// fd is the socket, or -1 while one of the same owner on all addresses covers this one: a port can so be published
 	// wider or narrower without being free in between.
 	fd int
+	// elsewhere says that the owner's runtime has the socket.
+	elsewhere bool
 	// planned says that a plan has had the forward, so that it goes when the plan drops it. A reservation made for an
 	// endpoint that is just being created is in no plan yet.
 	planned bool
@@ -87,13 +89,23 @@ func Owner(p *plan.Port) string { return plan.Owner(p.Name, p.Endpoint) }
 func (r *Reservations) Reserve(f plan.Forward, owner string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.reserve(f, owner)
+	return r.reserve(f, owner, false)
 }
 
-func (r *Reservations) reserve(f plan.Forward, owner string) error {
+// Retake takes the host port of a forward that owner had before: it may be held by the owner's runtime by now.
+func (r *Reservations) Retake(f plan.Forward, owner string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reserve(f, owner, true)
+}
+
+func (r *Reservations) reserve(f plan.Forward, owner string, again bool) error {
 	k := keyOf(f)
 	if h, ok := r.held[k]; ok {
 		if h.owner == owner {
+			if f.Held {
+				h.handOver()
+			}
 			return nil
 		}
 		return &PortConflict{Proto: k.proto, Addr: k.bind, Port: k.port, Owner: h.owner}
@@ -101,7 +113,10 @@ func (r *Reservations) reserve(f plan.Forward, owner string) error {
 	if k.bind.IsLinkLocalUnicast() && k.bind.Is6() {
 		return fmt.Errorf("reserve %s: %w: a link-local one cannot be published, since its clients' addresses cannot be forwarded", Describe(f), plan.ErrNoHostAddress)
 	}
-	fd, err := r.openOver(k, owner)
+	fd, err := -1, error(nil)
+	if !f.Held || !again {
+		fd, err = r.openOver(k, owner)
+	}
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return r.conflict(k)
@@ -111,10 +126,21 @@ func (r *Reservations) reserve(f plan.Forward, owner string) error {
 		return fmt.Errorf("reserve %s: %w", Describe(f), err)
 	}
 	r.held[k] = &holder{owner: owner, fd: fd}
+	if f.Held {
+		r.held[k].handOver()
+	}
 	if r.left[k] == owner {
 		delete(r.left, k)
 	}
 	return nil
+}
+
+// handOver leaves the port to the runtime of its owner, which binds it next.
+func (h *holder) handOver() {
+	if h.elsewhere = true; h.fd >= 0 {
+		unix.Close(h.fd)
+		h.fd = -1
+	}
 }
 
 // openOver makes the socket for k, and settles with those of the same owner that overlap: an existing wider one covers
@@ -129,8 +155,10 @@ func (r *Reservations) openOver(k reservation, owner string) (int, error) {
 		return -1, nil
 	}
 	for _, h := range r.covered(k, owner) {
-		unix.Close(h.fd)
-		h.fd = -1
+		if h.fd >= 0 {
+			unix.Close(h.fd)
+			h.fd = -1
+		}
 	}
 	fd, err := r.open(k)
 	if err != nil {
@@ -154,7 +182,7 @@ func (r *Reservations) covered(k reservation, owner string) map[reservation]*hol
 func (r *Reservations) reopen(k reservation, owner string) error {
 	var errs []error
 	for o, h := range r.covered(k, owner) {
-		if h.fd < 0 {
+		if h.fd < 0 && !h.elsewhere {
 			fd, err := r.open(o)
 			if err != nil {
 				delete(r.held, o)
@@ -337,9 +365,12 @@ func (r *Reservations) plan(f plan.Forward, owner string) error {
 	}
 	if h, ok := r.held[keyOf(f)]; ok {
 		h.owner, h.planned = owner, true
+		if f.Held {
+			h.handOver()
+		}
 		return nil
 	}
-	err := r.reserve(f, owner)
+	err := r.reserve(f, owner, true)
 	if err == nil {
 		r.held[keyOf(f)].planned = true
 	}

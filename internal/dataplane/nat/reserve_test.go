@@ -183,6 +183,46 @@ func TestReserveConflicts(t *testing.T) {
 }
 
 // TestReserveTimeWait takes a port whose last server has just gone.
+// TestReserveForARuntime: a port that its owner's runtime is to hold is seen to be free, and is the owner's without a socket.
+func TestReserveForARuntime(t *testing.T) {
+	h, r := reservations(t)
+	to := addr("10.77.1.2")
+	for _, proto := range []uint8{6, 17} {
+		f := forward(proto, "127.0.0.1", 8090, to, 80)
+		f.Held = true
+		if err := r.Reserve(f, "web"); err != nil {
+			t.Fatal(err)
+		}
+		if err := bind(t, h, proto, "127.0.0.1:8090"); err != nil {
+			t.Errorf("%s: its runtime is kept from it: %v", protoName(proto), err)
+		}
+		for _, other := range []string{"127.0.0.1", "all"} {
+			err := r.Reserve(forward(proto, other, 8090, to, 80), "rival")
+			if c, ok := errors.AsType[*PortConflict](err); other == "127.0.0.1" && (!ok || c.Owner != "web") {
+				t.Errorf("%s: a rival on %s: %v", protoName(proto), other, err)
+			}
+			r.Release(forward(proto, other, 8090, to, 80), "rival")
+		}
+		r.Release(f, "web")
+	}
+	l, err := h.Listen("tcp", "127.0.0.1:8091")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f := forward(6, "127.0.0.1", 8091, to, 80)
+	f.Held = true
+	if c, ok := errors.AsType[*PortConflict](r.Reserve(f, "web")); !ok || c.Process == "" {
+		t.Errorf("a port that a process has was reserved: %v", c)
+	}
+	if err := r.Retake(f, "web"); err != nil { // after a restart the process is the runtime
+		t.Error(err)
+	}
+	if who, _ := r.Holder(f); who != "web" {
+		t.Errorf("held by %q", who)
+	}
+}
+
 func TestReserveTimeWait(t *testing.T) {
 	h, r := reservations(t)
 	l, err := h.Listen("tcp", "127.0.0.1:8080")

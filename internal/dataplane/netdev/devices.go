@@ -114,6 +114,8 @@ func (ps *pass) updatePorts(p *plan.Plan, delta *plan.Delta) {
 		case c.New == nil, c.New.Kind == plan.PortUplink:
 		case c.Old == nil:
 			ps.fail(portError(c.New, ps.createPort(c.New)))
+		case c.Old.VNIC.Parked && !c.New.VNIC.Parked:
+			ps.fail(portError(c.New, ps.takeOver(c.New)))
 		default:
 			ps.fail(portError(c.New, ps.ensurePort(c.New)))
 		}

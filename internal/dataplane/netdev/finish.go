@@ -29,7 +29,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 			continue
 		}
 		wanted[port.Device] = true
-		if port.VNIC.Namespace == "" {
+		if port.VNIC.Home() == "" {
 			wanted[port.VNIC.Device] = true
 		}
 		l, ok := ps.links[port.Device]

@@ -50,7 +50,10 @@ func (r *registry) note(p *plan.Port, fresh bool) {
 	}
 	const working = unix.IFF_UP | unix.IFF_LOWER_UP
 	side := known{alias: p.Alias, mtu: p.VNIC.MTU, segments: p.VNIC.Segments, flags: working | unix.IFF_NOARP, fresh: fresh}
-	if p.VNIC.Namespace != "" {
+	if p.VNIC.Parked {
+		side.flags = unix.IFF_UP | unix.IFF_NOARP
+	}
+	if p.VNIC.Home() != "" {
 		side.vnic, side.vnicMAC = p.VNIC.Device, p.VNIC.MAC
 	}
 	enter(p.Device, side)

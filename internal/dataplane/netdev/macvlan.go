@@ -101,7 +101,7 @@ func (ps *pass) makeMacvlan(p *plan.Port, s *space, nic link) (link, error) {
 		return l, err
 	}
 	if p.VNIC.Adopted {
-		return l, ps.n.within(s.fd, func() error { return ps.n.writeSettings(quietVNIC(l.name)) })
+		return l, ps.n.within(s.fd, func() error { return ps.n.writeSettings(quietVNIC(&p.VNIC)) })
 	}
 	return l, nil
 }

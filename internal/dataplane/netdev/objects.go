@@ -89,7 +89,7 @@ func (l link) up() bool { return l.flags&unix.IFF_UP != 0 }
 
 func ourName(name string) bool {
 	return strings.HasPrefix(name, plan.HostVNICPrefix) || strings.HasPrefix(name, plan.LANVNICPrefix) || strings.HasPrefix(name, plan.PortPrefix) ||
-		strings.HasPrefix(name, plan.TunnelPrefix)
+		strings.HasPrefix(name, plan.TunnelPrefix) || strings.HasPrefix(name, plan.ParkedPrefix)
 }
 
 func parseLink(m []byte) link {

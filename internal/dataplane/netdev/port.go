@@ -76,7 +76,7 @@ func place(namespace string) string {
 
 // makePair creates the pair and gives it all that the plan says.
 func (ps *pass) makePair(p *plan.Port) error {
-	s, err := ps.space(p.VNIC.Namespace)
+	s, err := ps.space(p.VNIC.Home())
 	if err != nil {
 		return err
 	}
@@ -103,8 +103,8 @@ func (ps *pass) makePair(p *plan.Port) error {
 		}
 		near.peer = far.index
 	}
-	if p.VNIC.Adopted {
-		if err := ps.n.within(s.fd, func() error { return ps.n.writeSettings(quietVNIC(far.name)) }); err != nil {
+	if p.VNIC.Adopted && !p.VNIC.Parked {
+		if err := ps.n.within(s.fd, func() error { return ps.n.writeSettings(quietVNIC(&p.VNIC)) }); err != nil {
 			return err
 		}
 	}
@@ -136,7 +136,7 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 		return ps.ensureMacvlan(p)
 	default:
 	}
-	s, err := ps.space(p.VNIC.Namespace)
+	s, err := ps.space(p.VNIC.Home())
 	if err != nil {
 		return err
 	}
@@ -160,17 +160,24 @@ func (ps *pass) ensurePort(p *plan.Port) error {
 		return ps.replace(p, s, near)
 	}
 	far, ok, err := ps.linkIn(s, p.VNIC.Device)
-	if err == nil {
+	if err == nil && !p.VNIC.Parked {
 		err = s.list()
 	}
 	if err != nil {
 		return fmt.Errorf("list %s: %w", place(s.path), err)
+	}
+	if !ok && p.VNIC.Parked {
+		// Its runtime has moved it, and the engine learns where to. A vNIC that is gone would have taken its peer along.
+		return ps.configureNear(p, near)
 	}
 	if !ok || far.kind != "veth" || far.peer != near.index || near.peer != far.index {
 		// The vNIC was renamed, or moved to another namespace. A device that was in foreign hands is not taken back:
 		// the pair is made anew.
 		ps.found(string(p.ID), "link "+p.VNIC.Device+" in "+place(s.path), "moved away")
 		return ps.replace(p, s, near)
+	}
+	if p.VNIC.Parked {
+		return ps.configure(p, s, near, far, nil, false)
 	}
 	known, err := ps.neighboursOf(p, s, far)
 	if err != nil {
@@ -230,6 +237,10 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighb
 	if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
 		return err
 	}
+	if p.VNIC.Parked {
+		d.parked(p, far)
+		return ps.write(s.conn, d.id, "link "+far.name, d.take()...)
+	}
 	if s.path == "" {
 		if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(true, far.name)); err != nil {
 			return err
@@ -237,6 +248,15 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighb
 	}
 	d.far(p, s, far, known, fresh)
 	return ps.write(s.conn, d.id, "link "+far.name+" in "+place(s.path), d.take()...)
+}
+
+// configureNear is configure for a vNIC that is in other hands.
+func (ps *pass) configureNear(p *plan.Port, near link) error {
+	ps.n.known.note(p, false)
+	ps.n.known.born(p.Device, near.index)
+	d := differ{ps: ps, id: string(p.ID)}
+	d.near(p, near, false)
+	return ps.write(ps.n.host, d.id, "link "+p.Device, d.take()...)
 }
 
 // differ collects the writes that make a device what the plan says.
@@ -308,6 +328,23 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 			d.found(object, "without further name %s", p.AltName)
 		}
 		d.add(altName(l.index, p.AltName, unix.RTM_NEWLINKPROP))
+	}
+}
+
+// parked compares a vNIC that waits for its runtime: it is down, and has no address.
+func (d *differ) parked(p *plan.Port, l link) {
+	object := "link " + l.name
+	var attrs []*nl.RtAttr
+	if l.mac != p.VNIC.MAC {
+		d.found(object, "MAC %s", l.mac)
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, p.VNIC.MAC[:]))
+	}
+	if l.mtu != p.VNIC.MTU {
+		d.found(object, "MTU %d", l.mtu)
+		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(p.VNIC.MTU)))
+	}
+	if len(attrs) > 0 {
+		d.add(setLink("configure "+l.name, l.index, 0, attrs...))
 	}
 }
 

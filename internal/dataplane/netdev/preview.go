@@ -98,7 +98,7 @@ func (s *space) unborn() bool { return s.conn == nil }
 
 // previewPair is create: what is in the way of a pair is refused as there.
 func (ps *pass) previewPair(p *plan.Port) error {
-	s, err := ps.space(p.VNIC.Namespace)
+	s, err := ps.space(p.VNIC.Home())
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // A setting is named by its path below /proc/sys ("net/ipv4/ip_forward"). The kernel shows each thread the settings of
@@ -150,8 +153,13 @@ func deviceSettings(hostVNIC bool, name string) [][2]string {
 }
 
 // quietVNIC are the settings of a vNIC in a namespace of another runtime, whose other interfaces may well ask for a router.
-func quietVNIC(name string) [][2]string {
-	return [][2]string{{"net/ipv6/conf/" + name + "/accept_ra", "0"}}
+// One with an IPv6 address needs IPv6, which some runtimes turn off.
+func quietVNIC(v *plan.VNIC) [][2]string {
+	out := [][2]string{{"net/ipv6/conf/" + v.Device + "/accept_ra", "0"}}
+	if slices.ContainsFunc(v.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		out = append(out, [2]string{"net/ipv6/conf/" + v.Device + "/disable_ipv6", "0"})
+	}
+	return out
 }
 
 // ensureSettings sets what differs, or all of a device that was just made: reading costs what writing does. A device
