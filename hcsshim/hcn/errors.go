@@ -1,0 +1,113 @@
+package hcn
+
+import (
+	"errors"
+	"fmt"
+
+	document "github.com/bulkhead-net/bulkhead/hcn"
+)
+
+// ErrorCode is the code of an error, as Windows numbers it.
+type ErrorCode uint32
+
+// The codes that users of this API look for.
+const (
+	ERROR_NOT_FOUND                = ErrorCode(document.ErrElementNotFound)
+	HCN_E_NETWORK_NOT_FOUND        = ErrorCode(document.ErrNetworkNotFound)
+	HCN_E_ENDPOINT_NOT_FOUND       = ErrorCode(document.ErrEndpointNotFound)
+	HCN_E_PORT_ALREADY_EXISTS      = ErrorCode(document.ErrPortAlreadyExists)
+	HCN_E_REQUEST_UNSUPPORTED      = ErrorCode(document.ErrRequestUnsupported)
+	HCN_E_ADDR_INVALID_OR_RESERVED = ErrorCode(document.ErrAddrInvalidOrReserved)
+	HCN_E_NOTIMPL                  = ErrorCode(document.ErrNotImplemented)
+)
+
+// HcnError is an error of the service.
+type HcnError struct { //nolint:revive // its name in that API
+	operation string
+	code      ErrorCode
+	err       *document.Error
+}
+
+func (e *HcnError) Error() string { return e.operation + ": " + e.err.Error() }
+
+// Unwrap gives the daemon's own error.
+func (e *HcnError) Unwrap() error { return e.err }
+
+// Code of the error.
+func (e *HcnError) Code() ErrorCode { return e.code }
+
+// CheckErrorWithCode tells whether an error has a code.
+func CheckErrorWithCode(err error, code ErrorCode) bool {
+	e, ok := errors.AsType[*HcnError](err)
+	return ok && e.code == code
+}
+
+// IsElementNotFoundError tells whether the service has not found something.
+func IsElementNotFoundError(err error) bool { return CheckErrorWithCode(err, ERROR_NOT_FOUND) }
+
+// IsPortAlreadyExistsError tells whether a port is taken.
+func IsPortAlreadyExistsError(err error) bool {
+	return CheckErrorWithCode(err, HCN_E_PORT_ALREADY_EXISTS)
+}
+
+// IsNotImplemented tells whether the service does not do that.
+func IsNotImplemented(err error) bool {
+	return CheckErrorWithCode(err, HCN_E_NOTIMPL) || CheckErrorWithCode(err, HCN_E_REQUEST_UNSUPPORTED)
+}
+
+// IsNotFoundError tells whether an object is not there.
+func IsNotFoundError(err error) bool {
+	if e, ok := errors.AsType[*HcnError](err); ok {
+		return e.err.HTTPStatus() == 404
+	}
+	for _, is := range []bool{
+		isA[NetworkNotFoundError](err), isA[EndpointNotFoundError](err), isA[NamespaceNotFoundError](err),
+		isA[LoadBalancerNotFoundError](err), isA[RouteNotFoundError](err),
+	} {
+		if is {
+			return true
+		}
+	}
+	return false
+}
+
+func isA[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+// NetworkNotFoundError says that no network has a name or an ID.
+type NetworkNotFoundError struct{ NetworkName, NetworkID string }
+
+func (e NetworkNotFoundError) Error() string { return notFound("network", e.NetworkName, e.NetworkID) }
+
+// EndpointNotFoundError says that no endpoint has a name or an ID.
+type EndpointNotFoundError struct{ EndpointName, EndpointID string }
+
+func (e EndpointNotFoundError) Error() string {
+	return notFound("endpoint", e.EndpointName, e.EndpointID)
+}
+
+// NamespaceNotFoundError says that no namespace has an ID.
+type NamespaceNotFoundError struct{ NamespaceID string }
+
+func (e NamespaceNotFoundError) Error() string { return notFound("namespace", "", e.NamespaceID) }
+
+// LoadBalancerNotFoundError says that no load balancer has an ID.
+type LoadBalancerNotFoundError struct{ LoadBalancerId string }
+
+func (e LoadBalancerNotFoundError) Error() string {
+	return notFound("load balancer", "", e.LoadBalancerId)
+}
+
+// RouteNotFoundError says that no SDN route has an ID.
+type RouteNotFoundError struct{ RouteId string }
+
+func (e RouteNotFoundError) Error() string { return notFound("route", "", e.RouteId) }
+
+func notFound(kind, name, id string) string {
+	if name != "" {
+		return fmt.Sprintf("no %s has the name %q: not found", kind, name)
+	}
+	return fmt.Sprintf("no %s has the ID %q: not found", kind, id)
+}

@@ -1,0 +1,175 @@
+package hcn_test
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcsshim/hcn"
+)
+
+// service is one that keeps documents and nothing else.
+type service struct {
+	docs map[string]map[string]any
+	last map[string]any
+}
+
+func serve(t *testing.T) *service {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hcn") //nolint:usetesting // t.TempDir is too long for a socket's address
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	ln, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("BULKHEAD_HOST", "unix://"+filepath.Join(dir, "s"))
+	s := &service{docs: map[string]map[string]any{}}
+	answer := func(w http.ResponseWriter, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+	refuse := func(w http.ResponseWriter, status int, code uint32, text string) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		answer(w, map[string]any{"Success": false, "Error": text, "ErrorCode": code})
+	}
+	m := http.NewServeMux()
+	m.HandleFunc("GET /hcn/v2/{kind}", func(w http.ResponseWriter, r *http.Request) {
+		var q struct{ Filter string }
+		var want map[string]string
+		if json.Unmarshal([]byte(r.URL.Query().Get("query")), &q) != nil || q.Filter != "" && json.Unmarshal([]byte(q.Filter), &want) != nil {
+			t.Errorf("query %q", r.URL.RawQuery)
+		}
+		ids := []string{}
+		for id, doc := range s.docs {
+			fits := doc["kind"] == r.PathValue("kind")
+			for k, v := range want {
+				fits = fits && doc[k] == v
+			}
+			if fits {
+				ids = append(ids, id)
+			}
+		}
+		answer(w, ids)
+	})
+	m.HandleFunc("GET /hcn/v2/{kind}/{id}", func(w http.ResponseWriter, r *http.Request) {
+		if doc, ok := s.docs[r.PathValue("id")]; ok {
+			answer(w, doc)
+			return
+		}
+		refuse(w, http.StatusNotFound, 0x803B0001, "The network was not found. ")
+	})
+	m.HandleFunc("POST /hcn/v2/{kind}", func(w http.ResponseWriter, r *http.Request) {
+		var doc map[string]any
+		if err := json.NewDecoder(r.Body).Decode(&doc); err != nil {
+			t.Error(err)
+		}
+		if doc["Name"] == "taken" {
+			refuse(w, http.StatusConflict, 0x803B0013, "The specified port already exists. ")
+			return
+		}
+		id := "ID-" + r.PathValue("kind")
+		doc["ID"], doc["kind"] = id, r.PathValue("kind")
+		s.docs[id], s.last = doc, doc
+		answer(w, doc)
+	})
+	m.HandleFunc("POST /hcn/v2/{kind}/{id}/modify", func(w http.ResponseWriter, r *http.Request) {
+		s.last = nil
+		if err := json.NewDecoder(r.Body).Decode(&s.last); err != nil {
+			t.Error(err)
+		}
+		if s.last["ResourceType"] == "Endpoint" {
+			s.docs[r.PathValue("id")]["Resources"] = []any{map[string]any{"Type": "Endpoint", "Data": map[string]any{"ID": s.last["Settings"].(map[string]any)["EndpointId"]}}}
+		}
+		answer(w, nil)
+	})
+	m.HandleFunc("DELETE /hcn/v2/{kind}/{id}", func(w http.ResponseWriter, r *http.Request) {
+		delete(s.docs, r.PathValue("id"))
+		answer(w, nil)
+	})
+	m.HandleFunc("GET /hns/v1/globals/version", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, map[string]any{"Success": true, "Output": map[string]int{"Major": 9, "Minor": 3}})
+	})
+	srv := &http.Server{Handler: m, ReadHeaderTimeout: time.Minute}
+	go func() { _ = srv.Serve(ln) }()
+	t.Cleanup(func() { srv.Close() })
+	return s
+}
+
+// TestPodNetwork is what a CNI plugin for Windows does for a pod, in the words of that API.
+func TestPodNetwork(t *testing.T) {
+	s := serve(t)
+	if _, err := hcn.GetNetworkByName("pods"); !hcn.IsNotFoundError(err) {
+		t.Fatalf("no network: %v", err)
+	}
+	if err := hcn.HostRouteSupported(); err != nil {
+		t.Error(err)
+	}
+	if f := hcn.GetSupportedFeatures(); !f.Api.V2 || !f.DSR || f.SetPolicy || !f.Slash32EndpointPrefixes {
+		t.Errorf("features of 9.3: %+v", f)
+	}
+	network, err := (&hcn.HostComputeNetwork{
+		Name: "pods", Type: hcn.NAT, SchemaVersion: hcn.V2SchemaVersion(),
+		Ipams: []hcn.Ipam{{Type: "Static", Subnets: []hcn.Subnet{{IpAddressPrefix: "10.9.0.0/24", Routes: []hcn.Route{{NextHop: "10.9.0.1", DestinationPrefix: "0.0.0.0/0"}}}}}},
+	}).Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, has := s.last["Dns"]; has || s.last["SchemaVersion"] == nil {
+		t.Errorf("sent %v", s.last)
+	}
+	settings, err := json.Marshal(hcn.PortMappingPolicySetting{Protocol: 6, InternalPort: 80, ExternalPort: 8080})
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint, err := network.CreateEndpoint(&hcn.HostComputeEndpoint{Name: "pod", SchemaVersion: hcn.V2SchemaVersion(), Policies: []hcn.EndpointPolicy{{Type: hcn.PortMapping, Settings: settings}}})
+	if err != nil || endpoint.HostComputeNetwork != network.Id {
+		t.Fatalf("endpoint %+v: %v", endpoint, err)
+	}
+	namespace, err := hcn.NewNamespace(hcn.NamespaceTypeHost).Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := endpoint.NamespaceAttach(namespace.Id); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := hcn.GetNamespaceEndpointIds(namespace.Id); err != nil || len(ids) != 1 || ids[0] != endpoint.Id {
+		t.Errorf("endpoints %v: %v", ids, err)
+	}
+	if all, err := hcn.ListEndpointsOfNetwork(network.Id); err != nil || len(all) != 1 {
+		t.Errorf("endpoints of the network %v: %v", all, err)
+	}
+	if err := endpoint.ApplyPolicy(hcn.RequestTypeUpdate, hcn.PolicyEndpointRequest{Policies: endpoint.Policies}); err != nil || s.last["RequestType"] != "Update" {
+		t.Errorf("sent %v: %v", s.last, err)
+	}
+	if _, err := network.CreateEndpoint(&hcn.HostComputeEndpoint{Name: "taken"}); !hcn.IsPortAlreadyExistsError(err) || hcn.IsNotFoundError(err) {
+		t.Errorf("a port that is taken: %v", err)
+	}
+	if err := endpoint.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hcn.GetEndpointByID(endpoint.Id); !hcn.IsNotFoundError(err) {
+		t.Errorf("after the end: %v", err)
+	}
+	if err := network.Delete(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNoDaemon: what cannot be reached is an error, and has no features.
+func TestNoDaemon(t *testing.T) {
+	t.Setenv("BULKHEAD_HOST", "unix:///nonexistent/s")
+	if _, err := hcn.ListNetworks(); err == nil || hcn.IsNotFoundError(err) {
+		t.Errorf("no daemon: %v", err)
+	}
+	if f := hcn.GetSupportedFeatures(); f.Api.V2 {
+		t.Errorf("features of nobody: %+v", f)
+	}
+}
