@@ -86,7 +86,9 @@ int bh_from_port(struct __sk_buff *skb)
 		return drop(skb, p, step);
 	step = carry(skb, p);
 	if (!step) {
-		step = balance(skb, p, 0);
+		step = balance(skb, p);
+		if (!step)
+			step = balance_error(skb, p);
 		if (step > 0)
 			return reject(skb, p, step);
 		if (step == BALANCED)
@@ -115,9 +117,7 @@ int bh_from_port(struct __sk_buff *skb)
 
 	if (p->flags & PKT_GROUP)
 		return replicate(skb, p);
-	step = balance(skb, p, 1);
-	if (!step)
-		step = balance_error(skb, p);
+	step = balance_first(skb, p);
 	if (step > 0)
 		return reject(skb, p, step);
 	return deliver(skb, p);

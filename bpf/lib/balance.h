@@ -48,13 +48,11 @@ __noinline __u32 place(struct pkt *p, __u32 spread)
 static __always_inline const struct vip *vip_of(const struct pkt *p)
 {
 	struct vip_key key = {.sw = SWITCH_OF(p->src.sw), .port = p->dport, .proto = p->proto};
-	const struct vip *v;
 
 	if (p->flags & PKT_STEERED && !p->lan && steer_of(p))
 		return 0; /* a proxy takes it, for what it is */
 	__builtin_memcpy(key.ip, p->dst.ip, 16);
-	v = bpf_map_lookup_elem(&bh_vips_v1, &key);
-	return v && (p->kind == PORT_CONTAINER || v->flags & VIP_HOST) ? v : 0;
+	return bpf_map_lookup_elem(&bh_vips_v1, &key);
 }
 
 /* Is the chosen back end still one of the service's? */
@@ -66,8 +64,8 @@ static __always_inline int stands(const struct vip *v, const struct choice *c)
 	return bpf_map_lookup_elem(&bh_standing_v1, &key) != 0;
 }
 
-/* A verification border. Chooses a back end: 0, or that there is none. */
-__noinline int choose(struct pkt *p, struct vip *v)
+/* A verification border. Chooses a back end of the service in the scratch space: 0, or that there is none. */
+__noinline int choose(struct pkt *p)
 {
 	struct scratch *room = scratch();
 	struct places_key at = {};
@@ -76,20 +74,20 @@ __noinline int choose(struct pkt *p, struct vip *v)
 	const struct backend *b;
 	__u32 h;
 
-	if (!p || !v || !room || !v->table)
+	if (!p || !room || !room->vip.table)
 		return DROP_NO_BACKEND;
-	h = place(p, v->spread) & v->mask;
-	at.table = v->table;
+	h = place(p, room->vip.spread) & room->vip.mask;
+	at.table = room->vip.table;
 	at.piece = h / PLACES;
 	places = bpf_map_lookup_elem(&bh_places_v1, &at);
 	if (!places)
 		return DROP_NO_BACKEND;
-	key.table = v->table;
+	key.table = at.table;
 	key.backend = places->backend[h & (PLACES - 1)];
 	b = bpf_map_lookup_elem(&bh_backends_v1, &key);
 	if (!b)
 		return DROP_NO_BACKEND;
-	room->choice.table = v->table;
+	room->choice.table = at.table;
 	__builtin_memcpy(room->choice.ip, b->ip, 16);
 	room->choice.port = b->port;
 	room->choice.pad = 0;
@@ -104,18 +102,20 @@ static __always_inline int is_own(const struct pkt *p)
 	return p->kind == PORT_CONTAINER && same_mac(p->smac, p->port_mac) && o && o->port == p->ifindex;
 }
 
-/* A verification border. Sends a packet to the chosen back end: BALANCED, or why not. */
-__noinline int turn_to(struct __sk_buff *skb, struct pkt *p, struct vip *v)
+/* A verification border. Sends a packet for the service in the scratch space to the back end there: BALANCED, or why
+ * not. */
+__noinline int turn_to(struct __sk_buff *skb, struct pkt *p)
 {
 	struct scratch *room = scratch();
 	struct choice *c;
 
-	if (!p || !v || !room)
+	if (!p || !room)
 		return DROP_MALFORMED;
 	c = &room->choice;
-	if (v->flags & VIP_KEEP) {
+	if (room->vip.flags & VIP_KEEP) {
 		p->turned = TURNED_KEPT;
 		__builtin_memcpy(p->alias, c->ip, 16);
+		note_turn(room, p);
 		return BALANCED;
 	}
 	p->turned = TURNED;
@@ -129,7 +129,7 @@ __noinline int turn_to(struct __sk_buff *skb, struct pkt *p, struct vip *v)
 		if (!is_own(p))
 			return DROP_SOURCE_ADDRESS;
 		p->turned = TURNED | TURNED_SELF;
-		__builtin_memcpy(room->tuple.src, v->self, 16);
+		__builtin_memcpy(room->tuple.src, room->vip.self, 16);
 	}
 	return translate(skb, p) ? DROP_KERNEL : BALANCED;
 }
@@ -143,22 +143,23 @@ static __always_inline int turn_rest(struct __sk_buff *skb, struct pkt *p, struc
 		return 0;
 	p->turned = t->turned;
 	__builtin_memcpy(p->alias, t->alias, 16);
-	if (p->turned & TURNED_ANSWER) /* when it has been judged */
+	if (p->turned & (TURNED_ANSWER | TURNED_OWNED)) /* an answer is rewritten when it has been judged */
 		return 0;
+	if (p->turned & TURNED_KEPT)
+		return BALANCED;
 	__builtin_memcpy(room->tuple.src, t->src, 16);
 	__builtin_memcpy(room->tuple.dst, t->dst, 16);
 	return translate(skb, p) ? DROP_KERNEL : BALANCED;
 }
 
-/* A verification border. A packet that belongs to no flow as it is: BALANCED when it goes to a back end of a
- * service, 0 when it is for none, or why it goes nowhere. Before it has met the source guard (first is 0), only
- * a back end that was chosen then will do. */
-__noinline int balance(struct __sk_buff *skb, struct pkt *p, __u32 first)
+/* A verification border. A packet that belongs to no flow as it is: BALANCED when it goes to the back end that its
+ * connection has, 0 when that is still to be chosen or it is for no service, or why it goes nowhere. It has not met
+ * the source guard. */
+__noinline int balance(struct __sk_buff *skb, struct pkt *p)
 {
 	struct scratch *room = scratch();
 	const struct vip *v;
 	struct choice *c = 0;
-	struct vip local;
 
 	if (!p || !room || p->turned || p->flags & PKT_GROUP)
 		return 0;
@@ -166,37 +167,34 @@ __noinline int balance(struct __sk_buff *skb, struct pkt *p, __u32 first)
 		return 0;
 	if (p->flags & PKT_NO_L4)
 		return turn_rest(skb, p, room);
-	if (p->lan && p->kind != PORT_CONTAINER)
-		return 0;
-	if ((p->kind != PORT_CONTAINER && p->kind != PORT_HOST) || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+	if (p->kind != PORT_CONTAINER || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
 		return 0;
 	v = vip_of(p);
-	if (!v) {
-		p->turned = TURNED_NONE;
+	if (!v)
 		return 0;
-	}
-	local = *v;
+	p->turned = TURNED_FIRST;
+	room->vip = *v;
 	choice_key(&room->choice_key, p);
 	if (!(p->flags & PKT_TEST))
 		c = bpf_map_lookup_elem(&bh_choices_v1, &room->choice_key);
-	if (c && c->table != local.table) {
-		if (stands(&local, c)) {
-			c->table = local.table;
-		} else if (p->proto == IPPROTO_TCP && !(p->flags & PKT_OPENER)) {
-			return DROP_NO_BACKEND;
-		} else {
-			c = 0;
-		}
+	if (!c)
+		return 0;
+	if (c->table != room->vip.table) {
+		if (!stands(&room->vip, c))
+			return p->proto == IPPROTO_TCP && !(p->flags & PKT_OPENER) ? DROP_NO_BACKEND : 0;
+		c->table = room->vip.table;
 	}
-	if (c) {
-		room->choice = *c;
-	} else {
-		if (!first)
-			return 0;
-		if (choose(p, &local))
-			return DROP_NO_BACKEND;
-	}
-	return turn_to(skb, p, &local);
+	room->choice = *c;
+	return turn_to(skb, p);
+}
+
+/* A verification border. The first packet of a connection to a service, which balance() has found: BALANCED, or why it
+ * goes nowhere; 0 for others. */
+__noinline int balance_first(struct __sk_buff *skb, struct pkt *p)
+{
+	if (!p || p->turned != TURNED_FIRST)
+		return 0;
+	return choose(p) ? DROP_NO_BACKEND : turn_to(skb, p);
 }
 
 #endif

@@ -22,11 +22,13 @@ static __always_inline void choice_key(struct choice_key *k, const struct pkt *p
 }
 
 /* A function of its own, for its key. The client is the one who opened the flow; who meets itself has the
- * other end's address. */
+ * other end's address. A client that goes on with another back end has a flow with that one, and the choice is
+ * that flow's by now. */
 static __noinline int choice_end(const struct flow_key *k, const struct flow *f)
 {
 	struct choice_key key = {};
 	int opener = f->opener & 1;
+	const struct choice *c;
 
 	key.sw = k->sw;
 	key.proto = k->proto;
@@ -39,6 +41,12 @@ static __noinline int choice_end(const struct flow_key *k, const struct flow *f)
 		key.dport = opener ? k->aport : k->bport;
 		__builtin_memcpy(key.dst, opener ? k->a : k->b, 16);
 	}
+	c = bpf_map_lookup_elem(&bh_choices_v1, &key);
+	if (!c)
+		return 0;
+	if (f->state & FLOW_KEPT ? !same_ip(c->ip, f->alias)
+				 : !same_ip(c->ip, opener ? k->a : k->b) || c->port != (opener ? k->aport : k->bport))
+		return 0;
 	return bpf_map_delete_elem(&bh_choices_v1, &key);
 }
 

@@ -79,10 +79,11 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	struct flow_key key = {};
 	__u32 device, port;
 	struct flow *f;
+	struct scratch *room = scratch();
 	int end, step;
 	__u8 kind;
 
-	if (!p)
+	if (!p || !room)
 		return TC_ACT_SHOT;
 	if (p->flags & (PKT_OPENER | PKT_TEST) || !has_flow(p))
 		return 0;
@@ -103,8 +104,10 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (f->state & FLOW_SELF && f->opener != end)
 		to_answer(f, p);
 	/* And that its sender may have this source. */
-	if (f->state & FLOW_KEPT && f->opener != end && f->end[end & 1].port == p->ifindex)
+	if (f->state & FLOW_KEPT && f->opener != end && f->end[end & 1].port == p->ifindex) {
 		p->turned = TURNED_OWNED;
+		note_turn(room, p);
+	}
 	if (p->flags & PKT_FRAGMENT || f->generation != generation() || !same_ends(f, p, end))
 		return 0;
 	if (f->opener == end && turned_otherwise(f, p))
@@ -114,8 +117,11 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return 0;
 	if (f->state & (FLOW_TURNED | FLOW_KEPT))
 		recall(f, p, end);
-	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF)) && redress(skb, p, port))
+	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF)) && redress(skb, p, port)) {
+		if (p->turned & TURNED_KEPT) /* another may be chosen: balance() is to see it as it came */
+			p->turned = 0;
 		return 0;
+	}
 	if (you->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_IN;
 	step = kind == PORT_REMOTE ? fits_tunnel(skb, p) : DROP_NONE;

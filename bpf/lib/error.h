@@ -64,6 +64,16 @@ __noinline int quoted(struct __sk_buff *skb, struct pkt *p)
 	return 0;
 }
 
+/* The flow of the packet that an error quotes, and which end has sent that. */
+static __always_inline const struct flow *quoted_flow(struct scratch *room, const struct pkt *p, int *end)
+{
+	const struct inner *in = &room->inner;
+
+	room->key = (struct flow_key){};
+	*end = flow_key(&room->key, p->src.sw, in->proto, in->src, in->sport, in->dst, in->dport);
+	return bpf_map_lookup_elem(&bh_flows_v4, &room->key);
+}
+
 /* A verification border. Is the quoted packet one that a client has sent to a service? Then the scratch space says
  * what it is to see. */
 __noinline int error_back(struct pkt *p)
@@ -76,9 +86,7 @@ __noinline int error_back(struct pkt *p)
 	if (!p || !room)
 		return 0;
 	in = &room->inner;
-	room->key = (struct flow_key){};
-	end = flow_key(&room->key, p->src.sw, in->proto, in->src, in->sport, in->dst, in->dport);
-	f = bpf_map_lookup_elem(&bh_flows_v4, &room->key);
+	f = quoted_flow(room, p, &end);
 	if (!f || !(f->state & FLOW_TURNED) || f->state & FLOW_SELF || f->opener != end)
 		return 0;
 	room->mend.dst = 1;
@@ -90,6 +98,33 @@ __noinline int error_back(struct pkt *p)
 	return 1;
 }
 
+/* A verification border. Where packets are delivered as they are, errors are, too: what one is about belongs to a flow
+ * as it is quoted. From the back end it has the service's address, and from the client it goes to the back end. */
+__noinline int error_kept(struct pkt *p)
+{
+	struct scratch *room = scratch();
+	const struct inner *in;
+	const struct flow *f;
+	int end;
+
+	if (!p || !room)
+		return 0;
+	in = &room->inner;
+	f = quoted_flow(room, p, &end);
+	if (!f || !(f->state & FLOW_KEPT))
+		return 0;
+	if (f->opener == end) {
+		if (f->end[!(end & 1)].port == p->ifindex && same_ip(p->src.ip, in->dst))
+			p->turned = TURNED_OWNED;
+		return 0;
+	}
+	if (f->end[!(end & 1)].port != p->ifindex || !same_ip(p->dst.ip, in->src))
+		return 0;
+	p->turned = TURNED_KEPT;
+	__builtin_memcpy(p->alias, f->alias, 16);
+	return BALANCED;
+}
+
 /* A verification border. An error about what a back end has answered: it comes to the service, and goes to the
  * back end. */
 __noinline int error_forth(struct __sk_buff *skb, struct pkt *p)
@@ -98,7 +133,7 @@ __noinline int error_forth(struct __sk_buff *skb, struct pkt *p)
 	const struct choice *c;
 	const struct inner *in;
 
-	if (!p || !room || quoted(skb, p))
+	if (!p || !room)
 		return 0;
 	in = &room->inner;
 	if (!same_ip(p->dst.ip, in->src))
@@ -126,12 +161,15 @@ __noinline int error_forth(struct __sk_buff *skb, struct pkt *p)
 	return BALANCED;
 }
 
-/* A verification border. balance() of an error: of a service that keeps its packets there is nothing to mend. */
+/* A verification border. balance() of an error. */
 __noinline int balance_error(struct __sk_buff *skb, struct pkt *p)
 {
-	if (!p || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || (p->kind != PORT_CONTAINER && p->kind != PORT_HOST))
+	int step;
+
+	if (!p || p->kind != PORT_CONTAINER || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || quoted(skb, p))
 		return 0;
-	return error_forth(skb, p);
+	step = error_kept(p);
+	return step || p->turned ? step : error_forth(skb, p);
 }
 
 #endif

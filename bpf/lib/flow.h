@@ -117,11 +117,13 @@ static __always_inline __u64 patience(const struct flow *f, __u8 proto)
 	return f->state & FLOW_REPLIED ? IDLE_REPLIED : IDLE_ONE_WAY;
 }
 
-/* A client may have a connection to a service and one past it between the same ports of the same two: the
- * newer one counts. */
+/* A client may have a connection to a service, one to another service and one past both between the same ports
+ * of the same two: the newest one counts. */
 static __always_inline int turned_otherwise(const struct flow *f, const struct pkt *p)
 {
-	return !(f->state & FLOW_TURNED) != !(p->turned & TURNED);
+	if (!(f->state & FLOW_TURNED) != !(p->turned & TURNED))
+		return 1;
+	return p->turned & TURNED && (f->aport != p->aport || !same_ip(f->alias, p->alias));
 }
 
 /* An answer of a back end: its source is to be what the receiver has asked. */
@@ -288,6 +290,9 @@ __noinline int flow_last(const struct flow_key *k)
 	return 0;
 }
 
+/* What flow_open() says that is no drop reason. */
+#define FLOW_THERE -1
+
 /* Takes up a flow: 0, or why not. The caller counts the packet. */
 static __always_inline int flow_open(struct flow_key *k, const struct flow *first, __u32 limit)
 {
@@ -303,7 +308,7 @@ static __always_inline int flow_open(struct flow_key *k, const struct flow *firs
 		if (s)
 			__sync_fetch_and_add(&s->flows, -1);
 		/* Another CPU was faster with a packet of the same flow; or the table is full. */
-		return bpf_map_lookup_elem(&bh_flows_v4, k) ? DROP_NONE : DROP_FLOW_TABLE;
+		return bpf_map_lookup_elem(&bh_flows_v4, k) ? FLOW_THERE : DROP_FLOW_TABLE;
 	}
 	return DROP_NONE;
 }

@@ -7,6 +7,7 @@
 #include "guard.h"
 #include "judge.h"
 #include "maps.h"
+#include "rate.h"
 #include "remote.h"
 #include "tunnel.h"
 
@@ -26,16 +27,16 @@
 /* Records of one report that are read: stacks begin another long before. */
 #define MAX_RECORDS 128
 
-/* Groups of a port that are told apart. One that is in more is in all: as at a switch whose table is full, too
- * much comes, and nothing is missed. */
-#define MAX_PORT_GROUPS 64
 #define ALL_GROUPS (1U << 31)
+#define EEXIST 17
 
 /* Hosts of a network that get copies; plan.MaxGroupHosts. */
 #define MAX_GROUP_HOSTS 1024
 
-/* How much one port may have copied to other hosts, in bytes per second, and what it may save up. */
-#define GROUP_BYTES (8ULL << 20)
+/* How much one port may have copied to other hosts: what a byte of 8 MB a second takes, and what a port may save up,
+ * in ticks. */
+#define GROUP_SECOND (1000000000ULL << TICK_SHIFT)
+#define GROUP_BYTE (GROUP_SECOND / (8ULL << 20))
 #define GROUP_SIDE 2 /* of a bucket's key, beside RATE_OUT and RATE_IN */
 
 /* How many groups a port is in is under no address. */
@@ -50,6 +51,7 @@ __noinline int note_group(struct pkt *p, struct addr_key *group, __u32 joins)
 {
 	__u32 one = 1, none = 0, *count;
 	struct addr_key key;
+	int err = 0;
 
 	if (!p || !group)
 		return 0;
@@ -74,10 +76,14 @@ __noinline int note_group(struct pkt *p, struct addr_key *group, __u32 joins)
 			return 0;
 	}
 	key = *group;
-	if ((*count & ~ALL_GROUPS) >= MAX_PORT_GROUPS || bpf_map_update_elem(&bh_groups_v1, &key, &one, BPF_NOEXIST))
-		__sync_fetch_and_or(count, ALL_GROUPS);
+	if ((*count & ~ALL_GROUPS) < MAX_PORT_GROUPS)
+		err = bpf_map_update_elem(&bh_groups_v1, &key, &one, BPF_NOEXIST);
 	else
+		err = -1;
+	if (!err)
 		__sync_fetch_and_add(count, 1);
+	else if (err != -EEXIST) /* else another CPU was faster */
+		__sync_fetch_and_or(count, ALL_GROUPS);
 	return 0;
 }
 
@@ -113,7 +119,8 @@ static long read_record(__u32 i, void *ctx)
 }
 
 /* A verification border. Reads what a port's stack says of its groups. The port's own querier is nobody: stacks
- * say what changes by themselves. */
+ * say what changes by themselves, and nothing again. So they are heard on each overlay, for one that is to carry
+ * multicast later. */
 __noinline int snoop(struct __sk_buff *skb, struct pkt *p)
 {
 	struct addr_key group = {};
@@ -171,26 +178,12 @@ __noinline int in_group(struct pkt *p, __u32 port)
 	return count && *count & ALL_GROUPS;
 }
 
-/* Takes the copies of a frame out of what a port may have copied, by a bucket as in rate.h. */
+/* Takes the copies of a frame out of what a port may have copied. */
 static __always_inline int may_spread(const struct pkt *p, __u32 hosts)
 {
 	struct rate_key key = {.port = p->ifindex, .side = GROUP_SIDE};
-	__u64 now = bpf_ktime_get_ns(), cost = (__u64)p->len * hosts * 1000000000ULL / GROUP_BYTES, full;
-	struct bucket *b = bpf_map_lookup_elem(&bh_buckets_v1, &key);
 
-	if (!b) {
-		struct bucket first = {};
-
-		bpf_map_update_elem(&bh_buckets_v1, &key, &first, BPF_NOEXIST);
-		b = bpf_map_lookup_elem(&bh_buckets_v1, &key);
-		if (!b)
-			return 0;
-	}
-	full = b->full < now ? now : b->full;
-	if (full + cost > now + 1000000000ULL)
-		return 0;
-	b->full = full + cost;
-	return 1;
+	return draw(&key, (__u64)p->len * hosts * GROUP_BYTE, GROUP_SECOND);
 }
 
 struct spread {

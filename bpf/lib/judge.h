@@ -202,12 +202,9 @@ static __always_inline int is_midway(const struct pkt *p)
 	return p->proto == IPPROTO_TCP && !(p->flags & PKT_OPENER);
 }
 
-/* A flow of a service's client: the choice goes with it. Who meets itself answers by the MAC that it
- * asked by. */
-static __always_inline void note_choice(struct flow *f, struct flow_end *me, const struct pkt *p)
+/* A flow of a service's client. Who meets itself answers by the MAC that it asked by. */
+static __always_inline void note_service(struct flow *f, struct flow_end *me, const struct pkt *p)
 {
-	struct scratch *room = scratch();
-
 	f->state |= p->turned & TURNED ? FLOW_TURNED : FLOW_KEPT;
 	__builtin_memcpy(f->alias, p->alias, 16);
 	f->aport = p->aport;
@@ -215,8 +212,6 @@ static __always_inline void note_choice(struct flow *f, struct flow_end *me, con
 		f->state |= FLOW_SELF;
 		__builtin_memcpy(me->mac, p->dmac, ETH_ALEN);
 	}
-	if (room)
-		bpf_map_update_elem(&bh_choices_v1, &room->choice_key, &room->choice, 0);
 }
 
 /* A verification border: a new flow, 0 or why not. A container's share pays for it,
@@ -229,7 +224,7 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	struct flow_end *me, *you;
 	struct flow_key *key;
 	struct flow *f;
-	int end;
+	int end, step;
 
 	if (!p || !to || !room)
 		return DROP_FLOW_TABLE;
@@ -262,8 +257,12 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 		f->state |= end ? FLOW_STALE_A : FLOW_STALE_B;
 	f->charged = p->kind == PORT_CONTAINER ? p->ifindex : to->port;
 	if (p->turned & (TURNED | TURNED_KEPT))
-		note_choice(f, me, p);
-	return flow_open(key, f, limit);
+		note_service(f, me, p);
+	step = flow_open(key, f, limit);
+	/* The choice comes after the flow, with which it goes: without one nothing would ever forget it. */
+	if (!step && p->turned & (TURNED | TURNED_KEPT))
+		bpf_map_update_elem(&bh_choices_v1, &room->choice_key, &room->choice, 0);
+	return step == FLOW_THERE ? DROP_NONE : step;
 }
 
 /* May answers come from where the packet goes to? A flow spares its packets the source
@@ -424,8 +423,8 @@ static __always_inline int judge_first(struct __sk_buff *skb, struct pkt *p, str
 		return DROP_NONE;
 	/* No place in the table, or the middle of a connection. Without rules that make the
 	 * answers depend on the flow it is only slower; with such it may not begin, for its
-	 * answers would be dropped. */
-	if (!answers_pass(p, q, to->out, from->in)) {
+	 * answers would be dropped, and to a service not either, for theirs would be nobody's. */
+	if ((!is_midway(p) && p->turned & (TURNED | TURNED_KEPT)) || !answers_pass(p, q, to->out, from->in)) {
 		if (is_midway(p))
 			return DROP_NONE;
 		if (p->kind != PORT_CONTAINER) /* the share that is used up is the receiver's */

@@ -51,7 +51,7 @@ TABLE(bh_lans_v1, HASH, MAX_PORTS, struct lan_key, struct lan);
 TABLE(bh_overlays_v1, HASH, MAX_PORTS, __u32, struct overlay); /* by switch number */
 TABLE(bh_vnis_v1, HASH, MAX_PORTS, struct vni_key, __u32); /* switch number */
 TABLE(bh_remotes_v1, HASH, MAX_REMOTES, struct addr_key, struct remote);
-TABLE(bh_routes_v1, LPM_TRIE, MAX_REMOTES, struct route_key, struct remote);
+TABLE(bh_routes_v2, LPM_TRIE, MAX_REMOTES, struct route_key, struct remote);
 
 /* By switch and address in the underlay: the hosts that remotes or routes lead to. The value counts for
  * nothing. */
@@ -60,8 +60,13 @@ TABLE(bh_vteps_v1, HASH, MAX_REMOTES, struct addr_key, __u32);
 /* Of a switch with multicast: the same that get its group frames, in slots from 0 on. */
 TABLE(bh_floods_v1, HASH, MAX_REMOTES, struct member_key, struct flood_host);
 
-/* Filled by the program: the groups of each port, whose index stands for the switch. Under no address is how many. */
-TABLE(bh_groups_v1, HASH, 1 << 18, struct addr_key, __u32);
+/* Groups of a port that are told apart. One that is in more is in all: as at a switch whose table is full, too
+ * much comes, and nothing is missed. */
+#define MAX_PORT_GROUPS 15
+
+/* Filled by the program: the groups of each port, whose index stands for the switch. Under no address is how many.
+ * There is room for those of all ports, so that none can take another's. */
+TABLE(bh_groups_v1, HASH, MAX_PORTS * (MAX_PORT_GROUPS + 1), struct addr_key, __u32);
 
 /* The ports of each switch that get broadcast, in slots 0..members-1. */
 TABLE(bh_members_v1, HASH, MAX_PORTS, struct member_key, struct dest);
@@ -155,6 +160,7 @@ struct scratch {
 	struct fragment_key fragment;
 	struct arrival arrival;
 	struct choice_key choice_key;
+	struct vip vip;
 	struct choice choice;
 	struct tuple tuple;
 	struct turn turn;
@@ -162,13 +168,13 @@ struct scratch {
 	struct inner inner;
 };
 
-FIXED(bh_scratch_v4, PERCPU_ARRAY, 1, __u32, struct scratch);
+FIXED(bh_scratch_v5, PERCPU_ARRAY, 1, __u32, struct scratch);
 
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&bh_scratch_v4, &zero);
+	return bpf_map_lookup_elem(&bh_scratch_v5, &zero);
 }
 
 #endif

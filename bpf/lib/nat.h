@@ -9,7 +9,7 @@
 
 /* The later fragments of a packet have no ports: they get the addresses that its first one got.
  * Keys are of the packet as its sender made it. */
-FIXED(bh_turns_v1, LRU_HASH, 8192, struct fragment_key, struct turn);
+FIXED(bh_turns_v2, LRU_HASH, 8192, struct fragment_key, struct turn);
 
 /* Protocols whose checksum covers the addresses and whose ports are known. */
 static __always_inline int is_ported(const struct pkt *p)
@@ -60,8 +60,25 @@ static __always_inline int write_ip6(struct __sk_buff *skb, const struct pkt *p,
 	return bpf_skb_store_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr), next, sizeof(next), 0);
 }
 
-/* A verification border. Gives a packet the addresses and ports in the scratch space, and notes them for
- * the rest of a fragmented one: 0, or that the kernel will not. */
+/* Notes for the rest of a fragmented packet what its first part gets: of what is rewritten the addresses in the
+ * scratch space. */
+static __always_inline void note_turn(struct scratch *room, const struct pkt *p)
+{
+	if (!(p->flags & PKT_FRAGMENT) || p->flags & (PKT_NO_L4 | PKT_TEST))
+		return;
+	room->fragment = (struct fragment_key){};
+	fragment_key(&room->fragment, p);
+	room->turn.time = bpf_ktime_get_ns();
+	__builtin_memcpy(room->turn.src, room->tuple.src, 16);
+	__builtin_memcpy(room->turn.dst, room->tuple.dst, 16);
+	__builtin_memcpy(room->turn.alias, p->alias, 16);
+	room->turn.port = p->ifindex;
+	room->turn.turned = p->turned;
+	bpf_map_update_elem(&bh_turns_v2, &room->fragment, &room->turn, 0);
+}
+
+/* A verification border. Gives a packet the addresses and ports in the scratch space, and the rest of a fragmented
+ * one, too: 0, or that the kernel will not. */
 __noinline int translate(struct __sk_buff *skb, struct pkt *p)
 {
 	struct scratch *room = scratch();
@@ -70,16 +87,7 @@ __noinline int translate(struct __sk_buff *skb, struct pkt *p)
 	if (!p || !room)
 		return -1;
 	to = &room->tuple;
-	if (p->flags & PKT_FRAGMENT && !(p->flags & (PKT_NO_L4 | PKT_TEST))) {
-		room->fragment = (struct fragment_key){};
-		fragment_key(&room->fragment, p);
-		room->turn.time = bpf_ktime_get_ns();
-		__builtin_memcpy(room->turn.src, to->src, 16);
-		__builtin_memcpy(room->turn.dst, to->dst, 16);
-		__builtin_memcpy(room->turn.alias, p->alias, 16);
-		room->turn.turned = p->turned;
-		bpf_map_update_elem(&bh_turns_v1, &room->fragment, &room->turn, 0);
-	}
+	note_turn(room, p);
 	if (p->ethertype == ETH_P_IP ? write_ip4(skb, p, to) : write_ip6(skb, p, to))
 		return -1;
 	__builtin_memcpy(p->src.ip, to->src, 16);
@@ -98,8 +106,8 @@ static __always_inline const struct turn *turn_of(struct scratch *room, const st
 
 	room->fragment = (struct fragment_key){};
 	fragment_key(&room->fragment, p);
-	t = bpf_map_lookup_elem(&bh_turns_v1, &room->fragment);
-	return t && bpf_ktime_get_ns() - t->time <= FRAGMENT_PATIENCE ? t : 0;
+	t = bpf_map_lookup_elem(&bh_turns_v2, &room->fragment);
+	return t && t->port == p->ifindex && bpf_ktime_get_ns() - t->time <= FRAGMENT_PATIENCE ? t : 0;
 }
 
 /* A verification border. Gives an answer from a back end the address that its receiver has asked. */

@@ -69,7 +69,7 @@ struct pkt {
 #define TURNED_SELF 2	/* between a back end and itself, which sees itself under another address */
 #define TURNED_KEPT 4	/* alias is the back end, dst as it was */
 #define TURNED_ANSWER 8 /* alias and aport are what the receiver has asked: the source is to be given those */
-#define TURNED_NONE 16	/* for no service */
+#define TURNED_FIRST 16 /* for a service, and no back end is chosen yet */
 #define TURNED_OWNED 32 /* from a back end that has the service's address */
 
 /* On a switch with an uplink: the port's flags from PORT_LAN on, and what follows. */
@@ -97,6 +97,13 @@ static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 static __always_inline const __u32 *words(const __u8 *ip)
 {
 	return (const __u32 *)ip;
+}
+
+static __always_inline int same_ip(const __u8 *a, const __u8 *b)
+{
+	const __u32 *x = words(a), *y = words(b);
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
 }
 
 static __always_inline void map_ip4(__u8 *to, __be32 ip)

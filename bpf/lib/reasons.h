@@ -43,7 +43,7 @@ enum drop_reason {
 	DROP_MTU = 35,		   /* larger than a tunnel carries */
 	DROP_CONGESTED = 36,	   /* marked on its way in a tunnel, and the inner packet cannot say so (RFC 6040) */
 	DROP_GROUP_RATE = 40,	   /* more group frames than a port may have copied to other hosts */
-	DROP_NO_BACKEND = 41,	   /* a load balancer has no back end for it: its sender is told */
+	DROP_NO_BACKEND = 41,	   /* a load balancer has no back end for it: its sender is told, unless it answers itself */
 	/* From here on: traffic every stack sends and this switch has no use for. It is
 	 * counted, but as no loss and without an event. */
 	DROP_QUIET = 64,

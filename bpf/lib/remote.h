@@ -25,7 +25,7 @@ static __always_inline const struct remote *router_of(const struct addr_key *add
 	struct route_key key = {.bits = 32 + 128, .sw = addr->sw};
 
 	__builtin_memcpy(key.ip, addr->ip, 16);
-	return bpf_map_lookup_elem(&bh_routes_v1, &key);
+	return bpf_map_lookup_elem(&bh_routes_v2, &key);
 }
 
 static __always_inline const struct remote *remote_of(const struct addr_key *addr, const struct overlay *o)
@@ -35,13 +35,6 @@ static __always_inline const struct remote *remote_of(const struct addr_key *add
 	if (r || !(o->flags & OVERLAY_ROUTES))
 		return r;
 	return router_of(addr);
-}
-
-static __always_inline int same_ip(const __u8 *a, const __u8 *b)
-{
-	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
-
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
 }
 
 /* A verification border: the MAC by which a container reaches an address that is elsewhere. That

@@ -413,7 +413,6 @@ struct vip_key {
 	__u8 pad;
 };
 
-#define VIP_HOST 1 /* the host may ask, and who comes by it */
 #define VIP_KEEP 2 /* its packets are delivered as they are */
 
 /* What a back end is chosen by: plan.Spread. */
@@ -481,14 +480,15 @@ struct choice {
 	__u16 pad;
 };
 
-/* How the first part of a fragmented packet was rewritten. */
+/* What was done with the first part of a fragmented packet. */
 struct turn {
 	__u64 time; /* ktime ns */
 	__u8 src[16] __attribute__((aligned(4)));
 	__u8 dst[16] __attribute__((aligned(4)));
 	__u8 alias[16] __attribute__((aligned(4)));
+	__u32 port;  /* that it came from: nobody else's rest has a part in it */
 	__u8 turned; /* TURNED_* */
-	__u8 pad[7];
+	__u8 pad[3];
 };
 
 /* Addresses and ports that a packet is given. */

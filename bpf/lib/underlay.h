@@ -75,7 +75,7 @@ __noinline int from_remote(struct __sk_buff *skb)
 	if (step)
 		return step;
 	if (p->flags & PKT_NO_L4)
-		balance(skb, p, 0); /* an answer's */
+		balance(skb, p); /* an answer's */
 	step = guard_inner(p);
 	if (!step && p->flags & PKT_GROUP)
 		step = guard_spread(p);

@@ -339,24 +339,16 @@ func TestBalanceHairpin(t *testing.T) {
 	})
 }
 
-// TestBalanceKeep delivers packets as they are.
+// TestBalanceKeep delivers packets as they are, in fragments as well, and what errors say of them.
 func TestBalanceKeep(t *testing.T) {
 	b := newBalanced(t, AttachAuto)
+	b.haveVIPs()
 	for i, e := range b.ends {
-		h := b.ns[e.ID]
-		h.Sysctl("net.ipv4.conf.all.arp_announce", "2") // who has an address on loopback does not ask under it
 		for _, vip := range vips {
-			h.Addr("lo", netip.PrefixFrom(vip, vip.BitLen()).String())
-			h.Up("lo")
-			b.says(h, netip.AddrPortFrom(vip, 80), strconv.Itoa(i))
+			b.says(b.ns[e.ID], netip.AddrPortFrom(vip, 80), strconv.Itoa(i))
 		}
 	}
-	b.serve(0, func(s *plan.Service) {
-		s.Keep = true
-		for i := range s.Backends {
-			s.Backends[i] = netip.AddrPortFrom(s.Backends[i].Addr(), 80)
-		}
-	}, b.ends...)
+	b.serve(0, b.keeps, b.ends...)
 	client := b.ns[b.client.ID]
 	each(t, func(protocol string, family int, vip netip.Addr) {
 		seen := map[string]int{}
@@ -386,6 +378,13 @@ func TestBalanceKeep(t *testing.T) {
 			t.Errorf("%s to %s: 20 connections went to %v", protocol, vip, seen)
 		}
 	})
+	b.serve(1, b.keeps, b.ends[0]) // where nobody listens
+	b.serve(0, b.keeps, b.ends[0])
+	for _, vip := range vips {
+		b.large(client, netip.AddrPortFrom(vip, 80))
+		b.refused(client, "udp", netip.AddrPortFrom(vip, 81))
+		b.lateAnswers(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(vip, 80), b.ends[0])
+	}
 }
 
 // TestBalanceFragments sends datagrams that need several packets each way.
@@ -394,20 +393,7 @@ func TestBalanceFragments(t *testing.T) {
 	b.serve(0, nil, b.ends[0])
 	for _, h := range []*th.Host{b.ns[b.client.ID], b.ns[b.ends[0].ID]} { // the second one asks itself
 		for _, vip := range vips {
-			c, err := b.dial(h, "udp", netip.AddrPortFrom(vip, 80))
-			if err != nil {
-				t.Fatal(err)
-			}
-			question := make([]byte, 5000)
-			if _, err := c.Write(question); err != nil {
-				t.Fatal(err)
-			}
-			answer := make([]byte, 8000)
-			if n, err := c.Read(answer); err != nil || n != len(question) {
-				drops, _ := b.a.Drops()
-				t.Errorf("%s: an answer of %d bytes, %v; drops: %v", vip, n, err, drops)
-			}
-			c.Close()
+			b.large(h, netip.AddrPortFrom(vip, 80))
 		}
 	}
 }
@@ -443,7 +429,7 @@ func TestBalanceRules(t *testing.T) {
 	}
 }
 
-// TestBalanceUnreachable: a back end's refusal comes from what the client has asked.
+// TestBalanceUnreachable: a back end's refusal comes from what the client has asked, and the client's goes to the back end.
 func TestBalanceUnreachable(t *testing.T) {
 	b := newBalanced(t, AttachAuto)
 	b.serve(0, func(s *plan.Service) {
@@ -452,10 +438,19 @@ func TestBalanceUnreachable(t *testing.T) {
 		}
 	}, b.ends[0])
 	each(t, func(protocol string, family int, vip netip.Addr) {
-		if _, _, err := b.once(b.ns[b.client.ID], protocol, netip.AddrPortFrom(vip, 80)); !errors.Is(err, unix.ECONNREFUSED) {
-			t.Errorf("%s to %s: %v, want refused", protocol, vip, err)
-		}
+		b.refused(b.ns[b.client.ID], protocol, netip.AddrPortFrom(vip, 80))
 	})
+	b.serve(1, nil, b.ends[0])
+	for family, vip := range vips {
+		b.lateAnswers(netip.AddrPortFrom(vip, 81), netip.AddrPortFrom(b.ends[0].Addrs[family], 8080), b.ends[0])
+	}
+}
+
+func (b *balanced) refused(h *th.Host, protocol string, to netip.AddrPort) {
+	b.t.Helper()
+	if _, _, err := b.once(h, protocol, to); !errors.Is(err, unix.ECONNREFUSED) {
+		b.t.Errorf("%s to %s: %v, want refused", protocol, to, err)
+	}
 }
 
 // TestBalanceTables: tables go when nobody uses them, are mended, and are the same after a restart.
@@ -520,20 +515,11 @@ func TestBalanceChoicesEnd(t *testing.T) {
 			c.Close()
 		}
 	}
-	choices := func() (n int) {
-		it := b.a.objs.BhChoicesV1.Iterate()
-		var k bpfChoiceKey
-		var v bpfChoice
-		for it.Next(&k, &v) {
-			n++
-		}
-		return n
-	}
-	if choices() == 0 {
+	if len(b.choices()) == 0 {
 		t.Error("nothing is noted")
 	}
 	th.Eventually(t, 10*time.Second, func() error {
-		if n := choices(); n > 0 {
+		if n := len(b.choices()); n > 0 {
 			return fmt.Errorf("%d choices are left", n)
 		}
 		return nil

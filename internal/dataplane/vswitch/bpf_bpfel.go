@@ -494,6 +494,7 @@ type bpfScratch struct {
 		Test   uint32
 	}
 	ChoiceKey bpfChoiceKey
+	Vip       bpfVip
 	Choice    bpfChoice
 	Tuple     struct {
 		_     structs.HostLayout
@@ -502,6 +503,7 @@ type bpfScratch struct {
 		Sport uint16
 		Dport uint16
 	}
+	_    [4]byte
 	Turn bpfTurn
 	Mend struct {
 		_      structs.HostLayout
@@ -632,8 +634,9 @@ type bpfTurn struct {
 	Src    [16]uint8
 	Dst    [16]uint8
 	Alias  [16]uint8
+	Port   uint32
 	Turned uint8
-	Pad    [7]uint8
+	Pad    [3]uint8
 }
 
 type bpfVector struct {
@@ -712,10 +715,10 @@ const (
 	bpfMapBhPrefixesV1     = "bh_prefixes_v1"
 	bpfMapBhRatesV1        = "bh_rates_v1"
 	bpfMapBhRemotesV1      = "bh_remotes_v1"
-	bpfMapBhRoutesV1       = "bh_routes_v1"
+	bpfMapBhRoutesV2       = "bh_routes_v2"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
-	bpfMapBhScratchV4      = "bh_scratch_v4"
+	bpfMapBhScratchV5      = "bh_scratch_v5"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
 	bpfMapBhSharesV4       = "bh_shares_v4"
@@ -724,7 +727,7 @@ const (
 	bpfMapBhSteerV1        = "bh_steer_v1"
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
-	bpfMapBhTurnsV1        = "bh_turns_v1"
+	bpfMapBhTurnsV2        = "bh_turns_v2"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
 	bpfMapBhVipsV1         = "bh_vips_v1"
 	bpfMapBhVnisV1         = "bh_vnis_v1"
@@ -824,10 +827,10 @@ type bpfMapSpecs struct {
 	BhPrefixesV1     *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
 	BhRatesV1        *ebpf.MapSpec `ebpf:"bh_rates_v1"`
 	BhRemotesV1      *ebpf.MapSpec `ebpf:"bh_remotes_v1"`
-	BhRoutesV1       *ebpf.MapSpec `ebpf:"bh_routes_v1"`
+	BhRoutesV2       *ebpf.MapSpec `ebpf:"bh_routes_v2"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV4      *ebpf.MapSpec `ebpf:"bh_scratch_v4"`
+	BhScratchV5      *ebpf.MapSpec `ebpf:"bh_scratch_v5"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV4       *ebpf.MapSpec `ebpf:"bh_shares_v4"`
@@ -836,7 +839,7 @@ type bpfMapSpecs struct {
 	BhSteerV1        *ebpf.MapSpec `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
-	BhTurnsV1        *ebpf.MapSpec `ebpf:"bh_turns_v1"`
+	BhTurnsV2        *ebpf.MapSpec `ebpf:"bh_turns_v2"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 	BhVipsV1         *ebpf.MapSpec `ebpf:"bh_vips_v1"`
 	BhVnisV1         *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
@@ -902,10 +905,10 @@ type bpfMaps struct {
 	BhPrefixesV1     *ebpf.Map `ebpf:"bh_prefixes_v1"`
 	BhRatesV1        *ebpf.Map `ebpf:"bh_rates_v1"`
 	BhRemotesV1      *ebpf.Map `ebpf:"bh_remotes_v1"`
-	BhRoutesV1       *ebpf.Map `ebpf:"bh_routes_v1"`
+	BhRoutesV2       *ebpf.Map `ebpf:"bh_routes_v2"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV4      *ebpf.Map `ebpf:"bh_scratch_v4"`
+	BhScratchV5      *ebpf.Map `ebpf:"bh_scratch_v5"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV4       *ebpf.Map `ebpf:"bh_shares_v4"`
@@ -914,7 +917,7 @@ type bpfMaps struct {
 	BhSteerV1        *ebpf.Map `ebpf:"bh_steer_v1"`
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
-	BhTurnsV1        *ebpf.Map `ebpf:"bh_turns_v1"`
+	BhTurnsV2        *ebpf.Map `ebpf:"bh_turns_v2"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
 	BhVipsV1         *ebpf.Map `ebpf:"bh_vips_v1"`
 	BhVnisV1         *ebpf.Map `ebpf:"bh_vnis_v1"`
@@ -950,10 +953,10 @@ func (m *bpfMaps) Close() error {
 		m.BhPrefixesV1,
 		m.BhRatesV1,
 		m.BhRemotesV1,
-		m.BhRoutesV1,
+		m.BhRoutesV2,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV4,
+		m.BhScratchV5,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV4,
@@ -962,7 +965,7 @@ func (m *bpfMaps) Close() error {
 		m.BhSteerV1,
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
-		m.BhTurnsV1,
+		m.BhTurnsV2,
 		m.BhVectorsV1,
 		m.BhVipsV1,
 		m.BhVnisV1,

@@ -270,7 +270,7 @@ type remoteTables struct {
 func newRemoteTables(o *bpfObjects, writes *int) *remoteTables {
 	return &remoteTables{
 		endpoints: newTable[bpfAddrKey, bpfRemote](bpfMapBhRemotesV1, o.BhRemotesV1, writes),
-		routes:    newTable[bpfRouteKey, bpfRemote](bpfMapBhRoutesV1, o.BhRoutesV1, writes),
+		routes:    newTable[bpfRouteKey, bpfRemote](bpfMapBhRoutesV2, o.BhRoutesV2, writes),
 		vteps:     newTable[bpfAddrKey, uint32](bpfMapBhVtepsV1, o.BhVtepsV1, writes),
 		floods:    newTable[bpfMemberKey, bpfFloodHost](bpfMapBhFloodsV1, o.BhFloodsV1, writes),
 	}

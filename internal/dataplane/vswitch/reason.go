@@ -91,7 +91,7 @@ var words = map[Reason][2]string{
 	ReasonMTU:              {"mtu", "larger than a tunnel carries"},
 	ReasonCongested:        {"congested", "marked as congested in a tunnel, and the packet inside cannot carry the mark"},
 	ReasonGroupRate:        {"group-rate", "more broadcast and multicast than an endpoint may have copied to other hosts; those on this host have it"},
-	ReasonNoBackend:        {"no-backend", "a load balancer has no back end for it: the sender was told, by a reset or as unreachable"},
+	ReasonNoBackend:        {"no-backend", "a load balancer has no back end for it (then the sender was told, by a reset or as unreachable), or a back end answers a connection that has ended"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report, which is noted and goes to nobody"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

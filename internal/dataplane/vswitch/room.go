@@ -26,7 +26,7 @@ const growth = 8
 func growing(o *bpfObjects) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		bpfMapBhClassesV1: &o.BhClassesV1, bpfMapBhVectorsV1: &o.BhVectorsV1, bpfMapBhRulesV1: &o.BhRulesV1,
-		bpfMapBhRemotesV1: &o.BhRemotesV1, bpfMapBhRoutesV1: &o.BhRoutesV1, bpfMapBhVtepsV1: &o.BhVtepsV1,
+		bpfMapBhRemotesV1: &o.BhRemotesV1, bpfMapBhRoutesV2: &o.BhRoutesV2, bpfMapBhVtepsV1: &o.BhVtepsV1,
 		bpfMapBhPlacesV1: &o.BhPlacesV1, bpfMapBhBackendsV1: &o.BhBackendsV1, bpfMapBhStandingV1: &o.BhStandingV1,
 	}
 }

@@ -58,7 +58,7 @@ func TestRoom(t *testing.T) {
 				t.Errorf("with %d rules there is room for %d, before for %d", n, now, before)
 			}
 		}
-		if rest := l.a.objs.BhRoutesV1.MaxEntries(); rest != room {
+		if rest := l.a.objs.BhRoutesV2.MaxEntries(); rest != room {
 			t.Errorf("the table of routes, of which there are none, has grown to %d", rest)
 		}
 		close(stop)

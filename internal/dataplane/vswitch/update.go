@@ -248,6 +248,21 @@ func (a *Applier) forgetCounters(s *portState) error {
 	for _, r := range Reasons() {
 		errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
 	}
+	if s.entry.Tunnel != 0 && a.shadow == nil {
+		errs = append(errs, a.forgetGroups(s.index))
+	}
+	return errors.Join(errs...)
+}
+
+// forgetGroups deletes what a port of an overlay has asked for: its index may be another's one day.
+func (a *Applier) forgetGroups(port uint32) error {
+	_, err := a.tables.groups.list()
+	errs := []error{err}
+	for k := range a.tables.groups.have {
+		if k.Sw == port {
+			errs = append(errs, a.tables.groups.delete(k))
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -424,22 +424,33 @@ type uplinkScratch struct {
 		Test   uint32
 	}
 	ChoiceKey uplinkChoiceKey
-	Choice    uplinkChoice
-	Tuple     struct {
+	Vip       struct {
+		_      structs.HostLayout
+		Table  uint32
+		Mask   uint32
+		Self   [16]uint8
+		Flags  uint8
+		Spread uint8
+		Pad    [2]uint8
+	}
+	Choice uplinkChoice
+	Tuple  struct {
 		_     structs.HostLayout
 		Src   [16]uint8
 		Dst   [16]uint8
 		Sport uint16
 		Dport uint16
 	}
+	_    [4]byte
 	Turn struct {
 		_      structs.HostLayout
 		Time   uint64
 		Src    [16]uint8
 		Dst    [16]uint8
 		Alias  [16]uint8
+		Port   uint32
 		Turned uint8
-		Pad    [7]uint8
+		Pad    [3]uint8
 	}
 	Mend struct {
 		_      structs.HostLayout
@@ -562,10 +573,10 @@ const (
 	uplinkMapBhPrefixesV1      = "bh_prefixes_v1"
 	uplinkMapBhRatesV1         = "bh_rates_v1"
 	uplinkMapBhRemotesV1       = "bh_remotes_v1"
-	uplinkMapBhRoutesV1        = "bh_routes_v1"
+	uplinkMapBhRoutesV2        = "bh_routes_v2"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
-	uplinkMapBhScratchV4       = "bh_scratch_v4"
+	uplinkMapBhScratchV5       = "bh_scratch_v5"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
 	uplinkMapBhSharesV4        = "bh_shares_v4"
@@ -666,10 +677,10 @@ type uplinkMapSpecs struct {
 	BhPrefixesV1      *ebpf.MapSpec `ebpf:"bh_prefixes_v1"`
 	BhRatesV1         *ebpf.MapSpec `ebpf:"bh_rates_v1"`
 	BhRemotesV1       *ebpf.MapSpec `ebpf:"bh_remotes_v1"`
-	BhRoutesV1        *ebpf.MapSpec `ebpf:"bh_routes_v1"`
+	BhRoutesV2        *ebpf.MapSpec `ebpf:"bh_routes_v2"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV4       *ebpf.MapSpec `ebpf:"bh_scratch_v4"`
+	BhScratchV5       *ebpf.MapSpec `ebpf:"bh_scratch_v5"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV4        *ebpf.MapSpec `ebpf:"bh_shares_v4"`
@@ -740,10 +751,10 @@ type uplinkMaps struct {
 	BhPrefixesV1      *ebpf.Map `ebpf:"bh_prefixes_v1"`
 	BhRatesV1         *ebpf.Map `ebpf:"bh_rates_v1"`
 	BhRemotesV1       *ebpf.Map `ebpf:"bh_remotes_v1"`
-	BhRoutesV1        *ebpf.Map `ebpf:"bh_routes_v1"`
+	BhRoutesV2        *ebpf.Map `ebpf:"bh_routes_v2"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV4       *ebpf.Map `ebpf:"bh_scratch_v4"`
+	BhScratchV5       *ebpf.Map `ebpf:"bh_scratch_v5"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV4        *ebpf.Map `ebpf:"bh_shares_v4"`
@@ -787,10 +798,10 @@ func (m *uplinkMaps) Close() error {
 		m.BhPrefixesV1,
 		m.BhRatesV1,
 		m.BhRemotesV1,
-		m.BhRoutesV1,
+		m.BhRoutesV2,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV4,
+		m.BhScratchV5,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV4,
