@@ -3,6 +3,7 @@ package vswitch
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -41,8 +42,9 @@ type balance struct {
 	t     *balanceTables
 	byKey map[string]*backendTable
 	byID  map[uint32]*backendTable
-	// of is what each load balancer has.
-	of map[hcn.GUID]map[bpfVipKey]vipEntry
+	// of is what each load balancer has, and holder whose an entry is.
+	of     map[hcn.GUID]map[bpfVipKey]vipEntry
+	holder map[bpfVipKey]hcn.GUID
 	// garbage are tables that went out of use. One that comes into use again is no garbage any more.
 	garbage []*backendTable
 	// changed says that flows may have another way than when they were judged.
@@ -65,43 +67,20 @@ type backendTable struct {
 }
 
 func newBalance(t *balanceTables) *balance {
-	return &balance{t: t, byKey: map[string]*backendTable{}, byID: map[uint32]*backendTable{}, of: map[hcn.GUID]map[bpfVipKey]vipEntry{}}
+	return &balance{
+		t: t, byKey: map[string]*backendTable{}, byID: map[uint32]*backendTable{}, of: map[hcn.GUID]map[bpfVipKey]vipEntry{},
+		holder: map[bpfVipKey]hcn.GUID{},
+	}
 }
 
-func (b *balance) list() error {
-	b.differ = nil
-	var errs []error
-	for _, t := range []struct {
-		name string
-		list func() (bool, error)
-	}{
-		{b.t.vips.name, b.t.vips.list},
-		{b.t.places.name, b.t.places.list},
-		{b.t.backends.name, b.t.backends.list},
-		{b.t.standing.name, b.t.standing.list},
-	} {
-		changed, err := t.list()
-		if changed {
-			b.differ = append(b.differ, t.name)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+func (t *balanceTables) all() []mirror { return []mirror{t.vips, t.places, t.backends, t.standing} }
+
+func (b *balance) list() (err error) {
+	b.differ, err = listAll(b.t.all()...)
+	return err
 }
 
-// drift tells what the last listing found changed.
-func (b *balance) drift(listed bool) []plan.Drift {
-	if !listed {
-		return nil // left by a run before
-	}
-	var out []plan.Drift
-	for _, name := range b.differ {
-		out = append(out, plan.Drift{Object: "map " + name, Found: "entries missing or changed"})
-	}
-	return out
-}
-
-// table gives a list of back ends its table, and writes it if needed.
+// table gives a list of back ends its table, and writes it if needed. One that nobody gets to use is left to collect.
 func (b *balance) table(backends []netip.AddrPort) (*backendTable, error) {
 	if len(backends) == 0 {
 		return nil, nil
@@ -121,7 +100,11 @@ func (b *balance) table(backends []netip.AddrPort) (*backendTable, error) {
 		t = &backendTable{key: key, id: id, backends: backends, places: plan.Places(backends)}
 		b.byKey[key], b.byID[id] = t, t
 	}
-	return t, b.write(t)
+	err := b.write(t)
+	if err != nil && t.services == 0 {
+		b.garbage = append(b.garbage, t)
+	}
+	return t, err
 }
 
 func (b *balance) write(t *backendTable) error {
@@ -148,45 +131,72 @@ func vipKey(sw uint32, s *plan.Service) bpfVipKey {
 	return bpfVipKey{Sw: sw, Ip: s.VIP.As16(), Port: s.Port, Proto: s.Protocol}
 }
 
-// set makes a load balancer's services those of the plan; nil takes them away.
-func (b *balance) set(id hcn.GUID, next *plan.Balancer) error {
+// put writes a load balancer's services and gives what it had: leave takes away what is not among them any more. Of a service that
+// cannot be written the last entry stays, and works.
+func (b *balance) put(id hcn.GUID, next *plan.Balancer) (had map[bpfVipKey]vipEntry, err error) {
+	had = b.of[id]
 	want := map[bpfVipKey]vipEntry{}
 	var errs []error
-	if next != nil {
-		for i := range next.Services {
-			s := &next.Services[i]
-			t, err := b.table(s.Backends)
-			if err != nil {
-				errs = append(errs, err)
+	for i := range next.Services {
+		s := &next.Services[i]
+		k := vipKey(next.Switch, s)
+		e, err := b.entry(s)
+		if err == nil {
+			err = b.point(k, e.v)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s, err))
+			v, ok := b.t.vips.have[k]
+			if !ok {
 				continue
 			}
-			e := vipEntry{v: bpfVip{Self: s.Self.As16(), Spread: uint8(s.Spread)}, table: t}
-			if s.Keep {
-				e.v.Flags |= vipKeep
-			}
-			if t != nil {
-				e.v.Table, e.v.Mask = t.id, uint32(len(t.places)-1)
-				t.services++
-			}
-			want[vipKey(next.Switch, s)] = e
+			e = vipEntry{v: v, table: b.byID[v.Table]}
 		}
-	}
-	had := b.of[id]
-	for k, e := range want {
-		// What keeps its packets as they are has flows that ask nobody; and who asked past a service is to ask it now.
-		if old, ok := b.t.vips.have[k]; !ok || old != e.v && (old.Flags|e.v.Flags)&vipKeep != 0 {
-			b.changed = true
+		if e.table != nil {
+			e.table.services++
 		}
-		errs = append(errs, b.t.vips.set(k, e.v))
+		want[k], b.holder[k] = e, id
 	}
+	b.of[id] = want
+	return had, errors.Join(errs...)
+}
+
+// entry is that of a service, with its table written.
+func (b *balance) entry(s *plan.Service) (vipEntry, error) {
+	t, err := b.table(s.Backends)
+	e := vipEntry{v: bpfVip{Self: s.Self.As16(), Spread: uint8(s.Spread)}, table: t}
+	if s.Keep {
+		e.v.Flags |= vipKeep
+	}
+	if t != nil {
+		e.v.Table, e.v.Mask = t.id, uint32(len(t.places)-1)
+	}
+	return e, err
+}
+
+// point writes a service's entry. What keeps its packets as they are has flows that ask nobody; and who asked past a service is to ask
+// it now.
+func (b *balance) point(k bpfVipKey, v bpfVip) error {
+	old, ok := b.t.vips.have[k]
+	if err := b.t.vips.set(k, v); err != nil {
+		return err
+	}
+	b.changed = b.changed || !ok || old != v && (old.Flags|v.Flags)&vipKeep != 0
+	return nil
+}
+
+// leave takes away what a load balancer had and has no more. Another one may have the service by now.
+func (b *balance) leave(id hcn.GUID, had map[bpfVipKey]vipEntry) error {
+	var errs []error
 	for k, e := range had {
-		if _, stays := want[k]; !stays {
+		if _, stays := b.of[id][k]; !stays && b.holder[k] == id {
+			delete(b.holder, k)
 			b.changed = true
-			errs = append(errs, b.t.vips.dropIf(k, e.v))
+			errs = append(errs, b.t.vips.drop(k))
 		}
 		b.release(e.table)
 	}
-	if b.of[id] = want; len(want) == 0 {
+	if len(b.of[id]) == 0 {
 		delete(b.of, id)
 	}
 	return errors.Join(errs...)
@@ -227,54 +237,21 @@ func (b *balance) erase(t *backendTable) error {
 	return errors.Join(errs...)
 }
 
-// updateBalancers applies what a delta changes.
-func (a *Applier) updateBalancers(d *plan.Delta) error {
-	var errs []error
-	set := func(id hcn.GUID, network hcn.GUID, next *plan.Balancer) {
-		a.about(string(network))
-		if err := a.balance.set(id, next); err != nil {
-			errs = append(errs, &plan.ObjectError{Kind: "loadbalancer", ID: string(id), Err: err})
-		}
-	}
-	// Who gives an address up does so before another takes it.
-	for id, c := range d.Balancers {
-		if c.New == nil {
-			set(id, c.Old.Network, nil)
-		}
-	}
-	for id, c := range d.Balancers {
-		if c.New != nil {
-			set(id, c.New.Network, c.New)
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // syncBalancers makes all services what the plan says, and takes away what nothing explains.
 func (a *Applier) syncBalancers(p *plan.Plan) error {
-	b := newBalance(a.balance.t)
-	// A table of the last time keeps its number: services are at it.
-	b.byKey, b.byID, b.changed = a.balance.byKey, a.balance.byID, a.balance.changed
-	for _, t := range b.byKey {
-		t.services = 0
+	b := a.balance
+	all := map[hcn.GUID]plan.Change[plan.Balancer]{}
+	for id := range b.of {
+		all[id] = plan.Change[plan.Balancer]{}
 	}
-	a.balance = b
-	var errs []error
-	for _, id := range slices.Sorted(maps.Keys(p.Balancers)) {
-		if err := b.set(id, p.Balancers[id]); err != nil {
-			errs = append(errs, &plan.ObjectError{Kind: "loadbalancer", ID: string(id), Err: err})
-		}
+	for id, next := range p.Balancers {
+		all[id] = plan.Change[plan.Balancer]{New: next}
 	}
-	known := map[bpfVipKey]bool{}
-	for _, of := range b.of {
-		for k := range of {
-			known[k] = true
-		}
-	}
-	errs = append(errs, b.t.vips.keep(func(k bpfVipKey) bool {
-		b.changed = b.changed || !known[k]
-		return known[k]
-	}))
+	errs := []error{a.setBalancers(all), b.t.vips.keep(func(k bpfVipKey) bool {
+		_, known := b.holder[k]
+		b.changed = b.changed || !known
+		return known
+	})}
 	if b.superfluous() {
 		quiesce()
 		for id, t := range b.byID {
@@ -288,7 +265,39 @@ func (a *Applier) syncBalancers(p *plan.Plan) error {
 	return errors.Join(errs...)
 }
 
-// superfluous tells whether there is something to prune.
+// setBalancers makes load balancers what they are to be. What goes, goes last: a service may move from one to another, and no packet is
+// to miss it.
+func (a *Applier) setBalancers(changed map[hcn.GUID]plan.Change[plan.Balancer]) error {
+	b := a.balance
+	had := make(map[hcn.GUID]map[bpfVipKey]vipEntry, len(changed))
+	var errs []error
+	fail := func(id hcn.GUID, err error) {
+		if err != nil {
+			errs = append(errs, &plan.ObjectError{Kind: "loadbalancer", ID: string(id), Err: err})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(changed)) {
+		next := changed[id].New
+		if next == nil {
+			had[id] = b.of[id]
+			delete(b.of, id)
+			continue
+		}
+		a.about(string(next.Network))
+		var err error
+		had[id], err = b.put(id, next)
+		fail(id, err)
+	}
+	for id, c := range changed {
+		if c.Old != nil {
+			a.about(string(c.Old.Network))
+		}
+		fail(id, b.leave(id, had[id]))
+	}
+	return errors.Join(errs...)
+}
+
+// superfluous tells whether there may be something to prune.
 func (b *balance) superfluous() bool {
 	backends, pieces := 0, 0
 	for _, t := range b.byID {
@@ -300,20 +309,31 @@ func (b *balance) superfluous() bool {
 	return len(b.t.backends.have) > backends || len(b.t.standing.have) > backends || len(b.t.places.have) > pieces
 }
 
+// prune deletes what belongs to no table that is in use, be it one of a run before.
 func (b *balance) prune() error {
+	used := map[uint32]bool{}
+	for _, v := range b.t.vips.have {
+		used[v.Table] = true
+	}
 	standing := map[bpfStandingKey]bool{}
 	for _, t := range b.byID {
 		for _, a := range t.backends {
 			standing[bpfStandingKey{Table: t.id, Ip: a.Addr().As16(), Port: a.Port()}] = true
 		}
 	}
+	// Of a table that a service still points to, and which could not be written anew, all stays.
+	stays := func(table, at uint32, size func(*backendTable) int) bool {
+		t := b.byID[table]
+		return used[table] && (t == nil || int(at) < size(t))
+	}
 	return errors.Join(
-		b.t.backends.keep(func(k bpfBackendKey) bool { t := b.byID[k.Table]; return t != nil && int(k.Backend) < len(t.backends) }),
-		b.t.places.keep(func(k bpfPlacesKey) bool {
-			t := b.byID[k.Table]
-			return t != nil && int(k.Piece) < len(t.places)/placesIn
+		b.t.backends.keep(func(k bpfBackendKey) bool {
+			return stays(k.Table, k.Backend, func(t *backendTable) int { return len(t.backends) })
 		}),
-		b.t.standing.keep(func(k bpfStandingKey) bool { return standing[k] }))
+		b.t.places.keep(func(k bpfPlacesKey) bool {
+			return stays(k.Table, k.Piece, func(t *backendTable) int { return len(t.places) / placesIn })
+		}),
+		b.t.standing.keep(func(k bpfStandingKey) bool { return used[k.Table] && (b.byID[k.Table] == nil || standing[k]) }))
 }
 
 func (b *balance) twin(rec *recorder, writes *int) *balance {
@@ -333,6 +353,7 @@ func (b *balance) twin(rec *recorder, writes *int) *balance {
 			out.of[id][k] = e
 		}
 	}
+	out.holder = maps.Clone(b.holder)
 	for _, t := range b.garbage {
 		if twin := twins[t]; twin != nil {
 			out.garbage = append(out.garbage, twin)

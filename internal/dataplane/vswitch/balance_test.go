@@ -453,7 +453,8 @@ func (b *balanced) refused(h *th.Host, protocol string, to netip.AddrPort) {
 	}
 }
 
-// TestBalanceTables: tables go when nobody uses them, are mended, and are the same after a restart.
+// TestBalanceTables: tables go when nobody uses them, are mended, and are the same after a restart; services move without a gap, and
+// stay when they cannot be written.
 func TestBalanceTables(t *testing.T) {
 	b := newBalanced(t, AttachAuto)
 	for i := range 3 {
@@ -496,6 +497,8 @@ func TestBalanceTables(t *testing.T) {
 	if b.sync(); b.a.Writes() != before {
 		t.Error("a second Sync writes")
 	}
+	b.moves()
+	b.failedWrites()
 }
 
 // TestBalanceChoicesEnd: connections end with what was noted for them.

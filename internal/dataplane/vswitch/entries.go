@@ -363,7 +363,7 @@ func (w *wanted) add(s *portState) error {
 
 // fullMap says what E2BIG means.
 func fullMap(err error, m *ebpf.Map) error {
-	if errors.Is(err, unix.E2BIG) {
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) { // a trie says the latter
 		return fmt.Errorf("it is full with %d entries: %w", m.MaxEntries(), err)
 	}
 	return err

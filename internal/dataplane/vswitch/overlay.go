@@ -305,16 +305,15 @@ func newRemotes(t *remoteTables) *remotes {
 	}
 }
 
+func (t *remoteTables) all() []mirror { return []mirror{t.endpoints, t.routes, t.vteps, t.floods} }
+
 func (r *remotes) list() (err error) {
-	r.differ, err = listAll(r.t.endpoints, r.t.routes, r.t.vteps, r.t.floods)
+	r.differ, err = listAll(r.t.all()...)
 	return err
 }
 
-// drift tells what somebody has changed: of the tables here as the last listing found it, of the others by what was written.
-func (r *remotes) drift(listed bool, t *tables) []plan.Drift {
-	if !listed {
-		return nil // left by a run before
-	}
+// differing are the maps that somebody has changed: of the tables here as the last listing found it, of the others by what was written.
+func (r *remotes) differing(t *tables) []string {
 	differ := slices.Clone(r.differ)
 	if !maps.Equal(t.overlays.have, r.overlays) {
 		differ = append(differ, t.overlays.name)
@@ -322,11 +321,7 @@ func (r *remotes) drift(listed bool, t *tables) []plan.Drift {
 	if !maps.Equal(t.vnis.have, r.vnis) {
 		differ = append(differ, t.vnis.name)
 	}
-	var out []plan.Drift
-	for _, name := range differ {
-		out = append(out, plan.Drift{Object: "map " + name, Found: "entries missing or changed"})
-	}
-	return out
+	return differ
 }
 
 // reach tells that what is for an address goes to another host as long as nobody here has it. After a restart the tables know that,

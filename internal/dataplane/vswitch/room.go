@@ -22,11 +22,11 @@ const firstRoom = 1 << 16
 
 const growth = 8
 
-// growing are the tables that begin small. What the programs fill themselves cannot be among them.
+// growing are the tables that begin small: hash maps, for a trie has no buckets. What the programs fill themselves cannot be among them.
 func growing(o *bpfObjects) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		bpfMapBhClassesV1: &o.BhClassesV1, bpfMapBhVectorsV1: &o.BhVectorsV1, bpfMapBhRulesV1: &o.BhRulesV1,
-		bpfMapBhRemotesV1: &o.BhRemotesV1, bpfMapBhRoutesV2: &o.BhRoutesV2, bpfMapBhVtepsV1: &o.BhVtepsV1,
+		bpfMapBhRemotesV1: &o.BhRemotesV1, bpfMapBhVtepsV1: &o.BhVtepsV1,
 		bpfMapBhPlacesV1: &o.BhPlacesV1, bpfMapBhBackendsV1: &o.BhBackendsV1, bpfMapBhStandingV1: &o.BhStandingV1,
 	}
 }
@@ -56,17 +56,10 @@ func (a *Applier) sized() (*ebpf.CollectionSpec, error) {
 }
 
 // full lists the tables that refused an entry for want of room.
-func (a *Applier) full() []string {
-	var out []string
-	for name, full := range map[string]bool{
-		a.policies.t.classes.name: a.policies.t.classes.full, a.policies.t.vectors.name: a.policies.t.vectors.full,
-		a.policies.t.rules.name: a.policies.t.rules.full, a.remotes.t.endpoints.name: a.remotes.t.endpoints.full,
-		a.remotes.t.routes.name: a.remotes.t.routes.full, a.remotes.t.vteps.name: a.remotes.t.vteps.full,
-		a.balance.t.places.name: a.balance.t.places.full, a.balance.t.backends.name: a.balance.t.backends.full,
-		a.balance.t.standing.name: a.balance.t.standing.full,
-	} {
-		if full {
-			out = append(out, name)
+func (a *Applier) full() (out []string) {
+	for _, t := range slices.Concat(a.policies.t.all(), a.remotes.t.all(), a.balance.t.all()) {
+		if t.isFull() {
+			out = append(out, t.called())
 		}
 	}
 	return out

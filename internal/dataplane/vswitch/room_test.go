@@ -58,8 +58,8 @@ func TestRoom(t *testing.T) {
 				t.Errorf("with %d rules there is room for %d, before for %d", n, now, before)
 			}
 		}
-		if rest := l.a.objs.BhRoutesV2.MaxEntries(); rest != room {
-			t.Errorf("the table of routes, of which there are none, has grown to %d", rest)
+		if rest := l.a.objs.BhRemotesV1.MaxEntries(); rest != room {
+			t.Errorf("the table of remotes, of which there are none, has grown to %d", rest)
 		}
 		close(stop)
 		wg.Wait()
@@ -107,7 +107,7 @@ func (w *wire) count(t *testing.T, port uint16) *atomic.Int64 {
 	return n
 }
 
-// TestRoomForRemotes: the tables of other hosts grow when everything is compared, too.
+// TestRoomForRemotes: the tables of other hosts grow when everything is compared, too, and those of load balancers.
 func TestRoomForRemotes(t *testing.T) {
 	l := newLab(t, AttachAuto)
 	l.in(func() error {
@@ -137,4 +137,5 @@ func TestRoomForRemotes(t *testing.T) {
 	if drift := l.sync(); len(drift) > 0 {
 		t.Errorf("drift %v", drift)
 	}
+	l.backendsGrow(4)
 }

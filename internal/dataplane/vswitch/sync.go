@@ -60,8 +60,10 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	errs = append(errs, werrs...)
 	drift = append(drift, attached...)
 	errs = append(errs, a.pruneRest(p, w, len(werrs) == 0)...)
-	drift = append(drift, a.remotes.drift(a.listed, a.tables)...)
-	drift = append(drift, a.balance.drift(a.listed)...)
+	if a.listed { // else it was left by a run before
+		drift = append(drift, changedMaps(a.remotes.differing(a.tables))...)
+		drift = append(drift, changedMaps(a.balance.differ)...)
+	}
 	errs = append(errs, a.syncOverlays(p), a.syncBalancers(p))
 	a.listed = true
 	errs = append(errs, a.settle(), a.serveOffload(p))
@@ -329,6 +331,14 @@ func (a *Applier) differs(s *portState) []string {
 	own := a.tables.switches.have[s.entry.Sw]
 	if s.kind == plan.PortResolver && own.Resolver != s.index || s.kind == plan.PortUplink && own.Uplink != s.index {
 		out = append(out, bpfMapBhSwitchesV2)
+	}
+	return out
+}
+
+// changedMaps tells of maps that somebody has changed.
+func changedMaps(names []string) (out []plan.Drift) {
+	for _, name := range names {
+		out = append(out, plan.Drift{Object: "map " + name, Found: "entries missing or changed"})
 	}
 	return out
 }

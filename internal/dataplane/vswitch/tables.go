@@ -15,8 +15,7 @@ type table[K, V comparable] struct {
 	m      *ebpf.Map
 	have   map[K]V
 	writes *int
-	// full says that an entry was refused for want of room.
-	full bool
+	full   bool
 	// shadow is set in a preview: there is no map.
 	shadow *recorder
 	// keys and values are the buffers of a listing.
@@ -32,6 +31,8 @@ func newTable[K, V comparable](name string, m *ebpf.Map, writes *int) *table[K, 
 type mirror interface {
 	called() string
 	list() (changed bool, err error)
+	// isFull tells that an entry was refused for want of room.
+	isFull() bool
 }
 
 // listAll reads maps, and names those that were others before.
@@ -48,6 +49,8 @@ func listAll(all ...mirror) (changed []string, err error) {
 }
 
 func (t *table[K, V]) called() string { return t.name }
+
+func (t *table[K, V]) isFull() bool { return t.full }
 
 // batch is how many entries one system call reads.
 const batch = 4096
@@ -188,8 +191,12 @@ func newPolicyTables(o *bpfObjects, writes *int) *policyTables {
 	}
 }
 
+func (t *policyTables) all() []mirror {
+	return []mirror{t.heads, t.rules, t.prefixes, t.services, t.sets, t.classes, t.vectors}
+}
+
 func (t *policyTables) list() (changed bool, err error) {
-	names, err := listAll(t.heads, t.rules, t.prefixes, t.services, t.sets, t.classes, t.vectors)
+	names, err := listAll(t.all()...)
 	return len(names) > 0, err
 }
 
@@ -250,6 +257,9 @@ type keySet[K, V comparable] struct {
 }
 
 func (s *keySet[K, V]) called() string { return s.name }
+
+// isFull is asked of tables that grow. One that the program fills does not.
+func (s *keySet[K, V]) isFull() bool { return false }
 
 func (s *keySet[K, V]) list() (changed bool, err error) {
 	before := s.have

@@ -82,7 +82,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		}
 		errs = append(errs, a.policies.dropSwitch(c.Old.Number))
 	}
-	errs = append(errs, a.updateOverlays(p, d), a.updateBalancers(d))
+	errs = append(errs, a.updateOverlays(p, d), a.setBalancers(d.Balancers))
 	return errors.Join(append(errs, a.settle(), a.serveOffload(p))...)
 }
 
