@@ -115,7 +115,11 @@ func (t *txn) checkBalancer(row, old *plan.LoadBalancer) error {
 		return err
 	}
 	row.Network = n.Doc.ID
-	if !plan.Balances(n.Doc.Type) {
+	if n.Doc.Macvlan() {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "HostComputeNetwork: the devices of network %q are macvlan, which have no switch that balances: "+
+			"use a network without Bulkhead.Macvlan, or balance outside", n.Doc.Name)
+	}
+	if !plan.Balances(&n.Doc) {
 		return hcn.Errorf(hcn.ErrRequestUnsupported, "HostComputeNetwork: on network %q of type %s every frame goes out of the NIC as it is: "+
 			"use one of another type, or balance outside", n.Doc.Name, n.Doc.Type)
 	}

@@ -53,10 +53,14 @@ func TestLoadBalancers(t *testing.T) {
 		if ids := e.e.LoadBalancers(filter(e, `{"Name":"lb1"}`)); len(ids) != 1 || ids[0] != lb.ID {
 			e.t.Errorf("found by name: %v", ids)
 		}
+		e.onLAN()
+		macvlan := must(e.network(strings.Replace(netDoc("lan", "Transparent", 9), `"Ipams"`, `"Policies":[{"Type":"Bulkhead.Macvlan","Settings":{}}],"Ipams"`, 1)))(e)
 		for what, tc := range map[string]struct {
 			doc  string
 			code hcn.ErrorCode
 		}{
+			"devices without a switch": {fmt.Sprintf(`{%s,"HostComputeNetwork":%q,"FrontendVIPs":["10.96.0.9"],"PortMappings":[{"Protocol":6,"InternalPort":80}]}`,
+				v2, macvlan.ID), hcn.ErrRequestUnsupported},
 			"a service of another": {lbDoc(1, other.ID), hcn.ErrPortAlreadyExists},
 			"no such back end":     {lbDoc(2, "AAAAAAAA-0000-4000-8000-00000000000A"), hcn.ErrEndpointNotFound},
 			"no network":           {lbDoc(2), hcn.ErrInvalidParameter},

@@ -101,11 +101,11 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 		return nil
 	}
 	n := in.Networks[b.Network]
-	if n == nil || !Balances(n.Doc.Type) {
+	if n == nil || !Balances(&n.Doc) {
 		return nil
 	}
 	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch}
-	local, remote := backends(in, b)
+	ends := backendLists(in, b)
 	for _, m := range b.Doc.PortMappings {
 		for _, text := range b.Doc.FrontendVIPs {
 			vip, err := netip.ParseAddr(text)
@@ -120,25 +120,39 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 			if self, err := netip.ParseAddr(b.Doc.SourceVIP); err == nil && self.Unmap().Is4() == vip.Is4() {
 				s.Self = self.Unmap()
 			}
-			for _, a := range local {
-				s.add(a, m.InternalPort)
-			}
-			for _, a := range remote {
-				if !s.Keep { // another host knows of its own services only
-					s.add(a, m.InternalPort)
-				}
-			}
-			slices.SortFunc(s.Backends, netip.AddrPort.Compare)
-			s.Backends = slices.Compact(s.Backends)
+			s.Backends = ends(vip.Is4(), s.Keep, m.InternalPort)
 			out.Services = append(out.Services, s)
 		}
 	}
 	return out
 }
 
-func (s *Service) add(a netip.Addr, port uint16) {
-	if a.Is4() == s.VIP.Is4() {
-		s.Backends = append(s.Backends, netip.AddrPortFrom(a, port))
+// backendLists gives the back ends of services by what tells them apart: many services of a load balancer have the same.
+func backendLists(in *Intent, b *LoadBalancer) func(is4, keep bool, port uint16) []netip.AddrPort {
+	local, remote := backends(in, b)
+	type kind struct {
+		is4, keep bool
+		port      uint16
+	}
+	lists := map[kind][]netip.AddrPort{}
+	return func(is4, keep bool, port uint16) []netip.AddrPort {
+		k := kind{is4, keep, port}
+		list, ok := lists[k]
+		if ok {
+			return list
+		}
+		from := local
+		if !keep { // else another host knows of its own services only
+			from = slices.Concat(local, remote)
+		}
+		for _, a := range from {
+			if a.Is4() == is4 {
+				list = append(list, netip.AddrPortFrom(a, port))
+			}
+		}
+		slices.SortFunc(list, netip.AddrPort.Compare)
+		lists[k] = slices.Compact(list)
+		return lists[k]
 	}
 }
 
@@ -164,9 +178,12 @@ func backends(in *Intent, b *LoadBalancer) (local, remote []netip.Addr) {
 	return local, remote
 }
 
-// Balances tells that switches of networks of the type balance. On an L2Tunnel every frame goes by the wire as it is, for somebody
-// outside to judge.
-func Balances(t hcn.NetworkType) bool { return mode(t) != 0 && mode(t) != ModeL2Tunnel }
+// Balances tells that the switch of a network balances. On an L2Tunnel every frame goes by the wire as it is, for somebody outside to
+// judge, and macvlan devices have no switch.
+func Balances(doc *hcn.HostComputeNetwork) bool {
+	m := modeOf(doc)
+	return m != 0 && m != ModeL2Tunnel && m != ModeMacvlan
+}
 
 // Places are the back ends by place in the table that a connection's hash points into; empty without any. All have as many, but for
 // one, and when some come or go the others keep nearly all of theirs (Maglev: Eisenbud et al., NSDI 2016). There are a
@@ -291,67 +308,9 @@ func (b *Balancer) text(w *strings.Builder) {
 	}
 }
 
-// service is the one that a packet is for, nil for none: only containers are served, and a proxy comes before.
-func (t *tracer) service() *Service {
-	k := &t.pkt
-	if t.from.Kind != PortContainer || t.isHost(t.from) || k.Protocol != protoTCP && k.Protocol != protoUDP ||
-		!t.sw.Mode.OnLAN() && t.from.DetourOf(k.Protocol, k.Dst) != nil {
-		return nil
-	}
-	var s *Service
-	t.balancer, s = t.plan.ServiceAt(t.sw.Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort))
-	return s
-}
-
-// balance sends a packet for a service to a back end: false when there is none.
-func (t *tracer) balance() bool {
-	k, s := &t.pkt, t.service()
-	if s == nil {
-		return true
-	}
-	b := t.balancer
-	to, ok := s.Choose(netip.AddrPortFrom(k.Src, k.SrcPort))
-	if !ok {
-		t.drop("load balancer", t.from.ID, "no-backend", "%s is a service of load balancer %s, which has no back end: the sender is told", s, b.title())
-		return false
-	}
-	t.backend, t.Backend = to.Addr(), to
-	how := fmt.Sprintf("%d back ends, %s", len(s.Backends), s.Spread)
-	if len(s.Backends) == 1 {
-		how = "its only back end"
-	}
-	t.self = to.Addr() == k.Src && !s.Keep
-	switch {
-	case s.Keep:
-		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, as it is (%s)", s, b.title(), to.Addr(), how)
-		return true
-	case t.self:
-		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to %s, which is the sender itself and sees %s (%s)", s, b.title(), to, s.Self, how)
-		k.Src = s.Self
-	default:
-		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s (%s)", s, b.title(), to, how)
-	}
-	k.Dst, k.DstPort = to.Addr(), to.Port()
-	return true
-}
-
 func (b *Balancer) title() string {
 	if b.Name != "" {
 		return fmt.Sprintf("%q", b.Name)
 	}
 	return string(b.ID)
-}
-
-// backendPort is the port of the chosen back end, nil when that is on none here; then the packet goes as any other to its address.
-func (t *tracer) backendPort() *Port {
-	if t.self {
-		return t.from
-	}
-	if !t.backend.IsValid() {
-		return nil
-	}
-	if o := t.owner(t.backend); o != nil && o.Kind == PortContainer {
-		return o
-	}
-	return nil
 }

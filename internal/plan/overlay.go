@@ -279,7 +279,7 @@ const tunnelMTU = 65000
 func (p *Plan) recompileTunnels(d *Delta) {
 	want := map[PortID]*Port{}
 	owner := map[PortID]*Switch{}
-	for _, network := range slices.Sorted(maps.Keys(p.Switches)) { // the tunnel's owner does not depend on the order of a map
+	for _, network := range slices.Sorted(maps.Keys(p.Switches)) { // of two with one number, which only a broken store has, it is the first
 		s := p.Switches[network]
 		if s.Overlay == nil || s.Overlay.Tunnel == "" {
 			continue
