@@ -98,7 +98,7 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 			continue
 		}
 		if isMacvlan(c.Old) || isMacvlan(c.New) {
-			ps.fail(f.dropMacvlan(ps, c))
+			ps.fail(ps.dropMacvlan(c))
 			continue
 		}
 		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
@@ -147,18 +147,6 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 }
 
 func isMacvlan(p *plan.Port) bool { return p != nil && p.Kind == plan.PortMacvlan }
-
-// dropMacvlan deletes the device of a port that goes, or that is another one from now on.
-func (f *Finish) dropMacvlan(ps *pass, c plan.Change[plan.Port]) error {
-	if c.Old == nil || c.New != nil && c.New.VNIC.Namespace == c.Old.VNIC.Namespace && c.New.VNIC.Device == c.Old.VNIC.Device {
-		return nil
-	}
-	err := ps.killMacvlan(c.Old)
-	if err != nil {
-		f.n.swept.Store(false)
-	}
-	return portError(c.Old, err)
-}
 
 func isUplink(p *plan.Port) bool { return p != nil && p.Kind == plan.PortUplink }
 

@@ -125,6 +125,18 @@ func numberNamespace(fd int) write {
 	return write{doing: "number a compartment", req: req, fine: []unix.Errno{unix.EEXIST}}
 }
 
+// dropMacvlan deletes the device of a port that goes, or that is another one from now on.
+func (ps *pass) dropMacvlan(c plan.Change[plan.Port]) error {
+	if c.Old == nil || c.New != nil && c.New.VNIC.Namespace == c.Old.VNIC.Namespace && c.New.VNIC.Device == c.Old.VNIC.Device {
+		return nil
+	}
+	err := ps.killMacvlan(c.Old)
+	if err != nil {
+		ps.n.swept.Store(false)
+	}
+	return portError(c.Old, err)
+}
+
 // killMacvlan deletes a macvlan port's device. A compartment that is gone has taken it along.
 func (ps *pass) killMacvlan(p *plan.Port) error {
 	s, err := ps.space(p.VNIC.Namespace)

@@ -148,9 +148,7 @@ func (f *Finish) Preview(ctx context.Context, p *plan.Plan, delta *plan.Delta) (
 			continue
 		}
 		if isMacvlan(c.Old) || isMacvlan(c.New) {
-			if c.New == nil {
-				ps.fail(portError(c.Old, ps.killMacvlan(c.Old)))
-			}
+			ps.fail(ps.dropMacvlan(c))
 			continue
 		}
 		if c.Old != nil && (c.New == nil || c.New.Device != c.Old.Device) {
