@@ -147,7 +147,8 @@ all_see() {
 
 show_check() {
 	step "What the network between them does to tunnels"
-	on alpha bulkhead cluster check
+	local TIMEFORMAT='    (%1R s)'
+	time on alpha bulkhead cluster check
 	say "the switch is made to take packets of 1400 bytes only, to and from beta:"
 	enter lan ip link set beta mtu 1400
 	enter alpha bulkhead cluster check >"$work/check.log" || true

@@ -177,6 +177,9 @@ func TestCluster(t *testing.T) {
 		t.Errorf("ls: %s", out)
 	}
 
+	if out := a.do("cluster", "check"); strings.Count(out, " ok\n") != 6 {
+		t.Errorf("check: %s", out)
+	}
 	sharedNetwork(t, lan, a, b, c)
 
 	c.do("cluster", "leave")
