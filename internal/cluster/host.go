@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"go4.org/netipx"
+
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/engine"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
@@ -262,22 +264,22 @@ func remote(ep *overlay.Endpoint, on *overlay.Host, v4 bool) (plan.Remote, bool)
 var errNone = errors.New("this host is in no cluster now: see `bulkhead cluster status`")
 
 // LeaseBlock is the engine's.
-func (h *Host) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error) {
+func (h *Host) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error) {
 	a := h.member.Agent()
 	if a == nil {
 		return netip.Prefix{}, errNone
 	}
-	p, err := a.LeaseBlock(ctx, network, subnet, around)
+	p, err := a.LeaseBlock(ctx, network, subnet, wanted)
 	return p, asEngineError(err)
 }
 
 // PickBlock is the engine's.
-func (h *Host) PickBlock(network hcn.GUID, subnet netip.Prefix, around netip.Addr, beside []netip.Prefix) (netip.Prefix, error) {
+func (h *Host) PickBlock(network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet, beside []netip.Prefix) (netip.Prefix, error) {
 	a := h.member.Agent()
 	if a == nil {
 		return netip.Prefix{}, errNone
 	}
-	p, err := a.PickBlock(network, subnet, around, beside)
+	p, err := a.PickBlock(network, subnet, wanted, beside)
 	return p, asEngineError(err)
 }
 

@@ -31,7 +31,7 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 				continue
 			}
 			if need, ok := errors.AsType[*needBlock](err); ok {
-				if other && t.e.full[subnetKey{need.network, need.subnet}] {
+				if other && t.full[need.key()] {
 					continue
 				}
 				need.elsewhere = other
@@ -131,7 +131,7 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []
 	if pool.Ranges == nil {
 		pool.Ranges = []ipam.Range{netipx.RangeOfPrefix(prefix)}
 	}
-	wanted, part := pool.Ranges, within != nil || len(s.IpSubnets) > 0
+	wanted := pool.Ranges
 	if n.Cluster {
 		pool.Ranges = inBlocks(n, wanted)
 	}
@@ -151,12 +151,12 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []
 	taken := t.st.addrs[n.Doc.ID]
 	a, err := pool.Addr(func(a netip.Addr) bool { _, ok := taken[a]; return ok || t.st.isElsewhere(n.Doc.ID, a) }, t.st.lastAddr[prefix])
 	if err != nil && n.Cluster {
-		need := &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked(), had: n.Blocks}
-		if !part {
-			return a, need // any block of the subnet will do
+		more, merr := beyondBlocks(n, wanted, excluded, slices.DeleteFunc(t.edges(s, prefix), func(a netip.Addr) bool { return !pool.Reserved(a) }))
+		if merr != nil {
+			return a, merr
 		}
-		if need.around = beyondBlocks(n, wanted); need.around.IsValid() {
-			return a, need
+		if len(more.Ranges()) > 0 {
+			return a, &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: prefix.Masked(), wanted: more, had: n.Blocks}
 		}
 	}
 	if err != nil {
@@ -164,6 +164,18 @@ func (t *txn) pickAddr(n *plan.Network, s *hcn.Subnet, block hcn.GUID, within []
 	}
 	t.st.lastAddr[prefix] = a
 	return a, nil
+}
+
+// edges are the addresses of a subnet that may be reserved for what they are, beside those that are excluded.
+func (t *txn) edges(s *hcn.Subnet, prefix netip.Prefix) []netip.Addr {
+	out := []netip.Addr{prefix.Masked().Addr(), netipx.PrefixLastIP(prefix)}
+	if gw, ok := s.Gateway(); ok {
+		out = append(out, gw)
+	}
+	for _, p := range t.facts.HostAddrs {
+		out = append(out, p.Addr())
+	}
+	return out
 }
 
 // fullPool is told from other failures by ipam.ErrExhausted, whose text says less than its own.

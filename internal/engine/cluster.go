@@ -27,15 +27,14 @@ import (
 //
 // An endpoint on such a network has its address from a block that is this host's alone. The row keeps the blocks, so that a host makes
 // endpoints while the cluster cannot be asked. A transaction that finds none left fails with needBlock; commit leases one, outside
-// of the lock, and runs the transaction again.
+// of every lock, and runs the transaction again. Only blocks that have an address to give are leased.
 
 // Cluster is the control plane of networks that span hosts.
 type Cluster interface {
-	// LeaseBlock makes a block of a subnet this host's: the one around an address, or any if that is invalid.
-	// ErrNoBlock says that all of the subnet's are leased.
-	LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error)
+	// LeaseBlock makes a block of a subnet this host's that has one of the wanted addresses. ErrNoBlock says that all of those are leased.
+	LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error)
 	// PickBlock is what LeaseBlock would give just now, beside those of a list.
-	PickBlock(network hcn.GUID, subnet netip.Prefix, around netip.Addr, beside []netip.Prefix) (netip.Prefix, error)
+	PickBlock(network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet, beside []netip.Prefix) (netip.Prefix, error)
 	// ChangeNetwork changes a network's document for all hosts, and gives it as they will read it. change may be called several times.
 	ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error)
 	// DeleteNetwork deletes a network on all hosts.
@@ -61,12 +60,16 @@ const clusterSource = "cluster"
 // clusterTimeout bounds what a client waits for the cluster.
 const clusterTimeout = 15 * time.Second
 
+// mostLeases bounds the blocks that one change leases. Each gives at least an address, unless others take all of it meanwhile.
+const mostLeases = 256
+
 // needBlock is why a transaction fails that finds no free address in the blocks of this host.
 type needBlock struct {
 	network hcn.GUID
 	name    string
 	subnet  netip.Prefix
-	around  netip.Addr
+	// wanted are the addresses of which one would do: without those of this host's blocks, and those that nobody is given.
+	wanted *netipx.IPSet
 	// had are the blocks that it looked in.
 	had []netip.Prefix
 	// elsewhere says that another subnet of the network will do as well.
@@ -79,22 +82,66 @@ type subnetKey struct {
 	subnet  netip.Prefix
 }
 
+func (n *needBlock) key() subnetKey { return subnetKey{n.network, n.subnet} }
+
 func (n *needBlock) Error() string {
-	if n.around.IsValid() {
-		return fmt.Sprintf("network %q: this host has not leased the block of %s that %s is in", n.name, n.subnet, n.around)
+	if r := n.wanted.Ranges(); len(r) == 1 && r[0].From() == r[0].To() {
+		return fmt.Sprintf("network %q: this host has not leased the block of %s that %s is in", n.name, n.subnet, r[0].From())
 	}
 	return fmt.Sprintf("network %q: this host's blocks of %s have no free address", n.name, n.subnet)
 }
 
-// leaseBlock gets what a transaction needs, and keeps it. One that the transaction has looked in would not help it: then there is no more to
-// be had. One that came meanwhile, as the cluster tells of it, does.
-func (e *Engine) leaseBlock(need *needBlock) error {
+// asking is a block that the cluster is asked for. One at a time is, of a subnet: the others wait for that, and look again.
+type asking struct {
+	wanted *netipx.IPSet
+	done   chan struct{} // closed when err is set
+	err    error
+}
+
+// leaseBlock gets what a transaction needs, and keeps it. nil: look again. No lock is held while the cluster is asked, and who gives up
+// takes the block from nobody else who waits for it.
+func (e *Engine) leaseBlock(ctx context.Context, need *needBlock) error {
 	if e.opt.Cluster == nil {
 		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and there is no cluster to lease one of", need)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	e.mu.Lock()
+	a := e.asking[need.key()]
+	if a == nil {
+		if n := e.st.networks[need.network]; n == nil || !slices.Equal(n.Blocks, need.had) {
+			e.mu.Unlock()
+			return nil // one came meanwhile
+		}
+		a = &asking{wanted: need.wanted, done: make(chan struct{})}
+		e.asking[need.key()] = a
+		go e.ask(a, need)
+	}
+	e.mu.Unlock()
+	select {
+	case <-a.done:
+	case <-ctx.Done():
+		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, and the cluster has not given another yet: %w: see `bulkhead cluster status`", need, ctx.Err())
+	}
+	if a.wanted.Equal(need.wanted) {
+		return a.err
+	}
+	return nil // it was asked for something else
+}
+
+func (e *Engine) ask(a *asking, need *needBlock) {
+	ctx, cancel := context.WithTimeout(e.ctrs.runCtx(), clusterTimeout)
 	defer cancel()
-	block, err := e.opt.Cluster.LeaseBlock(ctx, need.network, need.subnet, need.around)
+	err := e.askFor(ctx, need)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a.err = err
+	delete(e.asking, need.key())
+	close(a.done)
+}
+
+// askFor leases a block. One that the transaction has looked in would not help it: then there is no more to be had. One that came
+// meanwhile, as the cluster tells of it, does.
+func (e *Engine) askFor(ctx context.Context, need *needBlock) error {
+	block, err := e.opt.Cluster.LeaseBlock(ctx, need.network, need.subnet, need.wanted)
 	if err != nil {
 		return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w: %w", need, err)
 	}
@@ -118,47 +165,41 @@ func (e *Engine) leaseBlock(need *needBlock) error {
 }
 
 // commit runs fn as a transaction, with what it needs of the cluster. fn may run several times, and its last run counts.
-func (e *Engine) commit(fn func(*txn) error) (rev uint64, err error) {
-	err = e.leasing(func() (err error) { rev, err = e.commitOnce(fn); return err })
+func (e *Engine) commit(fn func(*txn) error) (uint64, error) {
+	return e.commitFor(context.Background(), fn)
+}
+
+// commitFor is commit for a caller who may give up.
+func (e *Engine) commitFor(ctx context.Context, fn func(*txn) error) (rev uint64, err error) {
+	err = e.leasing(ctx, func(full map[subnetKey]bool) (err error) {
+		rev, err = e.commitOnce(func(t *txn) error { t.full = full; return fn(t) })
+		return err
+	})
 	return rev, err
 }
 
-// leasing runs a transaction again with the blocks that it lacked, one after the other. Of many that lack one at once, the first
-// leases it, and the others look again before they do.
-func (e *Engine) leasing(try func() error) error {
-	err := try()
-	if _, lacks := errors.AsType[*needBlock](err); !lacks {
+// leasing runs a transaction again with the blocks that it lacked, one after the other. It is told of which subnets none is to be had.
+func (e *Engine) leasing(ctx context.Context, try func(full map[subnetKey]bool) error) error {
+	full := map[subnetKey]bool{}
+	err := try(full)
+	need, lacks := errors.AsType[*needBlock](err)
+	if !lacks {
 		return err
 	}
-	e.oneLease.Lock()
-	defer e.oneLease.Unlock()
-	defer e.setFull(nil)
-	for {
-		err := try()
-		need, lacks := errors.AsType[*needBlock](err)
-		if !lacks {
-			return err
-		}
-		if err := e.leaseBlock(need); errors.Is(err, ErrNoBlock) && need.elsewhere {
-			e.setFull(need)
+	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	defer cancel()
+	for range mostLeases {
+		if err := e.leaseBlock(ctx, need); errors.Is(err, ErrNoBlock) && need.elsewhere {
+			full[need.key()] = true
 		} else if err != nil {
 			return err
 		}
+		err = try(full)
+		if need, lacks = errors.AsType[*needBlock](err); !lacks {
+			return err
+		}
 	}
-}
-
-// setFull has transactions look for addresses in other subnets, until nil.
-func (e *Engine) setFull(need *needBlock) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if need == nil {
-		e.full = nil
-		return
-	}
-	if e.full == nil {
-		e.full = map[subnetKey]bool{}
-	}
-	e.full[subnetKey{need.network, need.subnet}] = true
+	return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%w, after %d blocks more: make fewer endpoints at a time, or make them when fewer others are made", need, mostLeases)
 }
 
 // pretendBlock gives a rehearsal the block that would be leased, or has it look elsewhere as leasing would.
@@ -167,9 +208,9 @@ func (t *txn) pretendBlock(need *needBlock) error {
 	if t.e.opt.Cluster == nil || n == nil {
 		return need
 	}
-	block, err := t.e.opt.Cluster.PickBlock(need.network, need.subnet, need.around, n.Blocks)
+	block, err := t.e.opt.Cluster.PickBlock(need.network, need.subnet, need.wanted, n.Blocks)
 	if errors.Is(err, ErrNoBlock) && need.elsewhere {
-		t.e.full[subnetKey{need.network, need.subnet}] = true
+		t.full[need.key()] = true
 		return nil
 	}
 	if err != nil {
@@ -194,19 +235,22 @@ func inBlocks(n *plan.Network, ranges []ipam.Range) (out []ipam.Range) {
 	return out
 }
 
-// beyondBlocks is the first address of ranges that is in no block of this host; invalid if all are.
-func beyondBlocks(n *plan.Network, ranges []ipam.Range) netip.Addr {
+// beyondBlocks are the addresses of ranges that are in no block of this host, and that an endpoint may be given.
+func beyondBlocks(n *plan.Network, ranges []ipam.Range, excluded []hcn.AddrRange, reserved []netip.Addr) (*netipx.IPSet, error) {
+	var b netipx.IPSetBuilder
 	for _, r := range ranges {
-		a := r.From()
-		for a.IsValid() && !r.To().Less(a) {
-			i := slices.IndexFunc(n.Blocks, func(b netip.Prefix) bool { return b.Contains(a) })
-			if i < 0 {
-				return a
-			}
-			a = netipx.PrefixLastIP(n.Blocks[i]).Next()
-		}
+		b.AddRange(r)
 	}
-	return netip.Addr{}
+	for _, p := range n.Blocks {
+		b.RemovePrefix(p)
+	}
+	for _, x := range excluded {
+		b.RemoveRange(netipx.IPRangeFrom(x.From, x.To))
+	}
+	for _, a := range reserved {
+		b.Remove(a)
+	}
+	return b.IPSet()
 }
 
 func later(a, b netip.Addr) netip.Addr {
@@ -236,7 +280,13 @@ func checkBlock(n *plan.Network, a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: p.Masked(), around: a, had: n.Blocks}
+	var b netipx.IPSetBuilder
+	b.Add(a)
+	only, err := b.IPSet()
+	if err != nil {
+		return err
+	}
+	return &needBlock{network: n.Doc.ID, name: n.Doc.Name, subnet: p.Masked(), wanted: only, had: n.Blocks}
 }
 
 // clusterMAC makes a MAC of an address: addresses are unique on all hosts, and so are these. For IPv4 it is the one that HNS's CNI plugins make.

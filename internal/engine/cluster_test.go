@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go4.org/netipx"
@@ -22,19 +23,27 @@ import (
 type blocks struct {
 	mu   sync.Mutex
 	free []string
-	near []netip.Addr // what was asked for
+	near []*netipx.IPSet // what was asked for
+	hang chan struct{}   // the cluster does not answer until it is closed
 	doc  hcn.HostComputeNetwork
 	mine []netip.Prefix
 	told func([]netip.Prefix)
 }
 
-func (b *blocks) LeaseBlock(_ context.Context, _ hcn.GUID, subnet netip.Prefix, around netip.Addr) (netip.Prefix, error) {
+func (b *blocks) LeaseBlock(ctx context.Context, _ hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error) {
+	if b.hang != nil {
+		select {
+		case <-b.hang:
+		case <-ctx.Done():
+			return netip.Prefix{}, ctx.Err()
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.near = append(b.near, around)
+	b.near = append(b.near, wanted)
 	for i, text := range b.free {
 		p := netip.MustParsePrefix(text)
-		if subnet.Contains(p.Addr()) && (!around.IsValid() || p.Contains(around)) {
+		if subnet.Contains(p.Addr()) && wanted.OverlapsPrefix(p) {
 			b.free = slices.Delete(b.free, i, i+1)
 			if b.told != nil { // the cluster tells of it at once
 				b.mine = append(b.mine, p)
@@ -46,12 +55,12 @@ func (b *blocks) LeaseBlock(_ context.Context, _ hcn.GUID, subnet netip.Prefix, 
 	return netip.Prefix{}, fmt.Errorf("all blocks are leased: %w", ErrNoBlock)
 }
 
-func (b *blocks) PickBlock(_ hcn.GUID, subnet netip.Prefix, around netip.Addr, beside []netip.Prefix) (netip.Prefix, error) {
+func (b *blocks) PickBlock(_ hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet, beside []netip.Prefix) (netip.Prefix, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, text := range b.free {
 		p := netip.MustParsePrefix(text)
-		if subnet.Contains(p.Addr()) && (!around.IsValid() || p.Contains(around)) && !slices.Contains(beside, p) {
+		if subnet.Contains(p.Addr()) && wanted.OverlapsPrefix(p) && !slices.Contains(beside, p) {
 			return p, nil
 		}
 	}
@@ -202,12 +211,81 @@ func TestClusterNetworkChanges(t *testing.T) {
 
 func TestBeyondBlocks(t *testing.T) {
 	n := &plan.Network{Blocks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("10.0.0.4/30")}}
+	excluded := []hcn.AddrRange{{From: netip.MustParseAddr("10.0.1.2"), To: netip.MustParseAddr("10.0.1.7")}}
 	for text, want := range map[string]string{
-		"10.0.0.1-10.0.0.6": "", "10.0.0.1-10.0.0.9": "10.0.0.8", "10.0.1.0-10.0.1.9": "10.0.1.0", "10.0.0.7-10.0.0.7": "", "255.255.255.255-255.255.255.255": "255.255.255.255",
+		"10.0.0.1-10.0.0.6": "[]", "10.0.0.1-10.0.0.9": "[10.0.0.8-10.0.0.9]", "10.0.1.0-10.0.1.9": "[10.0.1.0-10.0.1.1 10.0.1.9-10.0.1.9]",
+		"10.0.1.3-10.0.1.8": "[]", "255.255.255.255-255.255.255.255": "[255.255.255.255-255.255.255.255]",
 	} {
-		got := beyondBlocks(n, []ipam.Range{netipx.MustParseIPRange(text)})
-		if want == "" && got.IsValid() || want != "" && got != netip.MustParseAddr(want) {
-			t.Errorf("%s: %s, want %q", text, got, want)
+		got, err := beyondBlocks(n, []ipam.Range{netipx.MustParseIPRange(text)}, excluded, []netip.Addr{netip.MustParseAddr("10.0.1.8")})
+		if err != nil || fmt.Sprint(got.Ranges()) != want {
+			t.Errorf("%s: %v, %v, want %s", text, got.Ranges(), err, want)
 		}
 	}
+}
+
+// TestBlocksOfUse: a block of which every address is excluded, reserved or the host's is not leased, and one that has one left is.
+func TestBlocksOfUse(t *testing.T) {
+	b := &blocks{}
+	for i := range 64 {
+		b.free = append(b.free, fmt.Sprintf("10.61.0.%d/30", 4*i))
+	}
+	b.free = append(b.free, "fd00:61::100/120")
+	inCluster(t, b, func(e *env) {
+		n := hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		exclude := func(what string) {
+			r := decode[hcn.ModifyNetworkSettingRequest](e, `{"ResourceType":"Policy","RequestType":"Update","Settings":{"Policies":[{"Type":"Bulkhead.Exclusions","Settings":{`+what+`}}]}}`)
+			e.ok(e.e.ModifyNetwork(bg, n, &r))
+		}
+		exclude(`"Ranges":["10.61.0.2-10.61.0.254"]`) // .0 and .255 are the network's, .1 its gateway's
+		if _, err := e.endpoint(epDoc(n, "")); err == nil || !strings.Contains(err.Error(), "no free address") || len(b.near) != 0 {
+			e.t.Errorf("all of it is excluded: %v, with %d leases", err, len(b.near))
+		}
+		exclude(`"Ranges":["10.61.0.2-10.61.0.8","10.61.0.10-10.61.0.254"]`)
+		ep := must(e.endpoint(epDoc(n, "")))(e)
+		if got := addrs(ep); !strings.Contains(got, "10.61.0.9") || len(b.near) != 2 || !slices.Contains(b.free, "10.61.0.4/30") {
+			e.t.Errorf("addresses %s with %d leases", got, len(b.near))
+		}
+		if _, err := e.endpoint(epDoc(n, "")); err == nil || len(b.near) != 2 {
+			e.t.Errorf("the only address is taken: %v, with %d leases", err, len(b.near))
+		}
+	})
+}
+
+// TestClusterThatHangs: while the cluster does not answer, nobody waits longer than for it alone, however many wait, and who gives up
+// goes at once. What it answers in the end serves those who are still there, with no more blocks than they need.
+func TestClusterThatHangs(t *testing.T) {
+	b := &blocks{free: []string{"10.61.0.8/30", "10.61.0.16/30", "10.61.0.24/30", "10.61.0.32/30", "fd00:61::100/120"}}
+	inCluster(t, b, func(e *env) {
+		b.hang = make(chan struct{}) // of the bubble whose time it takes
+		n := hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		doc := decode[hcn.HostComputeEndpoint](e, epDoc(n, ""))
+		many := func(ctx context.Context) (failed int, took time.Duration) {
+			begin := time.Now()
+			errs := make([]error, 6)
+			var wg sync.WaitGroup
+			for i := range errs {
+				wg.Go(func() { _, errs[i] = e.e.CreateEndpoint(ctx, "", n, doc) })
+			}
+			wg.Wait()
+			for _, err := range errs {
+				if err != nil {
+					failed++
+				}
+			}
+			return failed, time.Since(begin)
+		}
+		if failed, took := many(bg); failed != 6 || took > clusterTimeout+time.Second {
+			e.t.Errorf("%d failed, after %s", failed, took)
+		}
+		ctx, cancel := context.WithTimeout(bg, time.Second)
+		defer cancel()
+		if failed, took := many(ctx); failed != 6 || took > 2*time.Second {
+			e.t.Errorf("who gives up: %d failed, after %s", failed, took)
+		}
+		time.Sleep(time.Minute) // what they asked for is given up too
+		time.AfterFunc(5*time.Second, func() { close(b.hang) })
+		if failed, took := many(bg); failed != 0 || took > 6*time.Second || len(b.near) != 3 {
+			e.t.Errorf("%d failed, after %s, with %d leases, want 3", failed, took, len(b.near))
+		}
+	})
 }

@@ -42,6 +42,8 @@ type txn struct {
 	writes bool
 	// dry transactions are taken back, whatever comes of them.
 	dry bool
+	// full are subnets of which the cluster has no block to give.
+	full map[subnetKey]bool
 	// tentative, unless nil, is the change whose attachments are to be confirmed.
 	tentative *tentative
 }

@@ -175,11 +175,6 @@ type Engine struct {
 	opt Options
 	log *slog.Logger
 
-	// oneLease is held while a block of addresses is leased from a cluster.
-	oneLease sync.Mutex
-	// full, under mu, are subnets of which no block is to be had, as oneLease's holder has found.
-	full map[subnetKey]bool
-
 	mu sync.RWMutex // guards st and the row-derived indexes in it
 	st *state
 
@@ -194,6 +189,7 @@ type Engine struct {
 	// capturing has a place for each capture that may run.
 	capturing chan struct{}
 	facts     plan.Facts            // the loop's, and under mu for readers
+	asking    map[subnetKey]*asking // under mu: the blocks of addresses that the cluster is asked for
 	unstored  []*txn                // under mu: applied to the memory, not on the disk yet
 	storing   bool                  // under mu: somebody writes them
 	made      map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
@@ -247,7 +243,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), view: newView(), leases: newLeaser(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), leases: newLeaser(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, asking: map[subnetKey]*asking{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), compared: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.logAside()

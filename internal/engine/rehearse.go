@@ -68,7 +68,7 @@ func (e *Engine) commitOr(ctx context.Context, fn func(*txn) error) (uint64, err
 	if r := rehearsing(ctx); r != nil {
 		return 0, e.rehearse(r, fn)
 	}
-	return e.commit(fn)
+	return e.commitFor(ctx, fn)
 }
 
 func (e *Engine) rehearse(r *rehearsal, fn func(*txn) error) error {
@@ -77,16 +77,15 @@ func (e *Engine) rehearse(r *rehearsal, fn func(*txn) error) error {
 	var t *txn
 	p := plan.Compile(e.st.intent(), &e.facts)
 	// What a change leaves behind when it is taken back, too, would change what the next one picks.
-	seq, last, full := e.st.seq, maps.Clone(e.st.lastAddr), e.full
-	e.full = map[subnetKey]bool{}
+	seq, last, full := e.st.seq, maps.Clone(e.st.lastAddr), map[subnetKey]bool{}
 	begin := func() {
-		t = &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, dry: true}
+		t = &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, dry: true, full: full}
 		e.st.seq, e.st.lastAddr = seq, maps.Clone(last)
 	}
 	begin()
 	defer func() {
 		t.rollBack()
-		e.st.seq, e.st.lastAddr, e.full = seq, last, full
+		e.st.seq, e.st.lastAddr = seq, last
 	}()
 	var lacked []*needBlock
 	for {
@@ -95,7 +94,7 @@ func (e *Engine) rehearse(r *rehearsal, fn func(*txn) error) error {
 			break
 		}
 		need, lacks := errors.AsType[*needBlock](err)
-		if !lacks {
+		if !lacks || len(lacked) == mostLeases {
 			return err
 		}
 		t.rollBack()

@@ -63,7 +63,7 @@ func (e *Engine) vacant(ctx context.Context, change func(*txn) ([]*plan.Endpoint
 	tried := map[lanAddr]bool{}
 	for {
 		var eps []*plan.Endpoint
-		if err := e.leasing(func() (err error) { eps, err = e.tryOut(change); return err }); err != nil {
+		if err := e.leasing(ctx, func(full map[subnetKey]bool) (err error) { eps, err = e.tryOut(full, change); return err }); err != nil {
 			return err
 		}
 		found := e.squatters(ctx, eps)
@@ -115,10 +115,10 @@ func (e *Engine) probing(ctx context.Context) bool {
 }
 
 // tryOut runs a change and takes it back.
-func (e *Engine) tryOut(change func(*txn) ([]*plan.Endpoint, error)) ([]*plan.Endpoint, error) {
+func (e *Engine) tryOut(full map[subnetKey]bool, change func(*txn) ([]*plan.Endpoint, error)) ([]*plan.Endpoint, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t := &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, dry: true}
+	t := &txn{e: e, st: e.st, dirty: emptyDirty(), facts: &e.facts, dry: true, full: full}
 	seq, last := e.st.seq, maps.Clone(e.st.lastAddr)
 	defer func() {
 		t.rollBack()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go4.org/netipx"
 
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -161,7 +162,7 @@ func TestPartition(t *testing.T) {
 	if a.fact(n.ID, idb) == nil {
 		t.Error("a has forgotten what it knew")
 	}
-	if _, err := a.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/20"), netip.Addr{}); !errors.Is(err, ErrAway) {
+	if _, err := a.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/20"), nil); !errors.Is(err, ErrAway) {
 		t.Errorf("a block without etcd: %v", err)
 	}
 	b.Publish(nil)
@@ -386,15 +387,45 @@ func TestClash(t *testing.T) {
 	b := s.host(2)
 	b.connected()
 	p := a.block(n, "10.77.0.0/20")
-	if _, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/20"), p.Addr()); !errors.Is(err, ErrClash) || !strings.Contains(err.Error(), `"h1"`) {
+	if _, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/20"), addrs(t, p.Addr())); !errors.Is(err, ErrClash) || !strings.Contains(err.Error(), `"h1"`) {
 		t.Errorf("an address in another's block: %v", err)
+	}
+	// Of many addresses one is enough: in a block of this host's, or in one that is free.
+	mine, free := b.block(n, "10.77.0.0/20"), netip.MustParsePrefix("10.77.0.0/28")
+	for free == p || free == mine {
+		free = netip.PrefixFrom(netipx.PrefixLastIP(free).Next(), 28)
+	}
+	for _, tc := range []struct {
+		of   []netip.Addr
+		want netip.Prefix // invalid: there is none
+	}{
+		{[]netip.Addr{free.Addr()}, free}, {[]netip.Addr{p.Addr(), free.Addr().Next()}, free},
+		{[]netip.Addr{p.Addr(), mine.Addr()}, mine}, {[]netip.Addr{p.Addr(), p.Addr().Next()}, netip.Prefix{}},
+	} {
+		got, err := b.PickBlock(n.ID, netip.MustParsePrefix("10.77.0.0/20"), addrs(t, tc.of...), nil)
+		if got != tc.want && tc.want.IsValid() || errors.Is(err, ErrExhausted) == tc.want.IsValid() {
+			t.Errorf("one of %v: %s, %v, want %s", tc.of, got, err, tc.want)
+		}
 	}
 	small := a.network("small", "10.79.0.0/27")
 	a.block(small, "10.79.0.0/27")
 	b.block(small, "10.79.0.0/27")
-	if _, err := b.LeaseBlock(t.Context(), small.ID, netip.MustParsePrefix("10.79.0.0/27"), netip.Addr{}); !errors.Is(err, ErrExhausted) {
+	if _, err := b.LeaseBlock(t.Context(), small.ID, netip.MustParsePrefix("10.79.0.0/27"), nil); !errors.Is(err, ErrExhausted) {
 		t.Errorf("a third block of two: %v", err)
 	}
+}
+
+func addrs(t *testing.T, list ...netip.Addr) *netipx.IPSet {
+	t.Helper()
+	var b netipx.IPSetBuilder
+	for _, a := range list {
+		b.Add(a)
+	}
+	set, err := b.IPSet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
 }
 
 // TestTogether: hosts that make networks and lease blocks at the same moment get different ones.
@@ -432,7 +463,7 @@ func TestTogether(t *testing.T) {
 				vnis[n.VNI] = name
 				mu.Unlock()
 			}
-			p, err := h.LeaseBlock(t.Context(), shared.ID, netip.MustParsePrefix("10.70.0.0/25"), netip.Addr{})
+			p, err := h.LeaseBlock(t.Context(), shared.ID, netip.MustParsePrefix("10.70.0.0/25"), nil)
 			if err != nil {
 				t.Error(err)
 				return
@@ -468,7 +499,7 @@ func TestForget(t *testing.T) {
 	}
 	a.link.Cut()
 	eventually(t, "a is gone", func() bool { return len(b.Hosts()) == 1 })
-	if _, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/28"), netip.Addr{}); !errors.Is(err, ErrExhausted) {
+	if _, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/28"), nil); !errors.Is(err, ErrExhausted) {
 		t.Errorf("a's block is free: %v", err)
 	}
 	if hs := b.Status().Hosts; len(hs) != 2 || hs[1].ID != a.id || hs[1].Name != "h1" || hs[1].Alive || hs[1].Blocks != 1 {
@@ -478,7 +509,7 @@ func TestForget(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "a's block is free", func() bool {
-		_, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/28"), netip.Addr{})
+		_, err := b.LeaseBlock(t.Context(), n.ID, netip.MustParsePrefix("10.77.0.0/28"), nil)
 		return err == nil
 	})
 	idb := guid(0xe, 2)

@@ -19,19 +19,19 @@ func TestFresh(t *testing.T) {
 	n := testNetwork("blue", 4096, "10.64.0.0/16")
 	subnet := netip.MustParsePrefix("10.64.0.0/16")
 	a.synced, a.cache.rev, a.cache.networks[n.ID] = true, 7, &item[Network]{v: n}
-	first, mine, err := a.pickBlock(n.ID, subnet, netip.Addr{})
+	first, mine, err := a.pickBlock(n.ID, subnet, nil)
 	if err != nil || mine {
 		t.Fatalf("%v, %v", mine, err)
 	}
 	a.fresh[ownBlock{n.ID, first}] = 8
-	if p, mine, err := a.pickBlock(n.ID, subnet, first.Addr().Next()); p != first || !mine || err != nil {
+	if p, mine, err := a.pickBlock(n.ID, subnet, addrs(t, first.Addr().Next())); p != first || !mine || err != nil {
 		t.Errorf("the block of an address of its own: %s, %v, %v", p, mine, err)
 	}
-	if p, mine, err := a.pickBlock(n.ID, subnet, netip.Addr{}); p == first || mine || err != nil {
+	if p, mine, err := a.pickBlock(n.ID, subnet, nil); p == first || mine || err != nil {
 		t.Errorf("another one: %s, %v, %v", p, mine, err)
 	}
 	a.cache.rev = 8 // the watch knows better: it is free again
-	if p, mine, err := a.pickBlock(n.ID, subnet, netip.Addr{}); p != first || mine || err != nil {
+	if p, mine, err := a.pickBlock(n.ID, subnet, nil); p != first || mine || err != nil {
 		t.Errorf("given back: %s, %v, %v", p, mine, err)
 	}
 }

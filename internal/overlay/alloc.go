@@ -14,6 +14,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go4.org/netipx"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -217,10 +218,10 @@ func (a *Agent) DeleteNetwork(ctx context.Context, id hcn.GUID, force bool) erro
 	return a.settle(ctx, res.Header.Revision)
 }
 
-// LeaseBlock makes a block of a subnet this host's: the one that holds an address, or any that is free where the address is invalid.
-func (a *Agent) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, holding netip.Addr) (netip.Prefix, error) {
+// LeaseBlock makes a block of a subnet this host's that has one of the wanted addresses; nil: any that is free.
+func (a *Agent) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error) {
 	for range 50 {
-		p, mine, err := a.pickBlock(network, subnet, holding)
+		p, mine, err := a.pickBlock(network, subnet, wanted)
 		if err != nil || mine {
 			return p, err
 		}
@@ -242,8 +243,8 @@ func (a *Agent) LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.P
 }
 
 // PickBlock is what LeaseBlock would give just now, beside those of a list. Nothing is written.
-func (a *Agent) PickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.Addr, beside []netip.Prefix) (netip.Prefix, error) {
-	p, _, err := a.pickBlock(network, subnet, holding, beside...)
+func (a *Agent) PickBlock(network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet, beside []netip.Prefix) (netip.Prefix, error) {
+	p, _, err := a.pickBlock(network, subnet, wanted, beside...)
 	return p, err
 }
 
@@ -272,7 +273,7 @@ func (a *Agent) tryBlock(ctx context.Context, network hcn.GUID, p netip.Prefix) 
 
 // pickBlock chooses a block, and tells whether it is this host's already. Hosts begin at places of their own, so that those who
 // come together do not all want the same.
-func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.Addr, beside ...netip.Prefix) (p netip.Prefix, mine bool, err error) {
+func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet, beside ...netip.Prefix) (p netip.Prefix, mine bool, err error) {
 	bits := BlockBits(subnet)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -285,37 +286,91 @@ func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, holding netip.A
 	case !slices.Contains(n.v.Prefixes(), subnet):
 		return p, false, fmt.Errorf("network %q has no subnet %s: %w", n.v.Name, subnet, ErrNotFound)
 	}
+	ranges, err := within(subnet, wanted)
+	if err != nil {
+		return p, false, err
+	}
 	of := a.cache.blocks[network]
-	if holding.IsValid() {
-		if !subnet.Contains(holding) {
-			return p, false, fmt.Errorf("%s is not in subnet %s", holding, subnet)
-		}
-		p, err = holding.Prefix(bits)
-		if it := of[p]; err == nil && it != nil {
-			if it.v.Host == a.self.ID {
+	if wanted != nil {
+		for p, it := range of {
+			if it.v.Host == a.self.ID && wanted.OverlapsPrefix(p) {
 				return p, true, nil
 			}
-			return p, false, fmt.Errorf("%w: %s is in block %s of network %q, which is host %s's: choose an address of another block", ErrClash, holding, p, n.v.Name, a.hostName(it.v.Host))
 		}
-		return p, err == nil && a.isFresh(network, p), err
+		for k := range a.fresh {
+			if k.network == network && wanted.OverlapsPrefix(k.prefix) && a.isFresh(network, k.prefix) {
+				return k.prefix, true, nil
+			}
+		}
 	}
 	count := new(big.Int).Lsh(big.NewInt(1), uint(bits-subnet.Bits()))
 	h := fnv.New64a()
 	h.Write([]byte(string(a.self.ID) + string(network) + subnet.String()))
 	start := new(big.Int).SetUint64(h.Sum64())
-	for i := range len(of) + len(a.fresh) + len(beside) + 1 {
-		index := new(big.Int).Add(start, big.NewInt(int64(i)))
-		index.Mod(index, count)
-		p := nthBlock(subnet, bits, index.Uint64())
+	next := nthBlock(subnet, bits, start.Mod(start, count).Uint64()).Addr()
+	for range len(of) + len(a.fresh) + len(beside) + 1 { // each is another one, until all were tried
+		p, err = from(ranges, next).Prefix(bits)
+		if err != nil {
+			return p, false, err
+		}
 		if of[p] == nil && !a.isFresh(network, p) && !slices.Contains(beside, p) {
 			return p, false, nil
 		}
-		if big.NewInt(int64(i)+1).Cmp(count) >= 0 {
-			break
+		next = netipx.PrefixLastIP(p).Next()
+	}
+	if only := ranges[0]; len(ranges) == 1 && only.From() == only.To() {
+		return p, false, fmt.Errorf("%w: %s is in block %s of network %q, which is host %s's: choose an address of another block", ErrClash, only.From(), p, n.v.Name, a.holder(of[p]))
+	}
+	which := "has no free block: all " + count.String() + " belong"
+	if wanted != nil {
+		which = "has no free block with an address that would do: they belong"
+	}
+	return p, false, fmt.Errorf("subnet %s of network %q %s to hosts: `bulkhead cluster ls` shows hosts that are gone and still have some, "+
+		"`bulkhead cluster forget HOST` frees those: %w", subnet, n.v.Name, which, ErrExhausted)
+}
+
+// within are the wanted addresses of a subnet; nil: all.
+func within(subnet netip.Prefix, wanted *netipx.IPSet) ([]netipx.IPRange, error) {
+	if wanted == nil {
+		return []netipx.IPRange{netipx.RangeOfPrefix(subnet)}, nil
+	}
+	var all, b netipx.IPSetBuilder
+	all.AddPrefix(subnet)
+	whole, err := all.IPSet()
+	if err != nil {
+		return nil, err
+	}
+	b.AddSet(wanted)
+	b.Intersect(whole)
+	set, err := b.IPSet()
+	if err != nil {
+		return nil, err
+	}
+	if len(set.Ranges()) == 0 {
+		return nil, fmt.Errorf("none of the addresses that are wanted is in subnet %s", subnet)
+	}
+	return set.Ranges(), nil
+}
+
+// from is the first address of ranges from one on, going round.
+func from(ranges []netipx.IPRange, a netip.Addr) netip.Addr {
+	for _, r := range ranges {
+		if r.Contains(a) {
+			return a
+		}
+		if a.IsValid() && a.Less(r.From()) {
+			return r.From()
 		}
 	}
-	return p, false, fmt.Errorf("subnet %s of network %q has no free block: all %s belong to hosts: `bulkhead cluster ls` shows hosts that are gone and still have some, "+
-		"`bulkhead cluster forget HOST` frees those: %w", subnet, n.v.Name, count, ErrExhausted)
+	return ranges[0].From()
+}
+
+// holder names the host that a block belongs to.
+func (a *Agent) holder(it *item[block]) string {
+	if it == nil {
+		return "nobody"
+	}
+	return a.hostName(it.v.Host)
 }
 
 // isFresh tells that this host has leased a block which the watch has not seen yet. Locked: a.mu.

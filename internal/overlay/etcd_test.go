@@ -425,7 +425,7 @@ func testNetwork(name string, vni uint32, prefixes ...string) Network {
 // block leases a block and gives its first address.
 func (h *testHost) block(n Network, subnet string) netip.Prefix {
 	h.t.Helper()
-	p, err := h.LeaseBlock(h.t.Context(), n.ID, netip.MustParsePrefix(subnet), netip.Addr{})
+	p, err := h.LeaseBlock(h.t.Context(), n.ID, netip.MustParsePrefix(subnet), nil)
 	if err != nil {
 		h.t.Fatal(err)
 	}

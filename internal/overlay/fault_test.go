@@ -150,7 +150,7 @@ func (h *faultHost) lease(t *testing.T, n Network, subnet netip.Prefix) (netip.P
 	if cut {
 		return netip.Prefix{}, ErrAway // it would find out in some seconds
 	}
-	return h.LeaseBlock(t.Context(), n.ID, subnet, netip.Addr{})
+	return h.LeaseBlock(t.Context(), n.ID, subnet, nil)
 }
 
 // free is an address of the host's blocks that none of its endpoints has.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go4.org/netipx"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
@@ -115,8 +116,14 @@ func endpointsOf(i, per int) (eps []overlay.Endpoint) {
 
 // lease waits for the network, which the host may not have seen yet, and for an etcd that is busy.
 func lease(ctx context.Context, a *overlay.Agent, net hcn.GUID, subnet netip.Prefix, at netip.Addr) (p netip.Prefix, err error) {
+	var b netipx.IPSetBuilder
+	b.Add(at)
+	wanted, err := b.IPSet()
+	if err != nil {
+		return p, err
+	}
 	for until := time.Now().Add(5 * time.Minute); time.Now().Before(until); pause(ctx, 50*time.Millisecond) {
-		if p, err = a.LeaseBlock(ctx, net, subnet, at); !errors.Is(err, overlay.ErrNotFound) && !errors.Is(err, overlay.ErrAway) {
+		if p, err = a.LeaseBlock(ctx, net, subnet, wanted); !errors.Is(err, overlay.ErrNotFound) && !errors.Is(err, overlay.ErrAway) {
 			break
 		}
 	}
