@@ -87,8 +87,8 @@ func (e *Engine) Unconfirmed() []api.Unconfirmed {
 		}
 	}
 	for id, ep := range e.st.endpoints {
-		if n := e.st.networks[ep.Doc.HostComputeNetwork]; ep.Attach != nil && ep.Attach.Confirm != nil && n != nil {
-			out = append(out, api.Unconfirmed{Network: n.Doc.ID, Endpoint: id, Name: cmp.Or(ep.Doc.Name, string(id)), NIC: n.Uplink, By: ep.Attach.Confirm.By})
+		if n, c := e.st.networks[ep.Doc.HostComputeNetwork], waitsFor(ep); c != nil && n != nil {
+			out = append(out, api.Unconfirmed{Network: n.Doc.ID, Endpoint: id, Name: cmp.Or(ep.Doc.Name, string(id)), NIC: n.Uplink, By: c.By})
 		}
 	}
 	return out

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -13,7 +14,8 @@ import (
 // What reaches the wire of a NIC for the first time with an endpoint that is attached is a second MAC there, or an address that
 // routers learn at another place: some switches shut the port for that. So an attachment may wait to be confirmed as a new network on a
 // NIC does, and is undone without the word: the endpoint is detached. The missing word is in the endpoint's row, and the
-// programs know the port. Whatever else is changed of networks and endpoints changes nothing at a NIC that an attachment or a
+// programs know the port. It stays in the row when the endpoint is detached with its container, which may start again at any time: the
+// next attachment waits for it, or when its time is over, is a user's alone to make. Whatever else is changed of networks and endpoints changes nothing at a NIC that an attachment or a
 // new network has not changed before, or takes it away again.
 
 // tentative is a change whose attachments are to be confirmed.
@@ -54,16 +56,19 @@ func (e *Engine) Tentatively(ctx context.Context, within time.Duration, change f
 	}
 	made := &tentative{by: time.Now().Add(within).UTC().Round(0), attached: map[hcn.GUID]string{}}
 	if err := change(context.WithValue(ctx, tentativeKey{}, made)); err != nil {
+		for id := range made.attached {
+			e.undoAttach(ctx, id, made.by, "the change failed")
+		}
 		return err
 	}
 	for id := range made.attached {
 		if gone := around.lost(context.WithoutCancel(ctx), askAfter); gone != "" {
 			why := unreachable(around.nic, gone)
-			e.undoAttach(ctx, id, why)
+			e.undoAttach(ctx, id, made.by, why)
 			return hcn.Errorf(hcn.ErrUnspecified, "endpoint %s is detached again: %s. See what the switch outside does with several MACs on a port "+
 				"(port security), or use a network of type L2Bridge", id, why)
 		}
-		e.watchUnconfirmed(waitsAttached(id), made.by, around, func(ctx context.Context, why string) { e.undoAttach(ctx, id, why) })
+		e.watchUnconfirmed(waitsAttached(id, made.by), made.by, around, func(ctx context.Context, why string) { e.undoAttach(ctx, id, made.by, why) })
 	}
 	return nil
 }
@@ -77,7 +82,7 @@ func (t *txn) waiting(except hcn.GUID) error {
 		}
 	}
 	for id, ep := range t.st.endpoints {
-		if id != except && ep.Attach != nil && ep.Attach.Confirm != nil {
+		if id != except && waitsFor(ep) != nil {
 			return api.Errorf(api.KindConflict, "the attachment of %s waits to be confirmed, and one change can at a time", ownerOf(ep)).
 				Hint("bulkhead confirm %s", id)
 		}
@@ -85,8 +90,11 @@ func (t *txn) waiting(except hcn.GUID) error {
 	return nil
 }
 
-// tryOut notes in an attachment that it has to be confirmed.
+// tryOut notes in an attachment that it has to be confirmed, or still has to be.
 func (t *txn) tryOut(ep *plan.Endpoint, at *plan.Attachment) error {
+	if t.tentative == nil {
+		at.Confirm = waitsFor(ep)
+	}
 	n := t.st.networks[ep.Doc.HostComputeNetwork]
 	if t.tentative == nil || n == nil || !plan.OnLAN(n.Doc.Type) {
 		return nil
@@ -103,20 +111,57 @@ func (t *txn) tryOut(ep *plan.Endpoint, at *plan.Attachment) error {
 	return nil
 }
 
-func waitsAttached(id hcn.GUID) func(*state) bool {
+// waitsFor is what an endpoint waits for, attached or until it is attached again; nil: nothing.
+func waitsFor(ep *plan.Endpoint) *plan.Confirmation {
+	switch {
+	case ep.Attach != nil:
+		return ep.Attach.Confirm
+	case ep.Trial != nil && time.Now().Before(ep.Trial.By):
+		return ep.Trial
+	}
+	return nil
+}
+
+// unapproved tells that nobody confirmed an endpoint's last attachment in time.
+func unapproved(ep *plan.Endpoint) bool {
+	return ep.Attach == nil && ep.Trial != nil && waitsFor(ep) == nil
+}
+
+// unattached is the row of an endpoint that nobody confirmed.
+func unattached(ep *plan.Endpoint) *plan.Endpoint {
+	row := detached(ep)
+	row.Trial = &plan.Confirmation{By: time.Now().UTC().Round(0)}
+	return row
+}
+
+// withdrawn is the row of an endpoint that a user detaches: it waits for nothing.
+func withdrawn(ep *plan.Endpoint) *plan.Endpoint {
+	row := detached(ep)
+	row.Trial = nil
+	return row
+}
+
+// waitsAttached tells whether an endpoint still waits for what is given by a time.
+func waitsAttached(id hcn.GUID, by time.Time) func(*state) bool {
 	return func(s *state) bool {
 		ep := s.endpoints[id]
-		return ep != nil && ep.Attach != nil && ep.Attach.Confirm != nil
+		if ep == nil {
+			return false
+		}
+		c := waitsFor(ep)
+		return c != nil && c.By.Equal(by)
 	}
 }
 
 // undoAttach detaches an endpoint that nobody confirmed.
-func (e *Engine) undoAttach(ctx context.Context, id hcn.GUID, why string) {
+func (e *Engine) undoAttach(ctx context.Context, id hcn.GUID, by time.Time, why string) {
 	name := ""
 	e.undo(ctx, "endpoint", string(id), func(t *txn) {
-		if row := t.st.endpoints[id]; row != nil && waitsAttached(id)(t.st) {
-			name = ownerOf(row)
-			t.putEndpoint(id, detached(row))
+		if row := t.st.endpoints[id]; waitsAttached(id, by)(t.st) {
+			if row.Attach != nil {
+				name = ownerOf(row)
+			}
+			t.putEndpoint(id, unattached(row))
 		}
 	})
 	if name != "" {
@@ -132,13 +177,18 @@ func (t *txn) confirmAttached(ref string) (hcn.GUID, bool) {
 		return "", false
 	}
 	for _, ep := range eps {
-		if waitsAttached(ep.Doc.ID)(t.st) {
-			row, at := *ep, *ep.Attach
+		if waitsFor(ep) == nil {
+			continue
+		}
+		row := *ep
+		row.Trial = nil
+		if ep.Attach != nil {
+			at := *ep.Attach
 			at.Confirm = nil
 			row.Attach = &at
-			t.putEndpoint(ep.Doc.ID, &row)
-			return ep.Doc.ID, true
 		}
+		t.putEndpoint(ep.Doc.ID, &row)
+		return ep.Doc.ID, true
 	}
 	return "", false
 }
@@ -146,9 +196,17 @@ func (t *txn) confirmAttached(ref string) (hcn.GUID, bool) {
 // dropUnconfirmed undoes at a start what nobody confirmed.
 func (t *txn) dropUnconfirmed() {
 	for id, ep := range maps.Clone(t.st.endpoints) {
-		if ep.Attach != nil && ep.Attach.Confirm != nil {
+		if waitsFor(ep) != nil {
 			t.e.log.Warn("an endpoint is detached again: the daemon ended before its attachment was confirmed", "endpoint", id)
-			t.putEndpoint(id, detached(ep))
+			t.putEndpoint(id, unattached(ep))
 		}
 	}
+}
+
+// attachable are the endpoints that a container's start attaches: what nobody confirmed, a user only.
+func (s *state) attachable(c *containerRow, by starter) []hcn.GUID {
+	return slices.DeleteFunc(slices.Clone(c.Endpoints), func(id hcn.GUID) bool {
+		ep := s.endpoints[id]
+		return ep == nil || by != byUser && unapproved(ep)
+	})
 }

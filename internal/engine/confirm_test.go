@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -296,6 +297,108 @@ func TestConfirmAttachment(t *testing.T) {
 		if e.attached(b.ID) || !e.attached(a.ID) {
 			e.t.Error("after the daemon's death: want the second one detached, and the first one left")
 		}
+	})
+}
+
+// TestConfirmOverRestarts: a container that restarts takes along what its endpoint waits for. What nobody confirmed is attached again by
+// no policy, and by no start of the daemon or the host, but by a user.
+func TestConfirmOverRestarts(t *testing.T) {
+	begin := func(e *env) (c string, ep hcn.GUID) {
+		e.onLAN()
+		must(e.network(netDoc("lan", "Transparent", 9)))(e)
+		c = e.started("c", []string{"run"}, restart("always", 0))
+		e.ok(e.e.Tentatively(bg, time.Minute, func(ctx context.Context) error {
+			return e.e.ConnectContainer(ctx, "c", api.NetworkAttachment{Network: "lan"})
+		}))
+		return c, must(e.e.Container(c))(e).Endpoints[1].ID
+	}
+	restarted := func(e *env, c string) {
+		n := e.state(c).RestartCount
+		time.Sleep(backoffReset + time.Second) // it starts again without a wait
+		e.endContainer(c, 1)
+		time.Sleep(time.Second)
+		if e.wantStatus(c, api.StatusRunning, 0); e.state(c).RestartCount != n+1 {
+			e.t.Fatalf("restarted %d times, want %d", e.state(c).RestartCount, n+1)
+		}
+	}
+	want := func(e *env, when string, ep hcn.GUID, attached bool, waiting int) {
+		e.t.Helper()
+		if e.attached(ep) != attached || len(e.e.Unconfirmed()) != waiting {
+			e.t.Errorf("%s: attached %t, waiting %+v; want %t and %d", when, e.attached(ep), e.e.Unconfirmed(), attached, waiting)
+		}
+	}
+	for name, undo := range map[string]func(*env){
+		"time":   func(*env) { time.Sleep(time.Minute) },
+		"router": func(e *env) { e.onLAN().silence(router); time.Sleep(20 * time.Second) },
+		"daemon": func(e *env) { e.kill(); e.start(); e.onLAN() },
+		"host":   func(e *env) { e.reboot(); e.onLAN(); time.Sleep(time.Second) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(e *env) {
+				c, ep := begin(e)
+				l := e.e.opt.Reach.(*link)
+				by := e.e.Unconfirmed()[0].By
+				restarted(e, c)
+				want(e, "after a restart", ep, true, 1)
+				if list := e.e.Unconfirmed(); len(list) == 1 && !list[0].By.Equal(by) {
+					e.t.Errorf("waits until %s, want %s", list[0].By, by)
+				}
+				if name == "router" {
+					l.silence(router)
+				}
+				undo(e)
+				want(e, "undone", ep, false, 0)
+				restarted(e, c)
+				want(e, "undone and restarted", ep, false, 0)
+				e.restart()
+				e.onLAN()
+				restarted(e, c)
+				want(e, "after a restart of the daemon", ep, false, 0)
+				e.ok(e.e.RestartContainer(bg, c, api.StopRequest{}))
+				want(e, "restarted by the user", ep, true, 0)
+				restarted(e, c)
+				want(e, "restarted after that", ep, true, 0)
+			})
+		})
+	}
+	t.Run("confirmed", func(t *testing.T) {
+		run(t, func(e *env) {
+			c, ep := begin(e)
+			e.ok(e.e.RestartContainer(bg, c, api.StopRequest{}))
+			want(e, "restarted by the user", ep, true, 1)
+			e.ok(e.e.StopContainer(bg, c, api.StopRequest{}))
+			want(e, "stopped", ep, false, 1)
+			e.ok(e.e.Confirm(bg, "c"))
+			e.ok(e.e.StartContainer(bg, c))
+			time.Sleep(2 * time.Minute)
+			want(e, "confirmed", ep, true, 0)
+		})
+	})
+	t.Run("stopped until it was over", func(t *testing.T) {
+		run(t, func(e *env) {
+			c, ep := begin(e)
+			e.ok(e.e.StopContainer(bg, c, api.StopRequest{}))
+			time.Sleep(2 * time.Minute)
+			want(e, "over", ep, false, 0)
+			e.w.startErr = errors.New("no such file or directory")
+			err := e.e.Tentatively(bg, time.Hour, func(ctx context.Context) error { return e.e.StartContainer(ctx, c) })
+			e.w.startErr = nil
+			if err == nil {
+				e.t.Error("a start that fails succeeds")
+			}
+			want(e, "not started", ep, false, 0)
+			e.ok(e.e.StartContainer(bg, c))
+			want(e, "started by the user", ep, true, 0)
+		})
+	})
+	t.Run("detached", func(t *testing.T) {
+		run(t, func(e *env) {
+			c, ep := begin(e)
+			e.ok(e.modifyNamespace(must(e.e.Container(c))(e).Namespace, "Remove", "Endpoint", string(ep)))
+			want(e, "by the user", ep, false, 0)
+			restarted(e, c)
+			want(e, "and restarted", ep, true, 0)
+		})
 	})
 }
 

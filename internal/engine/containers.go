@@ -176,7 +176,7 @@ func (e *Engine) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.
 			return nil // the start has steps of its own
 		}
 		row := *c
-		err := t.enterCompartment(&row)
+		err := t.enterCompartment(&row, byUser)
 		t.putContainer(row.Doc.ID, &row)
 		return err
 	})

@@ -386,7 +386,7 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 		return nil, err
 	}
 	row := *old
-	row.Attach, row.Detached = at, false
+	row.Attach, row.Detached, row.Trial = at, false, nil
 	row.Doc = *old.Doc.Clone()
 	row.Doc.HostComputeNamespace, row.Doc.State = namespace, hcn.EndpointAttached
 	t.putEndpoint(id, &row)
@@ -433,6 +433,9 @@ func (t *txn) place(ep *plan.Endpoint, namespace hcn.GUID) (*plan.Attachment, er
 // detached is the row of an endpoint that leaves its namespace.
 func detached(old *plan.Endpoint) *plan.Endpoint {
 	row := *old
+	if old.Attach != nil {
+		row.Trial = old.Attach.Confirm
+	}
 	row.Attach = nil
 	row.Doc = *old.Doc.Clone()
 	row.Doc.HostComputeNamespace, row.Doc.State = "", hcn.EndpointDetached

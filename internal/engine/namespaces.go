@@ -248,10 +248,10 @@ func (t *txn) modifyEndpoints(ns *plan.NamespaceRow, kind hcn.RequestType, ep hc
 		if row.Attach == nil || row.Attach.Namespace != ns.Doc.ID {
 			return nil, hcn.Errorf(hcn.ErrEndpointNotAttached, "endpoint %s is not in namespace %s", ep, ns.Doc.ID)
 		}
-		t.putEndpoint(ep, detached(row))
+		t.putEndpoint(ep, withdrawn(row))
 	case hcn.RequestTypeReset:
 		for id, row := range maps.Clone(t.st.byNamespace[ns.Doc.ID]) {
-			t.putEndpoint(id, detached(row))
+			t.putEndpoint(id, withdrawn(row))
 		}
 	case hcn.RequestTypeRefresh:
 	}

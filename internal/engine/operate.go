@@ -53,7 +53,7 @@ func (e *Engine) StartContainer(ctx context.Context, ref string) error {
 		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name).Hint("bulkhead ps -a, until it is gone")
 	}
 	if rehearsing(ctx) != nil {
-		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { return t.enterCompartment(c) })
+		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { return t.enterCompartment(c, byUser) })
 		return asAPI(err)
 	}
 	e.ctrs.resetBackoff(c.Doc.ID)

@@ -36,7 +36,10 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 	id := c.Doc.ID
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTimeout)
 	defer cancel()
-	if err := s.e.stillVacant(ctx, c.Endpoints...); err != nil {
+	s.e.mu.RLock()
+	eps := s.e.st.attachable(c, by)
+	s.e.mu.RUnlock()
+	if err := s.e.stillVacant(ctx, eps...); err != nil {
 		return s.failStart(ctx, c, by, err)
 	}
 	row, rev, err := s.changeOr(ctx, id, func(t *txn, c *containerRow) error {
@@ -49,20 +52,24 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 			c.Doc.State.RestartCount++
 		case byDaemon:
 		}
-		return t.enterCompartment(c)
+		if err := t.enterCompartment(c, by); err != nil {
+			return err
+		}
+		eps = t.st.attachable(c, byPolicy) // without those that are not attached even so
+		return nil
 	})
 	if err != nil {
 		return s.failStart(ctx, c, by, err)
 	}
 	wait := []object{namespaceObject(row.Doc.Namespace)}
-	for _, ep := range row.Endpoints {
+	for _, ep := range eps {
 		wait = append(wait, portObject(ep))
 	}
 	if err := s.e.applied(ctx, rev, wait...); err != nil {
 		return s.failStart(ctx, row, by, fmt.Errorf("attach its endpoints: %w", err))
 	}
-	s.e.announce(row.Endpoints...)
-	if err := s.e.awaitLeases(ctx, row.Endpoints...); err != nil {
+	s.e.announce(eps...)
+	if err := s.e.awaitLeases(ctx, eps...); err != nil {
 		return s.failStart(ctx, row, by, err)
 	}
 	if err := s.launch(ctx, row); err != nil {
@@ -197,7 +204,7 @@ func (s *supervisor) markRunning(c *containerRow, st api.SandboxState) error {
 
 // enterCompartment makes a container's namespace and attaches its endpoints, or
 // joins the compartment of the one whose network it shares.
-func (t *txn) enterCompartment(c *containerRow) error {
+func (t *txn) enterCompartment(c *containerRow, by starter) error {
 	t.leaveCompartment(c) // of a start that was cut short
 	if c.Shares != "" {
 		other := t.st.containers[c.Shares]
@@ -224,7 +231,7 @@ func (t *txn) enterCompartment(c *containerRow) error {
 	row.Containers = []string{c.Doc.ID}
 	t.putNamespace(ns.Doc.ID, &row)
 	c.Doc.Namespace = ns.Doc.ID
-	for _, ep := range c.Endpoints {
+	for _, ep := range t.st.attachable(c, by) {
 		if _, err := t.attach(ep, ns.Doc.ID); err != nil {
 			return err
 		}

@@ -68,6 +68,9 @@ type Endpoint struct {
 	NameServers []netip.Addr `json:",omitempty"`
 	// Attach is nil while the endpoint is in no namespace.
 	Attach *Attachment
+	// Trial is what the last attachment waited for, and nobody gave, while there is none: another one waits for it as long as there is
+	// time. Once that is over, only a user attaches the endpoint again.
+	Trial *Confirmation `json:",omitempty"`
 	// Detached says that the compartment vanished under the endpoint.
 	Detached bool
 	// Boot is the boot ID of the host run that the endpoint ends with; "" for one
