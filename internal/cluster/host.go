@@ -206,7 +206,7 @@ func (h *Host) setNetworks(ctx context.Context) {
 	if h.from != nil {
 		self := h.from.Self()
 		for _, n := range h.nets {
-			all = append(all, engine.ClusterNetwork{Doc: n.Doc, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC)})
+			all = append(all, engine.ClusterNetwork{Doc: n.Doc, Revision: n.Revision, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC)})
 		}
 	}
 	tctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -298,10 +298,10 @@ func asEngineError(err error) error {
 }
 
 // ChangeNetwork is the engine's.
-func (h *Host) ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error) {
+func (h *Host) ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, int64, error) {
 	a := h.member.Agent()
 	if a == nil {
-		return hcn.HostComputeNetwork{}, errNone
+		return hcn.HostComputeNetwork{}, 0, errNone
 	}
 	return a.ChangeNetwork(ctx, network, change)
 }

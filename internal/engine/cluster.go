@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,8 +36,9 @@ type Cluster interface {
 	LeaseBlock(ctx context.Context, network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error)
 	// PickBlock is what LeaseBlock would give just now, beside those of a list.
 	PickBlock(network hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet, beside []netip.Prefix) (netip.Prefix, error)
-	// ChangeNetwork changes a network's document for all hosts, and gives it as they will read it. change may be called several times.
-	ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error)
+	// ChangeNetwork changes a network's document for all hosts, and gives it as they will read it, with its revision. change may be called
+	// several times.
+	ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, int64, error)
 	// DeleteNetwork deletes a network on all hosts.
 	DeleteNetwork(ctx context.Context, network hcn.GUID) error
 	// Publish says what this host has on the cluster's networks: all of it. It does not block.
@@ -49,6 +51,8 @@ var ErrNoBlock = errors.New("no block is free")
 // ClusterNetwork is a network as the cluster has it.
 type ClusterNetwork struct {
 	Doc hcn.HostComputeNetwork
+	// Revision grows with each change of the document.
+	Revision int64
 	// Provider is this host's address for its tunnels, Router the MAC of its router.
 	Provider netip.Addr
 	Router   plan.MAC
@@ -347,7 +351,7 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 		if !has.Cluster {
 			return hcn.Errorf(hcn.ErrNetworkAlreadyExists, "a network of this host has its ID %s: delete that one", id)
 		}
-		return e.followNetwork(ctx, &c.Doc)
+		return e.followNetwork(ctx, &c.Doc, c.Revision)
 	}
 	doc := c.Doc.Clone()
 	doc.Policies = append(doc.Policies,
@@ -364,7 +368,7 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 			return err
 		}
 		mine := *row
-		mine.Cluster, mine.Shared = true, formOf(&c.Doc)
+		mine.Cluster, mine.Shared, mine.SharedAt = true, formOf(&c.Doc), c.Revision
 		t.putNetwork(id, &mine)
 		return nil
 	})
@@ -388,18 +392,25 @@ func formOf(doc *hcn.HostComputeNetwork) string {
 }
 
 // followNetwork changes a network on this host as the cluster has changed it.
-func (e *Engine) followNetwork(ctx context.Context, shared *hcn.HostComputeNetwork) error {
-	rev, err := e.commit(func(t *txn) error { return t.follow(shared) })
+func (e *Engine) followNetwork(ctx context.Context, shared *hcn.HostComputeNetwork, at int64) error {
+	rev, err := e.commit(func(t *txn) error { return t.follow(shared, at) })
 	if err != nil {
 		return fmt.Errorf("change it as the cluster has: %w", err)
 	}
 	return e.applied(ctx, rev, objectsOf(shared)...)
 }
 
-// follow takes over what the cluster's document says of policies and names. What is the host's own stays.
-func (t *txn) follow(shared *hcn.HostComputeNetwork) error {
+// follow takes over what the cluster's document says of policies and names, unless a later one is here already: who changes it hears of
+// his own change and of others' by different ways. What is the host's own stays.
+func (t *txn) follow(shared *hcn.HostComputeNetwork, at int64) error {
 	old, form := t.st.networks[shared.ID], formOf(shared)
-	if old == nil || old.Shared == form {
+	if old == nil || at < old.SharedAt {
+		return nil
+	}
+	if old.Shared == form {
+		row := *old
+		row.SharedAt = at
+		t.noteShared(&row)
 		return nil
 	}
 	doc := old.Doc.Clone()
@@ -414,11 +425,19 @@ func (t *txn) follow(shared *hcn.HostComputeNetwork) error {
 		return err
 	}
 	next := *old
-	next.Doc, next.Shared = *doc, form
+	next.Doc, next.Shared, next.SharedAt = *doc, form, at
 	next.Doc.Version++
 	t.putNetwork(shared.ID, &next)
 	t.tell(queued{ev: api.Event{Kind: "network", Action: "modify", ID: string(shared.ID), Name: doc.Name}, on: networkObjects(shared.ID)})
 	return nil
+}
+
+// noteShared enters a row that says the same as before, as of a later revision: nothing of it is stored.
+func (t *txn) noteShared(row *plan.Network) {
+	id := row.Doc.ID
+	old := t.st.networks[id]
+	t.st.setNetwork(id, row)
+	t.undo = append(t.undo, func() { t.st.setNetwork(id, old) })
 }
 
 // modifyClusterNetwork changes a network on all hosts. What this host would refuse is not asked of the others.
@@ -449,18 +468,18 @@ func (e *Engine) modifyClusterNetwork(ctx context.Context, old *plan.Network, r 
 		if was, is := plan.VXLANPort(&old.Doc), plan.VXLANPort(doc); was != is {
 			return hcn.Errorf(hcn.ErrRequestUnsupported, "VxlanPort: the tunnels of all hosts on network %q go by port %d: make another network", old.Doc.Name, was)
 		}
-		return t.follow(doc)
+		return t.follow(doc, math.MaxInt64)
 	})
 	if !errors.Is(err, errRehearsed) || rehearsing(ctx) != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
 	defer cancel()
-	shared, err := e.opt.Cluster.ChangeNetwork(ctx, old.Doc.ID, change)
+	shared, at, err := e.opt.Cluster.ChangeNetwork(ctx, old.Doc.ID, change)
 	if err != nil {
 		return hcn.Errorf(hcn.ErrUnspecified, "change network %q on all hosts: %w", old.Doc.Name, err)
 	}
-	return e.followNetwork(ctx, &shared)
+	return e.followNetwork(ctx, &shared, at)
 }
 
 // PrepareClusterNetwork completes a document for a network that all hosts will have: prefixes that nobody uses, the VNI, defaults.

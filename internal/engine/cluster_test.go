@@ -26,8 +26,11 @@ type blocks struct {
 	near []*netipx.IPSet // what was asked for
 	hang chan struct{}   // the cluster does not answer until it is closed
 	doc  hcn.HostComputeNetwork
-	mine []netip.Prefix
-	told func([]netip.Prefix)
+	rev  int64
+	// meanwhile happens before who changes the network hears of it.
+	meanwhile func()
+	mine      []netip.Prefix
+	told      func([]netip.Prefix)
 }
 
 func (b *blocks) LeaseBlock(ctx context.Context, _ hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error) {
@@ -67,12 +70,18 @@ func (b *blocks) PickBlock(_ hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet
 	return netip.Prefix{}, fmt.Errorf("all blocks are leased: %w", ErrNoBlock)
 }
 
-func (b *blocks) ChangeNetwork(_ context.Context, _ hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, error) {
+func (b *blocks) ChangeNetwork(_ context.Context, _ hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, int64, error) {
 	doc, err := change(b.doc.Clone())
-	if err == nil {
-		b.doc = *doc
+	if err != nil {
+		return b.doc, 0, err
 	}
-	return b.doc, err
+	b.doc = *doc
+	b.rev++
+	mine, at := b.doc, b.rev
+	if b.meanwhile != nil {
+		b.meanwhile()
+	}
+	return mine, at, nil
 }
 
 func (*blocks) DeleteNetwork(context.Context, hcn.GUID) error { return nil }
@@ -183,7 +192,7 @@ func TestClusterNetworkChanges(t *testing.T) {
 		}
 		// Once more by what the cluster tells: nothing changes. Then another host changes it.
 		tell := func() {
-			if errs := e.e.SetClusterNetworks(bg, []ClusterNetwork{{Doc: b.doc, Provider: netip.MustParseAddr("192.0.2.1"), Router: plan.MAC{2, 1}}}); len(errs) > 0 {
+			if errs := e.e.SetClusterNetworks(bg, []ClusterNetwork{{Doc: b.doc, Revision: b.rev, Provider: netip.MustParseAddr("192.0.2.1"), Router: plan.MAC{2, 1}}}); len(errs) > 0 {
 				e.t.Error(errs)
 			}
 		}
@@ -192,9 +201,23 @@ func TestClusterNetworkChanges(t *testing.T) {
 			e.t.Errorf("version %d, was %d", again.Version, after.Version)
 		}
 		b.doc.Dns.Domain = "other.example"
+		b.rev++
 		tell()
 		if now := must(e.e.Network(n))(e); now.Dns.Domain != "other.example" || now.Version != after.Version+1 {
 			e.t.Errorf("another host's change: %+v, version %d", now.Dns, now.Version)
+		}
+		// One that another host makes at the same time, and that is told before the call returns, is the later one and stays.
+		b.meanwhile = func() {
+			b.doc = *b.doc.Clone()
+			b.doc.Dns.Domain = "later.example"
+			b.rev++
+			tell()
+		}
+		e.ok(e.e.ModifyNetwork(bg, n, &dns))
+		b.meanwhile = nil
+		tell()
+		if now := must(e.e.Network(n))(e); now.Dns.Domain != "later.example" || b.doc.Dns.Domain != "later.example" {
+			e.t.Errorf("a later change of another host: here %+v, in the cluster %+v", now.Dns, b.doc.Dns)
 		}
 		for text, want := range map[string]string{
 			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"VxlanPort","Settings":{"Port":4790}}]}}`:                         "the tunnels of all hosts",

@@ -252,7 +252,9 @@ func (a *Agent) Take() (Update, bool) {
 	for id := range d.networks {
 		u.Networks[id] = nil
 		if it, _ := a.cache.network(id); it != nil {
-			u.Networks[id] = &it.v
+			n := it.v
+			n.Revision = it.rev
+			u.Networks[id] = &n
 		}
 	}
 	for id := range d.hosts {

@@ -399,8 +399,10 @@ func TestClash(t *testing.T) {
 		of   []netip.Addr
 		want netip.Prefix // invalid: there is none
 	}{
-		{[]netip.Addr{free.Addr()}, free}, {[]netip.Addr{p.Addr(), free.Addr().Next()}, free},
-		{[]netip.Addr{p.Addr(), mine.Addr()}, mine}, {[]netip.Addr{p.Addr(), p.Addr().Next()}, netip.Prefix{}},
+		{[]netip.Addr{free.Addr()}, free},
+		{[]netip.Addr{p.Addr(), free.Addr().Next()}, free},
+		{[]netip.Addr{p.Addr(), mine.Addr()}, mine},
+		{[]netip.Addr{p.Addr(), p.Addr().Next()}, netip.Prefix{}},
 	} {
 		got, err := b.PickBlock(n.ID, netip.MustParsePrefix("10.77.0.0/20"), addrs(t, tc.of...), nil)
 		if got != tc.want && tc.want.IsValid() || errors.Is(err, ErrExhausted) == tc.want.IsValid() {

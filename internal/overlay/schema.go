@@ -227,6 +227,8 @@ type Network struct {
 	Doc hcn.HostComputeNetwork `json:"doc"`
 	// By is the host that made it.
 	By hcn.GUID `json:"by,omitempty"`
+	// Revision is that of the key, for who takes changes in: it grows with each.
+	Revision int64 `json:"-"`
 }
 
 // Endpoint is what a host publishes of one of its endpoints.

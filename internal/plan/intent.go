@@ -39,8 +39,10 @@ type Network struct {
 	// addresses are this host's to give.
 	Cluster bool `json:",omitempty"`
 	// Shared tells which form of the cluster's document the row was made of.
-	Shared string         `json:",omitempty"`
-	Blocks []netip.Prefix `json:",omitempty"`
+	Shared string `json:",omitempty"`
+	// SharedAt is the cluster's revision of that document. It counts while the daemon runs: what it is told later is later.
+	SharedAt int64          `json:"-"`
+	Blocks   []netip.Prefix `json:",omitempty"`
 	// Confirm is set while the network waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
 }
