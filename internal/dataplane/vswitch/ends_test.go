@@ -142,7 +142,7 @@ func (w *wire) full(n int) {
 			return err
 		}
 		var err error
-		w.lab.a, err = New(Options{Attach: w.mode, FlowsPerPort: n})
+		w.lab.a, err = New(Options{Attach: w.mode, FlowsPerPort: n, most: w.most})
 		return err
 	})
 	w.sync()

@@ -34,7 +34,12 @@ type lab struct {
 	offload bool
 	// room is what tables that grow begin with, 0 for the usual.
 	room uint32
+	// most bounds every table, 0 for the usual.
+	most uint32
 }
+
+// mostInTests is more than tests put into a table; those with more set lab.most.
+const mostInTests = 1 << 14
 
 func newLab(t testing.TB, mode AttachMode) *lab {
 	t.Helper()
@@ -49,6 +54,9 @@ func newLabWith(t testing.TB, mode AttachMode, offload bool) *lab {
 	l := &lab{
 		t: t, host: testhost.New(t), mode: mode, offload: offload, ns: map[plan.PortID]*testhost.Host{},
 		plan: &plan.Plan{Switches: map[hcn.GUID]*plan.Switch{}, Ports: map[plan.PortID]*plan.Port{}},
+	}
+	if _, ok := t.(*testing.T); ok {
+		l.most = mostInTests
 	}
 	l.open()
 	t.Cleanup(func() { l.a.Close() })
@@ -74,7 +82,7 @@ func (l *lab) open() {
 	l.t.Helper()
 	l.in(func() error {
 		var err error
-		l.a, err = New(Options{Attach: l.mode, Offload: l.offload, firstRoom: l.room})
+		l.a, err = New(Options{Attach: l.mode, Offload: l.offload, firstRoom: l.room, most: l.most})
 		return err
 	})
 }

@@ -410,7 +410,7 @@ func TestIncompatiblePin(t *testing.T) {
 		if err := m.Pin(l.a.pins.mapFile(bpfMapBhPortsV3)); err != nil {
 			return err
 		}
-		_, err = New(Options{})
+		_, err = New(Options{most: l.most})
 		if err == nil {
 			return errors.New("a map of another shape was taken")
 		}
@@ -420,7 +420,7 @@ func TestIncompatiblePin(t *testing.T) {
 		if err := Reset(context.Background(), ""); err != nil {
 			return err
 		}
-		l.a, err = New(Options{})
+		l.a, err = New(Options{most: l.most})
 		return err
 	})
 }

@@ -84,7 +84,7 @@ func (o *offload) load(shared *bpfObjects) error {
 	replace := map[string]*ebpf.Map{}
 	for name, m := range mapsOf(shared) {
 		if spec.Maps[name] != nil {
-			replace[name] = m
+			replace[name], spec.Maps[name].MaxEntries = m, m.MaxEntries()
 		}
 	}
 	if err := spec.LoadAndAssign(&o.objs, &ebpf.CollectionOptions{MapReplacements: replace}); err != nil {

@@ -92,25 +92,97 @@ func remove(path string) error {
 	return nil
 }
 
-// load opens the pinned maps, or creates and pins them, and settles which program runs:
-// the pinned one if it is the same code over the same maps, else a new one. Reusing it
-// is what lets a restart leave every attachment alone.
+// load opens the pinned maps, or creates and pins them, and settles which programs run: the pinned ones if they are the same code over
+// the same maps, else new ones. Reusing them is what lets a restart leave every attachment alone. A program that nothing has used yet
+// is loaded when something does: the verifier takes longer over one than all the rest of a start does. The ports' own is an exception,
+// for every network has some.
 func (a *Applier) load() error {
 	spec, err := a.sized()
 	if err != nil {
 		return err
 	}
 	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: a.pins.maps()}}
-	if err := spec.LoadAndAssign(&a.objs, opts); err != nil {
+	if a.objs.bpfMaps, a.objs.BhSweep, err = loadMaps(spec, opts); err != nil {
+		return explainLoad(err, a.pins.maps())
+	}
+	var wanted []string
+	for name := range programsOf(&a.objs) {
+		if name == bpfProgBhFromPort || exists(a.pins.program(name)) {
+			wanted = append(wanted, name)
+		}
+	}
+	if err := loadPrograms(spec, &a.objs, wanted); err != nil {
 		return explainLoad(err, a.pins.maps())
 	}
 	var errs []error
-	for name, slot := range programsOf(&a.objs) {
-		if err := a.reuse(name, slot); err != nil {
+	for _, name := range wanted {
+		if err := a.reuse(name, programsOf(&a.objs)[name]); err != nil {
 			errs = append(errs, fmt.Errorf("program %s: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// loadMaps loads the maps, and the program that is at no device.
+func loadMaps(spec *ebpf.CollectionSpec, opts *ebpf.CollectionOptions) (bpfMaps, *ebpf.Program, error) {
+	var o struct {
+		bpfMaps
+		Sweep *ebpf.Program `ebpf:"bh_sweep"`
+	}
+	err := spec.LoadAndAssign(&o, opts)
+	return o.bpfMaps, o.Sweep, err
+}
+
+// loadPrograms loads programs over the maps of o.
+func loadPrograms(spec *ebpf.CollectionSpec, o *bpfObjects, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	only := spec.Copy()
+	only.Programs, only.Variables = map[string]*ebpf.ProgramSpec{}, nil
+	for _, name := range names {
+		only.Programs[name] = spec.Programs[name]
+	}
+	over := mapsOf(o)
+	for name, m := range over {
+		only.Maps[name].MaxEntries = m.MaxEntries() // it may have grown
+	}
+	c, err := ebpf.NewCollectionWithOptions(only, ebpf.CollectionOptions{MapReplacements: over})
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		*programsOf(o)[name] = c.DetachProgram(name)
+	}
+	c.Close() // of copies of the maps
+	return nil
+}
+
+// loadFor loads the programs of a port that nothing has used before, and pins them.
+func (a *Applier) loadFor(spots []spot) error {
+	if a.shadow != nil {
+		return nil
+	}
+	for _, s := range spots {
+		slot := programsOf(&a.objs)[s.name]
+		if *slot != nil {
+			continue
+		}
+		spec, err := loadBpf()
+		if err != nil {
+			return fmt.Errorf("read the BPF object: %w", err)
+		}
+		if err := loadPrograms(spec, &a.objs, []string{s.name}); err != nil {
+			return explainLoad(err, a.pins.maps())
+		}
+		if err := a.reuse(s.name, slot); err != nil {
+			return fmt.Errorf("program %s: %w", s.name, err)
+		}
+		if _, err := a.pinProgram(s.name); err != nil {
+			return fmt.Errorf("pin in %s: %w", a.pins.dir, err)
+		}
+	}
+	return nil
 }
 
 // programsOf are the programs that are attached, by their pinned names.
@@ -200,8 +272,8 @@ func (a *Applier) pinsExist() bool {
 			return false
 		}
 	}
-	for name := range programsOf(&a.objs) {
-		if !exists(a.pins.program(name)) {
+	for name, slot := range programsOf(&a.objs) {
+		if *slot != nil && !exists(a.pins.program(name)) {
 			return false
 		}
 	}
@@ -224,23 +296,32 @@ func (a *Applier) ensurePins() (missing []string, err error) {
 		errs = append(errs, m.Unpin(), m.Pin(a.pins.mapFile(name)))
 		a.writes++
 	}
-	for name, slot := range programsOf(&a.objs) {
-		prog := *slot
-		pinned, err := a.programPinned(name)
-		errs = append(errs, err)
-		if pinned {
-			continue
-		}
-		if prog.IsPinned() {
+	for name := range programsOf(&a.objs) {
+		gone, err := a.pinProgram(name)
+		if gone {
 			missing = append(missing, name)
 		}
-		errs = append(errs, remove(a.pins.program(name)), prog.Unpin(), prog.Pin(a.pins.program(name)))
-		a.writes++
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return missing, fmt.Errorf("pin in %s: %w", a.pins.dir, err)
 	}
 	return missing, nil
+}
+
+// pinProgram pins the program in use, if there is one, and tells whether its pin was gone.
+func (a *Applier) pinProgram(name string) (gone bool, err error) {
+	prog := *programsOf(&a.objs)[name]
+	if prog == nil {
+		return false, nil
+	}
+	pinned, err := a.programPinned(name)
+	if pinned {
+		return false, err
+	}
+	gone = prog.IsPinned()
+	a.writes++
+	return gone, errors.Join(err, remove(a.pins.program(name)), prog.Unpin(), prog.Pin(a.pins.program(name)))
 }
 
 // programPinned tells whether the pinned program is the one in use.

@@ -37,6 +37,11 @@ func (a *Applier) sized() (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the BPF object: %w", err)
 	}
+	for _, m := range spec.Maps {
+		if a.most > 0 && m.Type != ebpf.RingBuf {
+			m.MaxEntries = min(m.MaxEntries, a.most)
+		}
+	}
 	for name := range growing(&a.objs) {
 		m := spec.Maps[name]
 		m.MaxEntries = min(m.MaxEntries, a.firstRoom)
@@ -75,7 +80,6 @@ func (a *Applier) grow() (bool, error) {
 	for name, slot := range growing(&a.objs) {
 		m, had := spec.Maps[name], (*slot).MaxEntries()
 		if had >= m.MaxEntries || !slices.Contains(full, name) {
-			m.MaxEntries = had
 			continue
 		}
 		grows[name] = true
@@ -90,12 +94,21 @@ func (a *Applier) grow() (bool, error) {
 		if grows[name] {
 			spec.Maps[name].Pinning = ebpf.PinNone // the old one has the pin until this one is there
 		} else {
-			stay[name] = m
+			stay[name], spec.Maps[name].MaxEntries = m, m.MaxEntries()
 		}
 	}
 	var next bpfObjects
-	if err := spec.LoadAndAssign(&next, &ebpf.CollectionOptions{MapReplacements: stay}); err != nil {
+	if next.bpfMaps, next.BhSweep, err = loadMaps(spec, &ebpf.CollectionOptions{MapReplacements: stay}); err != nil {
 		return false, explainLoad(err, a.pins.maps())
+	}
+	var inUse []string
+	for name, slot := range programsOf(&a.objs) {
+		if *slot != nil {
+			inUse = append(inUse, name)
+		}
+	}
+	if err := loadPrograms(spec, &next, inUse); err != nil {
+		return false, errors.Join(explainLoad(err, a.pins.maps()), closeObjects(&next))
 	}
 	return true, a.take(&next, grows)
 }
@@ -115,6 +128,9 @@ func (a *Applier) take(next *bpfObjects, grows map[string]bool) error {
 	}
 	for name, slot := range programsOf(&a.objs) {
 		fresh := programsOf(next)[name]
+		if *fresh == nil {
+			continue
+		}
 		*slot, *fresh = *fresh, *slot
 		info, err := (*slot).Info()
 		if err != nil {

@@ -73,18 +73,22 @@ type Place struct {
 func (a *Applier) RunAt(at Place, frame []byte) (Result, error) {
 	a.mu.Lock()
 	s := a.applied[at.Port]
+	o := a.objs
 	a.mu.Unlock()
 	if s == nil {
 		return Result{}, fmt.Errorf("run a frame from port %s: the port is not on any switch", at.Port)
 	}
-	in, prog := bpfSkBuff{Ifindex: s.index}, a.objs.BhFromPort
+	in, prog := bpfSkBuff{Ifindex: s.index}, o.BhFromPort
 	switch {
 	case s.kind == plan.PortTunnel: // as the NIC gets it
-		prog = a.objs.BhFromUnderlay
+		prog = o.BhFromUnderlay
 	case s.kind == plan.PortUplink && at.Host:
-		prog, in.Tstamp = a.objs.BhFromHost, testTime
+		prog, in.Tstamp = o.BhFromHost, testTime
 	case s.kind == plan.PortUplink:
-		prog = a.objs.BhFromWire
+		prog = o.BhFromWire
+	}
+	if prog == nil {
+		return Result{}, fmt.Errorf("run a frame from port %s: its program is at no device yet", at.Port)
 	}
 	r, err := a.run(prog, in, frame)
 	if s.kind == plan.PortTunnel && r.Outcome == 0 {

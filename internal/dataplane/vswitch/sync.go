@@ -257,6 +257,9 @@ func (a *Applier) ensureShare(index uint32) error {
 }
 
 func (a *Applier) attach(s *portState) (found string, err error) {
+	if err := a.loadFor(a.spotsOf(s)); err != nil {
+		return "", err
+	}
 	for _, h := range a.spotsOf(s) {
 		instead, err := a.att.ensure(h)
 		if instead != "" {

@@ -74,6 +74,8 @@ type Options struct {
 	Log     *slog.Logger
 
 	firstRoom uint32 // 0: firstRoom
+	// most bounds the entries of every table, 0 for what the object says: for tests, as a hash table's buckets are all made at once.
+	most uint32
 }
 
 // DefaultFlowsPerPort is an eighth of the table.
@@ -86,8 +88,8 @@ type Applier struct {
 	log  *slog.Logger
 	pins pins
 	objs bpfObjects
-	// firstRoom is how many entries a new table that grows has room for.
-	firstRoom uint32
+	// firstRoom is how many entries a new table that grows has room for, most what others have at most; 0 for what the object says.
+	firstRoom, most uint32
 	// ids are the numbers of the attached programs, by name.
 	ids map[string]ebpf.ProgramID
 	att attacher
@@ -142,6 +144,7 @@ func New(opts Options) (*Applier, error) {
 	}
 	a := &Applier{
 		firstRoom:   cmp.Or(opts.firstRoom, firstRoom),
+		most:        opts.most,
 		log:         opts.Log,
 		pins:        pins{dir: opts.BPFDir},
 		ids:         map[string]ebpf.ProgramID{},

@@ -1,0 +1,56 @@
+package vswitch
+
+import (
+	"maps"
+	"slices"
+	"testing"
+)
+
+// TestProgramsWhenUsed: a program is loaded and pinned when the first port needs it, and a restart finds what was in use.
+func TestProgramsWhenUsed(t *testing.T) {
+	bothWays(t, func(t *testing.T, mode AttachMode) {
+		n := newLAN(t, mode)
+		inUse := []string{bpfProgBhFromHost, bpfProgBhFromPort, bpfProgBhFromWire}
+		check := func(when string) {
+			t.Helper()
+			var loaded []string
+			for name, slot := range programsOf(&n.lab.a.objs) {
+				if *slot != nil {
+					loaded = append(loaded, name)
+				}
+			}
+			slices.Sort(loaded)
+			var pinned []string
+			n.in(func() (err error) { pinned, err = names(n.lab.a.pins.progs()); return err })
+			if !slices.Equal(loaded, inUse) || !slices.Equal(pinned, inUse) {
+				t.Errorf("%s: loaded %v, pinned %v, want %v", when, loaded, pinned, inUse)
+			}
+		}
+		check("with a NIC")
+		before := maps.Clone(n.lab.a.ids)
+		if err := n.lab.a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		n.open()
+		check("after a restart")
+		if drift := n.sync(); len(drift) > 0 || n.lab.a.Writes() > 0 {
+			t.Errorf("a restart found %v and wrote %d times", drift, n.lab.a.Writes())
+		}
+		if !maps.Equal(before, n.lab.a.ids) {
+			t.Errorf("programs %v before a restart, %v after", before, n.lab.a.ids)
+		}
+		for _, a := range n.b.Addrs {
+			n.ping(n.hostA, a)
+		}
+	})
+}
+
+// TestProgramsOfPorts: a host without a network on a NIC has the ports' program alone.
+func TestProgramsOfPorts(t *testing.T) {
+	p := newPair(t, AttachAuto)
+	var pinned []string
+	p.in(func() (err error) { pinned, err = names(p.lab.a.pins.progs()); return err })
+	if !slices.Equal(pinned, []string{bpfProgBhFromPort}) || p.lab.a.objs.BhFromWire != nil {
+		t.Errorf("pinned %v", pinned)
+	}
+}
