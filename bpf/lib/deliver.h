@@ -81,10 +81,11 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	struct flow *f;
 	struct scratch *room = scratch();
 	int end, step;
-	__u8 kind;
+	__u8 kind, came;
 
 	if (!p || !room)
 		return TC_ACT_SHOT;
+	came = p->turned;
 	if (p->flags & (PKT_OPENER | PKT_TEST) || !has_flow(p))
 		return 0;
 	if (p->kind != PORT_HOST && p->kind != PORT_UPLINK && p->kind != PORT_REMOTE && !same_mac(p->smac, p->port_mac))
@@ -118,8 +119,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (f->state & (FLOW_TURNED | FLOW_KEPT))
 		recall(f, p, end);
 	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF)) && redress(skb, p, port)) {
-		if (p->turned & TURNED_KEPT) /* another may be chosen: balance() is to see it as it came */
-			p->turned = 0;
+		if (p->turned & TURNED_KEPT) /* what balance() has not seen it is to see as it came */
+			p->turned = came;
 		return 0;
 	}
 	if (you->flags & PORT_RATE_IN)

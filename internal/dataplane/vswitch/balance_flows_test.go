@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -215,5 +216,59 @@ func (b *balanced) withoutRoom() {
 	}
 	if b.drops(b.client.ID, ReasonFlowTable) == 0 {
 		b.t.Error("nothing counts what was dropped")
+	}
+}
+
+// lostEnd: a packet whose back end is just going leaves nothing that another connection has chosen on its CPU.
+func (b *balanced) lostEnd() {
+	b.t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var was, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &was); err != nil {
+		b.t.Fatal(err)
+	}
+	for i := range 1024 {
+		if was.IsSet(i) {
+			one.Set(i)
+			break
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		b.t.Fatal(err)
+	}
+	defer unix.SchedSetaffinity(0, &was) //nolint:errcheck // the thread's only
+	to := netip.AddrPortFrom(vips[0], 80)
+	var ports [2]uint16
+	var sockets [2]net.PacketConn
+	for i := range sockets {
+		sockets[i] = b.socket(b.ns[b.client.ID], b.client.Addrs[0])
+		ports[i] = netip.MustParseAddrPort(sockets[i].LocalAddr().String()).Port()
+		if _, _, err := b.ask(sockets[i], to); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	of := func(port uint16) (out []bpfChoiceKey) {
+		for k := range b.choices() {
+			if k.Sport == port {
+				out = append(out, k)
+			}
+		}
+		return out
+	}
+	for _, k := range of(ports[1]) { // it has ended
+		if err := b.a.objs.BhChoicesV1.Delete(&k); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	at := addrKey(1, b.ends[0].Addrs[0])
+	if err := b.a.objs.BhAddrsV1.Delete(&at); err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := sockets[0].WriteTo([]byte("who"), net.UDPAddrFromAddrPort(to)); err != nil {
+		b.t.Fatal(err)
+	}
+	if left := of(ports[1]); len(left) > 0 {
+		b.t.Errorf("another connection's choice is noted: %v", left)
 	}
 }

@@ -385,6 +385,7 @@ func TestBalanceKeep(t *testing.T) {
 		b.refused(client, "udp", netip.AddrPortFrom(vip, 81))
 		b.lateAnswers(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(vip, 80), b.ends[0])
 	}
+	b.lostEnd()
 }
 
 // TestBalanceFragments sends datagrams that need several packets each way.
