@@ -3,8 +3,10 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // TestAnySequence is what the engine promises: after any operations, failures of
@@ -34,6 +37,7 @@ func TestAnySequence(t *testing.T) {
 			defer func() { failure = recover() }()
 			e := &env{t: rt, w: newWorld(), path: path}
 			defer e.stop()
+			e.w.facts.NICs = []plan.NIC{{Name: "nic1", Index: 7, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0, 7}, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}}
 			e.start()
 			for _, a := range acts {
 				e.act(a)
@@ -206,7 +210,12 @@ func (e *env) do(o op) error {
 	port := fmt.Sprintf(`"Protocol":6,"InternalPort":80,"ExternalPort":%d`, 8000+o.C)
 	switch o.Name {
 	case "network":
-		return second(e.network(netDoc(fmt.Sprint("n", o.B), []string{"NAT", "Internal", "Private"}[o.A%3], 20+o.B)))
+		kind := []string{"NAT", "Internal", "Private", "Transparent", "L2Bridge"}[o.A]
+		doc := netDoc(fmt.Sprint("n", o.B), kind, 20+o.B)
+		if kind == "Transparent" && o.C%2 == 0 {
+			doc = strings.Replace(doc, `"Ipams"`, `"Policies":[{"Type":"Bulkhead.Macvlan","Settings":{}}],"Ipams"`, 1)
+		}
+		return second(e.network(doc))
 	case "namespace":
 		return second(e.namespace(`{` + v2 + `}`))
 	case "container":
