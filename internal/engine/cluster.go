@@ -357,12 +357,10 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 	doc.Policies = append(doc.Policies,
 		hcn.NewNetworkPolicy(hcn.NetworkProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: c.Provider.String()}),
 		hcn.NewNetworkPolicy(hcn.DrMacAddress, hcn.DrMacAddressPolicySetting{Address: hcn.MACFrom(c.Router)}))
-	facts, err := e.opt.Facts(ctx)
-	if err != nil {
-		return fmt.Errorf("look at the host: %w", err)
+	if err := e.refreshFacts(ctx); err != nil {
+		return err
 	}
 	rev, err := e.commit(func(t *txn) error {
-		t.facts = &facts
 		row, err := t.newNetwork(id, *doc, 0)
 		if err != nil {
 			return err

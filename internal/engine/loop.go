@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -55,7 +56,9 @@ func (e *Engine) check(ctx context.Context) {
 func (e *Engine) pass(ctx context.Context) {
 	cause := e.pending.due(time.Now())
 	if cause != "" {
-		e.refreshFacts(ctx)
+		if err := e.refreshFacts(ctx); err != nil {
+			e.log.Warn("compare with what the host was", "error", err)
+		}
 	}
 	e.takeLeases(false)
 	e.takeOver()
@@ -220,11 +223,10 @@ func (e *Engine) holdPorts(ep *plan.Endpoint) {
 
 // refreshFacts looks at the host again. A change of what the plan follows makes
 // every network dirty.
-func (e *Engine) refreshFacts(ctx context.Context) {
+func (e *Engine) refreshFacts(ctx context.Context) error {
 	f, err := e.opt.Facts(ctx)
 	if err != nil {
-		e.log.Warn("look at the host", "error", err)
-		return
+		return fmt.Errorf("look at the host: %w", err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -246,6 +248,7 @@ func (e *Engine) refreshFacts(ctx context.Context) {
 	}
 	e.warnCollisions(&f)
 	e.facts = f
+	return nil
 }
 
 // resync has every applier compare the whole plan with the kernel.

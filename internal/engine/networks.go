@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -95,16 +94,13 @@ func (e *Engine) CreateNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 // createNetwork makes a network that has to be confirmed within a time; 0: it stays.
 func (e *Engine) createNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostComputeNetwork, within time.Duration) (hcn.HostComputeNetwork, error) {
 	// The route that a VPN added a moment ago counts as well.
-	facts, err := e.opt.Facts(ctx)
-	if err != nil {
-		return hcn.HostComputeNetwork{}, fmt.Errorf("look at the host: %w", err)
+	if err := e.refreshFacts(ctx); err != nil {
+		return hcn.HostComputeNetwork{}, err
 	}
 	var row *plan.Network
-	create := func(t *txn) error {
-		t.facts = &facts
-		var err error
+	create := func(t *txn) (err error) {
 		if row, err = t.newNetwork(id, doc, within); err == nil && within == 0 {
-			err = checkWay(ctx, row, &facts)
+			err = checkWay(ctx, row, t.facts)
 		}
 		return err
 	}

@@ -111,8 +111,11 @@ func (e *Engine) Logout(_ context.Context, registry string) error {
 	return e.opt.Images.Logout(registry)
 }
 
-// NICs lists the host's links that are not ours.
-func (e *Engine) NICs() []api.NIC {
+// NICs lists the host's links that are not ours, as they are now.
+func (e *Engine) NICs(ctx context.Context) []api.NIC {
+	if err := e.refreshFacts(ctx); err != nil {
+		e.log.Warn("list the NICs as they were", "error", err)
+	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	var out []api.NIC

@@ -141,3 +141,24 @@ func TestLayerConstraint(t *testing.T) {
 		}
 	})
 }
+
+// TestNewNIC: a network on a NIC that came a moment ago has it at once, and so has the list, whenever the loop looks again.
+func TestNewNIC(t *testing.T) {
+	run(t, func(e *env) {
+		e.w.mu.Lock()
+		e.w.facts.NICs = []plan.NIC{{
+			Name: "bond0", Index: 7, Team: true, MTU: 1500, Up: true, MAC: plan.MAC{2, 0, 0, 0, 0xee, 7}, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.9/24")},
+		}}
+		e.w.mu.Unlock()
+		must(e.network(netDoc("lan", "Transparent", 8)))(e)
+		if text := e.w.text(); !strings.Contains(text, "bond0") {
+			e.t.Errorf("the switch has no NIC:\n%s", text)
+		}
+		e.w.mu.Lock()
+		e.w.facts.NICs = append(e.w.facts.NICs, plan.NIC{Name: "eth9", Index: 9, Up: true})
+		e.w.mu.Unlock()
+		if all := toJSON(e.e.NICs(bg)); !strings.Contains(all, `"lan"`) || !strings.Contains(all, "eth9") {
+			e.t.Errorf("NICs: %s", all)
+		}
+	})
+}

@@ -137,7 +137,7 @@ type images interface {
 
 type reports interface {
 	Addresses() []api.Address
-	NICs() []api.NIC
+	NICs(ctx context.Context) []api.NIC
 	Published() []api.Published
 	Doctor(ctx context.Context) []api.Check
 	Info() api.Info

@@ -680,7 +680,7 @@ func (f *fake) Addresses() []api.Address {
 	return []api.Address{{Address: "172.20.0.1", Kind: "gateway"}}
 }
 
-func (f *fake) NICs() []api.NIC { return nil }
+func (f *fake) NICs(context.Context) []api.NIC { return nil }
 
 func (f *fake) Published() []api.Published { return nil }
 

@@ -22,7 +22,7 @@ func (s *Server) reportRoutes() {
 		{
 			path: "/v1/nics", id: "listNICs", summary: "The host's NICs, and which networks are on them",
 			answer: reflect.TypeFor[[]api.NIC](),
-			handle: s.report(func(*http.Request) any { return list(s.backend.NICs()) }),
+			handle: s.report(func(r *http.Request) any { return list(s.backend.NICs(r.Context())) }),
 		},
 		{
 			path: "/v1/doctor", id: "doctor", summary: "Check the host and the daemon",
