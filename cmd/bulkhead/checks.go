@@ -132,19 +132,9 @@ func runtimeChecks(p process.Probe) []api.Check {
 // plan.
 func leftovers(dev *netdev.Netdev, bpfDir string) func(context.Context, *plan.Plan) ([]string, error) {
 	return func(ctx context.Context, p *plan.Plan) ([]string, error) {
-		used := map[string]bool{}
-		for _, ns := range p.Namespaces {
-			used["compartment "+ns.Path] = true
-		}
-		for _, port := range p.Ports {
-			used["link "+port.Device] = true
-			if port.VNIC.Home() == "" {
-				used["link "+port.VNIC.Device] = true
-			}
-		}
-		ours, err := dev.Leftovers(ctx)
+		ours, err := dev.Leftovers(ctx, p)
 		// What is changed on the host is no leftover while the daemon runs.
-		ours = slices.DeleteFunc(ours, func(s string) bool { return used[s] || strings.HasPrefix(s, "sysctl ") })
+		ours = slices.DeleteFunc(ours, func(s string) bool { return strings.HasPrefix(s, "sysctl ") })
 		pins, pinErr := vswitch.Leftovers(bpfDir, p)
 		if len(p.Ports) == 0 {
 			pins = nil // the maps, which stay for the next port

@@ -2,7 +2,6 @@ package netdev
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"syscall"
 
@@ -239,12 +238,13 @@ func filterEvent(m syscall.NetlinkMessage) bool {
 		m.Data[0] == unix.AF_BRIDGE && m.Data[10]&unix.NTF_SELF != 0
 }
 
-// filterNotes lists what is written down, for a check after Reset.
-func (r record) filterNotes() []string {
+// filterNotes lists what is written down and serves nothing of a plan.
+func (r record) filterNotes(p *plan.Plan) []string {
 	var out []string
-	for _, nic := range slices.Sorted(maps.Keys(r.Filters)) {
-		for _, m := range r.Filters[nic] {
-			out = append(out, "unicast filter of "+nic+": "+m)
+	want := filtersOf(p)
+	for f := range r.filters() {
+		if want[f] == nil {
+			out = append(out, "unicast filter of "+f.nic+": "+f.mac.String())
 		}
 	}
 	return out

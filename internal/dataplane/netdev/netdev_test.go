@@ -256,7 +256,7 @@ func TestOthersThingsSurvive(t *testing.T) {
 	if after := dump(t, h); after != others {
 		t.Errorf("others' things changed:\n%s\nwere\n%s", after, others)
 	}
-	left, err := n.Leftovers(t.Context())
+	left, err := n.Leftovers(t.Context(), &plan.Plan{})
 	if err != nil || len(left) > 0 {
 		t.Errorf("left over: %v, %v", left, err)
 	}
@@ -407,7 +407,7 @@ func TestResetLeavesNothing(t *testing.T) {
 	before := h.Run(t, "bash", "-c", "find /proc/sys/net -type f -readable 2>/dev/null | sort | xargs grep -sH . | grep -v '/neigh/\\|random\\|slab\\|count'")
 	p := sample()
 	apply(t, n, &plan.Plan{}, p)
-	left, err := n.Leftovers(t.Context())
+	left, err := n.Leftovers(t.Context(), &plan.Plan{})
 	if err != nil || len(left) < 8 {
 		t.Errorf("in use, Leftovers names %v, %v", left, err)
 	}
@@ -473,7 +473,7 @@ func TestSettingsOutsideTheCompartmentAreRefused(t *testing.T) {
 			t.Errorf("%s: error %v, want one of the namespace that names it", key, err)
 		}
 	}
-	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 {
+	if left, err := n.Leftovers(t.Context(), &plan.Plan{}); err != nil || len(left) > 0 {
 		t.Errorf("left over: %v, %v", left, err)
 	}
 }
@@ -527,7 +527,7 @@ func TestPool(t *testing.T) {
 	testhost.Eventually(t, 5*time.Second, n.pool.filled) // filling it writes
 	quiet(t, n, p)
 	apply(t, n, p, &plan.Plan{})
-	if left, err := n.Leftovers(t.Context()); err != nil || len(left) > 0 || n.lobby.spaces != nil {
+	if left, err := n.Leftovers(t.Context(), &plan.Plan{}); err != nil || len(left) > 0 || n.lobby.spaces != nil {
 		t.Errorf("left over: %v, %v, sockets %v", left, err, n.lobby.spaces)
 	}
 	sample := sample()

@@ -51,8 +51,8 @@ func (n *Netdev) dropDir() error {
 	})
 }
 
-// Leftovers lists everything of ours on the host, for a check after Reset: links, compartments, changed settings.
-func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
+// Leftovers lists what is ours on the host and serves nothing of a plan (of an empty one after Reset): links, compartments, changed settings.
+func (n *Netdev) Leftovers(ctx context.Context, p *plan.Plan) ([]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -60,9 +60,19 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
+	used := map[string]bool{}
+	for _, ns := range p.Namespaces {
+		used[ns.Path] = true
+	}
+	for _, port := range p.Ports {
+		used[port.Device] = true
+		if port.VNIC.Home() == "" {
+			used[port.VNIC.Device] = true
+		}
+	}
 	var all []string
 	for _, l := range links {
-		if l.ours() {
+		if l.ours() && !used[l.name] {
 			all = append(all, "link "+l.name)
 		}
 	}
@@ -70,8 +80,10 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return all, err
 	}
-	for _, p := range paths {
-		all = append(all, "compartment "+p)
+	for _, path := range paths {
+		if !used[path] {
+			all = append(all, "compartment "+path)
+		}
 	}
 	var r record
 	err = n.home.do(func() (err error) {
@@ -83,8 +95,8 @@ func (n *Netdev) Leftovers(ctx context.Context) ([]string, error) {
 	for _, k := range slices.Sorted(maps.Keys(r.Sysctls)) {
 		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
 	}
-	all = append(all, r.filterNotes()...)
-	all = append(all, r.tuningNotes(links)...)
+	all = append(all, r.filterNotes(p)...)
+	all = append(all, r.tuningNotes(links, n.demandsOf(p))...)
 	sort.Strings(all)
 	return all, err
 }

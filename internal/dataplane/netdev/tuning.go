@@ -279,18 +279,21 @@ func (ps *pass) noteTuning(nic string, now, was tuning) error {
 	})
 }
 
-// tuningNotes lists what is written down of NICs that are there, for a check after Reset.
-func (r record) tuningNotes(links []link) []string {
+// tuningNotes lists what is written down of NICs that are there, and serves none of the demands on them.
+func (r record) tuningNotes(links []link, want map[string]demand) []string {
 	var out []string
 	for _, nic := range slices.Sorted(maps.Keys(r.NICs)) {
 		if !r.NICs[nic].present(nic, links) {
 			continue
 		}
-		if r.NICs[nic].AllMulti {
+		d, needed := want[nic]
+		if r.NICs[nic].AllMulti && !needed {
 			out = append(out, "allmulticast of "+nic)
 		}
 		for _, f := range r.NICs[nic].Off {
-			out = append(out, "offload of "+nic+": "+f)
+			if !slices.Contains(d.off, f) {
+				out = append(out, "offload of "+nic+": "+f)
+			}
 		}
 	}
 	return out

@@ -49,7 +49,7 @@ func tunedTo(t *testing.T, n *Netdev, nic string, groups, on bool) {
 
 func leftovers(t *testing.T, n *Netdev) string {
 	t.Helper()
-	list, err := n.Leftovers(t.Context())
+	list, err := n.Leftovers(t.Context(), &plan.Plan{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +73,9 @@ func TestTuning(t *testing.T) {
 	tunedTo(t, n, "nic0", true, false)
 	if got := leftovers(t, n); !strings.Contains(got, "allmulticast of nic0") || !strings.Contains(got, "offload of nic0: "+someOffload) {
 		t.Errorf("written down: %s", got)
+	}
+	if got, err := n.Leftovers(t.Context(), p); err != nil || len(got) > 0 {
+		t.Errorf("in use, and taken for left over: %v, %v", got, err)
 	}
 	quiet(t, n, p)
 	ps := n.newPass(t.Context(), false)
