@@ -330,7 +330,7 @@ func serve(ctx context.Context, p *parts, listener net.Listener, notify string, 
 		}
 		return detachNoted(ctx, dir, p.engine.Detach, log) // what was noted while the API did not answer yet, or took too long
 	})
-	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, nil) })
+	part("watch devices", func() error { return p.dev.Watch(ctx, p.engine.Wake, p.engine.Moved, nil) })
 	part("watch nftables", func() error { return p.filter.Watch(ctx, p.engine.Wake) })
 	part("watch redirects", func() error { return p.cars.Watch(ctx, 0, p.engine.Wake, nil) })
 	part("cluster", func() error {

@@ -290,6 +290,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	wg.Go(func() { e.watchDrops(ctx) })
 	wg.Go(func() { e.watchFlows(ctx) })
 	wg.Go(func() { e.sayFarewells(ctx) })
+	// The last daemon may have died before it told the LANs, and a NIC may have moved since.
+	e.sayWhere(e.endpointsOn(func(string) bool { return true }))
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

@@ -30,6 +30,8 @@ type lan struct {
 	users     map[netip.Addr]plan.MAC // who else is there
 	probed    []netip.Addr
 	announced []netip.Addr
+	// onAnnounce is called, with the world locked, before it.
+	onAnnounce func()
 }
 
 func newLANServer() *lan {
@@ -178,6 +180,9 @@ func (f *fakeLeases) Announce(_ context.Context, w LeaseWant, addrs []netip.Addr
 	defer f.w.mu.Unlock()
 	if w.Device == "" || w.MAC == (plan.MAC{}) {
 		return fmt.Errorf("announced from nowhere: %+v", w)
+	}
+	if f.w.lan.onAnnounce != nil {
+		f.w.lan.onAnnounce()
 	}
 	f.w.lan.announced = append(f.w.lan.announced, addrs...)
 	return nil

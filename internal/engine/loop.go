@@ -54,8 +54,8 @@ func (e *Engine) check(ctx context.Context) {
 // applier compare everything. Callers are told of their change before that: they
 // do not wait for the rest of the host.
 func (e *Engine) pass(ctx context.Context) {
-	cause := e.pending.due(time.Now())
-	if cause != "" {
+	cause, moved := e.pending.due(time.Now()), e.pending.takeMoved()
+	if cause != "" || len(moved) > 0 {
 		if err := e.refreshFacts(ctx); err != nil {
 			e.log.Warn("compare with what the host was", "error", err)
 		}
@@ -86,6 +86,7 @@ func (e *Engine) pass(ctx context.Context) {
 		e.publish(w.events, errs)
 		e.status.set(w.rev, touched, errs)
 	}
+	e.announceMoved(moved)
 	if cause != "" {
 		e.opt.Step("sync")
 		errs = e.resync(ctx, cause)

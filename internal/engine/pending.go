@@ -36,6 +36,7 @@ type pending struct {
 	paid     time.Time // when the resyncs so far would have been made in their share of the time
 	retry    time.Duration
 	retryDue time.Time
+	moved    map[string]struct{} // NICs
 }
 
 // work is what one pass takes.
@@ -78,6 +79,25 @@ func (p *pending) resync(cause string) {
 	if p.cause == "" {
 		p.cause = cause
 	}
+}
+
+// move notes that a NIC has moved.
+func (p *pending) move(nic string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.moved == nil {
+		p.moved = map[string]struct{}{}
+	}
+	p.moved[nic] = struct{}{}
+}
+
+// takeMoved hands over the NICs that have moved.
+func (p *pending) takeMoved() map[string]struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	moved := p.moved
+	p.moved = nil
+	return moved
 }
 
 // take hands over the changes. It is called under the engine's lock, and the

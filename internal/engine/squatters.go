@@ -275,6 +275,46 @@ func (s *state) isAvoided(a lanAddr) bool {
 
 // announce tells the LANs of endpoints that were attached at which MAC their addresses are now. It does not wait for that.
 func (e *Engine) announce(ids ...hcn.GUID) {
+	e.mu.RLock()
+	// Whose lease an address is announces it.
+	ids = slices.DeleteFunc(slices.Clone(ids), func(id hcn.GUID) bool { ep := e.st.endpoints[id]; return ep == nil || ep.Leased })
+	e.mu.RUnlock()
+	e.sayWhere(ids)
+}
+
+// Moved is told that the neighbours of a NIC are to look for it anew: a bond sends by another member, or the machine runs on
+// another host. The kernel announces the NIC's own addresses then, but not those of the containers on it, which the switches
+// outside go on looking for where they were. The loop does, when the programs know the NIC's MAC, which may be another one.
+func (e *Engine) Moved(nic string) {
+	e.pending.move(nic)
+	e.kick()
+}
+
+func (e *Engine) announceMoved(nics map[string]struct{}) {
+	if len(nics) == 0 {
+		return
+	}
+	ids := e.endpointsOn(func(uplink string) bool { _, has := nics[uplink]; return has })
+	if len(ids) > 0 {
+		e.log.Info("a NIC has moved: the addresses of its containers are announced", "nics", slices.Sorted(maps.Keys(nics)))
+	}
+	e.sayWhere(ids)
+}
+
+// endpointsOn are those on NICs.
+func (e *Engine) endpointsOn(nics func(string) bool) (ids []hcn.GUID) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for id, n := range e.st.networks {
+		if n.Uplink != "" && nics(n.Uplink) {
+			ids = slices.AppendSeq(ids, maps.Keys(e.st.byNetwork[id]))
+		}
+	}
+	return ids
+}
+
+// sayWhere announces endpoints' addresses, twice.
+func (e *Engine) sayWhere(ids []hcn.GUID) {
 	if e.opt.Leases == nil {
 		return
 	}
@@ -285,12 +325,12 @@ func (e *Engine) announce(ids ...hcn.GUID) {
 	var all []news
 	e.mu.RLock()
 	for _, id := range ids {
-		ep := e.st.endpoints[id]
-		if ep == nil || ep.Leased {
-			continue // whose lease it is announces it
+		ep, port := e.st.endpoints[id], e.view.port(plan.EndpointPortID(id))
+		if ep == nil || port == nil {
+			continue
 		}
-		n, port := e.st.networks[ep.Doc.HostComputeNetwork], e.view.port(plan.EndpointPortID(id))
-		if n == nil || !plan.OnLAN(n.Doc.Type) || port == nil {
+		n := e.st.networks[ep.Doc.HostComputeNetwork]
+		if n == nil || !plan.OnLAN(n.Doc.Type) {
 			continue
 		}
 		w := leaseWant(ep, n)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -147,6 +148,58 @@ func TestNobodyToAsk(t *testing.T) {
 		e.started("other", []string{"run"}, fixed("10.9.0.41"))
 		if got := e.lanSaw(probedOf); len(got) != 0 {
 			t.Errorf("asked for %v", got)
+		}
+	})
+}
+
+// TestMoved: when a NIC has moved, the addresses of the containers on it are announced, those of their own and those of leases, and
+// nobody else's.
+func TestMoved(t *testing.T) {
+	amongOthers(t, "L2Bridge", nil, func(e *env, _ hcn.HostComputeNetwork) {
+		must(e.network(lanDoc))(e)
+		e.started("leased", []string{"run"}, onNetwork("lan"))
+		e.started("own", []string{"run"}, fixed("10.9.0.40", "fd09::40"))
+		e.started("behind", []string{"run"})
+		e.ok(e.e.StopContainer(bg, e.started("stopped", []string{"run"}, fixed("10.9.0.41")), api.StopRequest{}))
+		e.settle()
+		time.Sleep(announceAgain)
+		announced := func(nic string) []string {
+			e.lanServer(func(l *lan) { l.announced = nil })
+			e.e.Moved(nic)
+			time.Sleep(2 * announceAgain)
+			var out []string
+			for _, a := range e.lanSaw(announcedOf) {
+				out = append(out, a.String())
+			}
+			slices.Sort(out)
+			return out
+		}
+		if got := strings.Join(announced("nic1"), " "); got != "10.9.0.100 10.9.0.100 10.9.0.40 10.9.0.40 fd09::40 fd09::40" {
+			t.Errorf("announced %s, want each address twice", got)
+		}
+		// With a MAC of its own, which the switch has to know first.
+		e.lanServer(func(l *lan) { l.announced = nil })
+		e.w.mu.Lock()
+		e.w.facts.NICs = slices.Clone(e.w.facts.NICs)
+		e.w.facts.NICs[0].MAC = plan.MAC{2, 0, 0, 0, 0, 9}
+		e.w.lan.onAnnounce = func() {
+			if text := kernelText(e.w.kernel); !strings.Contains(text, "02:00:00:00:00:09") {
+				t.Errorf("announced before the switch knows the new MAC:\n%s", text)
+			}
+		}
+		e.w.mu.Unlock()
+		if got := announced("nic1"); len(got) != 6 {
+			t.Errorf("with another MAC: announced %v", got)
+		}
+		e.lanServer(func(l *lan) { l.onAnnounce = nil })
+		if got := announced("nic2"); len(got) != 0 {
+			t.Errorf("another NIC's move: announced %v", got)
+		}
+		// Nobody tells of what happened while the daemon was away.
+		e.restart()
+		time.Sleep(2 * announceAgain)
+		if got := fmt.Sprint(e.lanSaw(announcedOf)); strings.Count(got, "10.9.0.40") != 2 || strings.Count(got, "fd09::40") != 2 {
+			t.Errorf("after a restart: announced %s", got)
 		}
 	})
 }

@@ -12,11 +12,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -161,7 +163,7 @@ func TestWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var c causes
 	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- n.Watch(ctx, c.wake, ready) }()
+	go func() { ended <- n.Watch(ctx, c.wake, func(nic string) { c.wake(nic + " moved") }, ready) }()
 	<-ready
 
 	// A mark that surely wakes tells that all earlier events have been judged.
@@ -242,6 +244,31 @@ func TestWatch(t *testing.T) {
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("Watch ended with %v", err)
+	}
+}
+
+// TestMoved: what the kernel sends when it reminds the neighbours of a link (drivers of bonds, teams and migrated machines have it do so)
+// is told apart from other changes.
+func TestMoved(t *testing.T) {
+	var moved []string
+	w := &watcher{n: &Netdev{host: &conn{}, grim: &conn{}}, moved: func(nic string) { moved = append(moved, nic) }, ours: map[int]bool{}}
+	event := func(kind uint16, attrs ...[]byte) syscall.NetlinkMessage {
+		head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		head.Index = 7
+		return syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind}, Data: slices.Concat(append([][]byte{head.Serialize()}, attrs...)...)}
+	}
+	name := nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("bond0")).Serialize()
+	why := func(e uint32) []byte { return nl.NewRtAttr(unix.IFLA_EVENT, nl.Uint32Attr(e)).Serialize() }
+	for _, m := range []syscall.NetlinkMessage{
+		event(unix.RTM_NEWLINK, name), event(unix.RTM_NEWLINK, name, why(unix.IFLA_EVENT_FEATURES)), event(unix.RTM_DELLINK, name),
+		event(unix.RTM_NEWLINK, name, why(unix.IFLA_EVENT_NOTIFY_PEERS)),
+	} {
+		if cause := w.judge(m); cause != "link bond0 changed" {
+			t.Errorf("woke for %q", cause)
+		}
+	}
+	if !slices.Equal(moved, []string{"bond0"}) {
+		t.Errorf("moved: %v, want bond0 once", moved)
 	}
 }
 

@@ -32,6 +32,7 @@ type link struct {
 	master     int           // index of the bridge or bond that it is a member of
 	hwType     uint16        // ARPHRD_ETHER, …
 	burntIn    plan.MAC      // of a device that has one, whatever its MAC is now
+	event      uint32        // IFLA_EVENT_NOTIFY_PEERS, …: what a message about it was sent for, where that is no change of it
 }
 
 type address struct {
@@ -129,6 +130,8 @@ func parseLink(m []byte) link {
 			l.master = int(ne.Uint32(v))
 		case unix.IFLA_LINK:
 			l.peer = int(ne.Uint32(v))
+		case unix.IFLA_EVENT:
+			l.event = ne.Uint32(v)
 		case unix.IFLA_LINKINFO:
 			eachAttr(v, func(kind uint16, v []byte) {
 				if kind == unix.IFLA_INFO_KIND {

@@ -49,6 +49,7 @@ func (w *watchState) wasExpected(path string) bool {
 type watcher struct {
 	n       *Netdev
 	wake    func(cause string)
+	moved   func(nic string)
 	netlink *conn
 	// look is for questions: on the socket of the appliers they would wait for each other.
 	look    *conn
@@ -78,9 +79,10 @@ var watchGroups = []int{
 
 // Watch calls wake whenever something happens to devices, addresses or routes of ours, to the host facts, or to our
 // compartments, until ctx ends. Our own routine changes do not wake. What happened has to be looked up: events may be
-// lost, and a loss wakes as well. ready, unless nil, is closed once events are caught.
-func (n *Netdev) Watch(ctx context.Context, wake func(cause string), ready chan<- struct{}) error {
-	w := &watcher{n: n, wake: wake, inotify: -1, end: -1, ours: map[int]bool{}, changed: map[int]linkEvent{}}
+// lost, and a loss wakes as well. moved is told of links whose neighbours the kernel has just reminded of them. ready, unless
+// nil, is closed once events are caught.
+func (n *Netdev) Watch(ctx context.Context, wake func(cause string), moved func(nic string), ready chan<- struct{}) error {
+	w := &watcher{n: n, wake: wake, moved: moved, inotify: -1, end: -1, ours: map[int]bool{}, changed: map[int]linkEvent{}}
 	if err := n.home.do(w.open); err != nil {
 		w.close()
 		return fmt.Errorf("watch the host's network: %w", err)
@@ -282,6 +284,9 @@ func (w *watcher) judgeLink(m syscall.NetlinkMessage, byUs bool) string {
 	if !l.ours() && !w.ours[l.index] {
 		if byUs || !whole {
 			return "" // the latter are a device's bridge and IPv6 details
+		}
+		if l.event == unix.IFLA_EVENT_NOTIFY_PEERS {
+			w.moved(l.name)
 		}
 		return "link " + l.name + " changed"
 	}
