@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -11,19 +12,50 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
 
+// tours are the documents whose commands are tried, with how many there are at least, and what has to be there before.
+var tours = map[string]struct {
+	least  int
+	before string
+}{
+	"README.md":       {20, ""},
+	"docs/observe.md": {14, ""},
+	"docs/explain.md": {14, ""},
+	"docs/lan.md":     {17, lanOfTour},
+}
+
+// lanOfTour is the LAN of docs/lan.md: three NICs of the host at one switch, with a router that gives out addresses and has that of 192.168.1.40.
+const lanOfTour = `set -e
+	bulkhead image import --cmd sh rootfs.tar box
+	ip netns add router
+	ip -n router link add br0 address 3c:52:82:11:22:33 type bridge
+	ip -n router link set br0 up
+	for i in 0 1 2; do
+		ip link add eth$i type veth peer name p$i netns router
+		ip -n router link set p$i master br0 up
+		ip link set eth$i up
+	done
+	for a in 10.0.0 192.168.1 192.168.2 192.168.3; do ip -n router addr add $a.1/24 dev br0; done
+	ip -n router addr add 192.168.1.40/24 dev br0
+	ip addr add 10.0.0.5/24 dev eth0
+	ip addr add 192.168.1.5/24 dev eth1
+	ip route add default via 10.0.0.1
+	ip netns exec router dnsmasq --conf-file=/dev/null --port=0 --interface=br0 --bind-interfaces --user=root --pid-file= --no-ping \
+		--dhcp-authoritative --dhcp-leasefile=/run/leases --dhcp-range=192.168.1.100,192.168.1.109,1h --dhcp-option=option:router,192.168.1.1`
+
 // TestTours runs the commands of the documents' tours, one after the other, on a host where the daemon has just been
-// started and rootfs.tar lies in the directory, made as the README says. Each must succeed.
+// started and rootfs.tar lies in the directory, made as the README says. Each must succeed, but for those that are shown to be
+// refused, and say what is shown.
 func TestTours(t *testing.T) {
 	t.Parallel()
-	for file, least := range map[string]int{"README.md": 20, "docs/observe.md": 14, "docs/explain.md": 14} {
+	for file, about := range tours {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
-			runTour(t, "../../"+file, least)
+			runTour(t, "../../"+file, about.least, about.before)
 		})
 	}
 }
 
-func runTour(t *testing.T, file string, least int) {
+func runTour(t *testing.T, file string, least int, before string) {
 	t.Helper()
 	h := testhost.New(t, testhost.WithName("host"))
 	h.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
@@ -52,34 +84,56 @@ func runTour(t *testing.T, file string, least int) {
 		}
 	})
 	testhost.Eventually(t, patience, func() error { _, err := run("bulkhead info"); return err })
-	lines := tour(t, file)
-	if len(lines) < least {
-		t.Fatalf("%s has only %d commands in its tour", file, len(lines))
+	if out, err := run(before); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	for _, line := range lines {
-		if out, err := run(line); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
+	steps := tour(t, file)
+	if len(steps) < least {
+		t.Fatalf("%s has only %d commands in its tour", file, len(steps))
+	}
+	for _, s := range steps {
+		out, err := run(s.command)
+		if refused := strings.HasPrefix(s.shown, "bulkhead: "); (err != nil) != refused || !shows(out, s.shown) {
+			t.Fatalf("%s: %v\n%s\nwant:\n%s", s.command, err, out, s.shown)
 		}
 	}
 }
 
+// shows tells whether what is printed is what is shown, where "…" stands for anything, and no number or MAC counts.
+func shows(printed, shown string) bool {
+	same := regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}|[0-9]+`)
+	parts := strings.Split(same.ReplaceAllString(shown, "N"), "…")
+	for i, p := range parts {
+		parts[i] = regexp.QuoteMeta(p)
+	}
+	return shown == "" || regexp.MustCompile(`(?s)^`+strings.Join(parts, ".*")).MatchString(same.ReplaceAllString(printed, "N"))
+}
+
+// step is a command of a tour and what is shown of what it prints.
+type step struct{ command, shown string }
+
 // tour gives the commands of the blocks that follow a line "<!-- tour -->".
-func tour(t *testing.T, file string) []string {
+func tour(t *testing.T, file string) []step {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var lines []string
+	var steps []step
 	for _, block := range strings.Split(string(text), "<!-- tour -->\n```console\n")[1:] {
 		block, _, _ = strings.Cut(block, "```")
+		block = strings.ReplaceAll(block, "\\\n", "")
 		for line := range strings.Lines(block) {
 			command, ok := strings.CutPrefix(line, "$ ")
-			if !ok {
-				t.Fatalf("%s: a line of the tour is no command: %q", file, line)
+			switch {
+			case ok:
+				steps = append(steps, step{command: strings.TrimSpace(command)})
+			case len(steps) == 0:
+				t.Fatalf("%s: a tour begins with no command: %q", file, line)
+			default:
+				steps[len(steps)-1].shown += line
 			}
-			lines = append(lines, strings.TrimSpace(command))
 		}
 	}
-	return lines
+	return steps
 }
