@@ -274,6 +274,7 @@ func ByWay(ctx context.Context, addr netip.Addr) context.Context {
 }
 
 // checkWay refuses a network on the NIC that carries the connection by which it is asked for: who would be cut off could not undo it.
+// Only a new one gets there: no change moves a network to another NIC, or makes a switch of macvlan devices (checkUplinkStays).
 func checkWay(ctx context.Context, n *plan.Network, f *plan.Facts) error {
 	way, ok := ctx.Value(wayKey{}).(netip.Addr)
 	nic := f.NIC(n.Uplink)

@@ -402,7 +402,7 @@ func TestConfirmOverRestarts(t *testing.T) {
 	})
 }
 
-// TestNetworkUnderTheConnection: who asks from afar by a NIC gets a network on it only if it is undone without a word.
+// TestNetworkUnderTheConnection: who asks from afar by a NIC gets a network on it only if it is undone without a word, and moves none there.
 func TestNetworkUnderTheConnection(t *testing.T) {
 	run(t, func(e *env) {
 		e.onLAN()
@@ -414,6 +414,15 @@ func TestNetworkUnderTheConnection(t *testing.T) {
 			e.t.Errorf("refused with %v, and networks: %d", err, e.named("lan"))
 		}
 		e.ok(e.e.DeleteNetwork(by, must(e.e.CreateNetwork(ByWay(context.Background(), netip.MustParseAddr("10.8.0.1")), "", doc))(e).ID))
+		other := must(e.network(netDoc("other", "Transparent", 8)))(e)
+		move := decode[hcn.ModifyNetworkSettingRequest](e, `{"ResourceType":"Policy","RequestType":"Update","Settings":{"Policies":[{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"eth1"}}]}}`)
+		e.wantCode(e.e.ModifyNetwork(by, other.ID, &move), hcn.ErrSharedSwitchModification)
+		macvlan := decode[hcn.HostComputeNetwork](e, netDoc("macvlan", "Transparent", 9))
+		macvlan.Policies = append(macvlan.Policies, hcn.NewNetworkPolicy(hcn.Macvlan, hcn.EmptySetting{}))
+		onIt := must(e.e.CreateNetwork(by, "", macvlan))(e)
+		turn := decode[hcn.ModifyNetworkSettingRequest](e, `{"ResourceType":"Policy","RequestType":"Remove","Settings":{"Policies":[{"Type":"Bulkhead.Macvlan","Settings":{}}]}}`)
+		e.wantCode(e.e.ModifyNetwork(by, onIt.ID, &turn), hcn.ErrRequestUnsupported)
+		e.ok(e.e.DeleteNetwork(by, onIt.ID))
 		must(e.e.CreateNetworkFor(by, doc, time.Minute))(e)
 	})
 }
