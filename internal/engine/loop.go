@@ -54,12 +54,13 @@ func (e *Engine) check(ctx context.Context) {
 // applier compare everything. Callers are told of their change before that: they
 // do not wait for the rest of the host.
 func (e *Engine) pass(ctx context.Context) {
-	cause, moved := e.pending.due(time.Now()), e.pending.takeMoved()
-	if cause != "" || len(moved) > 0 {
+	cause := e.pending.due(time.Now())
+	if cause != "" || e.pending.anyMoved() {
 		if err := e.refreshFacts(ctx); err != nil {
 			e.log.Warn("compare with what the host was", "error", err)
 		}
 	}
+	moved := e.pending.takeMoved()
 	e.takeLeases(false)
 	e.takeOver()
 	e.mu.RLock()
@@ -240,8 +241,12 @@ func (e *Engine) refreshFacts(ctx context.Context) error {
 	}
 	dirty := emptyDirty()
 	for id, n := range e.st.networks {
-		if !sameNIC(f.NIC(n.Uplink), e.facts.NIC(n.Uplink)) {
+		old, now := e.facts.NIC(n.Uplink), f.NIC(n.Uplink)
+		if !sameNIC(now, old) {
 			dirty.Networks[id] = struct{}{}
+		}
+		if old != nil && now != nil && old.MAC != now.MAC { // neighbours know containers by the old one, where they have that of the NIC
+			e.pending.move(n.Uplink)
 		}
 	}
 	if len(dirty.Networks) > 0 {

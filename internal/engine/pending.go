@@ -91,6 +91,12 @@ func (p *pending) move(nic string) {
 	p.moved[nic] = struct{}{}
 }
 
+func (p *pending) anyMoved() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.moved) > 0
+}
+
 // takeMoved hands over the NICs that have moved.
 func (p *pending) takeMoved() map[string]struct{} {
 	p.mu.Lock()

@@ -191,7 +191,17 @@ func TestMoved(t *testing.T) {
 		if got := announced("nic1"); len(got) != 6 {
 			t.Errorf("with another MAC: announced %v", got)
 		}
-		e.lanServer(func(l *lan) { l.onAnnounce = nil })
+		e.lanServer(func(l *lan) { l.announced, l.onAnnounce = nil, nil })
+		// By an administrator, of whom no driver tells.
+		e.w.mu.Lock()
+		e.w.facts.NICs = slices.Clone(e.w.facts.NICs)
+		e.w.facts.NICs[0].MAC = plan.MAC{2, 0, 0, 0, 0, 10}
+		e.w.mu.Unlock()
+		e.e.Wake("link nic1 changed")
+		time.Sleep(2 * announceAgain)
+		if got := e.lanSaw(announcedOf); len(got) != 6 {
+			t.Errorf("with a MAC that somebody changed: announced %v", got)
+		}
 		if got := announced("nic2"); len(got) != 0 {
 			t.Errorf("another NIC's move: announced %v", got)
 		}
