@@ -10,7 +10,7 @@ set -euo pipefail
 declare -A groups=(
 	[build]="clang-14 llvm-14 gcc make"
 	[runtime]="nftables iproute2 runc conmon conntrack"
-	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman docker.io containerd"
+	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base radvd kea-dhcp6-server curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman docker.io containerd"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
 	[machine]="systemd systemd-sysv runc crun conmon procps jq curl kmod e2fsprogs libteam-utils iputils-ping"
 	[bench]="podman netavark containernetworking-plugins iptables ipset iperf3 crun"
@@ -70,7 +70,7 @@ apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 
 # Nor at the next boot. What was there before is somebody's choice; ufw stays off by its own configuration.
 for unit in docker-registry/docker-registry.service firewalld/firewalld.service etcd/etcd.service \
-	docker.io/docker.service docker.io/docker.socket containerd/containerd.service; do
+	docker.io/docker.service docker.io/docker.socket containerd/containerd.service radvd/radvd.service kea-dhcp6-server/kea-dhcp6-server.service; do
 	if [[ " ${missing[*]} " == *" ${unit%/*} "* ]]; then
 		DPKG_MAINTSCRIPT_PACKAGE=${unit%/*} deb-systemd-helper disable "${unit#*/}" >/dev/null
 	fi
