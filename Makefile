@@ -18,6 +18,10 @@ TESTPROCS ?= $(shell echo $$(($$(nproc) + 1)))
 # Those that take longest come first: else the whole waits for them at its end.
 LONGEST := ./test/e2e ./internal/dataplane/vswitch ./internal/dataplane/nat
 
+# Programs are static, and tests are compiled as programs are: lint, build and tests share what was compiled, which takes minutes.
+export CGO_ENABLED := 0
+export GOFLAGS := $(GOFLAGS) -trimpath
+
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARY  := bin/bulkhead
@@ -52,11 +56,11 @@ go-ready:
 .PHONY: build
 build: go-ready ## build bin/bulkhead and its CNI plugin, static (the default)
 ifneq ($(HAVE_CMD),)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/bulkhead
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(PLUGIN) ./cmd/bulkhead-cni
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/bulkhead
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(PLUGIN) ./cmd/bulkhead-cni
 else
 	@echo "build: there is no cmd/bulkhead yet; building the packages only"
-	CGO_ENABLED=0 $(GO) build -trimpath ./...
+	$(GO) build ./...
 endif
 
 .PHONY: generate
