@@ -14,6 +14,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/durable"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
 	"github.com/bulkhead-net/bulkhead/internal/store"
@@ -98,7 +99,7 @@ func resetNetwork(ctx context.Context, c *daemonConfig) error {
 // ours names what the daemon puts into its state directory, which may be a disk of its own with a lost+found.
 func ours(name string) bool {
 	return slices.Contains([]string{"state.db", "containers", "volumes", "images", "netdev", "auth.json", "cluster", "docker.json"}, name) ||
-		strings.HasPrefix(name, ".auth-") // half written
+		strings.HasPrefix(name, ".auth-") || durable.IsTemporary(name) // half written
 }
 
 func removeState(c *daemonConfig, keepImages bool) error {

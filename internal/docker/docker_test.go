@@ -145,3 +145,28 @@ func FuzzRequests(f *testing.F) {
 		}
 	})
 }
+
+// TestNetworksThatCannotBeKept: what is not on the disk is not known either.
+func TestNetworksThatCannotBeKept(t *testing.T) {
+	dir := t.TempDir()
+	n, err := openNetworks(filepath.Join(dir, "docker.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.set("one", &network{ID: "1", Made: true}); err != nil {
+		t.Fatal(err)
+	}
+	n.path = filepath.Join(dir, "docker.json", "below", "a", "file")
+	if err := n.set("two", &network{ID: "2"}); err == nil {
+		t.Error("it was written below a file")
+	}
+	if err := n.set("one", nil); err == nil {
+		t.Error("it was written below a file")
+	}
+	if _, err := n.find("two"); err == nil {
+		t.Error("what could not be kept is known")
+	}
+	if nw, err := n.find("one"); err != nil || nw.ID != "1" {
+		t.Errorf("what could not be forgotten is %v, %v", nw, err)
+	}
+}

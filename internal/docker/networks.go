@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/durable"
 )
 
 // network is what one of Docker's is here.
@@ -54,29 +56,27 @@ func (n *networks) find(id string) (network, error) {
 	return network{}, fmt.Errorf("network %.64q of Docker's is not known here any more: remove it with `docker network rm`, and create it again", id)
 }
 
-// set keeps a network, or with nil forgets it.
+// set keeps a network, or with nil forgets it. What cannot be written is as it was.
 func (n *networks) set(id string, nw *network) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	next := maps.Clone(n.byID)
 	if nw == nil {
-		delete(n.byID, id)
+		delete(next, id)
 	} else {
-		n.byID[id] = *nw
+		next[id] = *nw
 	}
-	b, err := json.MarshalIndent(n.byID, "", "  ")
+	b, err := json.MarshalIndent(next, "", "  ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(n.path), 0o700)
+	}
+	if err == nil {
+		err = durable.WriteFile(n.path, b)
+	}
 	if err != nil {
 		return fmt.Errorf("keep Docker's networks: %w", err)
 	}
-	tmp := n.path + ".new"
-	if err := os.MkdirAll(filepath.Dir(n.path), 0o700); err != nil {
-		return fmt.Errorf("keep Docker's networks: %w", err)
-	}
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return fmt.Errorf("keep Docker's networks: %w", err)
-	}
-	if err := os.Rename(tmp, n.path); err != nil {
-		return fmt.Errorf("keep Docker's networks: %w", err)
-	}
+	n.byID = next
 	return nil
 }
 
@@ -114,8 +114,11 @@ func (d *Driver) createNetwork(ctx context.Context, in *createNetwork) (any, err
 			return nil, fmt.Errorf("create network %s: %w", doc.Name, err)
 		}
 	}
+	if err := d.networks.set(in.NetworkID, &network{ID: doc.ID, Made: true}); err != nil {
+		return nil, errors.Join(err, d.Daemon.DeleteNetwork(ctx, doc.ID)) // Docker does not ask for that of one that failed
+	}
 	d.pools.used(doc.AllSubnets())
-	return nil, d.networks.set(in.NetworkID, &network{ID: doc.ID, Made: true})
+	return nil, nil //nolint:nilnil // there is nothing to say
 }
 
 // share finds a network by name or ID that is to be Docker's too. Its subnets have to be those that Docker believes in.

@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/durable"
 )
 
 // Request is what is common to the ways into a cluster.
@@ -64,7 +65,7 @@ func (c *Cluster) enter(ctx context.Context, req Request, attempt func(ctx conte
 	if err := os.MkdirAll(c.opt.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the cluster's directory: %w", err)
 	}
-	if err := syncDir(filepath.Dir(c.opt.Dir)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(c.opt.Dir)); err != nil {
 		return nil, fmt.Errorf("make the cluster's directory: %w", err)
 	}
 	cfg := &config{Version: configVersion, Host: h.ID, Name: req.Name, Addrs: req.Addrs, Since: time.Now().UTC().Truncate(time.Second), RouterMAC: newMAC()}
@@ -194,7 +195,7 @@ func (c *Cluster) writePKI(ca, caKey, cert, key []byte) error {
 		if b == nil {
 			continue
 		}
-		if err := writeFile(c.file(name), b); err != nil {
+		if err := durable.WriteFile(c.file(name), b); err != nil {
 			return fmt.Errorf("keep the cluster's certificates: %w", err)
 		}
 	}

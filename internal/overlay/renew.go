@@ -22,6 +22,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
+	"github.com/bulkhead-net/bulkhead/internal/durable"
 )
 
 // Certificates of our own etcd are renewed when two thirds of their time are over, while everything runs: etcd and the client read the
@@ -102,7 +103,7 @@ func (c *Cluster) renewIfDue(ctx context.Context, a *Agent, cfg *config, now tim
 	if err != nil || !key.PublicKey.Equal(leaf.PublicKey) || !leaf.NotAfter.After(pair.Leaf.NotAfter) {
 		return errors.New("what was signed is not a newer certificate of this host's key: see how long the CA's lasts")
 	}
-	if err := writeFile(c.file(fileCert), cert); err != nil {
+	if err := durable.WriteFile(c.file(fileCert), cert); err != nil {
 		return err
 	}
 	c.log.Info("this host's certificate for etcd is renewed", "until", leaf.NotAfter.UTC().Format(time.DateOnly))

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/bulkhead-net/bulkhead/internal/durable"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -70,29 +71,13 @@ func (n *Netdev) writeRecord(r record) error {
 	if err != nil {
 		return fmt.Errorf("encode the record of host settings: %w", err)
 	}
-	if err := writeFileAtomically(n.recordPath(), append(data, '\n')); err != nil {
+	if err := os.MkdirAll(filepath.Dir(n.recordPath()), 0o700); err != nil {
+		return fmt.Errorf("write the record of host settings: %w", err)
+	}
+	if err := durable.WriteFile(n.recordPath(), append(data, '\n')); err != nil {
 		return fmt.Errorf("write the record of host settings: %w", err)
 	}
 	return nil
-}
-
-func writeFileAtomically(name string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
 }
 
 // updateRecord changes the record.
