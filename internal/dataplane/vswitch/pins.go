@@ -111,13 +111,20 @@ func (a *Applier) load() error {
 			wanted = append(wanted, name)
 		}
 	}
-	if err := loadPrograms(spec, &a.objs, wanted); err != nil {
+	return a.use(spec, wanted...)
+}
+
+// use loads programs and takes the pinned ones that are the same in their place.
+func (a *Applier) use(spec *ebpf.CollectionSpec, names ...string) error {
+	if err := loadPrograms(spec, &a.objs, names); err != nil {
 		return explainLoad(err, a.pins.maps())
 	}
 	var errs []error
-	for _, name := range wanted {
-		if err := a.reuse(name, programsOf(&a.objs)[name]); err != nil {
-			errs = append(errs, fmt.Errorf("program %s: %w", name, err))
+	for _, name := range names {
+		slot := programsOf(&a.objs)[name]
+		if err := a.reuse(name, slot); err != nil {
+			errs = append(errs, fmt.Errorf("program %s: %w", name, err), (*slot).Close())
+			*slot = nil // to be tried again
 		}
 	}
 	return errors.Join(errs...)
@@ -164,19 +171,15 @@ func (a *Applier) loadFor(spots []spot) error {
 		return nil
 	}
 	for _, s := range spots {
-		slot := programsOf(&a.objs)[s.name]
-		if *slot != nil {
+		if *programsOf(&a.objs)[s.name] != nil {
 			continue
 		}
 		spec, err := loadBpf()
 		if err != nil {
 			return fmt.Errorf("read the BPF object: %w", err)
 		}
-		if err := loadPrograms(spec, &a.objs, []string{s.name}); err != nil {
-			return explainLoad(err, a.pins.maps())
-		}
-		if err := a.reuse(s.name, slot); err != nil {
-			return fmt.Errorf("program %s: %w", s.name, err)
+		if err := a.use(spec, s.name); err != nil {
+			return err
 		}
 		if _, err := a.pinProgram(s.name); err != nil {
 			return fmt.Errorf("pin in %s: %w", a.pins.dir, err)
