@@ -189,6 +189,7 @@ type Engine struct {
 	// capturing has a place for each capture that may run.
 	capturing chan struct{}
 	facts     plan.Facts            // the loop's, and under mu for readers
+	looking   sync.Mutex            // held while the host is looked at
 	asking    map[subnetKey]*asking // under mu: the blocks of addresses that the cluster is asked for
 	unstored  []*txn                // under mu: applied to the memory, not on the disk yet
 	storing   bool                  // under mu: somebody writes them

@@ -223,9 +223,11 @@ func (e *Engine) holdPorts(ep *plan.Endpoint) {
 	}
 }
 
-// refreshFacts looks at the host again. A change of what the plan follows makes
-// every network dirty.
+// refreshFacts looks at the host again, for the loop or for somebody who needs to know now: one look at a time, for an
+// older one must not take the place of a newer. A change of what the plan follows makes every network dirty.
 func (e *Engine) refreshFacts(ctx context.Context) error {
+	e.looking.Lock()
+	defer e.looking.Unlock()
 	f, err := e.opt.Facts(ctx)
 	if err != nil {
 		return fmt.Errorf("look at the host: %w", err)
@@ -251,6 +253,7 @@ func (e *Engine) refreshFacts(ctx context.Context) error {
 	}
 	if len(dirty.Networks) > 0 {
 		e.pending.add(dirty, e.st.rev, nil)
+		e.kick()
 	}
 	e.warnCollisions(&f)
 	e.facts = f
