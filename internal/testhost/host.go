@@ -116,7 +116,7 @@ func New(t testing.TB, opts ...Option) *Host {
 }
 
 func (h *Host) start() error {
-	cmd := exec.CommandContext(context.WithoutCancel(h.t.Context()), "bash", "-c", setupScript, "testhost-init", h.name)
+	cmd := exec.CommandContext(context.WithoutCancel(h.t.Context()), "bash", "-c", setupScript, "testhost-init")
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -132,7 +132,8 @@ func (h *Host) start() error {
 		return err
 	}
 	// The write end stays open as long as the test process: see the package comment.
-	if _, err := cmd.StdinPipe(); err != nil {
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
 		return err
 	}
 	if err := cmd.Start(); err != nil {
@@ -140,13 +141,24 @@ func (h *Host) start() error {
 	}
 	h.init = cmd
 	h.t.Cleanup(h.teardown)
+	if h.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)); err != nil {
+		return err
+	}
+	<-onDoomedThread(func() {
+		if err = h.enter(); err == nil {
+			err = setUp(h.name)
+		}
+	})
+	if err == nil {
+		_, err = stdin.Write([]byte("\n"))
+	}
+	if err != nil {
+		return fmt.Errorf("set up its mounts: %w", err)
+	}
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return fmt.Errorf("set up its mounts: %q, %w: %s", line, err, stderr.String())
-	}
-	if h.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)); err != nil {
-		return err
 	}
 	return h.openHandle()
 }
@@ -284,7 +296,8 @@ func (h *Host) Do(fn func()) {
 // /proc/self and /proc/thread-self work, but process numbers are those of the test process.
 func (h *Host) DoMount(fn func()) { h.onThread(h.enterMounts, fn) }
 
-func (h *Host) enterMounts() error {
+// enter moves a thread into the host's namespaces.
+func (h *Host) enter() error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare fs: %w", err)
 	}
@@ -293,6 +306,13 @@ func (h *Host) enterMounts() error {
 	}
 	if err := unix.Setns(int(h.netns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("setns net: %w", err)
+	}
+	return nil
+}
+
+func (h *Host) enterMounts() error {
+	if err := h.enter(); err != nil {
+		return err
 	}
 	// The thread is not in the host's PID namespace, so the host's /proc has no /proc/self for it. Give it another one
 	// in a copy of the mount namespace; all other mounts go on propagating both ways, as "/" is shared in a host.
