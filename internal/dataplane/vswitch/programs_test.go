@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"testing"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // TestProgramsWhenUsed: a program is loaded and pinned when the first port needs it, and a restart finds what was in use.
@@ -52,5 +54,16 @@ func TestProgramsOfPorts(t *testing.T) {
 	p.in(func() (err error) { pinned, err = names(p.lab.a.pins.progs()); return err })
 	if !slices.Equal(pinned, []string{bpfProgBhFromPort}) || p.lab.a.objs.BhFromWire != nil {
 		t.Errorf("pinned %v", pinned)
+	}
+}
+
+// TestRunWithoutANIC: what becomes of a tunnel's frame can be asked while its NIC is away.
+func TestRunWithoutANIC(t *testing.T) {
+	l := newLab(t, AttachAuto)
+	l.overlay()
+	l.plan.Ports[plan.TunnelPortID(4789)].Underlays = []string{"away"}
+	l.sync()
+	if r := l.run(plan.TunnelPortID(4789), make([]byte, 60)); r.Outcome != Passed {
+		t.Errorf("a frame of nobody's is %s (%s)", r.Outcome, r.Reason)
 	}
 }

@@ -73,22 +73,25 @@ type Place struct {
 func (a *Applier) RunAt(at Place, frame []byte) (Result, error) {
 	a.mu.Lock()
 	s := a.applied[at.Port]
-	o := a.objs
-	a.mu.Unlock()
 	if s == nil {
+		a.mu.Unlock()
 		return Result{}, fmt.Errorf("run a frame from port %s: the port is not on any switch", at.Port)
 	}
-	in, prog := bpfSkBuff{Ifindex: s.index}, o.BhFromPort
+	in, name := bpfSkBuff{Ifindex: s.index}, bpfProgBhFromPort
 	switch {
 	case s.kind == plan.PortTunnel: // as the NIC gets it
-		prog = o.BhFromUnderlay
+		name = bpfProgBhFromUnderlay
 	case s.kind == plan.PortUplink && at.Host:
-		prog, in.Tstamp = o.BhFromHost, testTime
+		name, in.Tstamp = bpfProgBhFromHost, testTime
 	case s.kind == plan.PortUplink:
-		prog = o.BhFromWire
+		name = bpfProgBhFromWire
 	}
-	if prog == nil {
-		return Result{}, fmt.Errorf("run a frame from port %s: its program is at no device yet", at.Port)
+	// No NIC may have brought a tunnel's yet.
+	err := a.loadFor([]spot{{hook: hook{name: name}}})
+	prog := *programsOf(&a.objs)[name]
+	a.mu.Unlock()
+	if err != nil {
+		return Result{}, fmt.Errorf("run a frame from port %s: %w", at.Port, err)
 	}
 	r, err := a.run(prog, in, frame)
 	if s.kind == plan.PortTunnel && r.Outcome == 0 {
