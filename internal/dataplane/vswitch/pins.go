@@ -3,9 +3,11 @@ package vswitch
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -114,20 +116,93 @@ func (a *Applier) load() error {
 	return a.use(spec, wanted...)
 }
 
-// use loads programs and takes the pinned ones that are the same in their place.
+// use takes the pinned programs that are those of spec, and loads the others.
 func (a *Applier) use(spec *ebpf.CollectionSpec, names ...string) error {
-	if err := loadPrograms(spec, &a.objs, names); err != nil {
+	slots := programsOf(&a.objs)
+	var missing []string
+	for _, name := range names {
+		old, err := a.pinned(name, func(old *ebpf.Program) (bool, error) { return a.isOf(old, spec.Programs[name]) })
+		if err != nil {
+			return fmt.Errorf("program %s: %w", name, err)
+		}
+		if old == nil {
+			missing = append(missing, name)
+		}
+		*slots[name] = old
+	}
+	if err := loadPrograms(spec, &a.objs, missing); err != nil {
 		return explainLoad(err, a.pins.maps())
 	}
 	var errs []error
-	for _, name := range names {
-		slot := programsOf(&a.objs)[name]
-		if err := a.reuse(name, slot); err != nil {
-			errs = append(errs, fmt.Errorf("program %s: %w", name, err), (*slot).Close())
-			*slot = nil // to be tried again
+	for _, name := range missing {
+		if err := a.reuse(name, slots[name]); err != nil {
+			errs = append(errs, fmt.Errorf("program %s: %w", name, err), (*slots[name]).Close())
+			*slots[name] = nil // to be tried again
 		}
 	}
+	for _, name := range names {
+		if *slots[name] == nil {
+			continue
+		}
+		info, err := (*slots[name]).Info()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ask about program %s: %w", name, err))
+			continue
+		}
+		a.ids[name], _ = info.ID()
+	}
 	return errors.Join(errs...)
+}
+
+// pinned is the pinned program if it is the same as the one to be run; nil otherwise.
+func (a *Applier) pinned(name string, same func(old *ebpf.Program) (bool, error)) (*ebpf.Program, error) {
+	old, err := ebpf.LoadPinnedProgram(a.pins.program(name), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pinned program: %w", err)
+	}
+	if ok, err := same(old); err != nil || !ok {
+		return nil, errors.Join(err, old.Close())
+	}
+	return old, nil
+}
+
+// isOf compares as sameProgram does, with a program that is not loaded: the verifier takes longer over one than all the rest of a
+// restart does. A kernel whose tags are made in another way has it loaded and compared.
+func (a *Applier) isOf(p *ebpf.Program, spec *ebpf.ProgramSpec) (bool, error) {
+	info, err := p.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask about the pinned program: %w", err)
+	}
+	// Writing them resolves calls, which the tag covers.
+	if err := spec.Instructions.Marshal(io.Discard, spec.ByteOrder); err != nil {
+		return false, fmt.Errorf("read the instructions: %w", err)
+	}
+	if same, err := spec.Instructions.HasTag(info.Tag, spec.ByteOrder); err != nil || !same {
+		return false, err
+	}
+	used := map[string]bool{}
+	for _, ins := range spec.Instructions {
+		if ins.IsLoadFromMap() {
+			used[ins.Reference()] = true
+		}
+	}
+	ours, want := mapsOf(&a.objs), map[ebpf.MapID]bool{}
+	for name := range used {
+		if ours[name] == nil {
+			return false, nil
+		}
+		info, err := ours[name].Info()
+		if err != nil {
+			return false, fmt.Errorf("ask about the map %s: %w", name, err)
+		}
+		id, _ := info.ID()
+		want[id] = true
+	}
+	ids, _ := info.MapIDs()
+	return onlyThese(ids, want), nil
 }
 
 // loadMaps loads the maps, and the program that is at no device.
@@ -198,29 +273,13 @@ func programsOf(o *bpfObjects) map[string]**ebpf.Program {
 
 // reuse takes the pinned program in place of a loaded one that is the same.
 func (a *Applier) reuse(name string, slot **ebpf.Program) error {
-	old, err := ebpf.LoadPinnedProgram(a.pins.program(name), nil)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("open pinned program: %w", err)
+	old, err := a.pinned(name, func(old *ebpf.Program) (bool, error) { return sameProgram(*slot, old) })
+	if err != nil || old == nil {
+		return err
 	}
-	if err == nil {
-		same, err := sameProgram(*slot, old)
-		if err != nil || !same {
-			if err := errors.Join(err, old.Close()); err != nil {
-				return err
-			}
-		} else {
-			if err := (*slot).Close(); err != nil {
-				return err
-			}
-			*slot = old
-		}
-	}
-	info, err := (*slot).Info()
-	if err != nil {
-		return fmt.Errorf("ask about it: %w", err)
-	}
-	a.ids[name], _ = info.ID()
-	return nil
+	err = (*slot).Close()
+	*slot = old
+	return err
 }
 
 // explainLoad adds the next step to what commonly goes wrong.
@@ -260,12 +319,11 @@ func sameProgram(a, b *ebpf.Program) (bool, error) {
 		have[id] = true
 	}
 	ids, _ = x.MapIDs()
-	for _, id := range ids {
-		if !have[id] {
-			return false, nil
-		}
-	}
-	return len(ids) == len(have), nil
+	return onlyThese(ids, have), nil
+}
+
+func onlyThese(ids []ebpf.MapID, these map[ebpf.MapID]bool) bool {
+	return len(ids) == len(these) && !slices.ContainsFunc(ids, func(id ebpf.MapID) bool { return !these[id] })
 }
 
 // pinsExist tells whether maps and programs are pinned.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -65,5 +67,48 @@ func TestRunWithoutANIC(t *testing.T) {
 	l.sync()
 	if r := l.run(plan.TunnelPortID(4789), make([]byte, 60)); r.Outcome != Passed {
 		t.Errorf("a frame of nobody's is %s (%s)", r.Outcome, r.Reason)
+	}
+}
+
+// TestProgramsThatAreKnown: a pinned program is known by its code and its maps, so that a restart need not load one to compare.
+func TestProgramsThatAreKnown(t *testing.T) {
+	n := newLAN(t, AttachAuto)
+	a := n.lab.a
+	is := func(name string, p *ebpf.Program, change func(*ebpf.ProgramSpec)) bool {
+		t.Helper()
+		spec, err := loadBpf()
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(spec.Programs[name])
+		same, err := a.isOf(p, spec.Programs[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return same
+	}
+	for name, slot := range programsOf(&a.objs) {
+		if *slot == nil {
+			continue
+		}
+		if !is(name, *slot, func(*ebpf.ProgramSpec) {}) {
+			t.Errorf("%s is not known again", name)
+		}
+		if is(name, *slot, func(s *ebpf.ProgramSpec) { s.Instructions[len(s.Instructions)-2].Constant++ }) {
+			t.Errorf("%s is taken for one with another instruction", name)
+		}
+	}
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := a.objs.BhPortsV3
+	a.objs.BhPortsV3 = other
+	if is(bpfProgBhFromPort, a.objs.BhFromPort, func(*ebpf.ProgramSpec) {}) {
+		t.Error("a program over a map that is no longer ours is taken for ours")
+	}
+	a.objs.BhPortsV3 = ports
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
