@@ -93,8 +93,8 @@ on() {
 	enter "$where" "$@" 2>&1 | sed 's/^/    /' || fail "$*"
 }
 
-# make_host NAME: PID 1 of the host's PID namespace is the script that the tests use as well; when it dies, all that runs
-# in the host dies with it. It dies with this script, however that ends; with --keep only when it is told to.
+# make_host NAME: PID 1 of the host's PID namespace is a script; when it dies, all that runs in the host dies with it.
+# It dies with this script, however that ends; with --keep only when it is told to.
 make_host() {
 	local name=$1 line=
 	local unshare=(unshare --net --mount --pid --uts --ipc --fork)
@@ -102,7 +102,7 @@ make_host() {
 	mkfifo "$work/$name.life" "$work/$name.ready"
 	# shellcheck disable=SC2016 # expanded by the inner shell, which still sees the outer /proc
 	local begin='read -r pid _ </proc/self/stat; echo "$pid" >"$1"; exec bash "$2" "$3"'
-	setsid "${unshare[@]}" bash -c "$begin" host "$work/$name.pid" internal/testhost/setup.sh "$name" \
+	setsid "${unshare[@]}" bash -c "$begin" host "$work/$name.pid" scripts/demo-host.sh "$name" \
 		<>"$work/$name.life" >"$work/$name.ready" 2>"$work/$name.log" &
 	outer[$name]=$!
 	read -r -t 20 line <"$work/$name.ready" || true
