@@ -10,7 +10,7 @@ set -euo pipefail
 declare -A groups=(
 	[build]="clang-14 llvm-14 gcc make"
 	[runtime]="nftables iproute2 runc conmon conntrack"
-	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base radvd kea-dhcp6-server curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman docker.io containerd"
+	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base radvd kea-dhcp6-server curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman docker.io containerd containernetworking-plugins"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
 	[machine]="systemd systemd-sysv runc crun conmon procps jq curl kmod e2fsprogs libteam-utils iputils-ping"
 	[bench]="podman netavark containernetworking-plugins iptables ipset iperf3 crun"

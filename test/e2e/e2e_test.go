@@ -36,11 +36,12 @@ type built struct{ dir, binary, image string }
 var made built //nolint:gochecknoglobals // TestMain has no other way to hand something to tests
 
 func TestMain(m *testing.M) {
-	if asRogue() {
-		if err := rogue(os.Args[1:]); err != nil {
+	if do := programs()[filepath.Base(os.Args[0])]; do != nil {
+		if err := do(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+		os.Exit(0)
 	}
 	code, err := build(m)
 	if err != nil {
@@ -48,6 +49,11 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// programs are those that this process is when it is called by such a name, and not the tests.
+func programs() map[string]func(args []string) error {
+	return map[string]func([]string) error{rogueName: rogue, criName: criMain}
 }
 
 func build(m *testing.M) (int, error) {
@@ -78,8 +84,10 @@ func build(m *testing.M) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	if err := os.Symlink(self, filepath.Join(dir, rogueName)); err != nil {
-		return 1, err
+	for name := range programs() {
+		if err := os.Symlink(self, filepath.Join(dir, name)); err != nil {
+			return 1, err
+		}
 	}
 	echo := filepath.Join(dir, "echo")
 	if err := goBuild(echo, "testdata/echo.go"); err != nil {

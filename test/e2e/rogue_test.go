@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -135,6 +133,3 @@ func inUDP(payload []byte) []byte {
 	binary.BigEndian.PutUint16(b[24:], uint16(size-20))
 	return append(b, payload...)
 }
-
-// asRogue tells that this process is to be the server and not the tests.
-func asRogue() bool { return filepath.Base(os.Args[0]) == rogueName }
