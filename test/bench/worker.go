@@ -46,7 +46,7 @@ func RunRole() (code int, ok bool) {
 type order struct {
 	// Op is attach, detach, or exec.
 	Op string
-	// Kind is raw or cni, for attach and detach.
+	// Kind names an attacher, for attach and detach.
 	Kind  string
 	Index int
 	// Argv is for exec.
@@ -127,7 +127,13 @@ func (w *worker) kind(name string) (attacher, error) {
 	case "raw":
 		a, err = newRaw()
 	case "cni":
-		a, err = newCNI()
+		a, err = newCNI("bridge", "portmap")
+	case "cni, firewall":
+		a, err = newCNI("bridge", "portmap", "firewall")
+	case ourPlugin:
+		a, err = newCNI(ourPlugin)
+	case "netavark":
+		a, err = newNetavark()
 	default:
 		err = errors.New("no such kind")
 	}
