@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -62,8 +63,8 @@ func (c *cni) attach(i int) error {
 
 func (c *cni) detach(i int) error {
 	ns := filepath.Join("/run/netns", namespaceOf(c.plugins[0], i))
-	for at := len(c.plugins) - 1; at >= 0; at-- {
-		if _, err := c.call("DEL", c.plugins[at], ns, i, nil); err != nil {
+	for _, p := range slices.Backward(c.plugins) {
+		if _, err := c.call("DEL", p, ns, i, nil); err != nil {
 			return err
 		}
 	}
