@@ -173,6 +173,7 @@ func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
 	}
 	for id, c := range d.Remotes {
 		if c.New == nil {
+			a.about(string(c.Old.Network))
 			fail(c.Old.Network, a.remotes.set(id, 0, nil))
 		}
 	}
@@ -180,6 +181,7 @@ func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
 	for network, c := range d.Switches {
 		changed[network] = c.New
 		if c.New == nil {
+			a.about(string(network))
 			fail(network, a.setOverlay(p, c.Old.Number, nil))
 		}
 	}

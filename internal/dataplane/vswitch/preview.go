@@ -80,6 +80,21 @@ func (a *Applier) about(owner string) {
 	}
 }
 
+// cause is for whom a port's writes are: its own if it changes itself. The NIC of several networks is one port, and what
+// becomes of it when another of them comes or goes is for that one.
+func cause(id plan.PortID, d *plan.Delta) string {
+	if _, itself := d.Ports[id]; itself {
+		return string(id)
+	}
+	for _, network := range slices.Sorted(maps.Keys(d.Switches)) {
+		c := d.Switches[network]
+		if c.Old != nil && c.Old.UplinkPort == id || c.New != nil && c.New.UplinkPort == id {
+			return string(network)
+		}
+	}
+	return string(id)
+}
+
 // Preview says what an Update would write. It writes nothing.
 func (a *Applier) Preview(ctx context.Context, p *plan.Plan, d *plan.Delta) ([]plan.Write, error) {
 	a.mu.Lock()
@@ -256,6 +271,8 @@ func (r *recorder) key(k any) string {
 		return fmt.Sprintf("%s %s", switchText(k.Sw), netip.AddrFrom16(k.Ip).Unmap())
 	case bpfMemberKey:
 		return fmt.Sprintf("%s slot %d", switchText(k.Sw), k.Slot)
+	case bpfLanKey:
+		return fmt.Sprintf("%s further network %d", r.device(k.Nic), k.Slot)
 	case bpfRateKey:
 		return fmt.Sprintf("%s %s", r.device(k.Port), []string{"out", "in"}[k.Side&1])
 	case bpfSteerKey:
@@ -299,7 +316,11 @@ func (r *recorder) value(v any) string {
 			}
 			return fmt.Sprintf(" %s list %08x", side, id)
 		}
-		return fmt.Sprintf(": %s %s", switchText(v.Sw), plan.MAC(v.Mac)) + list("out", v.Out) + list("in", v.In)
+		shared := ""
+		if v.Flags&portShared != 0 {
+			shared = " of several networks"
+		}
+		return fmt.Sprintf(": %s %s", switchText(v.Sw), plan.MAC(v.Mac)) + shared + list("out", v.Out) + list("in", v.In)
 	case bpfDest:
 		return ": " + r.device(v.Port)
 	case bpfOwner:
@@ -313,8 +334,12 @@ func (r *recorder) value(v any) string {
 			s += " uplink " + r.device(v.Uplink)
 		}
 		return s
+	case bpfLan:
+		return ": " + switchText(v.Sw)
 	case bpfRemote:
 		return fmt.Sprintf(": %s in network %d by %s", plan.MAC(v.Mac), v.Vni, netip.AddrFrom16(v.Host).Unmap())
+	case bpfFloodHost:
+		return fmt.Sprintf(": network %d by %s", v.Vni, netip.AddrFrom16(v.Host).Unmap())
 	case bpfOverlay:
 		return fmt.Sprintf(": router %s, tunnels from %s by %s", plan.MAC(v.Router), netip.AddrFrom16(v.From).Unmap(), r.device(v.Nic))
 	case bpfVip:

@@ -30,6 +30,17 @@ func (a *Applier) entries() map[string]string {
 	entriesOf(out, r, t.members)
 	entriesOf(out, r, t.rates)
 	entriesOf(out, r, t.steers)
+	entriesOf(out, r, t.lans)
+	entriesOf(out, r, t.overlays)
+	entriesOf(out, r, t.vnis)
+	entriesOf(out, r, a.remotes.t.endpoints)
+	entriesOf(out, r, a.remotes.t.routes)
+	entriesOf(out, r, a.remotes.t.vteps)
+	entriesOf(out, r, a.remotes.t.floods)
+	entriesOf(out, r, a.balance.t.vips)
+	entriesOf(out, r, a.balance.t.places)
+	entriesOf(out, r, a.balance.t.backends)
+	entriesOf(out, r, a.balance.t.standing)
 	entriesOf(out, r, p.heads)
 	entriesOf(out, r, p.rules)
 	entriesOf(out, r, p.prefixes)
@@ -46,18 +57,21 @@ func (a *Applier) entries() map[string]string {
 	return out
 }
 
+// entriesOf gives a table's entries, and one of nothing but zeros: each must be text.
 func entriesOf[K, V comparable](into map[string]string, r *recorder, t *table[K, V]) {
+	var k K
+	var v V
+	into["map "+t.name+" "+r.keyIn(t.name, k)+" of zeros"] = r.value(v)
 	for k, v := range t.have {
 		into["map "+t.name+" "+r.keyIn(t.name, k)] = r.value(v)
 	}
 }
 
 // told applies a delta after it has asked what that would do, and compares.
-func (l *lab) told(what string, d *plan.Delta) {
+func (l *lab) told(what string, d *plan.Delta) (steps []plan.Write) {
 	l.t.Helper()
 	l.a.collecting.Wait()
 	before, wrote := l.a.entries(), l.a.Writes()
-	var steps []plan.Write
 	l.in(func() (err error) {
 		steps, err = l.a.Preview(context.Background(), l.plan, d)
 		return err
@@ -72,6 +86,11 @@ func (l *lab) told(what string, d *plan.Delta) {
 		}
 		return err
 	})
+	for k, v := range before {
+		if strings.ContainsAny(k+v, "{}") {
+			l.t.Errorf("an entry is told as Go has it: %s%s", k, v)
+		}
+	}
 	l.update(d)
 	l.a.collecting.Wait()
 	after := l.a.entries()
@@ -104,6 +123,7 @@ func (l *lab) told(what string, d *plan.Delta) {
 			l.t.Errorf("%s: told and not done: %s", what, line)
 		}
 	}
+	return steps
 }
 
 func programs(steps []plan.Write) (out []string) {
@@ -204,4 +224,39 @@ func TestPreviewOfAnUplink(t *testing.T) {
 		}
 		n.whole()
 	})
+}
+
+// TestPreviewOfASecondNetwork on a NIC: all of it is told, as text, and for the network that comes or goes.
+func TestPreviewOfASecondNetwork(t *testing.T) {
+	n := newLAN(t, AttachTCX)
+	sw := func(number uint32) *plan.Switch {
+		return &plan.Switch{Number: number, Network: network(int(number)), Mode: plan.ModeTransparent, MTU: 1500, Uplink: "nic0", UplinkPort: n.nic.ID}
+	}
+	change := func(what string, number uint32, c plan.Change[plan.Switch], want ...string) {
+		t.Helper()
+		if c.New != nil {
+			n.plan.Switches[network(int(number))] = c.New
+		} else {
+			delete(n.plan.Switches, network(int(number)))
+		}
+		var got []string
+		for _, w := range n.told(what, &plan.Delta{Switches: map[hcn.GUID]plan.Change[plan.Switch]{network(int(number)): c}}) {
+			if w.Owner != string(network(int(number))) && w.Owner != "" {
+				t.Errorf("%s: %c %s %s is told of %s, want %s", what, w.Sign, w.Object, w.Text, w.Owner, network(int(number)))
+			}
+			got = append(got, string(w.Sign)+" "+w.Object+" "+w.Text)
+		}
+		for _, line := range want {
+			if !slices.Contains(got, line) {
+				t.Errorf("%s: told %q, want %q in it", what, got, line)
+			}
+		}
+	}
+	lans, switches := "map "+bpfMapBhLansV1, "map "+bpfMapBhSwitchesV2
+	change("a second comes", 20, plan.Change[plan.Switch]{New: sw(20)},
+		"+ "+lans+" nic0 further network 1: switch 20", "+ "+switches+" switch 20: members 0 uplink nic0")
+	change("a third comes", 21, plan.Change[plan.Switch]{New: sw(21)}, "+ "+lans+" nic0 further network 2: switch 21")
+	change("the second goes", 20, plan.Change[plan.Switch]{Old: sw(20)},
+		"~ "+lans+" nic0 further network 1: switch 21", "- "+lans+" nic0 further network 2", "- "+switches+" switch 20")
+	n.whole()
 }

@@ -41,7 +41,7 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	}
 	states := map[plan.PortID]*portState{}
 	for id, port := range touched(p, d) {
-		a.about(string(id))
+		a.about(cause(id, d))
 		var next *portState
 		if port != nil {
 			var err error
@@ -61,19 +61,19 @@ func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		a.about(string(id))
+		a.about(cause(id, d))
 		if err := a.place(s); err != nil {
 			errs = append(errs, portError(id, "%w", err))
 		}
 	}
 	for network, c := range d.Switches {
+		a.about(string(network))
 		if c.New != nil {
 			if err := a.shareUplink(p, c.New); err != nil {
 				errs = append(errs, &plan.ObjectError{Kind: "network", ID: string(network), Err: err})
 			}
 			continue
 		}
-		a.about(string(network))
 		if own := p.Ports[c.Old.UplinkPort]; own != nil || c.Old.UplinkPort != plan.UplinkPortID(network) {
 			errs = append(errs, a.groups.setUplink(c.Old.Number, 0))
 		}
