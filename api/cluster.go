@@ -67,6 +67,12 @@ type ClusterToken struct {
 	Token string `json:"token"`
 }
 
+// ClusterKeys says which keys the hosts encrypt with.
+type ClusterKeys struct {
+	// Generation counts how often they were changed.
+	Generation uint32 `json:"generation"`
+}
+
 // Cluster is this host's part in a cluster, and the cluster as it is seen from here.
 type Cluster struct {
 	Joined    bool             `json:"joined"`
@@ -109,6 +115,8 @@ type ClusterHost struct {
 	Self      bool     `json:"self,omitempty"`
 	Endpoints int      `json:"endpoints"`
 	Blocks    int      `json:"blocks"`
+	// Keys are the generations of its keys for encrypted networks: two while they are changed.
+	Keys []uint32 `json:"keys,omitempty"`
 }
 
 // ClusterNetwork is a network of the cluster.
@@ -119,6 +127,7 @@ type ClusterNetwork struct {
 	Subnets   []string `json:"subnets"`
 	Endpoints int      `json:"endpoints"`
 	Blocks    int      `json:"blocks"`
+	Encrypted bool     `json:"encrypted,omitempty"`
 	Problem   string   `json:"problem,omitempty"`
 }
 

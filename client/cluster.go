@@ -47,6 +47,13 @@ func (c *Client) ClusterToken(ctx context.Context, valid time.Duration) (string,
 	return t.Token, err
 }
 
+// RotateClusterKeys has all hosts change the keys that they encrypt with.
+func (c *Client) RotateClusterKeys(ctx context.Context) (api.ClusterKeys, error) {
+	var k api.ClusterKeys
+	err := c.call(ctx, post("/v1/cluster/keys", nil, nil), &k)
+	return k, err
+}
+
 // ForgetClusterHost removes a host that will not come back, by its name or ID.
 func (c *Client) ForgetClusterHost(ctx context.Context, ref string, force bool) error {
 	return c.call(ctx, remove("/v1/cluster/hosts/"+segment(ref), url.Values{"force": {strconv.FormatBool(force)}}), nil)

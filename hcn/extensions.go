@@ -76,6 +76,43 @@ func (e *HostComputeEndpoint) checkOnMacvlan(n *HostComputeNetwork) error {
 // Multicast is our network policy, without settings: broadcast and multicast reach the network's endpoints on other hosts, too.
 const Multicast NetworkPolicyType = "Bulkhead.Multicast"
 
+// NetworkEncryption is our network policy: what endpoints on different hosts send each other is encrypted, or not sent.
+const NetworkEncryption NetworkPolicyType = "Bulkhead.Encryption"
+
+// EncryptionMethodWireGuard is the only method of NetworkEncryption.
+const EncryptionMethodWireGuard = "WireGuard"
+
+// NetworkEncryptionSetting belongs to NetworkEncryption.
+type NetworkEncryptionSetting struct {
+	EncryptionMethodType string
+}
+
+func (s NetworkEncryptionSetting) validate(path string) error {
+	if s.EncryptionMethodType != EncryptionMethodWireGuard {
+		return invalid(ErrInvalidPolicy, path+".EncryptionMethodType", "%s is not known for a network: WireGuard is the only method", quote(s.EncryptionMethodType))
+	}
+	return nil
+}
+
+// Encrypted tells that what the network's endpoints send to other hosts is encrypted.
+func (n *HostComputeNetwork) Encrypted() bool {
+	return slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == NetworkEncryption })
+}
+
+// checkEncrypted refuses ways to other hosts that nobody has a key for.
+func (n *HostComputeNetwork) checkEncrypted() error {
+	if !n.Encrypted() {
+		return nil
+	}
+	for i, p := range n.Policies {
+		if p.Type == RemoteSubnetRoute {
+			return invalid(ErrRequestUnsupported, policyPath(i), "RemoteSubnetRoute: the network is encrypted (policy %s), and routers that it could name have no key: "+
+				"leave one of the two out", NetworkEncryption)
+		}
+	}
+	return nil
+}
+
 // InterfaceNameSetting belongs to InterfaceName.
 type InterfaceNameSetting struct {
 	Name string

@@ -18,6 +18,10 @@ func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
 		}
 		return e.validateHostRoute(n)
 	}
+	if n.Encrypted() {
+		return invalid(ErrRequestUnsupported, "Flags", "RemoteEndpoint: network %s is encrypted, and hosts are reached by the keys that the cluster tells: "+
+			"make the endpoint on its host", n.label())
+	}
 	switch {
 	case at < 0:
 		return invalid(ErrInvalidEndpoint, "Policies", `a remote endpoint on an overlay needs {"Type":"ProviderAddress","Settings":{"ProviderAddress":ip}}: the address of its host`)

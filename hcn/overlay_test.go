@@ -38,6 +38,9 @@ func TestOverlayNetworkPolicies(t *testing.T) {
 	}{
 		{`{"Type":"HostRoute","Settings":{}}`, 0},
 		{`{"Type":"Bulkhead.Multicast","Settings":{}}`, 0},
+		{`{"Type":"Bulkhead.Encryption","Settings":{"EncryptionMethodType":"WireGuard"}}`, 0},
+		{`{"Type":"Bulkhead.Encryption","Settings":{"EncryptionMethodType":"IPsec"}}`, ErrInvalidPolicy},
+		{`{"Type":"Bulkhead.Encryption","Settings":{}}`, ErrInvalidPolicy},
 		{`{"Type":"VxlanPort","Settings":{"Port":8472}}`, 0},
 		{`{"Type":"DrMacAddress","Settings":{"Address":"00-15-5D-01-02-03"}}`, 0},
 		{`{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}`, 0},
@@ -71,6 +74,30 @@ func TestRemoteRoutesAreReplaced(t *testing.T) {
 	checkErr(t, err, ErrPolicyAlreadyExists, "10.61.2.0/24")
 	if list, err = ModifyNetworkPolicies(list, RequestTypeRemove, []NetworkPolicy{route("192.0.2.2")}); err != nil || len(list) != 0 {
 		t.Fatalf("%v, %v", list, err)
+	}
+}
+
+// TestEncryptedNetwork: ways to other hosts that nobody has a key for are refused.
+func TestEncryptedNetwork(t *testing.T) {
+	n := overlayNetwork(t, NewNetworkPolicy(NetworkEncryption, NetworkEncryptionSetting{EncryptionMethodType: EncryptionMethodWireGuard}))
+	checkErr(t, n.Validate(), 0, "")
+	twice := n.Clone()
+	twice.Policies = append(twice.Policies, n.Policies[len(n.Policies)-1])
+	checkErr(t, twice.Validate(), ErrPolicyAlreadyExists, string(NetworkEncryption))
+	routed := n.Clone()
+	routed.Policies = append(routed.Policies, NewNetworkPolicy(RemoteSubnetRoute, RemoteSubnetRoutePolicySetting{
+		DestinationPrefix: "10.61.2.0/24", IsolationId: 4096, ProviderAddress: "192.0.2.2", DistributedRouterMacAddress: "00-15-5D-01-02-04",
+	}))
+	checkErr(t, routed.Validate(), ErrRequestUnsupported, "have no key")
+	e, err := Decode[HostComputeEndpoint]([]byte(`{"Flags":1,"MacAddress":"02-11-0A-3D-01-09","IpConfigurations":[{"IpAddress":"10.61.1.9"}],"Policies":[{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.2"}}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkErr(t, e.ValidateFor(n), ErrRequestUnsupported, "make the endpoint on its host")
+	for _, kind := range []NetworkType{NAT, Internal, Private, Transparent, L2Bridge, L2Tunnel} {
+		local := natNetwork(t, NAT)
+		local.Type, local.Flags, local.Policies = kind, 0, n.Policies[len(n.Policies)-1:]
+		checkErr(t, local.Validate(), ErrRequestUnsupported, string(NetworkEncryption))
 	}
 }
 

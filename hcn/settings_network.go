@@ -21,6 +21,7 @@ var networkSettings = map[NetworkPolicyType]settingsType{
 	Exclusions:                 setting[ExclusionsSetting](),
 	Macvlan:                    setting[EmptySetting](),
 	Multicast:                  setting[EmptySetting](),
+	NetworkEncryption:          setting[NetworkEncryptionSetting](),
 }
 
 // subnetSettings is the union of subnet policies.

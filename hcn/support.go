@@ -83,6 +83,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	RemoteSubnetRoute:          {Overlay},
 	HostRoute:                  {Overlay},
 	Multicast:                  {Overlay},
+	NetworkEncryption:          {Overlay},
 	SourceMacAddress:           {NAT, Internal},
 	NetworkACL:                 everywhere,
 	NetworkL4Proxy:             {NAT, Internal},
@@ -148,6 +149,9 @@ func (n *HostComputeNetwork) checkSupport() error {
 		return err
 	}
 	if err := n.checkMacvlan(); err != nil {
+		return err
+	}
+	if err := n.checkEncrypted(); err != nil {
 		return err
 	}
 	if n.Type == Transparent && len(n.AllSubnets()) == 0 && !n.Dhcp() {

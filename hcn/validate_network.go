@@ -424,7 +424,7 @@ func readPolicy[K ~string](t K, raw []byte, path string, table map[K]settingsTyp
 
 // singleNetworkPolicies make sense once per network.
 var singleNetworkPolicies = []NetworkPolicyType{
-	SourceMacAddress, NetAdapterName, NetworkProviderAddress, DrMacAddress, AutomaticDNS, VxlanPort, LayerConstraint, HostRoute, Multicast, Macvlan,
+	SourceMacAddress, NetAdapterName, NetworkProviderAddress, DrMacAddress, AutomaticDNS, VxlanPort, LayerConstraint, HostRoute, Multicast, Macvlan, NetworkEncryption,
 }
 
 // validatePolicies gives the settings of the policies too: a set may hold a hundred thousand addresses, and is read once.

@@ -238,6 +238,8 @@ __noinline int spread(struct __sk_buff *skb, struct pkt *p)
 	first = bpf_map_lookup_elem(&bh_floods_v1, &s.key);
 	if (!first || p->flags & PKT_TEST)
 		return 0;
+	if (is_mute(o))
+		return count_drop(p, DROP_NO_KEY);
 	if (!fits(skb, p, o->mtu - WRAPPING - (is_mapped(o->from) ? 0 : sizeof(struct ipv6hdr) - sizeof(struct iphdr))))
 		return count_drop(p, DROP_MTU);
 	if (!may_spread(p, first->hosts))

@@ -42,6 +42,8 @@ enum drop_reason {
 	DROP_NO_ROUTE = 34,	   /* an overlay knows no way to the destination */
 	DROP_MTU = 35,		   /* larger than a tunnel carries */
 	DROP_CONGESTED = 36,	   /* marked on its way in a tunnel, and the inner packet cannot say so (RFC 6040) */
+	DROP_NO_KEY = 37,	   /* an encrypted network, and no key for it: its host's, or ours */
+	DROP_CLEAR = 38,	   /* in clear text, for a network that is encrypted */
 	DROP_GROUP_RATE = 40,	   /* more group frames than a port may have copied to other hosts */
 	DROP_NO_BACKEND = 41,	   /* a load balancer has no back end for it: its sender is told, unless it answers itself */
 	/* From here on: traffic every stack sends and this switch has no use for. It is

@@ -74,7 +74,8 @@ struct vni_key {
 
 #define OVERLAY_HOST 1	/* the host reaches the ports, and they the host */
 #define OVERLAY_ROUTES 2 /* some prefixes are behind routers */
-
+#define OVERLAY_SEALED 4 /* encrypted: the tunnel's socket is where WireGuard alone leads out */
+#define OVERLAY_KEYLESS 8 /* but cannot be now */
 #define OVERLAY_MULTICAST 16 /* group frames go to the other hosts (group.h) */
 
 /* What a switch needs to reach other hosts. */

@@ -120,6 +120,18 @@ __noinline int by_device(struct __sk_buff *skb, struct pkt *p, const struct remo
 	return bpf_redirect(o->tunnel, 0);
 }
 
+/* Does an encrypted network lack what this host needs to send anything? */
+static __always_inline int is_mute(const struct overlay *o)
+{
+	return o->flags & OVERLAY_SEALED && (o->flags & OVERLAY_KEYLESS || is_unspecified(o->from));
+}
+
+/* A host whose address inside WireGuard is not known, because nobody told its key, has none here. */
+static __always_inline int is_keyless(const struct remote *r, const struct overlay *o)
+{
+	return is_mute(o) || (o->flags & OVERLAY_SEALED && (is_mapped(r->host) || is_unspecified(r->host)));
+}
+
 /* A verification border. Why a frame cannot go by a tunnel: 0, or a reason. */
 __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 {
@@ -131,6 +143,8 @@ __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 		return DROP_MALFORMED;
 	o = overlay_of(p->src.sw);
 	r = o ? remote_of(&p->dst, o) : 0;
+	if (r && is_keyless(r, o))
+		return DROP_NO_KEY;
 	if (!r || is_mapped(r->host) != is_mapped(o->from))
 		return DROP_NO_ROUTE;
 	most = o->mtu - WRAPPING - (is_mapped(r->host) ? 0 : sizeof(struct ipv6hdr) - sizeof(struct iphdr));
@@ -149,11 +163,11 @@ __noinline int to_remote(struct __sk_buff *skb, struct pkt *p)
 		return TC_ACT_SHOT;
 	o = overlay_of(p->src.sw);
 	r = o ? remote_of(&p->dst, o) : 0;
-	if (!r)
+	if (!r || is_keyless(r, o))
 		return TC_ACT_SHOT;
 	if (skb->mark)
 		skb->mark = 0;
-	if (p->ethertype != ETH_P_ARP && is_mapped(r->host)) {
+	if (p->ethertype != ETH_P_ARP && is_mapped(r->host) && !(o->flags & OVERLAY_SEALED)) {
 		step = wrap(skb, p, r, o);
 		if (step)
 			return step;

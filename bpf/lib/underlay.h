@@ -36,8 +36,9 @@ __noinline int refuse(struct __sk_buff *skb, __u32 reason)
 	return drop(skb, p, reason);
 }
 
-/* Whose network is it, and may the packet's host send anything into it? 0, or why not. */
-static __always_inline int identify(struct scratch *room, const struct vni_key *key)
+/* Whose network is it, and may the packet's host send anything into it? 0, or why not. By is the VXLAN
+ * device that it came by, 0 at a NIC. */
+static __always_inline int identify(struct scratch *room, const struct vni_key *key, __u32 by)
 {
 	const struct overlay *o;
 	struct addr_key host;
@@ -49,7 +50,10 @@ static __always_inline int identify(struct scratch *room, const struct vni_key *
 	if (!o)
 		return DROP_UNKNOWN_VNI;
 	room->arrival.host.sw = *sw;
-	room->arrival.tunnel = o->tunnel;
+	room->arrival.tunnel = o->tunnel == NO_TUNNEL ? 0 : o->tunnel;
+	/* Nothing comes to a NIC, or out of a socket of the host's, that was encrypted. */
+	if (o->flags & OVERLAY_SEALED && by != o->tunnel)
+		return DROP_CLEAR;
 	host = room->arrival.host;
 	return bpf_map_lookup_elem(&bh_vteps_v1, &host) ? DROP_NONE : DROP_UNKNOWN_VTEP;
 }
@@ -131,13 +135,17 @@ __noinline int unwrap(struct __sk_buff *skb)
 	return reason ? refuse(skb, reason) : 0;
 }
 
-/* Is it a VXLAN packet that the program can unpack? One with a checksum of its own, with options,
- * or in fragments is for the stack to look at first. */
+/* Is it a VXLAN packet that can be read here? One with options or in fragments is for the stack to look at. */
 static __always_inline int is_tunnelled(const struct wrapping *w)
 {
 	return w->ip.version_ihl == 0x45 && w->ip.protocol == IPPROTO_UDP && !(w->ip.frag_off & bpf_htons(0x3fff)) &&
-	       !w->udp.check && w->vxlan.flags == bpf_htonl(VXLAN_HAS_VNI) &&
-	       (w->inner.proto == bpf_htons(ETH_P_IP) || w->inner.proto == bpf_htons(ETH_P_IPV6));
+	       w->vxlan.flags == bpf_htonl(VXLAN_HAS_VNI);
+}
+
+/* And one that the program can unpack? One with a checksum of its own is the stack's as well. */
+static __always_inline int is_plain(const struct wrapping *w)
+{
+	return !w->udp.check && (w->inner.proto == bpf_htons(ETH_P_IP) || w->inner.proto == bpf_htons(ETH_P_IPV6));
 }
 
 /* A verification border. A packet at the NIC: 0 when it was a tunnel's and is unpacked. What is for
@@ -148,7 +156,7 @@ __noinline int from_nic_tunnel(struct __sk_buff *skb)
 	struct scratch *room = scratch();
 	struct wrapping *w = data;
 	struct vni_key key = {};
-	int step;
+	int plain, step;
 
 	if (!room || data + ETH_HLEN + sizeof(struct iphdr) > data_end || w->ip.protocol != IPPROTO_UDP)
 		return TC_ACT_UNSPEC;
@@ -163,15 +171,49 @@ __noinline int from_nic_tunnel(struct __sk_buff *skb)
 	}
 	if (!is_tunnelled(w))
 		return TC_ACT_UNSPEC;
+	plain = is_plain(w);
 	key.vni = bpf_ntohl(w->vxlan.vni) >> 8;
 	key.port = bpf_ntohs(w->udp.dest);
 	map_ip4(key.to, w->ip.daddr);
 	map_ip4(room->arrival.host.ip, w->ip.saddr);
 	room->arrival.test = !skb->ingress_ifindex;
-	step = identify(room, &key);
-	if (step == DROP_UNKNOWN_VNI)
+	step = identify(room, &key, 0);
+	if (step == DROP_UNKNOWN_VNI || (!plain && step != DROP_CLEAR))
 		return TC_ACT_UNSPEC;
 	return step ? refuse(skb, step) : unwrap(skb);
+}
+
+struct clear6 {
+	struct ethhdr eth;
+	struct ipv6hdr ip;
+	struct udphdr udp;
+	struct vxlanhdr vxlan;
+} __attribute__((packed));
+
+/* A verification border. IPv6 at the NIC is for the stack to unpack, but for what is in clear text and
+ * for an encrypted network: nobody may be there to refuse it. */
+__noinline int clear_at_nic(struct __sk_buff *skb)
+{
+	struct scratch *room = scratch();
+	struct vni_key key = {};
+	const struct overlay *o;
+	struct clear6 w;
+	__u32 *sw;
+
+	if (!room || bpf_skb_load_bytes(skb, 0, &w, sizeof(w)) || w.ip.nexthdr != IPPROTO_UDP)
+		return TC_ACT_UNSPEC;
+	key.vni = bpf_ntohl(w.vxlan.vni) >> 8;
+	key.port = bpf_ntohs(w.udp.dest);
+	__builtin_memcpy(key.to, w.ip.daddr, 16);
+	sw = bpf_map_lookup_elem(&bh_vnis_v1, &key);
+	o = sw ? overlay_of(*sw) : 0;
+	if (!o || !(o->flags & OVERLAY_SEALED))
+		return TC_ACT_UNSPEC;
+	room->arrival.host.sw = *sw;
+	room->arrival.tunnel = o->tunnel == NO_TUNNEL ? 0 : o->tunnel;
+	room->arrival.test = !skb->ingress_ifindex;
+	__builtin_memcpy(room->arrival.host.ip, w.ip.saddr, 16);
+	return refuse(skb, DROP_CLEAR);
 }
 
 /* tc ingress of a NIC that tunnels go by. */
@@ -179,6 +221,8 @@ static __always_inline int from_underlay(struct __sk_buff *skb)
 {
 	int step;
 
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) && !skb->vlan_present)
+		return clear_at_nic(skb);
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present || (skb->ingress_ifindex && skb->pkt_type != PACKET_HOST))
 		return TC_ACT_UNSPEC;
 	step = from_nic_tunnel(skb);
@@ -213,7 +257,7 @@ __noinline int from_device(struct __sk_buff *skb)
 	}
 	key.vni = from.tunnel_id;
 	key.port = port->tunnel;
-	step = identify(room, &key);
+	step = identify(room, &key, index);
 	return step ? refuse(skb, step) : 0;
 }
 

@@ -12,13 +12,14 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/wireguard"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
 )
 
 // checks are the lines of the doctor's report that need the parts below the
 // engine: the kernel's features, other firewalls, the container runtime.
-func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) func(context.Context) []api.Check {
+func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, wg *wireguard.Applier) func(context.Context) []api.Check {
 	return func(ctx context.Context) []api.Check {
 		var out []api.Check
 		for _, f := range vswitch.Probe() {
@@ -31,7 +32,7 @@ func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime) 
 			}
 			out = append(out, c)
 		}
-		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())}, offloadCheck(sw))
+		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())}, offloadCheck(sw), wireguardCheck(wg))
 		out = append(out, forwarding("net/ipv4/ip_forward", "IPv4"), forwarding("net/ipv6/conf/all/forwarding", "IPv6"))
 		out = append(out, neighbourChecks()...)
 		foreign, err := filter.Foreign(ctx)

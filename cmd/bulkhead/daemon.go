@@ -25,6 +25,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/wireguard"
 	"github.com/bulkhead-net/bulkhead/internal/dns"
 	"github.com/bulkhead-net/bulkhead/internal/engine"
 	"github.com/bulkhead-net/bulkhead/internal/image"
@@ -117,6 +118,7 @@ type parts struct {
 	scrapes net.Listener // nil without --metrics-listen
 	remote  net.Listener // nil without --listen
 	cluster *cluster.Host
+	wg      *wireguard.Applier
 	docker  *dockerDoor // nil without --docker-plugin
 }
 
@@ -241,12 +243,15 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		p.cluster.Complete(&f)
 		return f, err
 	}
+	if p.wg, err = c.newWireGuard(p, log); err != nil {
+		return err
+	}
 	if p.cluster, err = c.newCluster(ctx, p, facts, log); err != nil {
 		return err
 	}
 	p.engine, err = engine.New(engine.Options{
 		DB: p.db, Passing: p.passing,
-		Stages:    []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}, p.cars}, {p.dev.Finish()}, {p.names}},
+		Stages:    []engine.Stage{{p.dev.Devices(), p.filter}, {switchCheck{p.sw}, p.cars, p.wg}, {p.dev.Finish()}, {p.names}},
 		Facts:     facts,
 		Cluster:   p.cluster,
 		Counters:  counters(p.sw, p.dev),
@@ -265,7 +270,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Leases:    newLeases(p.dev, func() *engine.Engine { return p.engine }, log),
 		LeaseWait: c.leaseWait,
 		Probe:     c.probe,
-		Checks:    checks(p.filter, p.sw, p.runtime),
+		Checks:    checks(p.filter, p.sw, p.runtime, p.wg),
 		Info:      c.info(ctx, p),
 		Pools4:    pools,
 		Step:      crashStep(os.Getenv(crashEnv)),
@@ -282,7 +287,21 @@ func (c *daemonConfig) newCluster(ctx context.Context, p *parts, facts func(cont
 	}
 	return cluster.Open(overlay.Options{
 		Dir: filepath.Join(c.stateDir, "cluster"), RunDir: c.runDir, Version: version, Boot: f.BootID, Log: log,
-	}, func() cluster.Engine { return p.engine }, facts)
+	}, func() cluster.Engine { return p.engine }, facts, p.wg.Status)
+}
+
+// newWireGuard makes the applier of encrypted networks. Their devices outside the kernel are in processes of this program.
+func (c *daemonConfig) newWireGuard(p *parts, log *slog.Logger) (*wireguard.Applier, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	return wireguard.New(wireguard.Options{
+		Open: compartments(p.dev), LogDir: c.runDir, Command: []string{self, wireguardVerb},
+		Wake:    func(cause string) { p.engine.Wake(cause) },
+		Changed: func() { p.cluster.Changed() },
+		Log:     log,
+	}), nil
 }
 
 // serve runs the loop, the watchers and the API until ctx ends or one of them
@@ -384,6 +403,9 @@ func (p *parts) close() error {
 	}
 	if p.filter != nil {
 		errs = append(errs, p.filter.Close())
+	}
+	if p.wg != nil {
+		errs = append(errs, p.wg.Close())
 	}
 	if p.sw != nil {
 		errs = append(errs, p.sw.Close())

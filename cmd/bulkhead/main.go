@@ -22,6 +22,6 @@ func deps() cli.Deps {
 	return cli.Deps{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Env: os.LookupEnv,
 		Version: version, Commit: commit,
-		Extra: []*cobra.Command{newDaemonCmd(), newResetCmd(), newHaltCmd()},
+		Extra: []*cobra.Command{newDaemonCmd(), newResetCmd(), newHaltCmd(), newWireGuardCmd()},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/wireguard"
 	"github.com/bulkhead-net/bulkhead/internal/durable"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
@@ -93,7 +94,7 @@ func resetNetwork(ctx context.Context, c *daemonConfig) error {
 	if err == nil {
 		err = errors.Join(filter.Reset(ctx), filter.Close())
 	}
-	return errors.Join(append(errs, err, vswitch.Reset(ctx, c.bpfDir))...)
+	return errors.Join(append(errs, err, vswitch.Reset(ctx, c.bpfDir), wireguard.Reset("", c.runDir))...)
 }
 
 // ours names what the daemon puts into its state directory, which may be a disk of its own with a lost+found.

@@ -27,7 +27,7 @@ any of them makes networks.`,
   bulkhead join TOKEN
   bulkhead network create --type overlay blue
   bulkhead cluster ls`,
-		newClusterInitCmd(a), newClusterLsCmd(a), newClusterStatusCmd(a), newClusterCheckCmd(a), newClusterTokenCmd(a), newClusterLeaveCmd(a), newClusterForgetCmd(a))
+		newClusterInitCmd(a), newClusterLsCmd(a), newClusterStatusCmd(a), newClusterCheckCmd(a), newClusterTokenCmd(a), newClusterLeaveCmd(a), newClusterForgetCmd(a), newClusterRotateKeysCmd(a))
 }
 
 // hostFlags describe this host to a cluster.
@@ -252,6 +252,7 @@ func (a *app) showCluster(cl api.Cluster) error {
 	t.row("this host", fmt.Sprintf("%s (%s), %s", cl.Name, cl.Host, strings.Join(cl.Addresses, ", ")))
 	t.row("state", state)
 	t.row("hosts", fmt.Sprintf("%d alive, %d gone", alive, len(cl.Hosts)-alive))
+	t.row("keys", keysText(cl.Hosts))
 	t.row("etcd", fmt.Sprintf("%s, prefix %s, revision %d", kind, cl.Prefix, cl.Revision))
 	if !cl.Expires.IsZero() {
 		t.row("client certificate", "until "+cl.Expires.UTC().Format(time.DateOnly))
@@ -399,6 +400,62 @@ func bytesOr(n int) string {
 		return "-"
 	}
 	return strconv.Itoa(n)
+}
+
+// keysText says with which keys the hosts encrypt.
+func keysText(hosts []api.ClusterHost) string {
+	var newest uint32
+	var without, behind []string
+	for _, h := range hosts {
+		for _, g := range h.Keys {
+			newest = max(newest, g)
+		}
+	}
+	for _, h := range hosts {
+		switch {
+		case !h.Alive:
+		case len(h.Keys) == 0:
+			without = append(without, nameOr(h.Name, h.ID))
+		case len(h.Keys) > 1 || h.Keys[0] != newest:
+			behind = append(behind, nameOr(h.Name, h.ID))
+		}
+	}
+	if newest == 0 {
+		return "none yet"
+	}
+	text := fmt.Sprintf("generation %d", newest)
+	if len(behind) > 0 {
+		text = fmt.Sprintf("changing to generation %d; not through yet: %s", newest, strings.Join(behind, ", "))
+	}
+	if len(without) > 0 {
+		text += "; without any: " + strings.Join(without, ", ")
+	}
+	return text
+}
+
+func newClusterRotateKeysCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate-keys",
+		Short: "Change the keys by which hosts encrypt",
+		Long: `Has every host of the cluster make itself a new key, for networks that are encrypted. A
+host goes on with the old keys until it has shaken hands by the new ones, so no connection
+notices. One that does not answer is waited for at most ten minutes; bulkhead cluster
+status says how far it is. Prints the number of the new generation.`,
+		Example: "  bulkhead cluster rotate-keys",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			k, err := c.RotateClusterKeys(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.Stdout, k.Generation)
+			return err
+		},
+	}
 }
 
 func newClusterTokenCmd(a *app) *cobra.Command {

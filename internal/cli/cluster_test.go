@@ -17,7 +17,7 @@ func clusterOfTwo() api.Cluster {
 			{Name: "bulkhead-3333", Address: "https://192.0.2.2:2389", Problem: "nothing listens there"},
 		},
 		Hosts: []api.ClusterHost{
-			{ID: "22222222-CCCC-4000-8000-000000000001", Name: "web1", Addresses: []string{"192.0.2.1", "2001:db8::1"}, Version: "1.0.0", Alive: true, Member: true, Self: true, Endpoints: 3, Blocks: 2},
+			{ID: "22222222-CCCC-4000-8000-000000000001", Name: "web1", Addresses: []string{"192.0.2.1", "2001:db8::1"}, Version: "1.0.0", Alive: true, Keys: []uint32{3, 4}, Member: true, Self: true, Endpoints: 3, Blocks: 2},
 			{ID: "33333333-CCCC-4000-8000-000000000001", Blocks: 1},
 		},
 		Networks: []api.ClusterNetwork{{ID: "44444444-CCCC-4000-8000-000000000001", Name: "blue", VNI: 4096, Subnets: []string{"10.246.0.0/20"}, Endpoints: 3, Blocks: 3}},

@@ -34,6 +34,7 @@ type networkSpec struct {
 	vxlanPort  uint16
 	hostRoute  bool
 	multicast  bool
+	encrypted  bool
 	dns        hcn.Dns
 	confirm    time.Duration
 }
@@ -71,7 +72,8 @@ collide with nothing on this host. With an IPv4 --subnet alone, an IPv6 prefix i
 made at random (a unique local /64, RFC 4193) unless --ipv6=false. A network on
 a LAN, or with --vsid, has only the prefixes that are named. An overlay without
 --vsid is a network of the cluster that this host is in (bulkhead cluster): it is
-made on all its hosts.`,
+made on all its hosts, and with --encrypted nothing of it goes between them in clear
+text: what cannot be encrypted is dropped.`,
 		Example: `  bulkhead network create lan
   bulkhead network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.20 lan
   bulkhead network create --type internal --subnet 10.8.0.0/24 --subnet fd00:8::/64 back
@@ -119,6 +121,7 @@ made on all its hosts.`,
 	flags.StringVar(&s.uplink, "uplink", "", "NIC of a network on a LAN or under an overlay, by its name, its ID (bulkhead nic ls) or an address on it; without it one that fits")
 	flags.Uint32Var(&s.vsid, "vsid", 0, "virtual network of an overlay (VNI), from 4096 on; the same on all its hosts")
 	flags.Uint16Var(&s.vxlanPort, "vxlan-port", 0, "UDP port of an overlay; 4789 without it")
+	flags.BoolVar(&s.encrypted, "encrypted", false, "encrypt what containers on different hosts send each other, with WireGuard; for an overlay of the cluster")
 	flags.BoolVar(&s.hostRoute, "host-route", false, "let the host and an overlay's local endpoints reach each other")
 	flags.BoolVar(&s.multicast, "multicast", false, "carry broadcast and multicast between the hosts of an overlay")
 	flags.BoolVar(&s.dhcp, "dhcp", false, "addresses of a transparent network come from the LAN: DHCP, DHCPv6 and router advertisements")
@@ -201,8 +204,8 @@ func (s *networkSpec) placeUplink(doc *hcn.HostComputeNetwork) error {
 	if doc.Type == hcn.Overlay {
 		return s.placeOverlay(doc)
 	}
-	if s.vsid != 0 || s.vxlanPort != 0 || s.hostRoute || s.multicast {
-		return api.Errorf(api.KindInvalid, "--vsid, --vxlan-port, --host-route and --multicast are for overlay networks, and this one is of type %s", doc.Type).
+	if s.vsid != 0 || s.vxlanPort != 0 || s.hostRoute || s.multicast || s.encrypted {
+		return api.Errorf(api.KindInvalid, "--vsid, --vxlan-port, --host-route, --multicast and --encrypted are for overlay networks, and this one is of type %s", doc.Type).
 			Hint("add --type overlay, or drop them")
 	}
 	if !onLAN(doc.Type) {
@@ -266,6 +269,8 @@ func (s *networkSpec) placeOverlay(doc *hcn.HostComputeNetwork) error {
 	case s.ofCluster() && (s.uplink != "" || len(s.ranges) > 0):
 		return api.Errorf(api.KindInvalid, "--uplink and --ip-range are each host's own, and a network of the cluster is the same on all").
 			Hint("drop them; or add --vsid, for a network of this host alone")
+	case !s.ofCluster() && s.encrypted:
+		return api.Errorf(api.KindInvalid, "--encrypted is for networks of a cluster, by which hosts learn each other's keys, and one with --vsid is this host's alone").Hint("drop --vsid")
 	case !s.ofCluster() && len(s.subnets) == 0:
 		return api.Errorf(api.KindInvalid, "an overlay network with --vsid needs a subnet, the same on all hosts").
 			Hint("add --subnet, like --subnet 10.9.0.0/16, and with --ip-range this host's part of it; or drop --vsid, for a network of the cluster")
@@ -278,6 +283,9 @@ func (s *networkSpec) placeOverlay(doc *hcn.HostComputeNetwork) error {
 	}
 	if s.vxlanPort != 0 {
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.VxlanPort, hcn.VxlanPortPolicySetting{Port: s.vxlanPort}))
+	}
+	if s.encrypted {
+		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.NetworkEncryption, hcn.NetworkEncryptionSetting{EncryptionMethodType: hcn.EncryptionMethodWireGuard}))
 	}
 	if s.hostRoute {
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.HostRoute, hcn.EmptySetting{}))

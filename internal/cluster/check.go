@@ -31,7 +31,11 @@ func (h *Host) CheckCluster(ctx context.Context, r api.ClusterCheckRequest) (api
 	ports, least := map[uint16]bool{}, 0
 	for i := range status.Networks {
 		doc := status.Networks[i].Doc
-		ports[plan.VXLANPort(&doc)] = true
+		if plan.Encrypted(&doc) {
+			ports[overlay.PortOf(newestKeys(status.Hosts))] = true
+		} else {
+			ports[plan.VXLANPort(&doc)] = true
+		}
 		least = max(least, plan.LeastMTU(&plan.Network{Doc: doc}))
 	}
 	if len(ports) == 0 {

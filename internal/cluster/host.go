@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go4.org/netipx"
@@ -29,6 +30,7 @@ type Engine interface {
 	SetClusterNetworks(ctx context.Context, all []engine.ClusterNetwork) map[hcn.GUID]error
 	SetClusterBlocks(now func() map[hcn.GUID][]netip.Prefix) error
 	ChangeClusterEndpoints(set []plan.Remote, gone []hcn.GUID)
+	SetClusterKeys(s *plan.Secure)
 	ClusterUsers() []string
 	Network(id hcn.GUID) (hcn.HostComputeNetwork, error)
 	Wake(cause string)
@@ -42,6 +44,8 @@ type Host struct {
 	facts  func(context.Context) (plan.Facts, error)
 	log    *slog.Logger
 	wake   chan struct{}
+	// rotate is the generation of keys that is asked for, 0: none.
+	rotate atomic.Uint32
 
 	mu        sync.Mutex
 	published []overlay.Endpoint // what the engine has, as it said last
@@ -54,19 +58,23 @@ type Host struct {
 	hosts map[hcn.GUID]*overlay.Host
 	paths map[string]int // what the engine knows of the ways to other hosts
 	// owed: the engine could not keep this host's blocks.
-	owed bool
+	owed     bool
+	keeper   keeper
+	informed bool // the agent has told what there is
 }
 
-// Open reads the host's membership. The engine, which needs the Host itself, is asked for when it is needed first.
-func Open(opt overlay.Options, e func() Engine, facts func(context.Context) (plan.Facts, error)) (*Host, error) {
-	h := &Host{engine: e, facts: facts, log: opt.Log, wake: make(chan struct{}, 1)}
-	opt.Changed, opt.Probe = h.changed, h.probe
+// Open reads the host's membership. The engine, which needs the Host itself, is asked for when it is needed first. Secure says how it is
+// with the encrypted way to other hosts; whoever changes that calls Changed.
+func Open(opt overlay.Options, e func() Engine, facts func(context.Context) (plan.Facts, error), secure func() plan.SecureStatus) (*Host, error) {
+	h := &Host{engine: e, facts: facts, log: opt.Log, wake: make(chan struct{}, 1), keeper: keeper{status: secure}}
+	opt.Changed, opt.Probe = h.Changed, h.probe
 	var err error
 	h.member, err = overlay.Open(opt)
 	return h, err
 }
 
-func (h *Host) changed() {
+// Changed has everything looked at soon.
+func (h *Host) Changed() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
@@ -84,6 +92,8 @@ func (h *Host) Run(ctx context.Context) {
 	h.forget()
 	again := time.NewTicker(retryNetworks)
 	defer again.Stop()
+	keys := time.NewTicker(keysEvery)
+	defer keys.Stop()
 	if !h.member.Joined() { // networks of a cluster that was left while the engine could not be told
 		h.setNetworks(ctx)
 	}
@@ -93,6 +103,9 @@ func (h *Host) Run(ctx context.Context) {
 			return
 		case <-h.wake:
 			h.take(ctx)
+			h.keys()
+		case <-keys.C:
+			h.keys()
 		case <-again.C:
 			h.retry(ctx)
 		}
@@ -121,7 +134,7 @@ func (h *Host) setBlocks(a *overlay.Agent) {
 }
 
 func (h *Host) forget() {
-	h.owed = false
+	h.owed, h.informed = false, false
 	h.told, h.nets, h.hosts = map[overlay.EndpointKey]bool{}, map[hcn.GUID]*overlay.Network{}, map[hcn.GUID]*overlay.Host{}
 }
 
@@ -150,6 +163,7 @@ func (h *Host) take(ctx context.Context) {
 func (h *Host) follow(ctx context.Context, a *overlay.Agent, u overlay.Update) {
 	follow(h.nets, u.Networks)
 	follow(h.hosts, u.Hosts)
+	h.informed = true
 	if u.First || len(u.Networks) > 0 {
 		h.setNetworks(ctx)
 	}
@@ -206,7 +220,7 @@ func (h *Host) setNetworks(ctx context.Context) {
 	if h.from != nil {
 		self := h.from.Self()
 		for _, n := range h.nets {
-			all = append(all, engine.ClusterNetwork{Doc: n.Doc, Revision: n.Revision, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC)})
+			all = append(all, engine.ClusterNetwork{Doc: n.Doc, Revision: n.Revision, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC), Inner: h.inner(self.ID)})
 		}
 	}
 	tctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -232,7 +246,7 @@ func (h *Host) tell(a *overlay.Agent, u overlay.Update) {
 		var r plan.Remote
 		ok := false
 		if ep != nil {
-			r, ok = remote(ep, h.hosts[ep.Host], v4)
+			r, ok = h.remote(ep, v4)
 		}
 		switch {
 		case ok:
@@ -248,7 +262,8 @@ func (h *Host) tell(a *overlay.Agent, u overlay.Update) {
 	}
 }
 
-func remote(ep *overlay.Endpoint, on *overlay.Host, v4 bool) (plan.Remote, bool) {
+func (h *Host) remote(ep *overlay.Endpoint, v4 bool) (plan.Remote, bool) {
+	on := h.hosts[ep.Host]
 	if on == nil {
 		return plan.Remote{}, false
 	}
@@ -256,8 +271,12 @@ func remote(ep *overlay.Endpoint, on *overlay.Host, v4 bool) (plan.Remote, bool)
 	if !provider.IsValid() {
 		return plan.Remote{}, false
 	}
+	keyless := false
+	if n := h.nets[ep.Network]; n != nil && plan.Encrypted(&n.Doc) {
+		provider, keyless = h.inner(ep.Host), len(on.Keys) == 0
+	}
 	return plan.Remote{
-		Endpoint: ep.ID, Network: ep.Network, Names: ep.Names, Addrs: ep.Addrs, MAC: plan.MAC(ep.MAC), Provider: provider, Host: on.Name,
+		Endpoint: ep.ID, Network: ep.Network, Names: ep.Names, Addrs: ep.Addrs, MAC: plan.MAC(ep.MAC), Provider: provider, Host: on.Name, Keyless: keyless,
 	}, true
 }
 

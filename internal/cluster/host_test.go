@@ -26,6 +26,7 @@ type kernel struct {
 	full    error // why it keeps no blocks
 	blocks  int   // how often it was told of them
 	told    int   // how often of endpoints
+	secure  *plan.Secure
 }
 
 func (k *kernel) SetClusterBlocks(func() map[hcn.GUID][]netip.Prefix) error {
@@ -37,6 +38,8 @@ func (k *kernel) ChangeClusterEndpoints([]plan.Remote, []hcn.GUID) { k.told++ }
 
 func (k *kernel) Wake(string) {}
 
+func (k *kernel) SetClusterKeys(s *plan.Secure) { k.secure = s }
+
 func (k *kernel) SetClusterNetworks(context.Context, []engine.ClusterNetwork) map[hcn.GUID]error {
 	k.asked++
 	return maps.Clone(k.refuses)
@@ -46,7 +49,7 @@ func (k *kernel) SetClusterNetworks(context.Context, []engine.ClusterNetwork) ma
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &kernel{refuses: map[hcn.GUID]error{host(1).ID: context.DeadlineExceeded}}
-		h, err := Open(overlay.Options{Dir: t.TempDir(), RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, func() Engine { return k }, nil)
+		h, err := Open(overlay.Options{Dir: t.TempDir(), RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, func() Engine { return k }, nil, func() plan.SecureStatus { return plan.SecureStatus{} })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +78,7 @@ func TestRetry(t *testing.T) {
 
 func newHost(t *testing.T, k *kernel, dir string) *Host {
 	t.Helper()
-	h, err := Open(overlay.Options{Dir: dir, RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, func() Engine { return k }, nil)
+	h, err := Open(overlay.Options{Dir: dir, RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, func() Engine { return k }, nil, func() plan.SecureStatus { return plan.SecureStatus{} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,18 +162,32 @@ func TestEngineErrors(t *testing.T) {
 	}
 }
 
-// TestRemote: who is told of without his host is nobody.
+// TestRemote: who is told of without his host is nobody. On an encrypted network he is at an address inside, and without a key nowhere.
 func TestRemote(t *testing.T) {
-	on := host(1, "192.0.2.1", "2001:db8::1")
-	ep := &overlay.Endpoint{ID: host(7).ID, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}}
-	if r, ok := remote(ep, &on, false); !ok || r.Provider != on.Addrs[1] || r.Host != "web1" {
-		t.Errorf("%+v, %v", r, ok)
-	}
-	if _, ok := remote(ep, nil, true); ok {
+	h := newHost(t, &kernel{}, filepath.Join(t.TempDir(), "cluster"))
+	on, secret := host(1, "192.0.2.1", "2001:db8::1"), host(8).ID
+	ep := &overlay.Endpoint{ID: host(7).ID, Host: on.ID, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}}
+	if _, ok := h.remote(ep, true); ok {
 		t.Error("without a host")
 	}
+	h.hosts[on.ID] = &on
+	if r, ok := h.remote(ep, false); !ok || r.Provider != on.Addrs[1] || r.Host != "web1" || r.Keyless {
+		t.Errorf("%+v, %v", r, ok)
+	}
+	h.nets[secret] = &overlay.Network{ID: secret, Doc: hcn.HostComputeNetwork{Type: hcn.Overlay, Policies: []hcn.NetworkPolicy{
+		hcn.NewNetworkPolicy(hcn.NetworkEncryption, hcn.NetworkEncryptionSetting{EncryptionMethodType: hcn.EncryptionMethodWireGuard}),
+	}}}
+	ep.Network = secret
+	if r, ok := h.remote(ep, true); !ok || !r.Keyless || r.Provider != h.inner(on.ID) {
+		t.Errorf("encrypted, without a key: %+v, %v", r, ok)
+	}
+	on.Keys = []overlay.HostKey{{Generation: 1, Public: plan.Key{1}, Port: 2393}}
+	if r, ok := h.remote(ep, true); !ok || r.Keyless || r.Provider != h.inner(on.ID) {
+		t.Errorf("encrypted: %+v, %v", r, ok)
+	}
 	only := host(1, "192.0.2.1")
-	if _, ok := remote(ep, &only, false); ok {
+	h.hosts[on.ID] = &only
+	if _, ok := h.remote(ep, false); ok {
 		t.Error("without an address of the family")
 	}
 }

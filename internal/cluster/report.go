@@ -8,6 +8,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // Cluster is the report.
@@ -29,11 +30,11 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 	}
 	for _, o := range m.Status.Hosts {
 		out.Hosts = append(out.Hosts, api.ClusterHost{
-			ID: o.ID, Name: o.Name, Addresses: texts(o.Addrs), Version: o.Version, Alive: o.Alive, Member: o.Join != 0, Self: o.ID == m.Host, Endpoints: o.Endpoints, Blocks: o.Blocks,
+			ID: o.ID, Name: o.Name, Addresses: texts(o.Addrs), Version: o.Version, Alive: o.Alive, Member: o.Join != 0, Self: o.ID == m.Host, Endpoints: o.Endpoints, Blocks: o.Blocks, Keys: generations(o.Keys),
 		})
 	}
 	for _, n := range m.Status.Networks {
-		w := api.ClusterNetwork{ID: n.ID, Name: n.Name, VNI: n.VNI, Endpoints: n.Endpoints, Blocks: n.Blocks, Problem: n.Problem}
+		w := api.ClusterNetwork{ID: n.ID, Name: n.Name, VNI: n.VNI, Endpoints: n.Endpoints, Blocks: n.Blocks, Encrypted: plan.Encrypted(&n.Doc), Problem: n.Problem}
 		for _, p := range n.Prefixes() {
 			w.Subnets = append(w.Subnets, p.String())
 		}

@@ -430,6 +430,9 @@ func (e *Engine) netnsAt(path string) (uint64, error) {
 	if compartment == plan.NamespacePath(plan.ResolverNamespace) {
 		return 0, fmt.Errorf("%s is the compartment of our resolver: name that of a container", path)
 	}
+	if compartment == plan.NamespacePath(plan.SecureNamespace) {
+		return 0, fmt.Errorf("%s is the compartment of encrypted networks: name that of a container", path)
+	}
 	for id, ns := range e.st.namespaces {
 		if plan.NamespacePath(id) == compartment && ns.Adopted == nil {
 			return 0, fmt.Errorf("%s is a compartment of ours: name its HCN namespace %s instead", path, id)

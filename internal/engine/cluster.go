@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -52,6 +53,8 @@ type ClusterNetwork struct {
 	// Provider is this host's address for its tunnels, Router the MAC of its router.
 	Provider netip.Addr
 	Router   plan.MAC
+	// Inner is its address inside WireGuard, for an encrypted one.
+	Inner netip.Addr
 }
 
 // clusterSource names the cluster among those who tell of endpoints elsewhere.
@@ -128,11 +131,15 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 		return err
 	}
 	rev, err := e.commit(func(t *txn) error {
+		t.adopting = true
 		row, err := t.newNetwork(id, *doc, 0)
 		if err != nil {
 			return err
 		}
 		mine := *row
+		if plan.Encrypted(doc) {
+			mine.Inner = c.Inner
+		}
 		mine.Cluster, mine.Shared, mine.SharedAt = true, formOf(&c.Doc), c.Revision
 		t.putNetwork(id, &mine)
 		return nil
@@ -327,6 +334,28 @@ func (e *Engine) SetClusterBlocks(now func() map[hcn.GUID][]netip.Prefix) error 
 // ChangeClusterEndpoints takes what the cluster tells of endpoints on other hosts.
 func (e *Engine) ChangeClusterEndpoints(set []plan.Remote, gone []hcn.GUID) {
 	e.ChangeRemotes(clusterSource, set, gone)
+}
+
+// SetClusterKeys takes what the cluster tells of keys, for encrypted networks: of all hosts, and what keeps this one from using its own.
+func (e *Engine) SetClusterKeys(s *plan.Secure) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	old := e.st.secure
+	if reflect.DeepEqual(old, s) {
+		return
+	}
+	e.st.secure = s
+	dirty := emptyDirty()
+	dirty.Secure = true
+	if (old != nil && old.Problem != "") != (s != nil && s.Problem != "") {
+		for id, n := range e.st.networks {
+			if plan.Encrypted(&n.Doc) {
+				dirty.Networks[id] = struct{}{}
+			}
+		}
+	}
+	e.pending.add(dirty, e.st.rev, nil)
+	e.kick()
 }
 
 // ClusterUsers names the local endpoints on networks of the cluster, sorted.

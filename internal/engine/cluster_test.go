@@ -220,9 +220,10 @@ func TestClusterNetworkChanges(t *testing.T) {
 			e.t.Errorf("a later change of another host: here %+v, in the cluster %+v", now.Dns, b.doc.Dns)
 		}
 		for text, want := range map[string]string{
-			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"VxlanPort","Settings":{"Port":4790}}]}}`:                         "the tunnels of all hosts",
-			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}]}}`: "is each host's own",
-			`{"ResourceType":"Subnet","RequestType":"Add","Settings":{"Subnets":[{"IpAddressPrefix":"10.63.0.0/24"}]}}`:                                     "its policies and DNS can be changed, and not its Subnet",
+			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"VxlanPort","Settings":{"Port":4790}}]}}`:                                  "the tunnels of all hosts",
+			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"Bulkhead.Encryption","Settings":{"EncryptionMethodType":"WireGuard"}}]}}`: "stays as it was when it was made",
+			`{"ResourceType":"Policy","RequestType":"Add","Settings":{"Policies":[{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}]}}`:          "is each host's own",
+			`{"ResourceType":"Subnet","RequestType":"Add","Settings":{"Subnets":[{"IpAddressPrefix":"10.63.0.0/24"}]}}`:                                              "its policies and DNS can be changed, and not its Subnet",
 		} {
 			r := decode[hcn.ModifyNetworkSettingRequest](e, text)
 			if err := e.e.ModifyNetwork(bg, n, &r); err == nil || !strings.Contains(err.Error(), want) {

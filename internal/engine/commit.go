@@ -46,6 +46,8 @@ type txn struct {
 	full map[subnetKey]bool
 	// tentative, unless nil, is the change whose attachments are to be confirmed.
 	tentative *tentative
+	// adopting: its networks are a cluster's.
+	adopting bool
 }
 
 // saving is one row of a change on its way to its store, and back to what it was.

@@ -210,7 +210,7 @@ const foundVanished = "vanished"
 func (e *Engine) report(drift []plan.Drift) {
 	for _, d := range drift {
 		action := "repair"
-		if d.Found == foundVanished && hcn.GUID(d.ID) != plan.ResolverNamespace {
+		if d.Found == foundVanished && !plan.OwnNamespace(hcn.GUID(d.ID)) {
 			if !e.vanished(hcn.GUID(d.ID)) {
 				continue // it was never there, and is being made
 			}

@@ -300,7 +300,7 @@ func (e *Engine) resync(ctx context.Context, cause string) map[object]error {
 	if cause == causeStart {
 		// What the last run left half done is no drift: nobody else did it. Nor is what a restart of the host took.
 		drift = slices.DeleteFunc(drift, func(d plan.Drift) bool {
-			return d.Found != foundVanished || hcn.GUID(d.ID) == plan.ResolverNamespace
+			return d.Found != foundVanished || plan.OwnNamespace(hcn.GUID(d.ID))
 		})
 	}
 	e.report(drift)

@@ -31,7 +31,7 @@ func networkObjects(id hcn.GUID) []object {
 func objectsOf(doc *hcn.HostComputeNetwork) []object {
 	out := networkObjects(doc.ID)
 	if doc.Type == hcn.Overlay {
-		out = append(out, object{"port", string(plan.TunnelPortID(plan.VXLANPort(doc)))})
+		out = append(out, object{"port", string(plan.TunnelPortOf(doc))})
 	}
 	return out
 }

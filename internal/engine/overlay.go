@@ -35,6 +35,13 @@ func (t *txn) checkOverlay(doc *hcn.HostComputeNetwork, old *plan.Network, uplin
 	if doc.Type != hcn.Overlay {
 		return nil
 	}
+	if old != nil && plan.Encrypted(doc) != plan.Encrypted(&old.Doc) {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "%s: whether network %q is encrypted stays as it was when it was made, for no moment may be in between: make another network", hcn.NetworkEncryption, doc.Name)
+	}
+	if plan.Encrypted(doc) && !t.adopting && (old == nil || !old.Cluster) {
+		return hcn.Errorf(hcn.ErrRequestUnsupported, "%s: network %q is this host's own, and hosts learn each other's keys from a cluster only: "+
+			"make it there (`bulkhead cluster init`, then `bulkhead network create --type overlay --encrypted` without --vsid)", hcn.NetworkEncryption, doc.Name)
+	}
 	for _, s := range doc.AllSubnets() {
 		for id, n := range t.st.networks {
 			if id == doc.ID || n.Doc.Type != hcn.Overlay {

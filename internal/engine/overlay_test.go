@@ -46,15 +46,16 @@ func TestOverlayNetworks(t *testing.T) {
 			code hcn.ErrorCode
 			word string
 		}{
-			"virtual network of another":  {overlayDoc("a", 62, 5001, ""), hcn.ErrInvalidSubnet, "5001"},
-			"around its underlay":         {strings.ReplaceAll(overlayDoc("a", 62, 5002, ""), "10.62.0", "192.0.2"), hcn.ErrInvalidSubnet, "eth7"},
-			"NIC without an address":      {overlayDoc("a", 62, 5002, `{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"bare0"}}`), hcn.ErrAdapterNotFound, "bare0"},
-			"address of nobody":           {overlayDoc("a", 62, 5002, `{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.9"}}`), hcn.ErrAdapterNotFound, "192.0.2.9"},
-			"the host's, on one of ours":  {overlayDoc("a", 246, 5002, hostRoute), hcn.ErrInvalidSubnet, "nat"},
-			"without a virtual network":   {netDoc("a", "Overlay", 62), hcn.ErrInvalidSubnet, "VSID"},
-			"on a VLAN":                   {strings.ReplaceAll(overlayDoc("a", 62, 5002, ""), `{"Type":"VSID","Settings":{"IsolationId":5002}}`, `{"Type":"VSID","Settings":{"IsolationId":5002}},{"Type":"VLAN","Settings":{"IsolationId":5}}`), hcn.ErrRequestUnsupported, "VLAN"},
-			"IPv6 in too small a NIC":     {overlayDoc("a", 62, 5002, `{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"small0"}}`), hcn.ErrInvalidPolicy, "ip link set small0 mtu 1330"},
-			"second one that hosts reach": {overlayDoc("a", 61, 5002, hostRoute+`,`+hostRoute), hcn.ErrPolicyAlreadyExists, "HostRoute"},
+			"virtual network of another":   {overlayDoc("a", 62, 5001, ""), hcn.ErrInvalidSubnet, "5001"},
+			"around its underlay":          {strings.ReplaceAll(overlayDoc("a", 62, 5002, ""), "10.62.0", "192.0.2"), hcn.ErrInvalidSubnet, "eth7"},
+			"NIC without an address":       {overlayDoc("a", 62, 5002, `{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"bare0"}}`), hcn.ErrAdapterNotFound, "bare0"},
+			"address of nobody":            {overlayDoc("a", 62, 5002, `{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.9"}}`), hcn.ErrAdapterNotFound, "192.0.2.9"},
+			"the host's, on one of ours":   {overlayDoc("a", 246, 5002, hostRoute), hcn.ErrInvalidSubnet, "nat"},
+			"without a virtual network":    {netDoc("a", "Overlay", 62), hcn.ErrInvalidSubnet, "VSID"},
+			"on a VLAN":                    {strings.ReplaceAll(overlayDoc("a", 62, 5002, ""), `{"Type":"VSID","Settings":{"IsolationId":5002}}`, `{"Type":"VSID","Settings":{"IsolationId":5002}},{"Type":"VLAN","Settings":{"IsolationId":5}}`), hcn.ErrRequestUnsupported, "VLAN"},
+			"IPv6 in too small a NIC":      {overlayDoc("a", 62, 5002, `{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"small0"}}`), hcn.ErrInvalidPolicy, "ip link set small0 mtu 1330"},
+			"encrypted, and nobody's keys": {overlayDoc("a", 62, 5002, `{"Type":"Bulkhead.Encryption","Settings":{"EncryptionMethodType":"WireGuard"}}`), hcn.ErrRequestUnsupported, "from a cluster only"},
+			"second one that hosts reach":  {overlayDoc("a", 61, 5002, hostRoute+`,`+hostRoute), hcn.ErrPolicyAlreadyExists, "HostRoute"},
 		} {
 			if _, err := e.network(tc.doc); hcn.CodeOf(err) != tc.code || !strings.Contains(err.Error(), tc.word) {
 				e.t.Errorf("%s: %v, want %s and %q", name, err, tc.code.Name(), tc.word)

@@ -63,6 +63,7 @@ func (p *pending) add(d plan.Dirty, rev uint64, events []queued) {
 	maps.Copy(p.dirty.Namespaces, d.Namespaces)
 	maps.Copy(p.dirty.Remotes, d.Remotes)
 	maps.Copy(p.dirty.Balancers, d.Balancers)
+	p.dirty.Secure = p.dirty.Secure || d.Secure
 	p.rev = rev
 	p.events = append(p.events, events...)
 }

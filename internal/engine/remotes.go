@@ -61,7 +61,7 @@ func (e *Engine) changeRemotes(source string, set []plan.Remote, gone []hcn.GUID
 }
 
 func sameRemote(a, b *plan.Remote) bool {
-	return a.Network == b.Network && a.MAC == b.MAC && a.Provider == b.Provider && a.Host == b.Host &&
+	return a.Network == b.Network && a.MAC == b.MAC && a.Provider == b.Provider && a.Host == b.Host && a.Keyless == b.Keyless &&
 		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Names, b.Names)
 }
 

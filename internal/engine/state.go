@@ -56,7 +56,9 @@ type state struct {
 
 	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
 	// whose they are.
-	remotes   map[hcn.GUID]*plan.Remote
+	remotes map[hcn.GUID]*plan.Remote
+	// secure are the keys of the cluster, nil until they are told.
+	secure    *plan.Secure
 	toldBy    map[hcn.GUID]string
 	elsewhere map[hcn.GUID]map[netip.Addr]hcn.GUID
 
@@ -86,7 +88,7 @@ func newState() *state {
 func (s *state) intent() *plan.Intent {
 	return &plan.Intent{
 		Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Routes: s.routesOf, Remotes: s.remotes,
-		Balancers: s.balancers, ByBackend: s.byBackend,
+		Balancers: s.balancers, ByBackend: s.byBackend, Secure: s.secure,
 	}
 }
 

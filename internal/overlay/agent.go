@@ -57,6 +57,7 @@ type Agent struct {
 	moved  chan struct{} // closed and replaced when the cache has moved on
 	checks chan struct{} // the same, when a check of the underlay has
 	self   Host
+	rereg  bool             // the host's own record has changed
 	lease  clientv3.LeaseID // 0 without one
 
 	want        map[pair]wanted
@@ -211,6 +212,17 @@ func (a *Agent) Publish(eps []Endpoint) {
 	}
 	a.want = next
 	a.kick()
+}
+
+// SetHost changes what is published of the host itself.
+func (a *Agent) SetHost(h Host) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h.ID, h.Schema, h.Session = a.self.ID, Schema, a.self.Session
+	if encode(&h) != encode(&a.self) {
+		a.self, a.rereg = h, true
+		a.kick()
+	}
 }
 
 func (a *Agent) kick() {

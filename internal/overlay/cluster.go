@@ -236,6 +236,11 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 	if cfg.Member != nil {
 		h.Join = cfg.Member.Port + 2
 	}
+	if ring, err := c.Keyring(); err == nil { // else the others would take this host for one without keys until it shows them again
+		if public, err := ring.Public(); err == nil {
+			h.Keys = public
+		}
+	}
 	r.agent = New(Config{
 		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe,
 		Measured: func(found []PathFound) int { return c.measured(r.agent, found) },

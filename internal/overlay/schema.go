@@ -197,6 +197,8 @@ type Host struct {
 	Session string `json:"session,omitempty"`
 	// Join is the port on which a host with a member of our own etcd lets others join; 0 on those that have none.
 	Join uint16 `json:"join,omitempty"`
+	// Keys of WireGuard: one, or two while they are changed.
+	Keys []HostKey `json:"keys,omitempty"`
 }
 
 // MAC is an Ethernet address, as text in the values.
@@ -356,7 +358,7 @@ func (h *Host) check() error {
 			return fmt.Errorf("routerMac: %w", err)
 		}
 	}
-	return nil
+	return checkKeys(h.Keys)
 }
 
 // Addr is where tunnels of a family to the host end, invalid where it has no address of that family.

@@ -51,10 +51,34 @@ func (a *Agent) hold(ctx context.Context) error {
 			continue
 		case <-a.wake:
 		}
+		if err := a.renewHost(ctx, lease); err != nil {
+			return err
+		}
 		if err := a.publish(ctx, lease); err != nil {
 			return err
 		}
 	}
+}
+
+// renewHost writes the host's own record again if it has changed.
+func (a *Agent) renewHost(ctx context.Context, lease clientv3.LeaseID) error {
+	a.mu.Lock()
+	changed := a.rereg
+	a.mu.Unlock()
+	if !changed {
+		return nil
+	}
+	now, rev, err := a.claim(ctx)
+	if err != nil {
+		return fmt.Errorf("publish the host's own record: %w", err)
+	}
+	if now != lease {
+		return fmt.Errorf("the host's lease ended: %w", ErrAway)
+	}
+	a.mu.Lock()
+	a.claimed = rev
+	a.mu.Unlock()
+	return nil
 }
 
 // begin notes what was claimed at a revision, and gives what is closed when that is lost. It may be lost already: the watch does not wait.
@@ -82,6 +106,7 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
 	defer cancel()
 	a.mu.Lock()
 	self := a.self
+	a.rereg = false // what changes from here on is told after
 	a.mu.Unlock()
 	key := a.keys.host(self.ID)
 	res, err := a.cli.Txn(ctx).Then(clientv3.OpGet(a.keys.schema()), clientv3.OpGet(key), clientv3.OpGet(a.keys.forgotten(self.ID))).Commit()

@@ -21,6 +21,8 @@ type Intent struct {
 	// Balancers by ID. ByBackend has them by the endpoints in their documents; nil: nobody keeps that.
 	Balancers map[hcn.GUID]*LoadBalancer
 	ByBackend map[hcn.GUID]map[hcn.GUID]*LoadBalancer
+	// Secure are the keys that a control plane tells; nil until it does. Only Devices and Problem count.
+	Secure *Secure
 }
 
 // Network is the stored form of a network: the document as it is shown, and
@@ -43,6 +45,8 @@ type Network struct {
 	// SharedAt is the cluster's revision of that document. It counts while the daemon runs: what it is told later is later.
 	SharedAt int64          `json:"-"`
 	Blocks   []netip.Prefix `json:",omitempty"`
+	// Inner is this host's address inside WireGuard, of an encrypted network.
+	Inner netip.Addr `json:",omitzero"`
 	// Confirm is set while the network waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
 }

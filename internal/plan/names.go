@@ -19,6 +19,7 @@ const (
 	ResolverPrefix = "bhr" // the resolver's vNIC, in the resolver's compartment
 	TunnelPrefix   = "bhv" // a VXLAN device
 	ParkedPrefix   = "bhd" // a vNIC that its container's runtime moves into its compartment
+	SecurePrefix   = "bhw" // a WireGuard device, in a compartment of theirs
 )
 
 // NetnsDir is where compartments are bound, as iproute2 does.

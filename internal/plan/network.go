@@ -142,7 +142,7 @@ func compileNetwork(n *Network, f *Facts) (*Switch, ownPorts) {
 	if sw.Mode == ModeOverlay {
 		sw.compileOverlay(n, f)
 		if sw.Overlay.Provider.IsValid() {
-			sw.Overlay.Tunnel = TunnelPortID(sw.Overlay.Port)
+			sw.Overlay.Tunnel = TunnelPortOf(&n.Doc)
 		}
 	}
 	if sw.Mode == ModeOverlay && !sw.Overlay.Host {

@@ -30,6 +30,8 @@ type Remote struct {
 	Host string
 	// VNIs of Addrs, one for each. The compiler sets them; in a fact they count for nothing.
 	VNIs []uint32
+	// Keyless says that its host has no key, on an encrypted network: nothing can be sent there.
+	Keyless bool
 }
 
 // Overlay is what a switch needs to reach other hosts.
@@ -40,7 +42,7 @@ type Overlay struct {
 	// Router is the MAC by which containers, and other hosts, know this host's router. It routes between the network's
 	// subnets and is on no interface.
 	Router MAC
-	// MTU of the NIC under it, or of the ways from there to the other hosts.
+	// MTU of what is under it: the NIC, or the ways from there to the other hosts, or WireGuard.
 	MTU int
 	// Tunnel names the port of the VXLAN device in Plan.Ports; "" while there is none.
 	Tunnel PortID
@@ -49,6 +51,10 @@ type Overlay struct {
 	// Multicast says that group frames of the ports go to the other hosts, and theirs to the ports (policy Bulkhead.Multicast).
 	Multicast bool
 	Routes    []RemoteRoute
+	// Encrypted says that packets go by WireGuard, from Provider, which is an address inside it. Unready: they cannot, for now. Clear are
+	// the addresses of the NIC, where packets for the network come in clear text if somebody forges them.
+	Encrypted, Unready bool
+	Clear              []netip.Addr
 }
 
 // RemoteRoute is a prefix of which all addresses are behind another host's router.
@@ -110,6 +116,9 @@ func Provider(n *Network, f *Facts) netip.Addr {
 
 // overlayOverhead is what encapsulation takes of the MTU on a network.
 func overlayOverhead(n *Network, f *Facts) int {
+	if over := secureOverhead(n, f); over > 0 {
+		return over + Overhead6
+	}
 	if Provider(n, f).Is6() {
 		return Overhead6
 	}
@@ -157,6 +166,9 @@ func (s *Switch) compileOverlay(n *Network, f *Facts) {
 	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc), Multicast: hasMulticast(&n.Doc)}
 	if nic := f.NIC(n.Uplink); nic != nil {
 		o.MTU = underlayMTU(n, nic)
+	}
+	if Encrypted(&n.Doc) {
+		o.seal(n, f)
 	}
 	routes, err := hcn.NetworkSettingsOf[hcn.RemoteSubnetRoutePolicySetting](n.Doc.Policies)
 	if err != nil {
@@ -227,6 +239,10 @@ func compileRemote(in *Intent, id hcn.GUID, f *Facts) *Remote {
 	if n == nil || n.Doc.Type != hcn.Overlay || r.Provider == Provider(n, f) {
 		return nil
 	}
+	// Where a document says that an endpoint is, there is no way inside WireGuard.
+	if Encrypted(&n.Doc) && (in.Endpoints[id] != nil || r.Provider == n.Inner) {
+		return nil
+	}
 	out := *r
 	out.Addrs, out.VNIs = nil, nil
 	for _, a := range r.Addrs {
@@ -292,6 +308,11 @@ func (p *Plan) recompileTunnels(d *Delta) {
 		if t == nil {
 			t = &Port{ID: id, Kind: PortTunnel, UDPPort: s.Overlay.Port, Device: DeviceName(TunnelPrefix, id), Alias: Alias("tunnel", "udp", strconv.Itoa(int(s.Overlay.Port)))}
 			t.VNIC.MTU, t.Name = tunnelMTU, "VXLAN port "+strconv.Itoa(int(s.Overlay.Port))
+			if s.Overlay.Encrypted {
+				t.Name += " inside WireGuard"
+				t.Below = NamespacePath(SecureNamespace)
+				t.Alias = Alias("tunnel", "udp", strconv.Itoa(int(s.Overlay.Port))+" inside WireGuard")
+			}
 			want[id] = t
 		}
 		if !slices.Contains(t.Underlays, s.Uplink) {
@@ -340,6 +361,9 @@ func (s *Switch) overlayText(b *strings.Builder) {
 	}
 	if o.Multicast {
 		b.WriteString(" multicast")
+	}
+	if o.Encrypted {
+		b.WriteString(" encrypted")
 	}
 	b.WriteByte('\n')
 	for _, r := range o.Routes {

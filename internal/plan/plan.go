@@ -37,6 +37,8 @@ type Plan struct {
 	Remotes map[hcn.GUID]*Remote
 	// Balancers are the load balancers of all switches.
 	Balancers map[hcn.GUID]*Balancer
+	// Secure is the way of encrypted networks to other hosts, nil while there are none.
+	Secure *Secure
 
 	// rules and policies remember what was compiled of policies, by network and by
 	// endpoint.
@@ -221,9 +223,11 @@ type Port struct {
 	// KnownOn are the network's own vNICs, the host's and the resolver's, that
 	// hold a permanent neighbour entry for each of Addrs (see Neighbour).
 	KnownOn []Interface
-	// UDPPort of a tunnel, and the NICs that its packets may come in by.
+	// UDPPort of a tunnel, and the NICs that its packets may come in by. Below is the path of the compartment that its socket is in:
+	// with one, nothing comes or goes by the NICs.
 	UDPPort   uint16
 	Underlays []string
+	Below     string
 }
 
 // Interface is a network interface by its place and name.
@@ -374,9 +378,10 @@ type Delta struct {
 	Ports      map[PortID]Change[Port]
 	Remotes    map[hcn.GUID]Change[Remote]
 	Balancers  map[hcn.GUID]Change[Balancer]
+	Secure     bool
 }
 
 // Empty tells whether there is nothing to do.
 func (d *Delta) Empty() bool {
-	return !d.Host && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0 && len(d.Balancers) == 0
+	return !d.Host && !d.Secure && len(d.Namespaces) == 0 && len(d.Switches) == 0 && len(d.Ports) == 0 && len(d.Remotes) == 0 && len(d.Balancers) == 0
 }

@@ -13,16 +13,19 @@ type Dirty struct {
 	Remotes map[hcn.GUID]struct{}
 	// Balancers are load balancers whose own rows changed.
 	Balancers map[hcn.GUID]struct{}
+	// Secure says that the keys changed.
+	Secure bool
 }
 
 // NoDirt names nothing.
 func NoDirt() Dirty {
-	return Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}}
+	return Dirty{map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, map[hcn.GUID]struct{}{}, false}
 }
 
 // DirtyAll names everything in the intent.
 func DirtyAll(in *Intent) Dirty {
 	d := NoDirt()
+	d.Secure = true
 	for id := range in.Networks {
 		d.Networks[id] = struct{}{}
 	}
@@ -77,6 +80,9 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		if first := in.firstOn(in.Networks[id]); sw != nil && first != nil && first.Doc.ID != id && own.uplink != nil {
 			sw.UplinkPort, own.uplink = UplinkPortID(first.Doc.ID), nil
 		}
+		if sw != nil && sw.Overlay != nil {
+			sw.Overlay.Unready = sw.Overlay.Encrypted && in.Secure != nil && in.Secure.Problem != ""
+		}
 		if sw == nil {
 			delete(p.rules, id)
 		} else {
@@ -106,6 +112,9 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	if len(d.Switches) > 0 {
 		p.recompileTunnels(d)
+	}
+	if len(dirty.Networks) > 0 || dirty.Secure {
+		p.recompileSecure(in, d)
 	}
 	if len(dirty.Networks) > 0 || needsHostAgain(d) {
 		p.recompileHost(d)

@@ -38,6 +38,9 @@ func (p *Plan) Text() string {
 	for _, id := range slices.Sorted(maps.Keys(p.Balancers)) {
 		p.Balancers[id].text(&b)
 	}
+	if p.Secure != nil {
+		p.Secure.text(&b)
+	}
 	return b.String()
 }
 

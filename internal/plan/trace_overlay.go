@@ -16,6 +16,7 @@ type hop struct {
 	mac      MAC    // of the frame inside
 	title    string // who or what is there
 	router   bool
+	keyless  bool
 }
 
 // remoteAt is the endpoint elsewhere that has an address on a switch.
@@ -32,7 +33,7 @@ func (p *Plan) remoteAt(sw *Switch, a netip.Addr) *Remote {
 // hopTo is how an address elsewhere is reached, nil when nobody knows: an endpoint's before a prefix's, and of these the longest.
 func (p *Plan) hopTo(sw *Switch, a netip.Addr) *hop {
 	if r := p.remoteAt(sw, a); r != nil {
-		return &hop{r.Provider, r.VNIs[slices.Index(r.Addrs, a)], r.MAC, "endpoint " + remoteTitle(r), false}
+		return &hop{r.Provider, r.VNIs[slices.Index(r.Addrs, a)], r.MAC, "endpoint " + remoteTitle(r), false, r.Keyless}
 	}
 	var best *RemoteRoute
 	for i := range sw.Overlay.Routes {
@@ -43,7 +44,7 @@ func (p *Plan) hopTo(sw *Switch, a netip.Addr) *hop {
 	if best == nil {
 		return nil
 	}
-	return &hop{best.Provider, best.VNI, best.Router, "the router of " + best.Prefix.String(), true}
+	return &hop{best.Provider, best.VNI, best.Router, "the router of " + best.Prefix.String(), true, false}
 }
 
 func remoteTitle(r *Remote) string {
@@ -142,12 +143,26 @@ func (t *tracer) encapsulate(to *Port) {
 		return
 	}
 	o := t.sw.Overlay
+	if o.Encrypted && (o.Unready || t.hop.keyless) {
+		t.To = ""
+		why := "the host of " + t.hop.title + " has told no key"
+		if o.Unready {
+			why = "this host cannot encrypt now: `bulkhead doctor` says why"
+		}
+		t.drop("encapsulation", t.from.ID, "no-key", "network %q is encrypted, and %s", t.sw.Name, why)
+		return
+	}
 	if t.hop.provider.Is4() != o.Provider.Is4() {
 		t.To = ""
 		t.drop("encapsulation", t.from.ID, "no-route", "%s cannot be reached from %s, which is of the other family", t.hop.provider, o.Provider)
 		return
 	}
 	t.Verdict = ToRemote
+	if o.Encrypted {
+		t.step("encapsulation", to.ID, nil, "in a VXLAN packet of the virtual network %d inside WireGuard, to %s there from %s; in it, it is for the MAC %s",
+			t.hop.vni, t.hop.provider, o.Provider, t.hop.mac)
+		return
+	}
 	t.step("encapsulation", to.ID, nil, "in a VXLAN packet of the virtual network %d to port %d of %s, from %s by %s; inside, it is for the MAC %s",
 		t.hop.vni, o.Port, t.hop.provider, o.Provider, t.sw.Uplink, t.hop.mac)
 }
@@ -166,6 +181,10 @@ func (t *tracer) spread() {
 		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: what keeps a link working is each host's own")
 	case t.from.Policy.Isolated:
 		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: port %s exchanges nothing with other endpoints (DisableInterComputeCommunication)", t.from.ID)
+	case o.Encrypted && o.Unready:
+		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: network %q is encrypted, and this host cannot encrypt now: `bulkhead doctor` says why", t.sw.Name)
+	case o.Encrypted && o.Tunnel != "":
+		t.step("encapsulation", o.Tunnel, nil, "a copy inside WireGuard to each of the %d other hosts of network %q, for the ports there that are in the group", len(hosts), t.sw.Name)
 	case o.Tunnel == "":
 		t.step("encapsulation", t.from.ID, nil, "no copy leaves this host: the NIC %s of network %q is gone", t.sw.Uplink, t.sw.Name)
 	default:
@@ -193,6 +212,16 @@ func (p *Plan) groupHosts(sw *Switch) []netip.Addr {
 func (p *Plan) byVNI(tunnel *Port, vni uint32) *Switch {
 	for _, sw := range p.Through(tunnel.ID) {
 		if slices.Contains(sw.VNIs(), vni) {
+			return sw
+		}
+	}
+	return nil
+}
+
+// clearOf is the encrypted switch for which a packet comes to the NIC in clear text, or nil.
+func (p *Plan) clearOf(tunnel *Port, k *Packet) *Switch {
+	for _, sw := range p.Switches {
+		if o := sw.Overlay; o != nil && o.Encrypted && o.Port == tunnel.UDPPort && slices.Contains(o.Clear, k.OuterDst) && slices.Contains(sw.VNIs(), k.VNI) {
 			return sw
 		}
 	}
@@ -228,6 +257,10 @@ func (p *Plan) vtep(sw *Switch, host netip.Addr) bool {
 // traceTunnel follows what comes in from another host.
 func (p *Plan) traceTunnel(t *tracer) Trace {
 	k := &t.pkt
+	if sw := p.clearOf(t.from, k); sw != nil {
+		t.drop("decapsulation", t.from.ID, "clear-text", "network %q is encrypted, and this is a VXLAN packet outside of WireGuard", sw.Name)
+		return t.Trace
+	}
 	t.sw = p.byVNI(t.from, k.VNI)
 	if t.sw == nil || k.OuterDst.IsValid() && k.OuterDst != t.sw.Overlay.Provider {
 		t.pass("no network here has the virtual network %d at that address", k.VNI)

@@ -23,6 +23,7 @@ type Cluster interface {
 	CheckCluster(ctx context.Context, r api.ClusterCheckRequest) (api.ClusterCheck, error)
 	CreateClusterNetwork(ctx context.Context, doc hcn.HostComputeNetwork) (hcn.HostComputeNetwork, error)
 	DeleteClusterNetwork(ctx context.Context, id hcn.GUID, force bool) error
+	RotateClusterKeys(ctx context.Context) (uint32, error)
 }
 
 func (s *Server) clusterRoutes() {
@@ -49,6 +50,11 @@ func (s *Server) clusterRoutes() {
 		{
 			method: http.MethodPost, path: "/v1/cluster/tokens", id: "createClusterToken", summary: "Make a token that lets hosts join",
 			body: reflect.TypeFor[api.ClusterTokenRequest](), answer: reflect.TypeFor[api.ClusterToken](), handle: s.clusterToken,
+		},
+		{
+			method: http.MethodPost, path: "/v1/cluster/keys", id: "rotateClusterKeys", summary: "Change the keys by which hosts encrypt",
+			description: "Every host makes itself a new one. The old ones are used until the new ones are known, so nothing is lost. Answers when it has begun.",
+			answer:      reflect.TypeFor[api.ClusterKeys](), handle: s.rotateKeys,
 		},
 		{
 			method: http.MethodDelete, path: "/v1/cluster/hosts/{host}", id: "forgetClusterHost", summary: "Free the addresses of a host that will not come back",
@@ -167,6 +173,19 @@ func (s *Server) clusterToken(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s.write(w, http.StatusOK, api.ClusterToken{Token: t})
+	return nil
+}
+
+func (s *Server) rotateKeys(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.theCluster()
+	if err != nil {
+		return err
+	}
+	g, err := c.RotateClusterKeys(r.Context())
+	if err != nil {
+		return err
+	}
+	s.write(w, http.StatusOK, api.ClusterKeys{Generation: g})
 	return nil
 }
 

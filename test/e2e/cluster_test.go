@@ -191,10 +191,12 @@ func TestCluster(t *testing.T) {
 	c.do("join", "--member", a.do("cluster", "token"))
 	c.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
 
+	encryptedNetwork(t, a, b, c)
+
 	for _, n := range []*node{a, b, c} {
 		n.stop(syscall.SIGTERM)
 		n.Run(t, made.binary, "reset", "--yes")
-		if out := n.Run(t, "sh", "-c", "pgrep -l etcd || true"); strings.TrimSpace(out) != "" {
+		if out := n.Run(t, "sh", "-c", "pgrep -l etcd || true; pgrep -f 'bulkhead [w]ireguard' || true; ls /run/netns /run/wireguard 2>/dev/null || true"); strings.TrimSpace(out) != "" {
 			t.Errorf("%s: reset leaves %s", n.name, out)
 		}
 	}

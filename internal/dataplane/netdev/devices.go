@@ -69,7 +69,7 @@ func (ps *pass) syncNamespace(ns *plan.Namespace) {
 	switch {
 	case errors.Is(err, ErrVanished), err == nil && ps.n.letGo(ns.Adopted):
 		ps.found(string(ns.ID), "namespace "+ns.Path, "vanished")
-		if ns.ID == plan.ResolverNamespace {
+		if plan.OwnNamespace(ns.ID) {
 			ps.fail(namespaceError(ns, ps.ensureNamespace(ns)))
 		}
 	case err != nil:

@@ -28,6 +28,7 @@ type link struct {
 	segments   plan.Segments // zero where the kernel has no such setting
 	gather     plan.Segments // the same, for what it puts together of received packets (GRO)
 	most       int           // what its driver can be given
+	below      int           // number of the namespace that it is tied to, in this one; -1: none
 	peer       int           // index of a veth's other end, in that end's namespace
 	master     int           // index of the bridge or bond that it is a member of
 	hwType     uint16        // ARPHRD_ETHER, …
@@ -99,7 +100,7 @@ func parseLink(m []byte) link {
 	}
 	ne := nl.NativeEndian()
 	head := nl.DeserializeIfInfomsg(m)
-	l := link{index: int(head.Index), flags: head.Flags, hwType: head.Type}
+	l := link{index: int(head.Index), flags: head.Flags, hwType: head.Type, below: -1}
 	eachAttr(m[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_IFNAME:
@@ -128,6 +129,8 @@ func parseLink(m []byte) link {
 			l.group = ne.Uint32(v)
 		case unix.IFLA_MASTER:
 			l.master = int(ne.Uint32(v))
+		case unix.IFLA_LINK_NETNSID:
+			l.below = int(int32(ne.Uint32(v)))
 		case unix.IFLA_LINK:
 			l.peer = int(ne.Uint32(v))
 		case unix.IFLA_EVENT:

@@ -14,9 +14,12 @@ import (
 // A tunnel port is a VXLAN device whose destinations come with each packet ("external"). It holds the UDP port: with a socket
 // there, the kernel puts the segments of a tunnelled stream together before the programs see them (GRO), which spares them most
 // of their work. And it takes what the programs do not encapsulate or unpack by themselves.
+//
+// That of encrypted networks has its socket in a compartment (Below), from which WireGuard alone leads out. It is born there and put
+// into the host's namespace by the same message; the kernel deletes it with the compartment.
 
-// newTunnel makes the device, down and without ARP.
-func newTunnel(p *plan.Port) write {
+// newTunnel makes the device, down and without ARP, in the namespace behind the file descriptor into, -1: that of the socket.
+func newTunnel(p *plan.Port, into int) write {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	head.Flags, head.Change = unix.IFF_NOARP, unix.IFF_NOARP
@@ -33,6 +36,9 @@ func newTunnel(p *plan.Port) write {
 	// Over IPv6, some peers send no checksum; all accept one.
 	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, []byte{1})
 	req.AddData(info)
+	if into >= 0 {
+		req.AddData(attrUint32(unix.IFLA_NET_NS_FD, uint32(into)))
+	}
 	return write{doing: "create VXLAN device " + p.Device, req: req, what: fmt.Sprintf("vxlan external dstport %d", p.UDPPort)}
 }
 
@@ -45,7 +51,11 @@ func (ps *pass) ensureTunnel(p *plan.Port) error {
 	if ok && !l.ours() {
 		return foreignLink(l)
 	}
-	if ok && (l.kind != "vxlan" || l.group == groupDying) {
+	below, err := ps.numberOf(p.Below)
+	if err != nil {
+		return err
+	}
+	if ok && (l.kind != "vxlan" || l.group == groupDying || l.below != below) {
 		if err := ps.write(ps.n.host, string(p.ID), "link "+p.Device, deleteLink(l)); err != nil {
 			return err
 		}
@@ -70,11 +80,53 @@ func (ps *pass) ensureTunnel(p *plan.Port) error {
 	return ps.ensureSettings(!ok, d.id, deviceSettings(false, p.Device))
 }
 
-func (ps *pass) makeTunnel(p *plan.Port) (link, error) {
-	if err := ps.n.home.do(func() error { return portIsFree(p.UDPPort) }); err != nil {
-		return link{}, err
+// numberOf is the number that the host's namespace has for a compartment, -1 without one.
+func (ps *pass) numberOf(path string) (int, error) {
+	if path == "" || ps.dry != nil {
+		return -1, nil
 	}
-	if err := ps.write(ps.n.host, string(p.ID), "link "+p.Device, newTunnel(p)); err != nil || ps.dry != nil {
+	s, err := ps.space(path)
+	if err != nil {
+		return -1, err
+	}
+	return ps.n.host.namespaceID(s.fd)
+}
+
+// namespaceID is the number of the namespace behind a file descriptor, -1 if it has none.
+func (c *conn) namespaceID(fd int) (int, error) {
+	msgs, err := c.request(unix.RTM_GETNSID, 0, nl.NewRtGenMsg(), attrUint32(unix.NETNSA_FD, uint32(fd)))
+	if err != nil {
+		return -1, fmt.Errorf("ask for the number of a namespace: %w", err)
+	}
+	id := -1
+	for _, m := range msgs {
+		const head = 4 // struct rtgenmsg, padded
+		if len(m) < head {
+			continue
+		}
+		eachAttr(m[head:], func(kind uint16, v []byte) {
+			if kind == unix.NETNSA_NSID {
+				id = int(int32(nl.NativeEndian().Uint32(v)))
+			}
+		})
+	}
+	return id, nil
+}
+
+func (ps *pass) makeTunnel(p *plan.Port) (link, error) {
+	c, into := ps.n.host, -1
+	if p.Below == "" {
+		if err := ps.n.home.do(func() error { return portIsFree(p.UDPPort) }); err != nil {
+			return link{}, err
+		}
+	} else if ps.dry == nil {
+		s, err := ps.space(p.Below)
+		if err != nil {
+			return link{}, err
+		}
+		c, into = s.conn, ps.n.home.net
+	}
+	if err := ps.write(c, string(p.ID), "link "+p.Device, newTunnel(p, into)); err != nil || ps.dry != nil {
 		return link{}, err
 	}
 	ps.forget(p.Device)

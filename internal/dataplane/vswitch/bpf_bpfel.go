@@ -157,6 +157,8 @@ const (
 	bpfDropReasonDROP_NO_ROUTE          bpfDropReason = 34
 	bpfDropReasonDROP_MTU               bpfDropReason = 35
 	bpfDropReasonDROP_CONGESTED         bpfDropReason = 36
+	bpfDropReasonDROP_NO_KEY            bpfDropReason = 37
+	bpfDropReasonDROP_CLEAR             bpfDropReason = 38
 	bpfDropReasonDROP_GROUP_RATE        bpfDropReason = 40
 	bpfDropReasonDROP_NO_BACKEND        bpfDropReason = 41
 	bpfDropReasonDROP_QUIET             bpfDropReason = 64

@@ -15,6 +15,8 @@ import (
 const (
 	overlayHost      = 1
 	overlayRoutes    = 2
+	overlaySealed    = 4
+	overlayNoKey     = 8
 	overlayMulticast = 16
 	noTunnel         = 0xffffffff
 )
@@ -114,14 +116,25 @@ func (a *Applier) overlayEntries(p *plan.Plan, sw *plan.Switch) (bpfOverlay, []b
 	if o.Multicast {
 		e.Flags |= overlayMulticast
 	}
+	if o.Encrypted {
+		e.Flags |= overlaySealed
+	}
+	if o.Unready {
+		e.Flags |= overlayNoKey
+	}
+	var keys []bpfVniKey
+	for _, vni := range sw.VNIs() {
+		for _, a := range o.Clear { // to be refused there
+			keys = append(keys, bpfVniKey{Vni: vni, Port: uint32(o.Port), To: a.As16()})
+		}
+	}
 	if !o.Provider.IsValid() || e.Tunnel == noTunnel {
-		return e, nil
+		return e, keys
 	}
 	e.From = o.Provider.As16()
 	if index, err := a.dev.index(sw.Uplink); err == nil {
 		e.Nic = index
 	}
-	var keys []bpfVniKey
 	for _, vni := range sw.VNIs() {
 		keys = append(keys, bpfVniKey{Vni: vni, Port: uint32(o.Port), To: e.From})
 	}
@@ -349,7 +362,11 @@ func (r *remotes) set(id hcn.GUID, sw uint32, next *plan.Remote) error {
 	want := map[bpfAddrKey]bpfRemote{}
 	if next != nil {
 		for i, a := range next.Addrs {
-			want[addrKey(sw, a)] = bpfRemote{Host: next.Provider.As16(), Vni: next.VNIs[i], Mac: next.MAC}
+			r := bpfRemote{Host: next.Provider.As16(), Vni: next.VNIs[i], Mac: next.MAC}
+			if next.Keyless {
+				r.Host = [16]byte{} // nowhere
+			}
+			want[addrKey(sw, a)] = r
 		}
 	}
 	had := r.of[id]

@@ -11,6 +11,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
+	th "github.com/bulkhead-net/bulkhead/internal/testhost"
 )
 
 // overlay adds a switch over several hosts, with two containers and a remote endpoint. No frame is sent: any device will do
@@ -288,6 +289,69 @@ func TestOverlayIsolated(t *testing.T) {
 			if got.Outcome != Dropped || got.Reason != ReasonIsolated {
 				t.Errorf("%s to %s: %s %s", pkt.Src, pkt.Dst, got.Outcome, got.Reason)
 			}
+		}
+	}
+}
+
+// TestSealed: an encrypted network sends by its own device or not at all, and takes nothing that comes to the NIC in clear text.
+func TestSealed(t *testing.T) {
+	l := newLab(t, AttachAuto)
+	r := l.overlay()
+	inner, there := netip.MustParseAddr("fd99::1"), netip.MustParseAddr("fd99::2")
+	o := l.plan.Switches[network(1)].Overlay
+	o.Encrypted, o.Provider, o.Routes, o.MTU = true, inner, nil, 1440
+	o.Clear = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	r.Provider = there
+	c, tunnel := l.plan.Ports["1-10"], l.plan.Ports[plan.TunnelPortID(4789)]
+	out := func(what string, want Reason) {
+		t.Helper()
+		l.sync()
+		for i, a := range r.Addrs {
+			pkt := l.plan.Complete(plan.Packet{From: c.ID, Src: c.Addrs[i], Dst: a, Protocol: 17, SrcPort: 1000, DstPort: 80})
+			got := l.run(c.ID, pkt.Frame())
+			if want == 0 && (got.Outcome != Delivered || got.To != tunnel.ID) || want != 0 && (got.Outcome != Dropped || got.Reason != want) {
+				t.Errorf("%s: %s is %s %s to %q", what, a, got.Outcome, got.Reason, got.To)
+			}
+			if tr := l.plan.Trace(pkt); want == 0 && tr.Verdict != plan.ToRemote || want != 0 && tr.Reason != want.String() {
+				t.Errorf("%s: trace of %s: %+v", what, a, tr)
+			}
+		}
+	}
+	out("with keys", 0)
+	o.Unready = true
+	out("while nothing can be encrypted", ReasonNoKey)
+	o.Unready, r.Provider, r.Keyless = false, netip.MustParseAddr("192.0.2.2"), true
+	out("to a host in the clear", ReasonNoKey)
+	r.Provider, r.Keyless = netip.IPv6Unspecified(), true
+	out("to a host without an address", ReasonNoKey)
+	r.Provider, r.Keyless = there, false
+	l.sync()
+
+	from := th.ParseMAC("02:00:00:00:00:99")
+	inside := th.Raw(th.Frame(th.Ethernet{Src: th.MAC(r.MAC[:]), Dst: th.MAC(c.MAC[:])}, th.IPv4{Src: r.Addrs[0], Dst: c.Addrs[0]}, th.UDP{SrcPort: 1, DstPort: 2}, th.Text("forged")))
+	v4 := func(dst string, sum bool) []th.Layer {
+		return []th.Layer{th.IPv4{Src: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr(dst)}, th.UDP{SrcPort: 50000, DstPort: 4789, NoChecksum: !sum}}
+	}
+	v6 := func(src, dst string) []th.Layer {
+		return []th.Layer{th.IPv6{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst)}, th.UDP{SrcPort: 50000, DstPort: 4789}}
+	}
+	for what, tc := range map[string]struct {
+		outer []th.Layer
+		vni   uint32
+		want  Outcome
+	}{
+		"IPv4":                           {v4("192.0.2.1", false), 5001, Dropped},
+		"IPv4 with a checksum":           {v4("192.0.2.1", true), 5001, Dropped},
+		"IPv6":                           {v6("2001:db8::2", "2001:db8::1"), 5001, Dropped},
+		"as if it came inside WireGuard": {v6("fd99::2", "2001:db8::1"), 5001, Dropped},
+		"to the address inside":          {v6("fd99::2", "fd99::1"), 5001, Dropped},
+		"another network":                {v4("192.0.2.1", false), 5002, Passed},
+		"another network by IPv6":        {v6("2001:db8::2", "2001:db8::1"), 5002, Passed},
+	} {
+		vxlan := th.Raw{8, 0, 0, 0, byte(tc.vni >> 16), byte(tc.vni >> 8), byte(tc.vni), 0}
+		layers := append([]th.Layer{th.Ethernet{Src: from, Dst: from}}, append(tc.outer, vxlan, inside)...)
+		if got := l.run(tunnel.ID, th.Frame(layers...)); got.Outcome != tc.want || tc.want == Dropped && got.Reason != ReasonClear {
+			t.Errorf("%s: %s %s", what, got.Outcome, got.Reason)
 		}
 	}
 }

@@ -45,6 +45,8 @@ const (
 	ReasonCongested        = Reason(bpfDropReasonDROP_CONGESTED)
 	ReasonGroupRate        = Reason(bpfDropReasonDROP_GROUP_RATE)
 	ReasonNoBackend        = Reason(bpfDropReasonDROP_NO_BACKEND)
+	ReasonNoKey            = Reason(bpfDropReasonDROP_NO_KEY)
+	ReasonClear            = Reason(bpfDropReasonDROP_CLEAR)
 	ReasonRouterSolicit    = Reason(bpfDropReasonDROP_ROUTER_SOLICIT)
 	ReasonMembership       = Reason(bpfDropReasonDROP_MEMBERSHIP)
 	ReasonDAD              = Reason(bpfDropReasonDROP_DAD)
@@ -92,6 +94,8 @@ var words = map[Reason][2]string{
 	ReasonCongested:        {"congested", "marked as congested in a tunnel, and the packet inside cannot carry the mark"},
 	ReasonGroupRate:        {"group-rate", "more broadcast and multicast than an endpoint may have copied to other hosts; those on this host have it"},
 	ReasonNoBackend:        {"no-backend", "a load balancer has no back end for it (then the sender was told, by a reset or as unreachable), or a back end answers a connection that has ended"},
+	ReasonNoKey:            {"no-key", "the network is encrypted, and the other host has told no key, or this one cannot encrypt now"},
+	ReasonClear:            {"clear-text", "a tunnel's packet in clear text, for a network that is encrypted"},
 	ReasonRouterSolicit:    {"router-solicit", "asks for a router advertisement; addresses are assigned"},
 	ReasonMembership:       {"membership", "group membership report, which is noted and goes to nobody"},
 	ReasonDAD:              {"dad", "asks whether another has its own address; none has"},

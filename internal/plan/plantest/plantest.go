@@ -57,6 +57,9 @@ func Intent(t *rapid.T) *plan.Intent {
 		Networks: map[hcn.GUID]*plan.Network{}, Endpoints: map[hcn.GUID]*plan.Endpoint{}, Namespaces: map[hcn.GUID]*plan.NamespaceRow{},
 		Remotes: map[hcn.GUID]*plan.Remote{}, Balancers: map[hcn.GUID]*plan.LoadBalancer{},
 	}
+	if rapid.Bool().Draw(t, "keys") {
+		in.Secure = &plan.Secure{Problem: rapid.SampledFrom([]string{"", "", "it does not start"}).Draw(t, "problem")}
+	}
 	networks := Networks()[:rapid.IntRange(1, 2).Draw(t, "networks")]
 	for i, id := range networks {
 		in.Networks[id] = network(t, id, i+1)
@@ -99,7 +102,7 @@ func network(t *rapid.T, id hcn.GUID, number int) *plan.Network {
 	}
 	n := &plan.Network{Doc: doc, Switch: uint32(number), GatewayMAC: plan.MAC{2, 0, 0, 0, byte(number), 1}}
 	if doc.Type == hcn.Overlay {
-		overlay(t, &n.Doc, number)
+		overlay(t, n, number)
 	}
 	if plan.HasUplink(doc.Type) {
 		n.Uplink = nic(rapid.IntRange(1, number).Draw(t, "NIC"))
