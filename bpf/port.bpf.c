@@ -105,6 +105,8 @@ int bh_from_port(struct __sk_buff *skb)
 		step = guard(p);
 	if (step == DROP_MEMBERSHIP && on_overlay(p) && p->kind == PORT_CONTAINER && !(p->flags & PKT_TEST))
 		snoop(skb, p);
+	if (!step)
+		step = guard_dhcp(skb, p);
 	if (step)
 		return drop(skb, p, step);
 	step = neighbour(skb, p);

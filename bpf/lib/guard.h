@@ -6,6 +6,10 @@
 #include "owner.h"
 #include "parse.h"
 
+#define DHCP_FLAGS 18 /* of a message (RFC 2131, section 2), from the UDP header on */
+#define DHCP_CHADDR 36
+#define DHCP_BROADCAST 0x8000
+#define UDP_CHECK 6
 #define ICMP_REDIRECT 5
 #define ICMP_ROUTER_ADVERT 9
 #define MLD_QUERY 130
@@ -52,6 +56,27 @@ static __always_inline int is_dhcp_client(const struct pkt *p)
 {
 	return p->ethertype == ETH_P_IP && p->proto == IPPROTO_UDP && !(p->flags & PKT_FRAGMENT) && p->sport == 68 &&
 	       p->dport == 67 && words(p->dst.ip)[3] == 0xffffffff;
+}
+
+/* Whatever server it asks, and of a fragment the first one. */
+static __always_inline int asks_dhcp(const struct pkt *p)
+{
+	return p->ethertype == ETH_P_IP && p->proto == IPPROTO_UDP && !(p->flags & PKT_NO_L4) && p->dport == 67;
+}
+
+/* A verification border. A server gives an address to the MAC that a question says: one port could take all that a LAN has. No
+ * client's question comes in fragments. One that is too short to say a MAC is none. */
+__noinline int guard_dhcp(struct __sk_buff *skb, struct pkt *p)
+{
+	__u8 mac[ETH_ALEN];
+
+	if (!p || !p->lan || p->kind != PORT_CONTAINER || !asks_dhcp(p))
+		return DROP_NONE;
+	if (p->flags & PKT_FRAGMENT)
+		return DROP_SOURCE_MAC;
+	if (bpf_skb_load_bytes(skb, p->l4 + DHCP_CHADDR, mac, sizeof(mac)) || same_mac(mac, p->port_mac))
+		return DROP_NONE;
+	return DROP_SOURCE_MAC;
 }
 
 static __always_inline int unspecified_ok(const struct pkt *p)

@@ -70,6 +70,19 @@ static __always_inline int turn_nd(struct __sk_buff *skb, const struct pkt *p, _
 	return 0;
 }
 
+/* A server's answer goes to the MAC that the question says, which is not the one on the wire: it is
+ * asked to answer all (RFC 2131, section 4.1). */
+static __always_inline int turn_dhcp(struct __sk_buff *skb, const struct pkt *p)
+{
+	__u16 old, new;
+
+	if (bpf_skb_load_bytes(skb, p->l4 + DHCP_FLAGS, &old, sizeof(old)))
+		return 0;
+	new = old | bpf_htons(DHCP_BROADCAST);
+	return new != old && (bpf_skb_store_bytes(skb, p->l4 + DHCP_FLAGS, &new, sizeof(new), 0) ||
+			      bpf_l4_csum_replace(skb, p->l4 + UDP_CHECK, old, new, sizeof(new) | BPF_F_MARK_MANGLED_0));
+}
+
 /* A verification border: a port's frame, as it is on the wire. */
 __noinline int turn_out(struct __sk_buff *skb, struct pkt *p, __u32 device)
 {
@@ -83,6 +96,8 @@ __noinline int turn_out(struct __sk_buff *skb, struct pkt *p, __u32 device)
 		return 1;
 	if (p->ethertype == ETH_P_ARP)
 		return bpf_skb_store_bytes(skb, ARP_SENDER_MAC, nic->mac, ETH_ALEN, 0) != 0;
+	if (asks_dhcp(p))
+		return turn_dhcp(skb, p);
 	says = nd_says(p);
 	return says ? turn_nd(skb, p, says, nic->mac) : 0;
 }
