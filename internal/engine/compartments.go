@@ -20,6 +20,12 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 	if in.Namespace.Type == hcn.NamespaceTypeHostDefault {
 		return api.Compartment{}, api.Errorf(api.KindInvalid, "namespace.Type: the host's own compartment is there already: create the endpoints in it one by one")
 	}
+	in.Endpoints = slices.Clone(in.Endpoints)
+	if len(in.Endpoints) > 0 && in.Endpoints[0].ID.IsZero() {
+		id, giveBack := e.promised(ctx)
+		defer giveBack()
+		in.Endpoints[0].ID = id
+	}
 	var id hcn.GUID
 	var eps []*plan.Endpoint
 	create := func(t *txn) error {
@@ -64,6 +70,14 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 	}
 	e.announce(ids...)
 	return e.compartment(id)
+}
+
+// promised is the ID for an endpoint that is about to be the first of a new compartment: one that a compartment is kept ready for, or none.
+func (e *Engine) promised(ctx context.Context) (id hcn.GUID, giveBack func()) {
+	if e.opt.Promise == nil || rehearsing(ctx) != nil {
+		return "", func() {}
+	}
+	return e.opt.Promise()
 }
 
 // compartment gives a namespace with the endpoints that are in it now.

@@ -146,3 +146,30 @@ func TestNamespacesOfOneStoreMove(t *testing.T) {
 		}
 	})
 }
+
+// What a compartment is kept ready for has its endpoint's ID chosen beforehand. A question uses none up, a refusal gives it back.
+func TestCompartmentTakesAPromisedID(t *testing.T) {
+	run(t, func(e *env) {
+		const ready hcn.GUID = "5A5A5A5A-0000-4000-8000-000000000001"
+		asked, back := 0, 0
+		e.e.opt.Promise = func() (hcn.GUID, func()) { asked++; return ready, func() { back++ } }
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		_, err := e.makeCompartment(epDoc("DDDDDDDD-0000-4000-8000-000000000001", ""))
+		e.wantCode(err, hcn.ErrNetworkNotFound)
+		if asked != 1 || back != 1 {
+			e.t.Errorf("asked %d times and gave back %d, want 1", asked, back)
+		}
+		c := must(e.makeCompartment(epDoc(n.ID, "")))(e)
+		if got := c.Endpoints[0].ID; got != ready {
+			e.t.Errorf("the endpoint is %s, want %s", got, ready)
+		}
+		const own hcn.GUID = "5A5A5A5A-0000-4000-8000-000000000002"
+		c = must(e.makeCompartment(epDoc(n.ID, `"ID":"`+string(own)+`"`)))(e)
+		if got := c.Endpoints[0].ID; got != own || asked != 2 {
+			e.t.Errorf("the endpoint is %s, want its own ID %s; asked %d times", got, own, asked)
+		}
+		if id, _ := e.e.promised(context.WithValue(t.Context(), rehearsalKey{}, &rehearsal{})); id != "" {
+			e.t.Errorf("a rehearsal was promised %s", id)
+		}
+	})
+}

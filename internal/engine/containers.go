@@ -208,10 +208,14 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 		}
 		e.opt.Step("create-container")
 	}
+	first, giveBack := hcn.GUID(""), func() {}
+	if spec.NetworkMode == "" {
+		first, giveBack = e.promised(ctx)
+	}
 	var row *containerRow
 	create := func(t *txn) error {
 		var err error
-		if row, err = t.newContainer(id, spec, img); err == nil {
+		if row, err = t.newContainer(id, first, spec, img); err == nil {
 			err = also(t, row)
 		}
 		return err
@@ -228,6 +232,7 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 		_, err = e.commitOr(ctx, create)
 	}
 	if err != nil {
+		giveBack()
 		return api.ContainerCreated{}, asAPI(err)
 	}
 	e.event("container", "create", id, row.Doc.Name, map[string]string{"image": spec.Image})
@@ -323,7 +328,8 @@ func checkDNS(d *hcn.Dns) error {
 	return nil
 }
 
-func (t *txn) newContainer(id string, spec api.ContainerSpec, img api.Image) (*containerRow, error) {
+// newContainer makes a container; first is the ID of its first endpoint, or none.
+func (t *txn) newContainer(id string, first hcn.GUID, spec api.ContainerSpec, img api.Image) (*containerRow, error) {
 	if spec.Name == "" {
 		spec.Name = t.freeName()
 	}
@@ -347,7 +353,8 @@ func (t *txn) newContainer(id string, spec api.ContainerSpec, img api.Image) (*c
 			nets = []api.NetworkAttachment{{Network: DefaultNetworkName}}
 		}
 		for i, a := range nets {
-			ep, err := t.containerEndpoint(row, a, i == 0)
+			ep, err := t.containerEndpoint(first, row, a, i == 0)
+			first = ""
 			if err != nil {
 				return nil, err
 			}
@@ -365,7 +372,7 @@ func (t *txn) newContainer(id string, spec api.ContainerSpec, img api.Image) (*c
 
 // containerEndpoint makes the endpoint by which a container is on a network. The
 // first one carries the published ports.
-func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first bool) (*plan.Endpoint, error) {
+func (t *txn) containerEndpoint(id hcn.GUID, c *containerRow, a api.NetworkAttachment, first bool) (*plan.Endpoint, error) {
 	n, err := t.st.findNetwork(a.Network)
 	if err != nil {
 		return nil, err
@@ -380,7 +387,7 @@ func (t *txn) containerEndpoint(c *containerRow, a api.NetworkAttachment, first 
 			return nil, err
 		}
 	}
-	return t.newEndpoint("", n.Doc.ID, doc, "")
+	return t.newEndpoint(id, n.Doc.ID, doc, "")
 }
 
 // networkedEndpoint is the document of an endpoint that a container gets on a network, with name servers of its own or not.

@@ -478,7 +478,7 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 					Hint("bulkhead network disconnect %s %s, to connect it anew", n.Doc.Name, c.Doc.Name)
 			}
 		}
-		ep, err := t.containerEndpoint(c, a, false)
+		ep, err := t.containerEndpoint("", c, a, false)
 		if err != nil {
 			return err
 		}

@@ -6,12 +6,12 @@ import (
 )
 
 // snapshotScript prints what a host has, one thing a line, in an order and a form that do not depend on when it was made:
-// no interface numbers, counters or timers.
+// no interface numbers, counters or timers, and no spare pairs of a daemon that runs, which has others from moment to moment.
 const snapshotScript = `
 export LC_ALL=C
 ip -o -d link show | sed -E 's/^[0-9]+: ([^:@]+)[^:]*:.* mtu ([0-9]+).* master ([^ ]+).*alias (.*)/link \1 mtu \2 master \3 alias \4/; t
 	s/^[0-9]+: ([^:@]+)[^:]*:.* mtu ([0-9]+).*\\ +alias (.*)/link \1 mtu \2 alias \3/; t
-	s/^[0-9]+: ([^:@]+)[^:]*:.* mtu ([0-9]+).*/link \1 mtu \2/' | sort
+	s/^[0-9]+: ([^:@]+)[^:]*:.* mtu ([0-9]+).*/link \1 mtu \2/' | if cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ' | grep -q 'bulkhead[^ ]* daemon '; then grep -v ' alias bulkhead spare$'; else cat; fi | sort
 ip -o addr show | awk '{print "addr", $2, $4}' | sort
 for f in -4 -6; do ip $f rule show | sed 's/^/rule /'; ip $f route show table all | sed 's/^/route /; s/ expires [^ ]*//'; done | sort
 nft -s list ruleset | sed 's/^/nft /'

@@ -110,5 +110,8 @@ func (p *pool) filled() error {
 	if len(p.ready) < p.size {
 		return fmt.Errorf("pool has %d of %d", len(p.ready), p.size)
 	}
+	if want := (p.size + 1) / 2; p.model != nil && len(p.pairs) < want {
+		return fmt.Errorf("pool has %d of %d pairs", len(p.pairs), want)
+	}
 	return nil
 }

@@ -165,6 +165,9 @@ func (ps *pass) origin(ns *plan.Namespace) (s *space, err error) {
 	if ns.Adopted != nil {
 		return ps.n.openAdopted(ns.Adopted)
 	}
+	if s := ps.spares[ns.Path]; s != nil {
+		return s.space, nil
+	}
 	if s = ps.n.pool.take(); s != nil {
 		return s, nil
 	}

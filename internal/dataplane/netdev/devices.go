@@ -93,6 +93,7 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 	if delta.Host {
 		ps.fail(ps.applyHost(p.Host))
 	}
+	ps.matchSpares(delta)
 	for _, c := range delta.Namespaces {
 		switch {
 		case c.New == nil:
@@ -102,6 +103,7 @@ func (d *Devices) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) e
 			ps.fail(namespaceError(c.New, ps.updateSysctls(c)))
 		}
 	}
+	ps.dropUnmatched()
 	ps.updatePorts(p, delta)
 	return errors.Join(ps.errs...)
 }

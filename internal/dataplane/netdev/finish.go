@@ -17,6 +17,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	ps := f.n.newPass(ctx, true)
 	defer ps.close()
 	f.n.lobby.close()
+	f.n.releaseSpares()
 	if err := ps.listHost(); err != nil {
 		return nil, err
 	}
@@ -58,6 +59,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 		case !l.ours():
 		case l.group == groupDying:
 			f.n.reap.link(l)
+		case f.n.pool.has(l.name):
 		case !wanted[l.name]:
 			f.n.log.InfoContext(ctx, "removing left-over link", "link", l.name, "alias", l.alias)
 			ps.fail(f.n.kill(l))
@@ -90,6 +92,7 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 	ps := f.n.newPass(ctx, false)
 	defer ps.close()
 	f.n.lobby.closeFor(delta)
+	f.n.releaseSpares()
 	var up []write
 	var ready []*plan.Port
 	for _, id := range sortedPorts(delta.Ports) {

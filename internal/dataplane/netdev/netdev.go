@@ -42,7 +42,10 @@ type Options struct {
 	// local stub of systemd-resolved.
 	ResolvConf, SystemdResolvConf string
 	// Pool is how many namespaces are kept ready for an attach; 0 for none.
-	Pool   int
+	Pool int
+	// Guard puts the switch's program on a device that is to be a port one day, so that what it sends is dropped; release lets go of it, unless
+	// the port has it by then. Nil: nothing does.
+	Guard  func(index int) (release func(), err error)
 	Logger *slog.Logger
 }
 
@@ -53,9 +56,11 @@ type Netdev struct {
 	home *home
 	host *conn // in the host's network namespace
 	// grim is the reaper's own socket there: a deletion must not hold up the others.
-	grim  *conn
-	reap  *reaper
-	pool  *pool
+	grim *conn
+	reap *reaper
+	pool *pool
+	// taken are the spares that became ports in this pass, or one that failed. Only the appliers use it.
+	taken []*spare
 	proc  procTree
 	known registry
 	watch watchState
@@ -96,7 +101,7 @@ func New(opts Options) (*Netdev, error) {
 		return nil, fmt.Errorf("open the host's netlink sockets: %w", err)
 	}
 	n.reap = newReaper(n)
-	n.pool = newPool(n, opts.Pool)
+	n.pool.start()
 	return n, nil
 }
 
@@ -106,7 +111,14 @@ func (n *Netdev) openSockets() (err error) {
 	}
 	if n.grim, err = n.openConn(); err != nil {
 		n.host.close()
+		return err
 	}
+	c, err := n.openConn()
+	if err != nil {
+		n.host.close()
+		n.grim.close()
+	}
+	n.pool = newPool(n, n.opts.Pool, c)
 	return err
 }
 
@@ -116,6 +128,7 @@ func (n *Netdev) Close() error {
 		n.pool.close()
 		n.lobby.close()
 		n.reap.close()
+		n.pool.conn.close()
 		n.grim.close()
 		n.host.close()
 		n.proc.close()
@@ -167,6 +180,8 @@ type pass struct {
 	// links of the host by name, once they were listed (nil before).
 	links  map[string]link
 	spaces map[string]*space
+	// spares are those that become ports, by the compartments that they are to be.
+	spares map[string]*spare
 	// born are vNICs that this pass has made, or has emptied of neighbours.
 	born map[plan.Interface]bool
 	errs []error
@@ -175,7 +190,7 @@ type pass struct {
 }
 
 func (n *Netdev) newPass(ctx context.Context, report bool) *pass {
-	return &pass{n: n, ctx: ctx, report: report, spaces: map[string]*space{}, born: map[plan.Interface]bool{}}
+	return &pass{n: n, ctx: ctx, report: report, spaces: map[string]*space{}, spares: map[string]*spare{}, born: map[plan.Interface]bool{}}
 }
 
 func (ps *pass) close() {

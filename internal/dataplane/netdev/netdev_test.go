@@ -532,6 +532,7 @@ func TestPool(t *testing.T) {
 	}
 	sample := sample()
 	apply(t, n, &plan.Plan{}, sample)
+	n.Close() // its pairs go with it
 	plain := openIn(t, h)
 	quiet(t, plain, sample)
 }

@@ -36,6 +36,9 @@ func (ps *pass) create(p *plan.Port, inTheWay func(*plan.Port) error) error {
 	if ps.dry != nil {
 		return ps.previewPair(p)
 	}
+	if s := ps.spareOf(p); s != nil {
+		return ps.adoptSpare(p, s)
+	}
 	err := ps.makePair(p)
 	if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
 		return err
@@ -234,8 +237,10 @@ func (ps *pass) configure(p *plan.Port, s *space, near, far link, known []neighb
 	if err := ps.write(ps.n.host, d.id, "link "+p.Device, d.take()...); err != nil {
 		return err
 	}
-	if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
-		return err
+	if ps.spareOf(p) == nil { // which has them
+		if err := ps.ensureSettings(fresh, string(p.ID), deviceSettings(false, p.Device)); err != nil {
+			return err
+		}
 	}
 	if p.VNIC.Parked {
 		d.parked(p, far)
@@ -298,7 +303,7 @@ func (d *differ) near(p *plan.Port, l link, fresh bool) {
 		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(p.VNIC.MTU)))
 		words = append(words, fmt.Sprintf("mtu %d", p.VNIC.MTU))
 	}
-	if sizes := d.segments(object, p.VNIC.Segments, l); !fresh && len(sizes) > 0 {
+	if sizes := d.segments(object, p.VNIC.Segments, l); len(sizes) > 0 {
 		attrs = append(attrs, sizes...)
 		words = append(words, "largest segment")
 	}
@@ -363,21 +368,23 @@ func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bo
 		d.found(object, "MAC %s", l.mac)
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, v.MAC[:]))
 		words = append(words, "address "+v.MAC.String())
-		d.ps.born[plan.Interface{Namespace: v.Namespace, Device: v.Device}] = true // it knows nobody any more
+		if !fresh {
+			d.ps.born[plan.Interface{Namespace: v.Namespace, Device: v.Device}] = true // it knows nobody any more
+		}
 	}
 	if l.mtu != v.MTU {
 		d.found(object, "MTU %d", l.mtu)
 		attrs = append(attrs, attrUint32(unix.IFLA_MTU, uint32(v.MTU)))
 		words = append(words, fmt.Sprintf("mtu %d", v.MTU))
 	}
-	if sizes := d.segments(object, v.Segments, l); !fresh && len(sizes) > 0 {
+	if sizes := d.segments(object, v.Segments, l); len(sizes) > 0 {
 		attrs = append(attrs, sizes...)
 		words = append(words, "largest segment")
 	}
 	if !l.up() {
 		d.found(object, "down")
 	}
-	if fresh {
+	if fresh && d.ps.spareOf(p) == nil { // which was told
 		d.add(noLinkLocal(v.Device, l.index))
 	}
 	if len(attrs) > 0 || !l.up() {

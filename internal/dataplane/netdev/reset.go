@@ -72,7 +72,7 @@ func (n *Netdev) Leftovers(ctx context.Context, p *plan.Plan) ([]string, error) 
 	}
 	var all []string
 	for _, l := range links {
-		if l.ours() && !used[l.name] {
+		if l.ours() && !used[l.name] && !n.pool.has(l.name) {
 			all = append(all, "link "+l.name)
 		}
 	}

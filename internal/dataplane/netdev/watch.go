@@ -245,7 +245,7 @@ func (w *watcher) readNetlink() error {
 
 // judge says why a message should wake the engine, or nothing.
 func (w *watcher) judge(m syscall.NetlinkMessage) string {
-	byUs := m.Header.Pid != 0 && (m.Header.Pid == w.n.host.portID || m.Header.Pid == w.n.grim.portID)
+	byUs := m.Header.Pid != 0 && (m.Header.Pid == w.n.host.portID || m.Header.Pid == w.n.grim.portID || m.Header.Pid == w.n.pool.conn.portID)
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return w.judgeLink(m, byUs)
@@ -310,7 +310,7 @@ func (w *watcher) judgeLinks() {
 }
 
 func (w *watcher) judgeOurs(l linkEvent) string {
-	if l.group == groupDying {
+	if l.group == groupDying || w.n.pool.has(l.name) {
 		return ""
 	}
 	if l.event == unix.RTM_NEWLINK {

@@ -261,6 +261,11 @@ func (a *Applier) attach(s *portState) (found string, err error) {
 		return "", err
 	}
 	for _, h := range a.spotsOf(s) {
+		if a.adopt(h) {
+			a.writes++
+			found = "program not pinned"
+			continue
+		}
 		instead, err := a.att.ensure(h)
 		if instead != "" {
 			a.writes++

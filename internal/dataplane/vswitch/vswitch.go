@@ -119,6 +119,8 @@ type Applier struct {
 	// process; a difference from it is somebody else's doing.
 	applied map[plan.PortID]*portState
 	byIndex map[uint32]plan.PortID
+	// guards are the attachments to devices that are no ports yet, by index.
+	guards map[uint32]guard
 	// carried says of other versions' flow tables up to when they have been read.
 	carried map[string]uint64
 	// sweepsAlone says that the kernel does not sweep the flow table by itself.
@@ -152,6 +154,7 @@ func New(opts Options) (*Applier, error) {
 		flowLogOpen: make(chan struct{}, 1),
 		applied:     map[plan.PortID]*portState{},
 		byIndex:     map[uint32]plan.PortID{},
+		guards:      map[uint32]guard{},
 		carried:     map[string]uint64{},
 	}
 	if opts.FlowsPerPort == 0 {
@@ -212,7 +215,7 @@ func (a *Applier) openOffload(on bool) error {
 // Close lets go of the kernel objects. Pins stay, and so do the attachments.
 func (a *Applier) Close() error {
 	a.collecting.Wait()
-	var errs []error
+	errs := []error{a.dropGuards()}
 	if a.offload != nil {
 		errs = append(errs, a.offload.close())
 	}
