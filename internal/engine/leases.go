@@ -413,8 +413,8 @@ func (e *Engine) missingLease(ids []hcn.GUID, waited time.Duration, late bool) e
 		}
 		var why []string
 		for _, st := range states {
-			if st.Problem != "" && !slices.Contains(why, st.Problem) {
-				why = append(why, st.Problem)
+			if text := st.lacks(); text != "" && !slices.Contains(why, text) {
+				why = append(why, text)
 			}
 		}
 		if len(why) == 0 {
@@ -424,6 +424,21 @@ func (e *Engine) missingLease(ids []hcn.GUID, waited time.Duration, late bool) e
 			Hint("look into the log of the LAN's DHCP server, or see whether frames of MAC %s are dropped: bulkhead drops", ep.MAC)
 	}
 	return nil
+}
+
+// lacks says why there is no address of a source: each has its part in it, also while nothing is wrong with it yet.
+func (st *LeaseState) lacks() string {
+	switch {
+	case st.Problem != "" || st.Lease != nil:
+		return st.Problem
+	case st.Pending != nil && st.Phase == phaseProbing:
+		return fmt.Sprintf("server %s gives %s, and the LAN is still being asked whether somebody has it", st.Pending.Server, addressText(st.Pending))
+	case st.Pending != nil:
+		return fmt.Sprintf("server %s has offered %s and not yet answered the request for it", st.Pending.Server, addressText(st.Pending))
+	case st.Source == plan.LeaseDHCPv4:
+		return "no DHCP server has answered yet"
+	}
+	return ""
 }
 
 // hasLeases tells whether an endpoint may be used: it has an address of each family, or of one, and the other family is late.

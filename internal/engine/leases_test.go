@@ -540,3 +540,30 @@ func TestLeaseInStaticNetwork(t *testing.T) {
 		}
 	})
 }
+
+// TestLeaseLacks: what is missing of DHCP is told beside what is missing of IPv6, whatever state it is in.
+func TestLeaseLacks(t *testing.T) {
+	onLAN(t, func(e *env, _ hcn.HostComputeNetwork) {
+		e.lanServer(func(l *lan) { l.silent = true })
+		c := must(e.create("web", []string{"run"}, onNetwork("lan")))(e)
+		id := must(e.e.Container(c.ID))(e).Endpoints[0].ID
+		offered := &plan.Lease{Addrs: []plan.LeasedAddress{{Prefix: netip.MustParsePrefix("10.9.0.5/24")}}, Server: netip.MustParseAddr("10.9.0.1")}
+		router := LeaseState{Endpoint: id, Source: plan.LeaseRouter, Phase: "asking", Problem: "no router"}
+		for _, tc := range []struct {
+			st   LeaseState
+			want string
+		}{
+			{LeaseState{Phase: "asking"}, "no DHCP server has answered yet; no router"},
+			{LeaseState{Phase: "asking", Pending: offered}, "server 10.9.0.1 has offered 10.9.0.5/24 and not yet answered the request for it; no router"},
+			{LeaseState{Phase: phaseProbing, Pending: offered}, "server 10.9.0.1 gives 10.9.0.5/24, and the LAN is still being asked whether somebody has it; no router"},
+			{LeaseState{Phase: "waiting", Problem: "server refused"}, "server refused; no router"},
+		} {
+			tc.st.Endpoint, tc.st.Source = id, plan.LeaseDHCPv4
+			e.e.leases.note(map[leaseKey]LeaseState{{id, plan.LeaseDHCPv4}: tc.st, {id, plan.LeaseRouter}: router})
+			err := e.e.missingLease([]hcn.GUID{id}, 5*time.Second, true)
+			if err == nil || !strings.Contains(err.Error(), "within 5s: "+tc.want) {
+				t.Errorf("error %v, want %q", err, tc.want)
+			}
+		}
+	})
+}

@@ -37,11 +37,13 @@ const (
 
 // answer reads a message that is for this client and its question, and of one of the kinds; else nil.
 func (m *v4) answer(p packet, kinds ...dhcpv4.MessageType) *dhcpv4.DHCPv4 {
-	// What every message has at a fixed place is looked at first, so that others' are cheap.
-	if len(p.payload) < 240 || binary.BigEndian.Uint32(p.payload[4:]) != m.xid || p.payload[0] != byte(dhcpv4.OpcodeBootReply) {
+	if !answers(p.payload, m.xid) {
 		return nil
 	}
 	d, err := dhcpv4.FromBytes(p.payload)
+	if err != nil {
+		m.damaged = p.src
+	}
 	if err != nil || !bytes.Equal(d.ClientHWAddr, m.s.want.MAC[:]) || !slices.Contains(kinds, d.MessageType()) {
 		return nil
 	}
@@ -50,6 +52,11 @@ func (m *v4) answer(p packet, kinds ...dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 		return nil
 	}
 	return d
+}
+
+// answers looks at what every message has at a fixed place, so that those for others are cheap.
+func answers(payload []byte, xid uint32) bool {
+	return len(payload) >= 240 && binary.BigEndian.Uint32(payload[4:]) == xid && payload[0] == byte(dhcpv4.OpcodeBootReply)
 }
 
 func (m *v4) check(d *dhcpv4.DHCPv4, p packet) (*Lease, error) {

@@ -21,6 +21,11 @@ func (m *machine) source() Source { return m.src }
 func (m *machine) key() Key       { return Key{m.s.want.Endpoint, m.src} }
 func (m *machine) held() *Lease   { return m.s.c.lease(m.key()) }
 
+// resume a phase; what is wrong stays said until more is known.
+func (m *machine) resume(p Phase) {
+	m.s.c.update(m.key(), func(st *State) { st.Phase = p })
+}
+
 // enter a phase; the lease stays as it is.
 func (m *machine) enter(p Phase, problem string) {
 	m.s.c.update(m.key(), func(st *State) { st.Phase, st.Problem = p, problem })
@@ -155,16 +160,16 @@ type exchange struct {
 	send func(n int) error
 	// take looks at a packet: it is the answer, or it ends the exchange with an error, or it is nothing.
 	take func(packet) (done bool, err error)
-	// silent is called when try n had no answer for so long, since the first.
-	silent func(n int, waited time.Duration)
-	// failed is called when a question could not be sent.
+	// silent is called with each question but the first: how many were sent by now, since when, without an answer.
+	silent func(tries int, since time.Time)
+	// failed is called when a question could not be sent, and with nil when one can be again.
 	failed func(error)
 }
 
 // run asks until there is an answer. errSilent: there was none.
 func (x *exchange) run(ctx context.Context, s *session) error {
 	drain(x.in) // what came late is about an earlier question
-	began := time.Now()
+	began, failing := time.Now(), false
 	for n := 0; ; n++ {
 		wait, ok := x.pace(n)
 		if !ok {
@@ -173,6 +178,7 @@ func (x *exchange) run(ctx context.Context, s *session) error {
 		up := s.linkUp()
 		if err := x.send(n); err != nil {
 			x.failed(err)
+			failing = true
 			// Not a try: nobody could have heard it. The pace is asked again, because of its deadline.
 			if !rest(ctx, up, wait) {
 				return ctx.Err()
@@ -181,11 +187,15 @@ func (x *exchange) run(ctx context.Context, s *session) error {
 			began = time.Now()
 			continue
 		}
+		if failing {
+			x.failed(nil)
+			failing = false
+		}
+		if n > 0 && x.silent != nil {
+			x.silent(n+1, began)
+		}
 		if done, err := x.listen(ctx, wait); done || err != nil {
 			return err
-		}
-		if x.silent != nil {
-			x.silent(n, time.Since(began))
 		}
 	}
 }
@@ -236,14 +246,15 @@ func drain(in <-chan packet) {
 	}
 }
 
-// silence tells people how long nobody has answered.
-func silence(who, network string, n int, waited time.Duration) string {
-	tries := "1 try"
-	if n > 0 {
-		tries = fmt.Sprintf("%d tries", n+1)
-	}
-	return fmt.Sprintf("no answer from any %s on %s after %d s (%s); is there one, and does it know this network?",
-		who, network, int(waited.Round(time.Second).Seconds()), tries)
+// silence tells people since when nobody has answered. It says no duration: it is read when more time has passed.
+func silence(who, network string, tries int, since time.Time) string {
+	return fmt.Sprintf("no answer from any %s on %s since %s (%d tries); is there one, and does it know this network?",
+		who, network, since.Format(time.TimeOnly), tries)
+}
+
+// unanswered tells people of a server that has offered an address and is asked for it.
+func unanswered(who string, server, a netip.Addr, tries int, since time.Time) string {
+	return fmt.Sprintf("%s %s offered %s and has not answered the request for it since %s (%d tries)", who, server, a, since.Format(time.TimeOnly), tries)
 }
 
 // defendPause is between answers to somebody who uses our address as well (RFC 5227, section 2.4).

@@ -139,8 +139,8 @@ func (q *solicitor) ask(heard bool) (up <-chan struct{}) {
 		}
 	}
 	if q.tries > 0 && !heard {
-		q.m.problem(fmt.Sprintf("no router advertises itself on %s after %d s (%d tries); IPv6 needs one that does",
-			w.Network, int(now.Sub(q.since).Round(time.Second).Seconds()), q.tries))
+		q.m.problem(fmt.Sprintf("no router has advertised itself on %s since %s (%d tries); IPv6 needs one that does",
+			w.Network, q.since.Format(time.TimeOnly), q.tries+1))
 	} else if !heard {
 		q.m.problem("")
 	}

@@ -52,7 +52,7 @@ func TestNoRouter(t *testing.T) {
 		f.mute = true
 		s.c.Sync(t.Context(), []Want{want6()})
 		s.after(15 * time.Second)
-		s.problem(Router, "no router advertises itself on lan after ")
+		s.problem(Router, "no router has advertised itself on lan since 00:00:00 (")
 		s.after(24 * time.Hour)
 		if n := len(s.times("solicit")); n > 50 {
 			t.Errorf("%d questions within a day", n)

@@ -10,13 +10,15 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 const (
-	// queue is how many packets may wait for a machine; more are lost, as on any wire.
+	// queue is how many advertisements may wait for their machine; more are lost, as on any wire. Answers to a question are heard by
+	// us alone, and as many may wait as are read in a window: a valid one may come behind those of somebody who answers faster.
 	queue = 16
 	// burst frames may be read in each window, and the rest waits in the socket's small buffer or is lost there: a
 	// flood costs its sender more than us.
@@ -43,6 +45,8 @@ type session struct {
 	log  *slog.Logger
 
 	in4, in6, adverts chan packet
+	// xid4 is the transaction of DHCPv4 that is under way: answers to others are not even kept.
+	xid4 atomic.Uint32
 	// managed and other are closed when a router says so (the M and O flags).
 	managed, other chan struct{}
 	sayM, sayO     sync.Once
@@ -68,7 +72,7 @@ type watcher struct {
 func newSession(c *Client, w Want) *session {
 	s := &session{
 		c: c, want: w, id: identityOf(w.Endpoint), log: c.cfg.Log.With("endpoint", string(w.Endpoint)),
-		in4: make(chan packet, queue), in6: make(chan packet, queue), adverts: make(chan packet, queue),
+		in4: make(chan packet, burst), in6: make(chan packet, burst), adverts: make(chan packet, queue),
 		managed: make(chan struct{}), other: make(chan struct{}), done: make(chan struct{}),
 		linkErr: errNoLink, up: make(chan struct{}), watched: map[netip.Addr]*watcher{},
 	}
@@ -238,7 +242,9 @@ func (s *session) hand(frame []byte, summed bool) {
 	}
 	switch p.kind {
 	case kindDHCPv4:
-		offer(s.in4, p)
+		if answers(p.payload, s.xid4.Load()) {
+			offer(s.in4, p)
+		}
 	case kindDHCPv6:
 		if p.dst == s.want.LinkLocal {
 			offer(s.in6, p)

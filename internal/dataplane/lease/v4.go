@@ -30,7 +30,14 @@ type v4 struct {
 	machine
 	xid   uint32
 	begun time.Time // of what the client does now, for the secs field
+	// shunned offered an address last and did not give it, for the reason why: another server's offer goes before its next.
+	shunned netip.Addr
+	why     string
+	damaged netip.Addr // who answered last with what cannot be read
 }
+
+// requestTries4 are fourteen seconds: who waits for the container's start shall have another server's offer within it.
+const requestTries4 = 3
 
 func (m *v4) run(ctx context.Context) { m.repeat(ctx, m.once) }
 
@@ -61,35 +68,52 @@ func (m *v4) once(ctx context.Context) (err error) {
 // acquire discovers servers until one gives a lease that can be used.
 func (m *v4) acquire(ctx context.Context) (*Lease, error) {
 	m.begin()
-	m.enter(Asking, "")
+	m.damaged = netip.Addr{}
+	m.resume(Asking)
 	var offered *Lease
+	tries, bad := 0, "" // bad is the offer that came and was not taken
 	x := &exchange{
 		pace: growing(firstWait, mostWait, 0), in: m.s.in4, failed: m.cannot(Asking),
-		send: func(n int) error { return m.send(dhcpv4.MessageTypeDiscover, request{try: n}) },
+		send: func(n int) error { tries = n + 1; return m.send(dhcpv4.MessageTypeDiscover, request{try: n}) },
 		take: func(p packet) (bool, error) {
 			d := m.answer(p, dhcpv4.MessageTypeOffer)
 			if d == nil {
+				if m.damaged.IsValid() && bad == "" {
+					bad = fmt.Sprintf("%s sends what is no DHCP message, and no server has answered with one", m.damaged)
+					m.enter(Asking, bad)
+				}
 				return false, nil
 			}
 			l, err := m.check(d, p)
 			if err != nil {
-				m.enter(Asking, fmt.Sprintf("server %s offers what cannot be used: %v", p.src, err))
+				bad = fmt.Sprintf("server %s offers what cannot be used: %v", p.src, err)
+				m.enter(Asking, bad)
+				return false, nil
+			}
+			if l.Server == m.shunned && tries == 1 {
+				bad = m.why
 				return false, nil
 			}
 			offered = l
 			return true, nil
 		},
-		silent: func(n int, waited time.Duration) {
-			m.enter(Asking, silence("DHCP server", m.s.want.Network, n, waited))
+		silent: func(tries int, since time.Time) {
+			if bad == "" {
+				m.enter(Asking, silence("DHCP server", m.s.want.Network, tries, since))
+			}
 		},
 	}
 	if err := x.run(ctx, m.s); err != nil {
 		return nil, err
 	}
+	m.enter(Asking, "")
 	m.pend(offered)
 	l, err := m.request(ctx, offered)
 	if err == nil {
+		m.shunned, m.why = netip.Addr{}, ""
 		err = m.unused(ctx, l)
+	} else {
+		m.shunned, m.why = offered.Server, err.Error()
 	}
 	if err != nil {
 		renounce(ctx, m, offered)
@@ -103,22 +127,32 @@ func (m *v4) acquire(ctx context.Context) (*Lease, error) {
 func (m *v4) request(ctx context.Context, offered *Lease) (*Lease, error) {
 	a := offered.Addrs[0].Prefix.Addr()
 	var got *Lease
+	wrong := "" // what came instead of an answer
 	x := &exchange{
-		pace: growing(firstWait, mostWait, 4), in: m.s.in4, failed: m.cannot(Asking),
+		pace: growing(firstWait, mostWait, requestTries4), in: m.s.in4, failed: m.cannot(Asking),
 		send: func(n int) error {
 			return m.send(dhcpv4.MessageTypeRequest, request{try: n, address: a, server: offered.Server})
 		},
-		take: m.taking(a, offered.Server, &got),
+		take: m.taking(a, offered.Server, &got, func(text string) { wrong = text; m.enter(Asking, text) }),
+		silent: func(tries int, since time.Time) {
+			if wrong == "" {
+				m.enter(Asking, unanswered("server", offered.Server, a, tries, since))
+			}
+		},
 	}
 	err := x.run(ctx, m.s)
 	if errors.Is(err, errSilent) {
+		if wrong != "" {
+			return nil, troubled(0, "%s", wrong)
+		}
 		return nil, troubled(0, "server %s offered %s and does not answer the request for it", offered.Server, a)
 	}
 	return got, err
 }
 
-// taking looks for the answer to a request: an ACK of the address, or a NAK. server is whom was asked; invalid: any.
-func (m *v4) taking(a, server netip.Addr, got **Lease) func(packet) (bool, error) {
+// taking looks for the answer to a request: an ACK of the address, or a NAK. server is whom was asked; invalid: any. wrong is told of
+// an ACK that is none, which does not end the wait: anybody on the LAN can send one.
+func (m *v4) taking(a, server netip.Addr, got **Lease, wrong func(string)) func(packet) (bool, error) {
 	return func(p packet) (bool, error) {
 		d := m.answer(p, dhcpv4.MessageTypeAck, dhcpv4.MessageTypeNak, dhcpv4.MessageTypeOffer)
 		if d == nil {
@@ -134,8 +168,16 @@ func (m *v4) taking(a, server netip.Addr, got **Lease) func(packet) (bool, error
 		if d.MessageType() == dhcpv4.MessageTypeNak {
 			return false, troubled(0, "server %s refused %s (NAK)%s", who(from, p), a, reason(d))
 		}
+		if d.MessageType() != dhcpv4.MessageTypeAck {
+			return false, nil
+		}
 		l, err := m.check(d, p)
-		if d.MessageType() != dhcpv4.MessageTypeAck || err != nil || l.Addrs[0].Prefix.Addr() != a {
+		switch {
+		case addr4(d.YourIPAddr) != a:
+			wrong(fmt.Sprintf("server %s was asked for %s and acknowledges %s instead", who(from, p), a, addrText(addr4(d.YourIPAddr))))
+			return false, nil
+		case err != nil:
+			wrong(fmt.Sprintf("server %s acknowledges %s in a way that cannot be used: %v", who(from, p), a, err))
 			return false, nil
 		}
 		*got = l
@@ -175,7 +217,7 @@ func (m *v4) reboot(ctx context.Context, l *Lease) (*Lease, error) {
 		},
 		in: m.s.in4, failed: m.cannot(Rebooting),
 		send: func(n int) error { return m.send(dhcpv4.MessageTypeRequest, request{try: n, address: a}) },
-		take: m.taking(a, netip.Addr{}, &got),
+		take: m.taking(a, netip.Addr{}, &got, func(text string) { m.enter(Rebooting, text) }),
 	}
 	switch err := x.run(ctx, m.s); {
 	case err == nil:
@@ -216,7 +258,7 @@ func (m *v4) extend(ctx context.Context, l *Lease, phase Phase, deadline time.Ti
 	a := l.Addrs[0].Prefix.Addr()
 	var got *Lease
 	var server netip.Addr
-	problem := ""
+	problem, wrong := "", ""
 	if r.via != nil {
 		server = l.Server
 	} else {
@@ -226,9 +268,15 @@ func (m *v4) extend(ctx context.Context, l *Lease, phase Phase, deadline time.Ti
 	x := &exchange{
 		pace: before(deadline, least(l)), in: m.s.in4, failed: m.cannot(phase),
 		send: func(n int) error { r.try = n; return m.send(dhcpv4.MessageTypeRequest, r) },
-		take: m.taking(a, server, &got),
-		silent: func(n int, waited time.Duration) {
-			m.enter(phase, silence("DHCP server", m.s.want.Network, n, waited))
+		take: m.taking(a, server, &got, func(text string) { wrong = text; m.enter(phase, text) }),
+		silent: func(tries int, since time.Time) {
+			switch {
+			case wrong != "":
+			case server.IsValid():
+				m.enter(phase, fmt.Sprintf("server %s has not answered since %s, when it was first asked to renew %s (%d tries)", server, since.Format(time.TimeOnly), a, tries))
+			default:
+				m.enter(phase, silence("DHCP server", m.s.want.Network, tries, since))
+			}
 		},
 	}
 	err := x.run(ctx, m.s)
@@ -247,11 +295,20 @@ func (m *v4) release(_ context.Context, l *Lease) error {
 }
 
 // begin starts another transaction.
-func (m *v4) begin() { m.xid, m.begun = rand.Uint32(), time.Now() }
+func (m *v4) begin() {
+	m.xid, m.begun = rand.Uint32(), time.Now()
+	m.s.xid4.Store(m.xid)
+}
 
-// cannot tells that a question could not be sent.
+// cannot tells that a question could not be sent, or can be again.
 func (m *machine) cannot(p Phase) func(error) {
-	return func(err error) { m.enter(p, err.Error()) }
+	return func(err error) {
+		if err == nil {
+			m.enter(p, "")
+			return
+		}
+		m.enter(p, err.Error())
+	}
 }
 
 // request is what differs between messages.

@@ -130,8 +130,9 @@ func (m *v6) inform(ctx context.Context) (time.Duration, error) {
 // server may give the lease at once (rapid commit).
 func (m *v6) acquire(ctx context.Context) (*Lease, error) {
 	m.begin()
-	m.enter(Asking, "")
+	m.resume(Asking)
 	var best *Lease
+	bad := "" // the offer that came and was not taken
 	var preference uint8
 	committed := false
 	patience := growing(firstWait6, mostSolicit, 0)
@@ -149,7 +150,8 @@ func (m *v6) acquire(ctx context.Context) (*Lease, error) {
 			}
 			l, err := m.check(d, p)
 			if err != nil {
-				m.enter(Asking, fmt.Sprintf("DHCPv6 server %s offers what cannot be used: %v", p.src, err))
+				bad = fmt.Sprintf("DHCPv6 server %s offers what cannot be used: %v", p.src, err)
+				m.enter(Asking, bad)
 				return false, nil
 			}
 			if d.MessageType == dhcpv6.MessageTypeReply {
@@ -164,15 +166,16 @@ func (m *v6) acquire(ctx context.Context) (*Lease, error) {
 			}
 			return preference == 255 || late, nil
 		},
-		silent: func(n int, waited time.Duration) {
-			if best == nil {
-				m.enter(Asking, silence("DHCPv6 server", m.s.want.Network, n, waited))
+		silent: func(tries int, since time.Time) {
+			if best == nil && bad == "" {
+				m.enter(Asking, silence("DHCPv6 server", m.s.want.Network, tries, since))
 			}
 		},
 	}
 	if err := x.run(ctx, m.s); err != nil && (!errors.Is(err, errSilent) || best == nil) {
 		return nil, err
 	}
+	m.enter(Asking, "")
 	m.pend(best)
 	l, err := best, error(nil)
 	if !committed {
@@ -235,8 +238,12 @@ func (m *v6) ask(ctx context.Context, kind dhcpv6.MessageType, l *Lease, phase P
 			got = fresh
 			return true, nil
 		},
-		silent: func(n int, waited time.Duration) {
-			m.enter(phase, silence("DHCPv6 server", m.s.want.Network, n, waited))
+		silent: func(tries int, since time.Time) {
+			if kind == dhcpv6.MessageTypeRequest {
+				m.enter(phase, unanswered("DHCPv6 server", l.Server, l.Addrs[0].Prefix.Addr(), tries, since))
+				return
+			}
+			m.enter(phase, silence("DHCPv6 server", m.s.want.Network, tries, since))
 		},
 	}
 	err := x.run(ctx, m.s)
