@@ -4,13 +4,17 @@ import "slices"
 
 // Defaults fills in what the schema says about absent fields and needs no knowledge of the host. newID makes the IDs of
 // subnets. A network that says nothing about persistence is persistent, whatever its type, and the answer's flags show it:
-// Windows forgets NAT networks at a restart of the host, which its users report as a defect.
+// Windows forgets NAT networks at a restart of the host, which its users report as a defect. A Transparent network that says nothing
+// about addresses leaves them to its LAN, as on Windows: the answer's ipam shows it.
 func (n *HostComputeNetwork) Defaults(newID func() GUID) {
 	if n.SchemaVersion.Major == 0 {
 		n.SchemaVersion = V2()
 	}
 	if n.Flags&(EnablePersistent|EnableNonPersistent) == 0 {
 		n.Flags |= EnablePersistent
+	}
+	if n.Type == Transparent && len(n.Ipams) == 0 {
+		n.Ipams = []Ipam{{Type: IpamDhcp}}
 	}
 	for _, s := range n.subnets() {
 		if s.ID.IsZero() {

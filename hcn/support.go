@@ -155,7 +155,7 @@ func (n *HostComputeNetwork) checkSupport() error {
 		return err
 	}
 	if n.Type == Transparent && len(n.AllSubnets()) == 0 && !n.Dhcp() {
-		return invalid(ErrInvalidNetwork, "Ipams", "a Transparent network needs a subnet of its LAN, or addresses by DHCP: give an ipam with one, or one of type Dhcp")
+		return invalid(ErrInvalidNetwork, "Ipams", "a Transparent network needs a subnet of its LAN, or addresses by DHCP: give the ipam one, or leave Ipams out for DHCP")
 	}
 	for path, s := range n.subnets() {
 		if extra := s.Flags &^ supportedSubnetFlags[n.Type]; extra != 0 {

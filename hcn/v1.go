@@ -1,6 +1,7 @@
 package hcn
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 )
@@ -133,12 +134,20 @@ func NetworkFromV1(v *HNSNetwork) (*HostComputeNetwork, error) {
 			subnets = append(subnets, *sub)
 		}
 	}
+	// Without a subnet the LAN gives the addresses, and the VLAN is that of its server.
+	dhcp := n.Type == Transparent && len(subnets) == 0
+	if dhcp {
+		subnets = []Subnet{{}}
+	}
 	for i, raw := range v.Policies {
 		if err := networkPolicyFromV1(n, subnets, raw); err != nil {
 			return nil, prefixError(policyPath(i), err)
 		}
 	}
-	if len(subnets) > 0 {
+	switch {
+	case dhcp && len(subnets[0].Policies) > 0:
+		n.Ipams = []Ipam{{Type: IpamDhcp, Subnets: subnets}}
+	case !dhcp && len(subnets) > 0:
 		n.Ipams = []Ipam{{Subnets: subnets}}
 	}
 	n.addPoliciesFromV1(v)
@@ -222,10 +231,32 @@ func NetworkToV1(n *HostComputeNetwork) *HNSNetwork {
 		v.IPv6 = v.IPv6 || err == nil && p.Addr().Is6()
 		v.Subnets = append(v.Subnets, sub)
 	}
+	if vlan := c.commonVLAN(); vlan != nil {
+		v.Policies = append(v.Policies, vlan)
+	}
 	for _, p := range c.Policies {
 		v.addPolicyFromV2(p)
 	}
 	return v
+}
+
+// commonVLAN is the policy by which a document of version 1 puts a whole network into a VLAN; nil if its subnets are in none, or in
+// several.
+func (n *HostComputeNetwork) commonVLAN() json.RawMessage {
+	var vlan json.RawMessage
+	for i, s := range n.AllSubnets() {
+		var own json.RawMessage
+		for _, p := range s.Policies {
+			if p.Type == VLAN {
+				own = subnetPolicyToV1(p)
+			}
+		}
+		if own == nil || i > 0 && !bytes.Equal(own, vlan) {
+			return nil
+		}
+		vlan = own
+	}
+	return vlan
 }
 
 func (v *HNSNetwork) addPolicyFromV2(p NetworkPolicy) {

@@ -1,8 +1,10 @@
 package hcn
 
 import (
+	"bytes"
 	"encoding/json"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -222,8 +224,10 @@ func networkPolicyFromV1(n *HostComputeNetwork, subnets []Subnet, raw json.RawMe
 		if len(subnets) == 0 {
 			return Errorf(ErrInvalidSubnet, "%s needs a subnet to apply to", p.Type)
 		}
-		for i := range subnets {
-			subnets[i].Policies = append(subnets[i].Policies, p)
+		for i := range subnets { // a document that was read from us says it in both places
+			if !slices.ContainsFunc(subnets[i].Policies, func(o SubnetPolicy) bool { return o.Type == p.Type && bytes.Equal(o.Settings, p.Settings) }) {
+				subnets[i].Policies = append(subnets[i].Policies, p)
+			}
 		}
 		return nil
 	}

@@ -73,6 +73,46 @@ func TestVersion1RoundTrip(t *testing.T) {
 	sameJSON(t, eBack, e)
 }
 
+// TestVersion1OnALAN: a Transparent network without a subnet has addresses from its LAN, and the VLAN that the network names comes back
+// where it was named. What was read can be written again.
+func TestVersion1OnALAN(t *testing.T) {
+	for _, tc := range []struct{ v1, ipams, policies string }{
+		{`{"Type":"Transparent"}`, `[{"Type":"Dhcp"}]`, `null`},
+		{`{"Type":"Transparent","Subnets":[{"AddressPrefix":"0.0.0.0/0"}]}`, `[{"Type":"Dhcp"}]`, `null`},
+		{
+			`{"Type":"Transparent","Policies":[{"Type":"VLAN","VLAN":7}]}`,
+			`[{"Type":"Dhcp","Subnets":[{"ID":"11111111-0000-0000-0000-000000000000","Policies":[{"Type":"VLAN","Settings":{"IsolationId":7}}]}]}]`,
+			`[{"Type":"VLAN","VLAN":7}]`,
+		},
+		{
+			`{"Type":"Transparent","Subnets":[{"AddressPrefix":"10.1.0.0/24"}],"Policies":[{"Type":"VLAN","VLAN":7}]}`,
+			`[{"Type":"Static","Subnets":[{"ID":"11111111-0000-0000-0000-000000000000","IpAddressPrefix":"10.1.0.0/24","Policies":[{"Type":"VLAN","Settings":{"IsolationId":7}}]}]}]`,
+			`[{"Type":"VLAN","VLAN":7}]`,
+		},
+		{
+			`{"Type":"Transparent","Subnets":[{"AddressPrefix":"10.1.0.0/24","Policies":[{"Type":"VLAN","VLAN":7}]},{"AddressPrefix":"10.2.0.0/24"}]}`,
+			`[{"Type":"Static","Subnets":[{"ID":"11111111-0000-0000-0000-000000000000","IpAddressPrefix":"10.1.0.0/24","Policies":[{"Type":"VLAN","Settings":{"IsolationId":7}}]},` +
+				`{"ID":"11111111-0000-0000-0000-000000000000","IpAddressPrefix":"10.2.0.0/24"}]}]`,
+			`null`,
+		},
+	} {
+		v, err := Decode[HNSNetwork]([]byte(tc.v1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			n, err := NetworkFromV1(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.Defaults(func() GUID { return "11111111-0000-0000-0000-000000000000" })
+			sameJSON(t, n.Ipams, json.RawMessage(tc.ipams))
+			v = NetworkToV1(n)
+			sameJSON(t, v.Policies, json.RawMessage(tc.policies))
+		}
+	}
+}
+
 func sameJSON(t *testing.T, got, want any) {
 	t.Helper()
 	g, err := json.Marshal(got)

@@ -148,6 +148,7 @@ func TestNetworkSchemaOfAllTypes(t *testing.T) {
 		{"ICS", `{}`, 0, ""},
 		{"ICS", `{"Ipams":[{"Type":"Dhcp"}]}`, 0, ""},
 		{"Transparent", `{"Ipams":[{"Type":"Dhcp"}]}`, 0, ""},
+		{"Transparent", `{}`, 0, ""},
 		{"Transparent", withSubnet(prefix("2001:db8::/64", "fe80::1")), 0, ""},
 		{"L2Bridge", `{}`, ErrInvalidNetwork, "needs a subnet"},
 		{"L2Tunnel", `{}`, ErrInvalidNetwork, "needs a subnet"},

@@ -181,6 +181,9 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 			}
 		}
 		doc.Ipams = []hcn.Ipam{{Subnets: subnets}}
+	case doc.Type == hcn.Transparent && !s.dhcp:
+		return nil, api.Errorf(api.KindInvalid, "a transparent network needs a subnet of its LAN, or addresses by DHCP").
+			Hint("add --subnet, --gateway and --ip-range, or --dhcp")
 	case s.dhcp:
 		doc.Ipams = []hcn.Ipam{{Subnets: s.vlanSubnet()}}
 	case len(s.gateways)+len(s.ranges) > 0:

@@ -190,7 +190,8 @@ func (f *fakeLeases) Announce(_ context.Context, w LeaseWant, addrs []netip.Addr
 
 func (f *fakeLeases) Close() {}
 
-const lanDoc = `{"Name":"lan","Type":"Transparent",` + v2 + `,"Ipams":[{"Type":"Dhcp"}]}`
+// lanDoc names no ipam: a Transparent network then leaves addresses to its LAN.
+const lanDoc = `{"Name":"lan","Type":"Transparent",` + v2 + `}`
 
 // onLAN is a test on a host with a NIC on a LAN that has a server.
 func onLAN(t *testing.T, fn func(e *env, n hcn.HostComputeNetwork)) {
@@ -236,7 +237,18 @@ func (e *env) wantAddress(id, want string) api.ContainerEndpoint {
 
 // TestLease: a container that starts has what the LAN gave, everywhere.
 func TestLease(t *testing.T) {
-	onLAN(t, func(e *env, _ hcn.HostComputeNetwork) {
+	onLAN(t, func(e *env, n hcn.HostComputeNetwork) {
+		if toJSON(n.Ipams) != `[{"Type":"Dhcp"}]` {
+			t.Errorf("the network shows the ipams %s", toJSON(n.Ipams))
+		}
+		if _, err := e.network(strings.Replace(lanDoc, `"lan"`, `"none","Ipams":[{"Type":"Static"}]`, 1)); hcn.CodeOf(err) != hcn.ErrInvalidNetwork ||
+			!strings.Contains(err.Error(), "leave Ipams out for DHCP") {
+			t.Errorf("static addresses without a subnet: %v", err)
+		}
+		waiting := must(e.endpoint(`{"Name":"later","HostComputeNetwork":"` + string(n.ID) + `",` + v2 + `}`))(e)
+		if len(waiting.IpConfigurations) != 0 {
+			t.Errorf("an endpoint without a lease shows %s", toJSON(waiting.IpConfigurations))
+		}
 		ctx, cancel := context.WithCancel(bg)
 		defer cancel()
 		events := must(e.e.Subscribe(ctx, e.e.LastEvent()))(e)
