@@ -131,6 +131,7 @@ func TestChanges(t *testing.T) {
 		"acl add web", "acl add web --action deny",
 		"acl add web --action allow --direction up", "acl add db --network nat --action block", "acl add db --action block", "acl add db --network no --action block",
 		"acl add spare --action allow", "acl add web --action block", "acl add db --action block --id ssh", "acl rm db ssh", "acl rm db nonsense", "acl rm web",
+		"network create --type transparent --uplink nic1 lan", "network create --type transparent --uplink= --dhcp lan", "network create --uplink= lan",
 		"network create --type transparent --uplink 192.0.2.7 --dhcp lan", "network create --type transparent --uplink 11111111-aaaa-5000-8000-000000000001 --dhcp lan",
 		"network create --type transparent --subnet 10.7.0.0/24 --gateway 10.7.0.1 --confirm-within 2m lan", "confirm lan", "confirm", "confirm a b",
 		"network create --dry-run lan", "network rm --dry-run lab no", "network rm --dry-run lab -o json", "network create -o json lan",

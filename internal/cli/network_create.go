@@ -85,6 +85,9 @@ text: what cannot be encrypted is dropped.`,
 		Args: needArgs(1, 1, "name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.name = args[0]
+			if cmd.Flags().Changed("uplink") && s.uplink == "" {
+				return api.Errorf(api.KindInvalid, "--uplink is empty").Hint("name a NIC (bulkhead nic ls), or leave --uplink out for one that fits")
+			}
 			doc, err := s.document(randomULA)
 			if err != nil {
 				return err
@@ -181,9 +184,6 @@ func (s networkSpec) document(ula func() netip.Prefix) (*hcn.HostComputeNetwork,
 			}
 		}
 		doc.Ipams = []hcn.Ipam{{Subnets: subnets}}
-	case doc.Type == hcn.Transparent && !s.dhcp:
-		return nil, api.Errorf(api.KindInvalid, "a transparent network needs a subnet of its LAN, or addresses by DHCP").
-			Hint("add --subnet, --gateway and --ip-range, or --dhcp")
 	case s.dhcp:
 		doc.Ipams = []hcn.Ipam{{Subnets: s.vlanSubnet()}}
 	case len(s.gateways)+len(s.ranges) > 0:
