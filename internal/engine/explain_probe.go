@@ -75,7 +75,7 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	if s.untraced != nil {
 		p.Untraced = s.untraced.Error()
 	}
-	p.Agrees = !p.Sent || !known || p.Arrived == way.Reachable
+	p.Agrees = !p.Sent || !known || p.Arrived == way.Reachable || way.Outside && !p.Arrived
 	return &p, verdicts
 }
 

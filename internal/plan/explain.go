@@ -86,6 +86,8 @@ type Explanation struct {
 	Steps   []Step
 	// Doubts are what may stop the packet all the same.
 	Doubts []string
+	// Outside says that a switch outside decides whether it arrives: a probe that does not is no contradiction.
+	Outside bool
 	// Reason of a drop, and who decided: a rule of a port, or nil for its default.
 	Reason string
 	At     PortID

@@ -89,6 +89,11 @@ func (e *explainer) hostVNIC(sw *Switch, device string) *Port {
 func (e *explainer) backFromWire(to *Port, sw *Switch) {
 	e.step("switching", sw.UplinkPort, "if the switch outside sends it back, it comes in again by %s; if not, it is lost there", sw.Uplink)
 	e.onLAN(Packet{From: sw.UplinkPort, VLAN: to.VLAN, Src: e.Src, Dst: e.Dst, DstPort: e.q.Port}, to, sw)
+	if e.Reachable {
+		e.Outside = true
+		e.Summary += ", if the switch outside sends the frame back"
+		e.Doubts = append(e.Doubts, "the switch outside does not send back what came by the same port: it needs reflective relay (VEPA; on a Linux bridge: bridge link set dev PORT hairpin on)")
+	}
 }
 
 // lanToPort begins on the wire, for a container that is a member of the LAN.

@@ -107,3 +107,19 @@ func TestTraceOneMAC(t *testing.T) {
 		}
 	}
 }
+
+// TestExplainTunnel: whether containers of one host reach each other in a tunnel is up to the switch outside, and that is said.
+func TestExplainTunnel(t *testing.T) {
+	for _, kind := range []hcn.NetworkType{hcn.L2Bridge, hcn.L2Tunnel} {
+		in, f := bridged(kind, "10.1.0.1/24")
+		in.Namespaces["D"] = &NamespaceRow{Doc: hcn.HostComputeNamespace{ID: "D", Type: hcn.NamespaceTypeHost}}
+		in.Endpoints["F"].Attach.Namespace = "D"
+		p := Compile(in, f)
+		from, to := p.Ports[EndpointPortID("E")], p.Ports[EndpointPortID("F")]
+		x := p.Explain(Inquiry{From: Party{Kind: PartyPorts, Ports: []*Port{from}}, To: Party{Kind: PartyPorts, Ports: []*Port{to}}, Protocol: 6, Port: 80}, &HostView{})
+		told := strings.HasSuffix(x.Summary, "if the switch outside sends the frame back") && len(x.Doubts) == 1 && strings.Contains(x.Doubts[0], "hairpin on") && x.Outside
+		if !x.Reachable || told != (kind == hcn.L2Tunnel) {
+			t.Errorf("%s: %+v", kind, x)
+		}
+	}
+}
