@@ -178,6 +178,8 @@ type ContainerEndpoint struct {
 	Addresses []string `json:"addresses"` // with prefix length
 	Gateways  []string `json:"gateways,omitempty"`
 	Ports     []string `json:"ports,omitempty"` // "127.0.0.1:8080->80/tcp"
+	// Undone says why the endpoint was detached again, to keep the host reachable; it then has no addresses until a user attaches it.
+	Undone string `json:"undone,omitempty"`
 	// Leases are shown of a single container whose LAN gives it its addresses.
 	Leases []Lease `json:"leases,omitempty"`
 }

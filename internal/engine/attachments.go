@@ -139,10 +139,12 @@ func (e *Engine) Attach(ctx context.Context, s api.AttachmentSpec) (api.Attachme
 		return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
 	}
 	if before == nil || before.Attach == nil {
+		if err := e.announce(ctx, id); err != nil {
+			return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
+		}
 		if err := e.awaitLeases(ctx, id); err != nil {
 			return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
 		}
-		e.announce(id)
 	}
 	return e.Attachment(id)
 }
@@ -155,7 +157,7 @@ func (e *Engine) attachFailed(ctx context.Context, s *api.AttachmentSpec, before
 	case before.Attach == nil:
 		e.undo(ctx, "endpoint", string(row.Doc.ID), func(t *txn) { t.detachIf(row) })
 	}
-	return api.Errorf(api.KindInternal, "attach container %.40s to network %s: %w", s.Container, s.Network, err)
+	return api.Errorf(whyCut(err), "attach container %.40s to network %s: %w", s.Container, s.Network, err)
 }
 
 // adopt finds the compartment that a network namespace is, or makes it one.

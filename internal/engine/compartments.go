@@ -59,16 +59,20 @@ func (e *Engine) CreateCompartment(ctx context.Context, in api.Compartment) (api
 		ids[i] = ep.Doc.ID
 		wait = append(wait, portObject(ids[i]))
 	}
-	if err := e.applied(ctx, rev, wait...); err != nil {
+	if err = e.applied(ctx, rev, wait...); err != nil {
+		err = hcn.Errorf(hcn.ErrNamespaceAttachFailed, "make compartment %s: %w", id, err)
+	} else {
+		err = e.announce(ctx, ids...)
+	}
+	if err != nil {
 		e.undo(ctx, "namespace", string(id), func(t *txn) {
 			for _, ep := range eps {
 				t.dropEndpoint(ep.Doc.ID)
 			}
 			t.dropNamespace(id)
 		})
-		return api.Compartment{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "make compartment %s: %w", id, err)
+		return api.Compartment{}, err
 	}
-	e.announce(ids...)
 	return e.compartment(id)
 }
 

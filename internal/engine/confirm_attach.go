@@ -23,6 +23,8 @@ type tentative struct {
 	by time.Time
 	// attached are the endpoints that it attaches to a LAN, with their NICs.
 	attached map[hcn.GUID]string
+	// around is who answered before; nil in the rehearsal.
+	around *reach
 }
 
 type tentativeKey struct{}
@@ -50,24 +52,18 @@ func (e *Engine) Tentatively(ctx context.Context, within time.Duration, change f
 		return api.Errorf(api.KindInvalid, "confirmWithin: the change attaches %d endpoints to networks on NICs, and one at a time can wait", len(first.attached)).
 			Hint("connect one network after the other: bulkhead network connect --confirm-within")
 	}
-	around := &reach{e: e}
+	var around *reach
 	for _, nic := range first.attached {
 		around = e.lookAround(ctx, nic)
 	}
-	made := &tentative{by: time.Now().Add(within).UTC().Round(0), attached: map[hcn.GUID]string{}}
+	made := &tentative{by: time.Now().Add(within).UTC().Round(0), attached: map[hcn.GUID]string{}, around: around}
 	if err := change(context.WithValue(ctx, tentativeKey{}, made)); err != nil {
 		for id := range made.attached {
-			e.undoAttach(ctx, id, made.by, "the change failed")
+			e.undoAttach(ctx, id, made.by, "")
 		}
 		return err
 	}
 	for id := range made.attached {
-		if gone := around.lost(context.WithoutCancel(ctx), askAfter); gone != "" {
-			why := unreachable(around.nic, gone)
-			e.undoAttach(ctx, id, made.by, why)
-			return hcn.Errorf(hcn.ErrUnspecified, "endpoint %s is detached again: %s. See what the switch outside does with several MACs on a port "+
-				"(port security), or use a network of type L2Bridge", id, why)
-		}
 		e.watchUnconfirmed(waitsAttached(id, made.by), made.by, around, func(ctx context.Context, why string) { e.undoAttach(ctx, id, made.by, why) })
 	}
 	return nil
@@ -96,7 +92,11 @@ func (t *txn) tryOut(ep *plan.Endpoint, at *plan.Attachment) error {
 		at.Confirm = waitsFor(ep)
 	}
 	n := t.st.networks[ep.Doc.HostComputeNetwork]
-	if t.tentative == nil || n == nil || !plan.OnLAN(n.Doc.Type) {
+	if t.tentative == nil {
+		at.Watch = t.watch(ep, n)
+		return nil
+	}
+	if n == nil || !plan.OnLAN(n.Doc.Type) {
 		return nil
 	}
 	if n.Doc.Macvlan() {
@@ -127,17 +127,17 @@ func unapproved(ep *plan.Endpoint) bool {
 	return ep.Attach == nil && ep.Trial != nil && waitsFor(ep) == nil
 }
 
-// unattached is the row of an endpoint that nobody confirmed.
-func unattached(ep *plan.Endpoint) *plan.Endpoint {
+// unattached is the row of an endpoint whose attachment is undone.
+func unattached(ep *plan.Endpoint, why string) *plan.Endpoint {
 	row := detached(ep)
-	row.Trial = &plan.Confirmation{By: time.Now().UTC().Round(0)}
+	row.Trial, row.Before = &plan.Confirmation{By: time.Now().UTC().Round(0), Why: why}, nil
 	return row
 }
 
 // withdrawn is the row of an endpoint that a user detaches: it waits for nothing.
 func withdrawn(ep *plan.Endpoint) *plan.Endpoint {
 	row := detached(ep)
-	row.Trial = nil
+	row.Trial, row.Before = nil, nil
 	return row
 }
 
@@ -161,7 +161,7 @@ func (e *Engine) undoAttach(ctx context.Context, id hcn.GUID, by time.Time, why 
 			if row.Attach != nil {
 				name = ownerOf(row)
 			}
-			t.putEndpoint(id, unattached(row))
+			t.putEndpoint(id, unattached(row, why))
 		}
 	})
 	if name != "" {
@@ -198,7 +198,7 @@ func (t *txn) dropUnconfirmed() {
 	for id, ep := range maps.Clone(t.st.endpoints) {
 		if waitsFor(ep) != nil {
 			t.e.log.Warn("an endpoint is detached again: the daemon ended before its attachment was confirmed", "endpoint", id)
-			t.putEndpoint(id, unattached(ep))
+			t.putEndpoint(id, unattached(ep, "the daemon ended before it was confirmed"))
 		}
 	}
 }

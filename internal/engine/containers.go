@@ -121,6 +121,10 @@ func (s *state) endpointSummary(ep *plan.Endpoint) api.ContainerEndpoint {
 	if ep.Attach != nil {
 		sum.Interface = ep.Attach.Interface
 	}
+	if unapproved(ep) {
+		sum.Addresses, sum.Undone = []string{}, cmp.Or(ep.Trial.Why, "its attachment was not confirmed")
+		return sum
+	}
 	for _, a := range ep.Addrs {
 		sum.Addresses = append(sum.Addresses, a.String())
 	}

@@ -71,7 +71,10 @@ func (e *Engine) CreateEndpoint(ctx context.Context, id, network hcn.GUID, doc h
 			e.undo(ctx, "endpoint", string(id), func(t *txn) { t.dropEndpoint(id) })
 			return hcn.HostComputeEndpoint{}, hcn.Errorf(hcn.ErrNamespaceAttachFailed, "endpoint %s: %w", id, err)
 		}
-		e.announce(id)
+		if err := e.announce(ctx, id); err != nil {
+			e.undo(ctx, "endpoint", string(id), func(t *txn) { t.dropEndpoint(id) })
+			return hcn.HostComputeEndpoint{}, err
+		}
 	}
 	e.warnTurned("endpoint", id, row.Doc.Name, hcn.TurnedDefaults(nil, row.Doc.Policies))
 	return *row.Doc.Clone(), nil
@@ -386,7 +389,7 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 		return nil, err
 	}
 	row := *old
-	row.Attach, row.Detached, row.Trial = at, false, nil
+	row.Attach, row.Detached, row.Trial, row.Before = at, false, nil, nil
 	row.Doc = *old.Doc.Clone()
 	row.Doc.HostComputeNamespace, row.Doc.State = namespace, hcn.EndpointAttached
 	t.putEndpoint(id, &row)
@@ -435,6 +438,7 @@ func detached(old *plan.Endpoint) *plan.Endpoint {
 	row := *old
 	if old.Attach != nil {
 		row.Trial = old.Attach.Confirm
+		row.Before = old.Attach.Watch
 	}
 	row.Attach = nil
 	row.Doc = *old.Doc.Clone()

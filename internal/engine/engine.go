@@ -191,6 +191,8 @@ type Engine struct {
 	flows   *flowLog
 	// capturing has a place for each capture that may run.
 	capturing chan struct{}
+	lookout   *lookout
+	lastNICs  map[string]plan.NIC   // under mu: uplinks that went away, as they were seen last
 	facts     plan.Facts            // the loop's, and under mu for readers
 	looking   sync.Mutex            // held while the host is looked at
 	asking    map[subnetKey]*asking // under mu: the blocks of addresses that the cluster is asked for
@@ -247,7 +249,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), view: newView(), leases: newLeaser(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, asking: map[subnetKey]*asking{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), leases: newLeaser(), lookout: newLookout(), lastNICs: map[string]plan.NIC{}, drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, asking: map[subnetKey]*asking{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), compared: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.logAside()
@@ -296,6 +298,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	wg.Go(func() { e.sayFarewells(ctx) })
 	// The last daemon may have died before it told the LANs, and a NIC may have moved since.
 	e.sayWhere(e.endpointsOn(func(string) bool { return true }))
+	e.watchAgain()
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

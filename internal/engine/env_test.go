@@ -50,6 +50,8 @@ type env struct {
 	cutIn int
 	// onStep is called once, by the loop, at the step of its name.
 	onStep map[string]func()
+	// reach is what the daemon asks from its start on.
+	reach Reach
 }
 
 // run is a test with a daemon that is up, and with the invariants checked at its
@@ -148,6 +150,7 @@ func (e *env) prepare() {
 		},
 		Counters: func(*plan.Port) (api.NetworkStats, error) { return api.NetworkStats{BytesSent: 1}, nil },
 	}
+	opt.Reach = e.reach
 	opt.Netns, opt.Moved = e.w.identify, e.w.moved
 	e.leases = &fakeLeases{w: e.w, gen: gen, engine: func() *Engine { return e.e }}
 	opt.Leases, opt.Probe = e.leases, DefaultProbe

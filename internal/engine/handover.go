@@ -63,7 +63,9 @@ func (e *Engine) handOver(ctx context.Context, s api.AttachmentSpec) (api.Attach
 		return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
 	}
 	if row.Attach != nil && (before == nil || before.Attach == nil) {
-		e.announce(id)
+		if err := e.announce(ctx, id); err != nil {
+			return api.Attachment{}, e.attachFailed(ctx, &s, before, row, err)
+		}
 	}
 	return e.Attachment(id)
 }
@@ -132,7 +134,7 @@ func (t *txn) park(id hcn.GUID, path string) error {
 	foreign.Netns = path
 	parked.Foreign = &foreign
 	parked.Attach = &plan.Attachment{
-		Namespace: ns, Index: row.Attach.Index, Parked: true,
+		Namespace: ns, Index: row.Attach.Index, Parked: true, Watch: row.Attach.Watch,
 		Interface: plan.DeviceName(plan.ParkedPrefix, plan.EndpointPortID(id)),
 	}
 	t.putEndpoint(id, &parked)
@@ -182,7 +184,7 @@ func (e *Engine) takeOver() {
 				t.putNamespace(ns.Doc.ID, &seen)
 			}
 			row := *old
-			row.Attach = &plan.Attachment{Namespace: old.Attach.Namespace, Index: old.Attach.Index, Interface: m.name}
+			row.Attach = &plan.Attachment{Namespace: old.Attach.Namespace, Index: old.Attach.Index, Interface: m.name, Watch: old.Attach.Watch}
 			t.putEndpoint(m.endpoint, &row)
 		}
 		return nil

@@ -378,7 +378,7 @@ func (e *Engine) awaitLeases(ctx context.Context, ids ...hcn.GUID) error {
 		missing := e.missingLease(ids, time.Since(begin), late)
 		switch {
 		case missing == nil:
-			return nil
+			return e.undone(ids)
 		case closed != nil:
 			return closed
 		case late:
@@ -400,7 +400,7 @@ func (e *Engine) missingLease(ids []hcn.GUID, waited time.Duration, late bool) e
 	defer e.mu.RUnlock()
 	for _, id := range ids {
 		ep := e.st.endpoints[id]
-		if ep == nil || !ep.Leased {
+		if ep == nil || !ep.Leased || unapproved(ep) { // announced says what became of that
 			continue
 		}
 		n := e.st.networks[ep.Doc.HostComputeNetwork]

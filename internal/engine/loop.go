@@ -244,6 +244,10 @@ func (e *Engine) refreshFacts(ctx context.Context) error {
 	dirty := emptyDirty()
 	for id, n := range e.st.networks {
 		old, now := e.facts.NIC(n.Uplink), f.NIC(n.Uplink)
+		if old != nil && now == nil {
+			e.lastNICs[n.Uplink] = *old
+			e.log.Warn("the NIC of a network is gone, or has another name", "network", n.Doc.Name, "nic", n.Uplink)
+		}
 		if !sameNIC(now, old) {
 			dirty.Networks[id] = struct{}{}
 		}

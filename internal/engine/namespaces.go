@@ -205,7 +205,9 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 		return hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s: %w", id, err)
 	}
 	for _, ep := range touched {
-		e.announce(ep.Doc.ID)
+		if err := e.announce(ctx, ep.Doc.ID); err != nil {
+			return errors.Join(err, e.leaveHost(id))
+		}
 	}
 	return nil
 }

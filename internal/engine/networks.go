@@ -99,7 +99,7 @@ func (e *Engine) createNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 	}
 	var row *plan.Network
 	create := func(t *txn) (err error) {
-		if row, err = t.newNetwork(id, doc, within); err == nil && within == 0 {
+		if row, err = t.newNetwork(id, doc, within); err == nil && within == 0 && rehearsing(ctx) == nil {
 			err = checkWay(ctx, row, t.facts)
 		}
 		return err
@@ -125,12 +125,13 @@ func (e *Engine) createNetwork(ctx context.Context, id hcn.GUID, doc hcn.HostCom
 	if gone := around.lost(context.WithoutCancel(ctx), askAfter); gone != "" {
 		why := unreachable(around.nic, gone)
 		e.undoNetwork(ctx, id, row.Doc.Name, why, func(*plan.Network) bool { return true })
-		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrUnspecified, "network %q is undone: %s. See what the switch outside does with several MACs on a port "+
+		return hcn.HostComputeNetwork{}, hcn.Errorf(hcn.ErrDegradedOperation, "network %q is undone: %s. See what the switch outside does with several MACs on a port "+
 			"(port security), or use the type L2Bridge", row.Doc.Name, why)
 	}
 	if row.Confirm != nil {
 		e.keepWatch(id, row.Doc.Name, row.Confirm.By, around)
 	}
+	e.warnElsewhere(row)
 	e.warnTurned("network", id, row.Doc.Name, hcn.TurnedNetworkDefaults(nil, row.Doc.Policies))
 	return *row.Doc.Clone(), nil
 }

@@ -505,12 +505,13 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 	}
 	err = e.applied(ctx, rev, portObject(made))
 	if now := e.ctrs.row(c.Doc.ID); err == nil && now != nil && now.Doc.Namespace != "" {
-		e.announce(made)
-		err = e.awaitLeases(context.WithoutCancel(ctx), made)
+		if err = e.announce(ctx, made); err == nil {
+			err = e.awaitLeases(context.WithoutCancel(ctx), made)
+		}
 	}
 	if err != nil {
 		e.undo(ctx, "container", c.Doc.ID, func(t *txn) { t.disconnect(c.Doc.ID, made) })
-		return api.Errorf(api.KindInternal, "connect container %s to network %s: %w", c.Doc.Name, a.Network, err)
+		return api.Errorf(whyCut(err), "connect container %s to network %s: %w", c.Doc.Name, a.Network, err)
 	}
 	e.event("container", "connect", c.Doc.ID, c.Doc.Name, map[string]string{"network": a.Network})
 	return nil

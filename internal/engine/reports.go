@@ -241,11 +241,16 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 		})
 	}
 	out = append(out, e.leftovers(ctx)...)
+	if err := e.refreshFacts(ctx); err != nil {
+		e.log.Warn("check the NICs as they were", "error", err)
+	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	out = append(out, e.asideChecks()...)
 	out = append(out, e.leaseChecks()...)
 	out = append(out, e.tunnelChecks()...)
+	out = append(out, e.uplinkChecks()...)
+	out = append(out, e.undoneChecks()...)
 	used := usedByHost(&e.facts)
 	for _, n := range e.st.networks {
 		if !hostReaches(&n.Doc) || plan.OnLAN(n.Doc.Type) {

@@ -101,7 +101,7 @@ func (e *Engine) stillVacant(ctx context.Context, ids ...hcn.GUID) error {
 
 // probing tells whether there is anybody to ask.
 func (e *Engine) probing(ctx context.Context) bool {
-	if e.opt.Leases == nil || e.opt.Probe <= 0 || rehearsing(ctx) != nil {
+	if !e.probes() && e.opt.Reach == nil || rehearsing(ctx) != nil {
 		return false
 	}
 	e.mu.RLock()
@@ -113,6 +113,9 @@ func (e *Engine) probing(ctx context.Context) bool {
 	}
 	return false
 }
+
+// probes tells whether LANs are asked who has an address.
+func (e *Engine) probes() bool { return e.opt.Leases != nil && e.opt.Probe > 0 }
 
 // tryOut runs a change and takes it back.
 func (e *Engine) tryOut(full map[subnetKey]bool, change func(*txn) ([]*plan.Endpoint, error)) ([]*plan.Endpoint, error) {
@@ -127,8 +130,12 @@ func (e *Engine) tryOut(full map[subnetKey]bool, change func(*txn) ([]*plan.Endp
 	return change(t)
 }
 
-// squatters asks who on the LANs of endpoints has their addresses.
+// squatters asks who on the LANs of endpoints has their addresses, and looks meanwhile who is there at all.
 func (e *Engine) squatters(ctx context.Context, eps []*plan.Endpoint) (found []squatter) {
+	defer e.lookFirst(ctx, eps)()
+	if !e.probes() {
+		return nil
+	}
 	questions := e.questions(eps)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -273,13 +280,15 @@ func (s *state) isAvoided(a lanAddr) bool {
 	return ok && time.Since(at) < avoidFor
 }
 
-// announce tells the LANs of endpoints that were attached at which MAC their addresses are now. It does not wait for that.
-func (e *Engine) announce(ids ...hcn.GUID) {
+// announce tells the LANs of endpoints that were attached at which MAC their addresses are now, and finds out whether that has cut
+// the host off: then they are detached again.
+func (e *Engine) announce(ctx context.Context, ids ...hcn.GUID) error {
 	e.mu.RLock()
 	// Whose lease an address is announces it.
-	ids = slices.DeleteFunc(slices.Clone(ids), func(id hcn.GUID) bool { ep := e.st.endpoints[id]; return ep == nil || ep.Leased })
+	static := slices.DeleteFunc(slices.Clone(ids), func(id hcn.GUID) bool { ep := e.st.endpoints[id]; return ep == nil || ep.Leased })
 	e.mu.RUnlock()
-	e.sayWhere(ids)
+	said := e.sayWhere(static)
+	return e.stillThere(ctx, said, ids)
 }
 
 // Moved is told that the neighbours of a NIC are to look for it anew: a bond sends by another member, or the machine runs on
@@ -313,10 +322,12 @@ func (e *Engine) endpointsOn(nics func(string) bool) (ids []hcn.GUID) {
 	return ids
 }
 
-// sayWhere announces endpoints' addresses, twice.
-func (e *Engine) sayWhere(ids []hcn.GUID) {
+// sayWhere announces endpoints' addresses, twice. The first time is over when what it returns is closed.
+func (e *Engine) sayWhere(ids []hcn.GUID) (said <-chan struct{}) {
+	once := make(chan struct{})
 	if e.opt.Leases == nil {
-		return
+		close(once)
+		return once
 	}
 	type news struct {
 		want  LeaseWant
@@ -340,7 +351,8 @@ func (e *Engine) sayWhere(ids []hcn.GUID) {
 	}
 	e.mu.RUnlock()
 	if len(all) == 0 {
-		return
+		close(once)
+		return once
 	}
 	say := func() {
 		for _, w := range all {
@@ -349,6 +361,7 @@ func (e *Engine) sayWhere(ids []hcn.GUID) {
 			}
 		}
 	}
-	e.ctrs.spawn(say)
+	e.ctrs.spawn(func() { defer close(once); say() })
 	e.ctrs.after(announceAgain, say)
+	return once
 }

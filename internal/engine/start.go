@@ -68,7 +68,9 @@ func (s *supervisor) start(ctx context.Context, c *containerRow, by starter) err
 	if err := s.e.applied(ctx, rev, wait...); err != nil {
 		return s.failStart(ctx, row, by, fmt.Errorf("attach its endpoints: %w", err))
 	}
-	s.e.announce(eps...)
+	if err := s.e.announce(ctx, eps...); err != nil {
+		return s.failStart(ctx, row, by, err)
+	}
 	if err := s.e.awaitLeases(ctx, eps...); err != nil {
 		return s.failStart(ctx, row, by, err)
 	}

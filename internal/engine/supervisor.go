@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"time"
@@ -477,6 +478,9 @@ func (s *supervisor) restart(id string, count bool) {
 		return
 	}
 	s.e.log.Warn("restart a container", "container", id, "name", c.Doc.Name, "error", err)
+	if errors.Is(err, errCutOff) {
+		return // it would do so again, or run without its network
+	}
 	if c := s.row(id); c != nil && !c.Removing && !c.Stopped && restartWanted(c) {
 		s.restartLater(id, 0, true)
 	}

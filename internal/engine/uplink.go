@@ -2,11 +2,13 @@ package engine
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
@@ -289,4 +291,84 @@ func sameNIC(a, b *plan.NIC) bool {
 		return a == b
 	}
 	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.PathMTU == b.PathMTU && a.Segments == b.Segments && slices.Equal(a.Addrs, b.Addrs)
+}
+
+// uplinkChecks are the doctor's lines about networks whose NIC is gone, has another name by now, or is not the one that has their
+// subnet. Locked: e.mu.
+func (e *Engine) uplinkChecks() (out []api.Check) {
+	for id, n := range e.st.networks {
+		if !plan.HasUplink(n.Doc.Type) || n.Uplink == "" {
+			continue
+		}
+		nic := e.facts.NIC(n.Uplink)
+		if nic == nil {
+			c := api.Check{
+				Name: "network " + n.Doc.Name, Status: "fail",
+				Detail: fmt.Sprintf("its NIC %s is gone: containers reach each other only", n.Uplink),
+				Next:   "bring a NIC of that name back, or delete the network and create it on another",
+			}
+			if is := e.renamed(n.Uplink); is != "" {
+				c.Detail = fmt.Sprintf("its NIC %s is called %s now: containers reach each other only", n.Uplink, is)
+				c.Next = fmt.Sprintf("ip link set %s down; ip link set %s name %s up", is, is, n.Uplink)
+			}
+			out = append(out, c)
+			continue
+		}
+		if other, p := elsewhere(&n.Doc, nic, &e.facts); other != "" {
+			out = append(out, api.Check{
+				Name: "network " + n.Doc.Name, Status: "warn", Detail: foreignSubnet(p, other, nic.Name),
+				Next: "bulkhead network inspect " + cmp.Or(n.Doc.Name, string(id)) + "; create it with --uplink " + other + " if that is its LAN",
+			})
+		}
+	}
+	slices.SortFunc(out, func(a, b api.Check) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// renamed is the name that a NIC has now which was seen under another; "" if it has none.
+func (e *Engine) renamed(was string) string {
+	old, ok := e.lastNICs[was]
+	for i := range e.facts.NICs {
+		if n := &e.facts.NICs[i]; ok && n.Index == old.Index && n.MAC == old.MAC {
+			return n.Name
+		}
+	}
+	return ""
+}
+
+func foreignSubnet(p netip.Prefix, other, nic string) string {
+	return fmt.Sprintf("subnet %s is that of %s, and its containers are on the LAN of %s", p, other, nic)
+}
+
+// elsewhere names another NIC whose subnet is one of a network's on a LAN.
+func elsewhere(doc *hcn.HostComputeNetwork, nic *plan.NIC, f *plan.Facts) (other string, subnet netip.Prefix) {
+	if !plan.OnLAN(doc.Type) {
+		return "", netip.Prefix{}
+	}
+	has := func(n *plan.NIC, p netip.Prefix) bool {
+		return slices.ContainsFunc(n.Addrs, func(a netip.Prefix) bool { return p.Contains(a.Addr()) && a.Bits() <= p.Bits() })
+	}
+	for _, s := range doc.AllSubnets() {
+		p, err := s.Prefix()
+		if err != nil || has(nic, p) {
+			continue
+		}
+		for i := range f.NICs {
+			if n := &f.NICs[i]; n.Name != nic.Name && has(n, p) {
+				return n.Name, p
+			}
+		}
+	}
+	return "", netip.Prefix{}
+}
+
+// warnElsewhere says in the log what the doctor goes on saying.
+func (e *Engine) warnElsewhere(n *plan.Network) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if nic := e.facts.NIC(n.Uplink); nic != nil {
+		if other, p := elsewhere(&n.Doc, nic, &e.facts); other != "" {
+			e.log.Warn("a network is on another NIC than its subnet", "network", n.Doc.Name, "reason", foreignSubnet(p, other, nic.Name))
+		}
+	}
 }

@@ -55,6 +55,14 @@ type Network struct {
 type Confirmation struct {
 	// By is when it is undone without it.
 	By time.Time
+	// Why it was undone; "" while it is not.
+	Why string `json:",omitempty"`
+}
+
+// Watch is what an attachment that brings a MAC to the wire is held against: who answered by the NIC before.
+type Watch struct {
+	Who []netip.Addr
+	At  time.Time
 }
 
 // Endpoint is the stored form of an endpoint.
@@ -77,6 +85,8 @@ type Endpoint struct {
 	// Trial is what the last attachment waited for, and nobody gave, while there is none: another one waits for it as long as there is
 	// time. Once that is over, only a user attaches the endpoint again.
 	Trial *Confirmation `json:",omitempty"`
+	// Before is the Watch of the last attachment, if that ended while it was watched.
+	Before *Watch `json:",omitempty"`
 	// Detached says that the compartment vanished under the endpoint.
 	Detached bool
 	// Boot is the boot ID of the host run that the endpoint ends with; "" for one
@@ -122,6 +132,8 @@ type Attachment struct {
 	Index int
 	// Confirm is set while the attachment waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
+	// Watch is set until it is known that the attachment does not cut the host off.
+	Watch *Watch `json:",omitempty"`
 	// Parked says that the vNIC waits in the host's namespace, under the name Interface, for the runtime to move it.
 	Parked bool `json:",omitempty"`
 }

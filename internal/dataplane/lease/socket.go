@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -23,17 +24,74 @@ const receiveBuffer = 128 << 10
 
 // Sockets opens links to vNICs. enter runs a function in a compartment: the sockets that it opens stay there.
 func Sockets(enter func(path string, fn func() error) error) func(context.Context, *Want) (Link, error) {
-	return func(_ context.Context, w *Want) (Link, error) {
+	return func(ctx context.Context, w *Want) (Link, error) {
 		l := &socket{mac: w.MAC, nic: w.NIC}
 		if w.NIC {
 			l.vlan = w.VLAN // a vNIC's frames get theirs by its port, which takes none that have one
 		}
-		open := func() error { return l.open(w) }
+		open := func() error {
+			err := l.open(w)
+			if err == nil && !w.NIC {
+				awaitUp(ctx, w.Device)
+			}
+			return err
+		}
 		if err := enter(w.Namespace, open); err != nil {
 			return nil, err
 		}
 		return l, nil
 	}
+}
+
+// upWithin bounds the wait for a vNIC that was just set up: the kernel drops what is sent there until it has noticed the carrier, which
+// it does a few milliseconds later.
+const upWithin = 100 * time.Millisecond
+
+// awaitUp waits for that, in the network namespace of the calling thread.
+func awaitUp(ctx context.Context, device string) {
+	ctx, cancel := context.WithTimeout(ctx, upWithin)
+	defer cancel()
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for !isUp(device) {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// isUp tells whether a device is operational, or cannot be asked.
+func isUp(device string) bool {
+	const operUp = 6 // RFC 2863, as in linux/if.h
+	rib, err := syscall.NetlinkRIB(unix.RTM_GETLINK, unix.AF_UNSPEC)
+	if err != nil {
+		return true
+	}
+	list, err := syscall.ParseNetlinkMessage(rib)
+	if err != nil {
+		return true
+	}
+	for i := range list {
+		attrs, err := syscall.ParseNetlinkRouteAttr(&list[i])
+		if err != nil {
+			continue
+		}
+		name, state := "", byte(0)
+		for _, a := range attrs {
+			switch {
+			case a.Attr.Type == unix.IFLA_IFNAME:
+				name = unix.ByteSliceToString(a.Value)
+			case a.Attr.Type == unix.IFLA_OPERSTATE && len(a.Value) > 0:
+				state = a.Value[0]
+			}
+		}
+		if name == device {
+			return state == operUp
+		}
+	}
+	return true
 }
 
 // socket is a packet socket on a vNIC, and UDP sockets that keep the compartment's stack from telling servers that
