@@ -47,11 +47,13 @@ type Published struct {
 	Protocol  string   `json:"protocol"`
 	Expose    string   `json:"expose"` // "loopback", "lan", "all" or an address
 	HostPort  uint16   `json:"hostPort"`
-	Target    string   `json:"target"` // address:port
-	Endpoint  hcn.GUID `json:"endpoint"`
+	Target    string   `json:"target"`             // address:port; of a load balancer all of its back ends, with commas between
+	Endpoint  hcn.GUID `json:"endpoint,omitempty"` // absent of a load balancer
 	Name      string   `json:"name"`
 	Container string   `json:"container,omitempty"`
 	Active    bool     `json:"active"` // false: reserved for a stopped container
+	// LoadBalancer has the port, instead of an endpoint.
+	LoadBalancer hcn.GUID `json:"loadBalancer,omitempty"`
 }
 
 // Check is one line of the doctor's report.

@@ -88,6 +88,11 @@ func (m *LoadBalancerPortMapping) External() uint16 {
 	return m.ExternalPort
 }
 
+// Opens tells that the port is for more than the endpoints of the network: for the host itself, and for who comes to it from outside.
+func (m *LoadBalancerPortMapping) Opens() bool {
+	return m.Flags&(EnableInternalLoadBalancer|EnablePreserveDip) == 0
+}
+
 // HostComputeLoadBalancer spreads connections to virtual addresses over endpoints.
 type HostComputeLoadBalancer struct {
 	ID                   GUID                      `json:",omitempty"`
@@ -228,7 +233,7 @@ func (l *HostComputeLoadBalancer) validatePorts() error {
 
 // checkServices bounds what the lists make together: each VIP has each port, and each of those all back ends.
 func (l *HostComputeLoadBalancer) checkServices() error {
-	services := len(l.FrontendVIPs) * len(l.PortMappings)
+	services := max(1, len(l.FrontendVIPs)) * len(l.PortMappings)
 	if services > maxServices {
 		return invalid(ErrInvalidParameter, "PortMappings", "%d ports at %d FrontendVIPs are %d services, %d is the limit: make several load balancers",
 			len(l.PortMappings), len(l.FrontendVIPs), services, maxServices)
@@ -276,17 +281,30 @@ func unfitVIP(a netip.Addr) string {
 
 // checkSupport refuses what Validate found correct but nothing enforces.
 func (l *HostComputeLoadBalancer) checkSupport() error {
-	if len(l.FrontendVIPs) == 0 {
-		return invalid(ErrRequestUnsupported, "FrontendVIPs", "a load balancer at the host's own addresses (without a virtual one) is not enforced by this version: give a virtual address")
-	}
 	for i, m := range l.PortMappings {
 		at := indexed("PortMappings", i) + ".Flags"
-		for _, f := range []PortMappingFlags{LocalRoutedVip, VipExternalIp} {
-			if m.Flags&f != 0 {
-				return invalid(ErrRequestUnsupported, at, "%s is not enforced by this version: leave it out, the endpoints of the network reach the address without it", f)
+		internal, keep := m.Flags&EnableInternalLoadBalancer != 0, m.Flags&EnablePreserveDip != 0
+		if len(l.FrontendVIPs) == 0 {
+			switch {
+			case internal:
+				return invalid(ErrInvalidPolicy, at, "EnableInternalLoadBalancer is for endpoints of the network alone, and without FrontendVIPs the host's own addresses are meant: "+
+					"leave it out, or give a virtual address")
+			case keep:
+				return invalid(ErrRequestUnsupported, at, "EnablePreserveDip delivers packets as they are, and a back end cannot have the host's own addresses: leave it out, or give a virtual address")
+			case m.Flags&VipExternalIp != 0:
+				return invalid(ErrInvalidPolicy, at, "VipExternalIp is about virtual addresses, and there are no FrontendVIPs: leave it out, or give one")
 			}
 		}
-		keep := m.Flags&EnablePreserveDip != 0
+		for _, f := range []PortMappingFlags{LocalRoutedVip, VipExternalIp} {
+			switch {
+			case m.Flags&f == 0:
+			case internal:
+				return invalid(ErrInvalidPolicy, at, "EnableInternalLoadBalancer is for endpoints of the network alone, and %s is for others, too: leave one of them out", f)
+			case keep:
+				return invalid(ErrRequestUnsupported, at, "%s with EnablePreserveDip is not enforced: packets of the host and of the outside are delivered to the back end's address only. "+
+					"Leave one of them out", f)
+			}
+		}
 		if m.Flags&UseMux != 0 && !keep {
 			return invalid(ErrRequestUnsupported, at, "UseMux means nothing without EnablePreserveDip: no multiplexer stands before this host, leave it out")
 		}

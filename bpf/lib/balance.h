@@ -48,11 +48,19 @@ __noinline __u32 place(struct pkt *p, __u32 spread)
 static __always_inline const struct vip *vip_of(const struct pkt *p)
 {
 	struct vip_key key = {.sw = SWITCH_OF(p->src.sw), .port = p->dport, .proto = p->proto};
+	const struct vip *v;
 
 	if (p->flags & PKT_STEERED && !p->lan && steer_of(p))
 		return 0; /* a proxy takes it, for what it is */
 	__builtin_memcpy(key.ip, p->dst.ip, 16);
-	return bpf_map_lookup_elem(&bh_vips_v1, &key);
+	v = bpf_map_lookup_elem(&bh_vips_v1, &key);
+	return v && !(v->flags & VIP_HOST) == (p->kind == PORT_CONTAINER) ? v : 0;
+}
+
+/* Containers are served at their own ports, and whom the host sends for at that of its vNIC. A host on a LAN has none. */
+static __always_inline int is_served(const struct pkt *p)
+{
+	return p->kind == PORT_CONTAINER || (p->kind == PORT_HOST && !p->lan);
 }
 
 /* Is the chosen back end still one of the service's? */
@@ -167,7 +175,7 @@ __noinline int balance(struct __sk_buff *skb, struct pkt *p)
 		return 0;
 	if (p->flags & PKT_NO_L4)
 		return turn_rest(skb, p, room);
-	if (p->kind != PORT_CONTAINER || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+	if (!is_served(p) || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
 		return 0;
 	v = vip_of(p);
 	if (!v)

@@ -166,7 +166,7 @@ __noinline int balance_error(struct __sk_buff *skb, struct pkt *p)
 {
 	int step;
 
-	if (!p || p->kind != PORT_CONTAINER || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || quoted(skb, p))
+	if (!p || !is_served(p) || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || quoted(skb, p))
 		return 0;
 	step = error_kept(p);
 	return step || p->turned ? step : error_forth(skb, p);

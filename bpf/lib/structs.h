@@ -414,6 +414,7 @@ struct vip_key {
 	__u8 pad;
 };
 
+#define VIP_HOST 1 /* for what the host sends, its own and from outside; others: for containers */
 #define VIP_KEEP 2 /* its packets are delivered as they are */
 
 /* What a back end is chosen by: plan.Spread. */

@@ -94,7 +94,8 @@ func newExposedCmd(a *app) *cobra.Command {
 		Use:   "exposed",
 		Short: "Show who can reach each published port",
 		Long: `Shows every published port of this host, and who can reach it: this host alone, the
-LAN, or one address. A firewall of the host may allow less; it is obeyed.`,
+LAN, or one address. So are the ports of load balancers that are exposed to the LAN. A firewall
+of the host may allow less; it is obeyed.`,
 		Example: "  bulkhead exposed\n  bulkhead exposed -o json",
 		Args:    noArgs,
 	}
@@ -113,11 +114,17 @@ LAN, or one address. A firewall of the host may allow less; it is obeyed.`,
 					state = cell{"reserved", dim}
 				}
 				who, st := reach(p.Expose)
+				name, to := cmp.Or(p.Name, shortGUID(p.Endpoint)), cell{p.Target, plain}
+				if p.LoadBalancer != "" {
+					name = "load balancer " + cmp.Or(p.Name, shortGUID(p.LoadBalancer))
+					if p.Target == "" {
+						to = cell{"no back end", red}
+					}
+				}
 				return []any{
 					fmt.Sprintf("%d/%s", p.HostPort, p.Protocol),
 					cell{who, st},
-					p.Target, orDash(p.Container),
-					cmp.Or(p.Name, shortGUID(p.Endpoint)), state,
+					to, orDash(p.Container), name, state,
 				}
 			},
 		})

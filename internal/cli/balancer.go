@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,8 +16,8 @@ import (
 
 func newBalancerCmd(a *app) *cobra.Command {
 	cmd := group("loadbalancer", "Load balancers: one address for several endpoints",
-		`A load balancer has virtual addresses. A connection from an endpoint of its network to one
-of them goes to one of its back ends, and stays there.`,
+		`A load balancer has virtual addresses, or is at all addresses of the host. A connection to it
+goes to one of its back ends, and stays there.`,
 		"  bulkhead loadbalancer create --name web --vip 10.96.0.10 --port 80:8080 web1 web2\n  bulkhead loadbalancer ls",
 		newBalancerLsCmd(a), a.planned(newBalancerCreateCmd(a)), newInspectKindCmd(a, "load balancer", kindBalancer),
 		a.planned(newBalancerSetCmd(a)), a.planned(newBalancerRmCmd(a)))
@@ -75,13 +74,16 @@ func newBalancerLsCmd(a *app) *cobra.Command {
 // services are what clients ask for, with the back ends' port where that is another.
 func services(l *hcn.HostComputeLoadBalancer) []string {
 	var out []string
-	for _, vip := range l.FrontendVIPs {
-		addr, err := netip.ParseAddr(vip)
-		if err != nil {
-			continue
+	at := l.FrontendVIPs
+	if len(at) == 0 {
+		at = []string{"*"} // the host's own
+	}
+	for _, vip := range at {
+		if strings.Contains(vip, ":") {
+			vip = "[" + vip + "]"
 		}
 		for _, m := range l.PortMappings {
-			s := netip.AddrPortFrom(addr, m.External()).String()
+			s := vip + ":" + strconv.Itoa(int(m.External()))
 			if m.InternalPort != m.External() {
 				s += "→" + strconv.Itoa(int(m.InternalPort))
 			}
@@ -93,22 +95,40 @@ func services(l *hcn.HostComputeLoadBalancer) []string {
 
 // balancerFlags are those of a document.
 type balancerFlags struct {
-	name, network, source, affinity string
-	vips, ports                     []string
-	preserve                        bool
+	name, network, source, affinity, expose string
+	vips, ports                             []string
+	preserve                                bool
 }
 
 func (f *balancerFlags) add(a *app, cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "name")
 	flags.StringVar(&f.network, "network", "", "network whose endpoints are the clients; that of the back ends without it")
-	flags.StringArrayVar(&f.vips, "vip", nil, "virtual address that clients connect to")
+	flags.StringArrayVar(&f.vips, "vip", nil, "virtual address that clients connect to; without any, with --expose lan, all addresses of the host")
+	flags.StringVar(&f.expose, "expose", exposeNetwork, "whose connections: those of the network's endpoints alone (network), or the host's and those from outside as well (lan)")
 	flags.StringArrayVarP(&f.ports, "port", "p", nil, "port of the virtual addresses, and the back ends' where that is another: PORT[:BACKEND][/udp]")
 	flags.StringVar(&f.affinity, "affinity", "none", "what connections of one client have in common: none, source (the back end), source-protocol (the same for each protocol)")
 	flags.StringVar(&f.source, "source-vip", "", "address as which a back end sees itself when it is its own client; the virtual one without it")
 	flags.BoolVar(&f.preserve, "preserve-dip", false, "deliver packets as they are: the back ends have the virtual address")
 	completeFlag(cmd, "network", a.completeNetworks)
+	complete(cmd, "expose", exposeNetwork, exposeLAN)
 	complete(cmd, "affinity", "none", "source", "source-protocol")
+}
+
+// exposeNetwork is for the endpoints of a network alone.
+const exposeNetwork = "network"
+
+// internal says that the load balancer is for the endpoints of its network.
+func (f *balancerFlags) internal() (bool, error) {
+	switch {
+	case f.expose == exposeLAN && f.preserve:
+		return false, api.Errorf(api.KindInvalid, "--preserve-dip delivers to endpoints of the network alone, and --expose lan is for others, too").Hint("leave one of them out")
+	case f.expose == exposeLAN:
+		return false, nil
+	case f.expose != exposeNetwork:
+		return false, api.Errorf(api.KindInvalid, "--expose %q is not known", f.expose).Hint("use network or lan")
+	}
+	return true, nil
 }
 
 // document reads the flags and finds the back ends.
@@ -118,16 +138,26 @@ func (f *balancerFlags) document(ctx context.Context, c *client.Client, ends []s
 	if spread < 0 {
 		return nil, api.Errorf(api.KindInvalid, "--affinity %q is not known", f.affinity).Hint("use none, source or source-protocol")
 	}
+	internal, err := f.internal()
+	if err != nil {
+		return nil, err
+	}
 	for _, text := range f.ports {
 		m, err := parseBalancedPort(text)
 		if err != nil {
 			return nil, err
 		}
 		m.DistributionType = hcn.DistributionType(spread)
-		if f.preserve {
+		switch {
+		case f.preserve: // which is for nobody else, either
 			m.Flags |= hcn.EnablePreserveDip
+		case internal:
+			m.Flags |= hcn.EnableInternalLoadBalancer
 		}
 		doc.PortMappings = append(doc.PortMappings, m)
+	}
+	if internal && len(f.vips) == 0 {
+		return nil, api.Errorf(api.KindInvalid, "it has no address: there is no --vip").Hint("give one, or --expose lan to be at all addresses of the host")
 	}
 	if f.network != "" {
 		n, err := networks(c).find(ctx, f.network)
@@ -136,7 +166,6 @@ func (f *balancerFlags) document(ctx context.Context, c *client.Client, ends []s
 		}
 		doc.HostComputeNetwork = n.ID
 	}
-	var err error
 	doc.HostComputeEndpoints, err = findBackends(ctx, c, ends)
 	return doc, err
 }
@@ -193,7 +222,8 @@ func newBalancerCreateCmd(a *app) *cobra.Command {
 		Long: `Creates a load balancer of endpoints on one network and prints its ID. Those of containers
 are endpoints, too. Without any it refuses connections until it gets one.`,
 		Example: `  bulkhead loadbalancer create --name web --vip 10.96.0.10 --vip fd00:96::10 --port 80:8080 web1 web2
-  bulkhead loadbalancer create --vip 10.96.0.11 --port 53/udp --affinity source dns1 dns2`,
+  bulkhead loadbalancer create --vip 10.96.0.11 --port 53/udp --affinity source dns1 dns2
+  bulkhead loadbalancer create --name site --expose lan --port 30080:8080 web1 web2`,
 		ValidArgsFunction: a.completeEndpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()

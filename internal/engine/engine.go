@@ -379,6 +379,13 @@ func (e *Engine) reserveAll() error {
 			}
 		}
 	}
+	for _, b := range e.st.balancers {
+		for _, f := range plan.BalancerForwards(b, e.st.networks[b.Network]) {
+			if err := e.opt.Ports.Retake(f, balancerOwner(b)); err != nil && !errors.Is(err, plan.ErrNoHostAddress) {
+				errs = append(errs, err)
+			}
+		}
+	}
 	return errors.Join(errs...)
 }
 

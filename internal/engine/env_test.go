@@ -302,6 +302,13 @@ func (e *env) checkOwners() {
 			e.t.Errorf("endpoint %s of no container", id)
 		}
 	}
+	for _, b := range st.balancers {
+		for _, f := range plan.BalancerForwards(b, st.networks[b.Network]) {
+			if !isNoHosts(f) {
+				ports[hostPortOf(f)] = balancerOwner(b)
+			}
+		}
+	}
 	if d := cmp.Diff(fmt.Sprint(ports), fmt.Sprint(e.w.held)); d != "" {
 		e.t.Errorf("reservations (-endpoints +held):\n%s", d)
 	}
@@ -364,7 +371,7 @@ func (e *env) checkIndexes() {
 		e.t.Fatal(err)
 	}
 	text := func(s *state) string {
-		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), s.frontends, len(s.routes), len(s.routesOf), s.served)
+		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), s.frontends, len(s.routes), len(s.routesOf), s.services, s.served, s.inside)
 	}
 	if d := cmp.Diff(text(fresh), text(e.e.st)); d != "" {
 		e.t.Errorf("indexes (-store +memory):\n%s", d)

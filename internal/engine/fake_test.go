@@ -243,25 +243,46 @@ func (a applier) Update(_ context.Context, p *plan.Plan, d *plan.Delta) error {
 			continue
 		}
 		errs = append(errs, a.put(a.i, k, want[k]))
-		if a.i == 2 && removed && isPort {
-			for _, f := range port.Old.Forwards {
-				// The translation gives up what it does not serve; by now somebody else may have it.
-				if a.w.served[hostPortOf(f)] {
-					delete(a.w.held, hostPortOf(f))
-					delete(a.w.served, hostPortOf(f))
-				}
+		var was, is []plan.Forward
+		if isPort && removed {
+			was = port.Old.Forwards
+		}
+		if isPort && port.New != nil {
+			is = port.New.Forwards
+		}
+		if b, ok := d.Balancers[hcn.GUID(k.id)]; ok && k.kind == "loadbalancer" {
+			if b.Old != nil {
+				was = b.Old.Forwards
+			}
+			if b.New != nil {
+				is = b.New.Forwards
 			}
 		}
-		if a.i == 2 && isPort && port.New != nil {
-			for _, f := range port.New.Forwards {
-				a.w.served[hostPortOf(f)] = true
-			}
+		if a.i == 2 {
+			a.w.serve(was, is)
 		}
 		if a.i == 3 && removed {
 			errs = append(errs, a.put(0, k, ""))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// serve is what becomes of the ports of forwards that go and come.
+func (w *world) serve(was, is []plan.Forward) {
+	for _, f := range was {
+		// The translation gives up what it does not serve; by now somebody else may have it.
+		stays := slices.ContainsFunc(is, func(g plan.Forward) bool { return hostPortOf(g) == hostPortOf(f) })
+		if k := hostPortOf(f); w.served[k] && !stays {
+			delete(w.held, k)
+			delete(w.served, k)
+		}
+	}
+	for _, f := range is {
+		if !isNoHosts(f) {
+			w.served[hostPortOf(f)] = true
+		}
+	}
 }
 
 // Preview says what Update would write.
@@ -355,8 +376,12 @@ func (k hostPort) meets(o hostPort) bool {
 		(k.bind == o.bind || k.bind.IsUnspecified() || o.bind.IsUnspecified())
 }
 
-// noHostAddress is one that the fake host does not have.
+// noHostAddress is one that the fake host does not have. Nor has it virtual addresses.
 var noHostAddress = netip.MustParseAddr("203.0.113.9")
+
+func isNoHosts(f plan.Forward) bool {
+	return f.Bind == noHostAddress || f.Scope == plan.ScopeAddress && (netip.MustParsePrefix("10.96.0.0/16").Contains(f.Bind) || netip.MustParsePrefix("fd00:96::/64").Contains(f.Bind))
+}
 
 func (r reserver) Reserve(f plan.Forward, owner string) error {
 	r.w.mu.Lock()
@@ -371,7 +396,7 @@ func (r reserver) reserve(f plan.Forward, owner string) error {
 		return errKilled
 	}
 	k := hostPortOf(f)
-	if f.Bind == noHostAddress {
+	if isNoHosts(f) {
 		return fmt.Errorf("reserve it: %w", plan.ErrNoHostAddress)
 	}
 	for o, who := range r.w.held {

@@ -21,10 +21,14 @@ type frontend struct {
 	port  uint16
 }
 
-func frontends(doc *hcn.HostComputeLoadBalancer) []frontend {
+func frontends(row *plan.LoadBalancer) []frontend {
+	addrs := row.Doc.VIPs()
+	if len(row.Doc.FrontendVIPs) == 0 {
+		addrs = atHost(row)
+	}
 	var out []frontend
-	for _, a := range doc.VIPs() {
-		for _, m := range doc.PortMappings {
+	for _, a := range addrs {
+		for _, m := range row.Doc.PortMappings {
 			out = append(out, frontend{uint8(m.Protocol), a, m.External()})
 		}
 	}
@@ -37,10 +41,13 @@ const (
 	mostServed   = 1 << 20 // back ends of all services together
 )
 
-// served are the back ends of a document's services together.
-func served(doc *hcn.HostComputeLoadBalancer) int {
-	return len(doc.FrontendVIPs) * len(doc.PortMappings) * len(doc.HostComputeEndpoints)
+// servicesOf are how many services a load balancer has on its switch: those for endpoints, and in both families those for the host.
+func servicesOf(row *plan.LoadBalancer) int {
+	return len(row.Doc.FrontendVIPs)*len(row.Doc.PortMappings) + 2*row.OpenPorts()
 }
+
+// served are the back ends of a load balancer's services together.
+func served(row *plan.LoadBalancer) int { return servicesOf(row) * len(row.Doc.HostComputeEndpoints) }
 
 func balancerObject(id hcn.GUID) object { return object{"loadbalancer", string(id)} }
 
@@ -129,12 +136,12 @@ func (t *txn) checkBalancer(row, old *plan.LoadBalancer) error {
 				"choose an address outside of it", a, s.IpAddressPrefix, n.Doc.Name)
 		}
 	}
-	if err := t.frontendsFree(doc); err != nil {
+	if err := t.openBalancer(row, old, n); err != nil {
 		return err
 	}
-	services, all := len(t.st.frontends)+len(frontends(doc)), t.st.served+served(doc)
+	services, all := t.st.services+servicesOf(row), t.st.served+served(row)
 	if old != nil {
-		services, all = services-len(frontends(&old.Doc)), all-served(&old.Doc)
+		services, all = services-servicesOf(old), all-served(old)
 	}
 	if services > mostServices {
 		return hcn.Errorf(hcn.ErrInvalidParameter, "PortMappings: with it the load balancers of this host would have %d services (ports at virtual addresses), %d is the limit: "+
@@ -144,13 +151,13 @@ func (t *txn) checkBalancer(row, old *plan.LoadBalancer) error {
 		return hcn.Errorf(hcn.ErrInvalidParameter, "HostComputeEndpoints: with it the services of this host would have %d back ends together, %d is the limit: "+
 			"delete load balancers that nobody uses, or name fewer back ends", all, mostServed)
 	}
-	return nil
+	return t.claimBalancerPorts(row, old, n)
 }
 
 // frontendsFree refuses services that are another's.
-func (t *txn) frontendsFree(doc *hcn.HostComputeLoadBalancer) error {
-	for _, f := range frontends(doc) {
-		if other, ok := t.st.frontends[f]; ok && other != doc.ID {
+func (t *txn) frontendsFree(row *plan.LoadBalancer) error {
+	for _, f := range frontends(row) {
+		if other, ok := t.st.frontends[f]; ok && other != row.Doc.ID {
 			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%s %s is a service of load balancer %s: delete that one, or choose another port",
 				plan.ProtocolName(f.proto), netip.AddrPortFrom(f.addr, f.port), other)
 		}
@@ -228,7 +235,7 @@ func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.Ho
 			if t.st.balancers[id] != row {
 				return // somebody has changed or deleted it since
 			}
-			if err := t.frontendsFree(&old.Doc); err != nil { // another has taken what it gave up
+			if err := t.frontendsFree(old); err != nil { // another has taken what it gave up
 				e.log.Warn("a load balancer keeps the document that could not be made", "loadbalancer", id, "reason", err)
 				return
 			}
@@ -270,6 +277,7 @@ func (e *Engine) DeleteLoadBalancer(ctx context.Context, id hcn.GUID) error {
 
 func (t *txn) dropBalancer(id hcn.GUID) {
 	if old := t.st.balancers[id]; old != nil {
+		t.releaseBalancerPorts(old)
 		t.putBalancer(id, nil)
 		k := balancerObject(id)
 		t.tell(queued{ev: api.Event{Kind: "loadbalancer", Action: "delete", ID: string(id), Name: old.Doc.Name}, goes: &k})
@@ -290,11 +298,20 @@ func (t *txn) leaveBalancers(endpoint hcn.GUID) {
 func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 	if old := s.balancers[id]; old != nil {
 		delete(s.balancers, id)
-		s.served -= served(&old.Doc)
+		s.services -= servicesOf(old)
+		s.served -= served(old)
+		for _, p := range old.Inside {
+			if s.inside[old.Network][p] == id {
+				delete(s.inside[old.Network], p)
+			}
+		}
+		if len(s.inside[old.Network]) == 0 {
+			delete(s.inside, old.Network)
+		}
 		for _, ep := range old.Doc.HostComputeEndpoints {
 			drop(s.byBackend, ep, id)
 		}
-		for _, f := range frontends(&old.Doc) {
+		for _, f := range frontends(old) {
 			if s.frontends[f] == id {
 				delete(s.frontends, f)
 			}
@@ -304,11 +321,20 @@ func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 		return
 	}
 	s.balancers[id] = row
-	s.served += served(&row.Doc)
+	s.services += servicesOf(row)
+	s.served += served(row)
+	for _, p := range row.Inside {
+		if p != 0 {
+			if s.inside[row.Network] == nil {
+				s.inside[row.Network] = map[uint16]hcn.GUID{}
+			}
+			s.inside[row.Network][p] = id
+		}
+	}
 	for _, ep := range row.Doc.HostComputeEndpoints {
 		insert(s.byBackend, ep, id, row)
 	}
-	for _, f := range frontends(&row.Doc) {
+	for _, f := range frontends(row) {
 		s.frontends[f] = id
 	}
 	s.seq = max(s.seq, row.Seq)

@@ -37,6 +37,9 @@ func TestLoadBalancers(t *testing.T) {
 				return []string{"no switch"}
 			}
 			for _, s := range p.Services {
+				if s.Host {
+					continue
+				}
 				out = append(out, fmt.Sprintf("%s %v", s.VIP, s.Backends))
 			}
 			return out
@@ -92,6 +95,99 @@ func TestLoadBalancers(t *testing.T) {
 		e.wantCode(e.e.DeleteLoadBalancer(bg, lb.ID), hcn.ErrElementNotFound)
 		again := must(e.endpoint(epDoc(n.ID, "")))(e)
 		must(e.balancer(lbDoc(1, again.ID)))(e) // the same service at once
+		e.check()
+	})
+}
+
+// nodePort is a load balancer at the host's own addresses.
+func nodePort(name, more string, ends ...hcn.GUID) string {
+	return fmt.Sprintf(`{"Name":%q,%s,%s"HostComputeEndpoints":%s,"PortMappings":[{"Protocol":6,"ExternalPort":30080,"InternalPort":8080}]}`, name, v2, more, toJSON(ends))
+}
+
+// TestLoadBalancersAtTheHost: their ports are held like published ones, in both families or in one for each of two, and who has one is named.
+func TestLoadBalancersAtTheHost(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		internal := must(e.network(netDoc("b", "Internal", 8)))(e)
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+		web := must(e.endpoint(epDoc(n.ID, "")))(e)
+		e.ok(e.attach(ns.ID, web.ID))
+		forwards := func(id hcn.GUID) (out []string) {
+			e.settle()
+			p := e.e.plan.Balancers[id]
+			for _, f := range p.Forwards {
+				out = append(out, f.String())
+			}
+			for _, s := range p.Services {
+				if s.Host {
+					out = append(out, fmt.Sprintf("%s to %v", &s, s.Backends))
+				}
+			}
+			return out
+		}
+		lb := must(e.balancer(nodePort("web", "", web.ID)))(e)
+		sw := e.e.plan.Switches[n.ID].Number
+		in4, in6 := plan.Inside(sw, false), plan.Inside(sw, true)
+		want := []string{
+			fmt.Sprintf("publish tcp all:30080 to %s:1", in4), fmt.Sprintf("publish tcp all:30080 to [%s]:1", in6),
+			fmt.Sprintf("TCP %s:1 to [10.7.0.2:8080]", in4), fmt.Sprintf("TCP [%s]:1 to [[fd00:7::2]:8080]", in6),
+		}
+		if got := forwards(lb.ID); len(got) != 4 || got[2] != want[2] || got[3] != want[3] {
+			e.t.Errorf("at the host: %q, want %q", got, want)
+		}
+		if host := e.e.plan.Ports[plan.HostPortID(n.ID)]; len(host.VNIC.Routes) != 2 || len(host.Acquaintance()) != 2 {
+			e.t.Errorf("the host's vNIC has routes %v and neighbours %v", host.VNIC.Routes, host.Acquaintance())
+		}
+		published := `"Policies":[{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80,"ExternalPort":30080}}]`
+		_, err := e.endpoint(epDoc(n.ID, published))
+		e.wantCode(err, hcn.ErrPortAlreadyExists)
+		if !strings.Contains(fmt.Sprint(err), "load balancer web") {
+			e.t.Errorf("the holder is not named: %v", err)
+		}
+		_, err = e.balancer(nodePort("other", "", web.ID))
+		e.wantCode(err, hcn.ErrPortAlreadyExists)
+		_, err = e.balancer(fmt.Sprintf(`{%s,"HostComputeNetwork":%q,"PortMappings":[{"Protocol":6,"InternalPort":80}]}`, v2, internal.ID))
+		e.wantCode(err, hcn.ErrRequestUnsupported)
+		_, err = e.balancer(fmt.Sprintf(`{%s,"HostComputeNetwork":%q,"FrontendVIPs":["10.96.0.7"],"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":"LocalRoutedVip"}]}`, v2, internal.ID))
+		e.wantCode(err, hcn.ErrRequestUnsupported)
+		e.w.host[hostPort{6, netip.IPv4Unspecified(), 80}] = "nginx"
+		_, err = e.balancer(strings.Replace(nodePort("nginx's", "", web.ID), "30080", "80", 1))
+		e.wantCode(err, hcn.ErrPortAlreadyExists)
+		must(e.balancer(lbDoc(1, web.ID)))(e) // an address that is none of the host's is nobody's to bind
+
+		// A client makes one for IPv6, whichever comes first.
+		six := must(e.balancer(nodePort("web6", `"Flags":"IPv6",`, web.ID)))(e)
+		if got := forwards(lb.ID); len(got) != 2 || got[1] != want[2] {
+			e.t.Errorf("beside one for IPv6: %q", got)
+		}
+		if got := forwards(six.ID); len(got) != 2 || !strings.HasPrefix(got[1], fmt.Sprintf("TCP [%s]:", in6)) {
+			e.t.Errorf("the one for IPv6: %q", got)
+		}
+		e.ok(e.e.DeleteLoadBalancer(bg, lb.ID))
+		lb = must(e.balancer(nodePort("web", "", web.ID)))(e)
+		if got := forwards(lb.ID); len(got) != 2 {
+			e.t.Errorf("made after one for IPv6: %q", got)
+		}
+		e.ok(e.e.DeleteLoadBalancer(bg, six.ID))
+		e.ok(e.e.ModifyLoadBalancer(bg, lb.ID, must(e.e.LoadBalancer(lb.ID))(e)))
+		if got := forwards(lb.ID); len(got) != 4 {
+			e.t.Errorf("after the one for IPv6: %q", got)
+		}
+		before := forwards(lb.ID)
+		e.restart()
+		if got := forwards(lb.ID); !slices.Equal(got, before) {
+			e.t.Errorf("after a restart: %q, want %q", got, before)
+		}
+		e.check()
+		e.ok(e.e.DeleteLoadBalancer(bg, lb.ID))
+		must(e.endpoint(epDoc(n.ID, published)))(e) // free at once
+		for _, id := range e.e.LoadBalancers(hcn.Filter{}) {
+			e.ok(e.e.DeleteLoadBalancer(bg, id))
+		}
+		e.settle()
+		if host := e.e.plan.Ports[plan.HostPortID(n.ID)]; len(host.VNIC.Routes)+len(host.KnownOn) != 0 {
+			e.t.Errorf("routes of nobody: %v", host.VNIC.Routes)
+		}
 		e.check()
 	})
 }
@@ -269,7 +365,7 @@ func TestLoadBalancersOfAHost(t *testing.T) {
 			for ; made < 100; made++ {
 				doc := hcn.HostComputeLoadBalancer{HostComputeEndpoints: []hcn.GUID{ep.ID}, FrontendVIPs: []string{fmt.Sprintf("10.96.0.%d", made)}, SchemaVersion: hcn.V2()}
 				for port := range 4096 {
-					doc.PortMappings = append(doc.PortMappings, hcn.LoadBalancerPortMapping{Protocol: hcn.ProtocolTCP, InternalPort: uint16(port + 1)})
+					doc.PortMappings = append(doc.PortMappings, hcn.LoadBalancerPortMapping{Protocol: hcn.ProtocolTCP, InternalPort: uint16(port + 1), Flags: hcn.EnableInternalLoadBalancer})
 				}
 				if _, err := t.newBalancer("", doc); err != nil {
 					return err
@@ -294,7 +390,8 @@ func TestLoadBalancersOfAHost(t *testing.T) {
 // TestCutBalancers kills the daemon at every step of making, changing and deleting a load balancer: it is there whole, or not.
 func TestCutBalancers(t *testing.T) {
 	for name, op := range map[string]func(e *env, lb, ep hcn.GUID) error{
-		"create": func(e *env, _, ep hcn.GUID) error { return second(e.balancer(lbDoc(2, ep))) },
+		"create":      func(e *env, _, ep hcn.GUID) error { return second(e.balancer(lbDoc(2, ep))) },
+		"at the host": func(e *env, _, ep hcn.GUID) error { return second(e.balancer(nodePort("node", "", ep))) },
 		"modify": func(e *env, lb, _ hcn.GUID) error {
 			doc := must(e.e.LoadBalancer(lb))(e)
 			doc.HostComputeEndpoints = nil

@@ -209,22 +209,44 @@ func (e *Engine) Published() []api.Published {
 				Protocol: protoText(hcn.Protocol(f.Protocol)), HostPort: f.Port, Target: f.To.String(),
 				Endpoint: id, Name: ep.Doc.Name, Container: owners[id], Active: ep.Attach != nil,
 			}
-			switch {
-			case f.Scope == plan.ScopeAll:
-				p.Expose = "all"
-			case f.Scope == plan.ScopeLAN:
-				p.Expose = "lan"
-			case f.Bind.IsLoopback():
-				p.Expose = "loopback"
-			default:
-				p.Expose = f.Bind.String()
-			}
+			p.Expose = exposeOf(f)
 			out = append(out, p)
 		}
 	}
+	for id, b := range e.st.balancers {
+		out = append(out, e.publishedBy(id, b)...)
+	}
 	slices.SortFunc(out, func(a, b api.Published) int {
-		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Target, b.Target))
+		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Expose, b.Expose))
 	})
+	return out
+}
+
+func exposeOf(f plan.Forward) string {
+	switch {
+	case f.Scope == plan.ScopeAll:
+		return "all"
+	case f.Scope == plan.ScopeLAN:
+		return "lan"
+	case f.Bind.IsLoopback():
+		return "loopback"
+	}
+	return f.Bind.String()
+}
+
+// publishedBy are the ports of a load balancer that is for the outside as well.
+func (e *Engine) publishedBy(id hcn.GUID, b *plan.LoadBalancer) []api.Published {
+	var out []api.Published
+	for _, f := range plan.BalancerForwards(b, e.st.networks[b.Network]) {
+		var ends []string
+		for _, ep := range e.view.backends(id, f) {
+			ends = append(ends, ep.String())
+		}
+		out = append(out, api.Published{
+			Protocol: protoText(hcn.Protocol(f.Protocol)), HostPort: f.Port, Target: strings.Join(ends, ","), Name: b.Doc.Name,
+			Active: true, Expose: exposeOf(f), LoadBalancer: id,
+		})
+	}
 	return out
 }
 

@@ -52,7 +52,10 @@ type state struct {
 	routesOf    map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute     // by the endpoints in their documents
 	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer // so, too
 	frontends   map[frontend]hcn.GUID                        // whose service is what
+	services    int                                          // of all load balancers
 	served      int                                          // back ends of all services together
+	inside      map[hcn.GUID]map[uint16]hcn.GUID             // by network: whose port on its own address is what
+	lastInside  map[hcn.GUID]uint16                          // the newest pick of those
 
 	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
 	// whose they are.
@@ -81,6 +84,7 @@ func newState() *state {
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
 		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[frontend]hcn.GUID{},
+		inside: map[hcn.GUID]map[uint16]hcn.GUID{}, lastInside: map[hcn.GUID]uint16{},
 		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
 	}
 }

@@ -119,6 +119,22 @@ func (v *view) numbered(sw uint32) *plan.Switch {
 	return nil
 }
 
+// backends are who a load balancer's forward leads to.
+func (v *view) backends(id hcn.GUID, f plan.Forward) []netip.AddrPort {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	b := v.services[id]
+	if b == nil {
+		return nil
+	}
+	for i := range b.Services {
+		if s := &b.Services[i]; s.Host && s.Protocol == f.Protocol && netip.AddrPortFrom(s.VIP, s.Port) == f.To {
+			return s.Backends
+		}
+	}
+	return nil
+}
+
 func (v *view) network(id hcn.GUID) *plan.Switch {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

@@ -22,6 +22,11 @@ type LoadBalancer struct {
 	Seq uint64
 	// Network is the one whose switch balances: the document's, or that of its back ends.
 	Network hcn.GUID
+	// Inside are ports, one for each of the mappings, by which the host sends to it on the network (see Inside). Those of a network are
+	// all different. 0 or none: the mapping is for endpoints of the network only.
+	Inside []uint16 `json:",omitempty"`
+	// Only4 says that at the host's IPv6 addresses its ports are those of another one, which is for IPv6 alone.
+	Only4 bool `json:",omitempty"`
 }
 
 // Balancer is a load balancer on a switch.
@@ -31,6 +36,8 @@ type Balancer struct {
 	Network  hcn.GUID
 	Switch   uint32
 	Services []Service
+	// Forwards are what the host translates, for itself and for the outside.
+	Forwards []Forward
 }
 
 // Service is what clients ask for, and who answers.
@@ -39,12 +46,21 @@ type Service struct {
 	VIP      netip.Addr
 	Port     uint16
 	Spread   Spread
+	// Host says that it is for what the host sends, and not for containers: see Inside.
+	Host bool
 	// Keep says that packets are delivered as they are: the back ends have the address.
 	Keep bool
 	// Self is as whom a back end meets itself.
 	Self netip.Addr
 	// Backends in a fixed order, without duplicates.
 	Backends []netip.AddrPort
+}
+
+func (b *Balancer) forwards() []Forward {
+	if b == nil {
+		return nil
+	}
+	return b.Forwards
 }
 
 // Spread says what a back end is chosen by. The numbers are those of SPREAD_* in bpf/lib.
@@ -105,7 +121,8 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 		return nil
 	}
 	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch}
-	ends := backendLists(in, b)
+	local, remote := backends(in, b)
+	ends := backendLists(local, remote)
 	for _, m := range b.Doc.PortMappings {
 		for _, text := range b.Doc.FrontendVIPs {
 			vip, err := netip.ParseAddr(text)
@@ -124,12 +141,13 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 			out.Services = append(out.Services, s)
 		}
 	}
+	out.Forwards = BalancerForwards(b, n)
+	out.Services = append(out.Services, insideServices(b, out.Forwards, local)...)
 	return out
 }
 
 // backendLists gives the back ends of services by what tells them apart: many services of a load balancer have the same.
-func backendLists(in *Intent, b *LoadBalancer) func(is4, keep bool, port uint16) []netip.AddrPort {
-	local, remote := backends(in, b)
+func backendLists(local, remote []netip.Addr) func(is4, keep bool, port uint16) []netip.AddrPort {
 	type kind struct {
 		is4, keep bool
 		port      uint16
@@ -262,14 +280,15 @@ func (s *Service) Choose(src netip.AddrPort) (netip.AddrPort, bool) {
 	return s.Backends[places[h%uint32(len(places))]], true
 }
 
-// ServiceAt is the service of a switch that packets to an address are for, with its load balancer; nil for none.
-func (p *Plan) ServiceAt(network hcn.GUID, protocol uint8, dst netip.AddrPort) (*Balancer, *Service) {
+// ServiceAt is the service of a switch that packets to an address are for, with its load balancer; nil for none. host asks for those of
+// the host.
+func (p *Plan) ServiceAt(network hcn.GUID, protocol uint8, dst netip.AddrPort, host bool) (*Balancer, *Service) {
 	for _, b := range p.Balancers {
 		if b.Network != network {
 			continue
 		}
 		for i := range b.Services {
-			if s := &b.Services[i]; s.Protocol == protocol && s.VIP == dst.Addr() && s.Port == dst.Port() {
+			if s := &b.Services[i]; s.Host == host && s.Protocol == protocol && s.VIP == dst.Addr() && s.Port == dst.Port() {
 				return b, s
 			}
 		}
@@ -304,8 +323,22 @@ func (b *Balancer) text(w *strings.Builder) {
 		if s.Keep {
 			w.WriteString(" kept")
 		}
+		if s.Host {
+			w.WriteString(" for the host")
+		}
 		w.WriteString(optional(" to ", list(s.Backends)) + "\n")
 	}
+	for _, f := range b.Forwards {
+		fmt.Fprintf(w, "    %s\n", f)
+	}
+}
+
+// BalancerOwner is how a load balancer is named as holder of host ports.
+func BalancerOwner(name string, id hcn.GUID) string {
+	if name == "" {
+		return "load balancer " + string(id)
+	}
+	return "load balancer " + name + " (" + string(id) + ")"
 }
 
 func (b *Balancer) title() string {

@@ -1,6 +1,94 @@
 package plan
 
-import "net/netip"
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// balanced is the load balancer, and what the host translates for it, that a packet meets at the host; nil for none. local is a process
+// of the host's own, which alone reaches loopback.
+func (e *explainer) balanced(local bool) (*Balancer, Forward) {
+	var found *Balancer
+	var with Forward
+	for _, id := range slices.Sorted(maps.Keys(e.plan.Balancers)) {
+		for _, f := range e.plan.Balancers[id].Forwards {
+			if f.Protocol != e.q.Protocol || f.Port != e.q.Port || f.Is4() != e.Dst.Is4() {
+				continue
+			}
+			one := f.Scope == ScopeAddress && f.Bind == e.Dst
+			all := f.Scope == ScopeAll && e.hostAddress(e.Dst) && (local || !e.Dst.IsLoopback())
+			if one || all && found == nil {
+				found, with = e.plan.Balancers[id], f
+			}
+		}
+	}
+	return found, with
+}
+
+// hostToBalanced begins with a process of the host, for an address of a load balancer or, if none is named, one of the host's that it is at.
+func (e *explainer) hostToBalanced() bool {
+	to := []netip.Addr{e.q.To.Addr}
+	if e.q.To.Kind == PartyHost && !e.q.To.Addr.IsValid() {
+		to = e.bindings()
+	}
+	for _, a := range to {
+		if !a.IsValid() {
+			continue
+		}
+		e.Dst = a
+		b, f := e.balanced(true)
+		if b == nil {
+			continue
+		}
+		e.Src = a
+		if !e.hostAddress(a) {
+			r, ok := e.hostRoute() // the kernel picks the source before it is translated
+			if !ok {
+				return true
+			}
+			e.Src = r.Src
+		}
+		e.toBalanced(b, f, nil)
+		return true
+	}
+	e.Dst = netip.Addr{}
+	return false
+}
+
+// toBalanced goes on at the host's vNIC, at whose port the switch chooses a back end. from is the container that sent the packet, nil for
+// the host and the outside.
+func (e *explainer) toBalanced(b *Balancer, f Forward, from *Port) {
+	sw := e.plan.Switches[b.Network]
+	if from != nil && e.plan.Switches[from.Network].Mode == ModeInternal {
+		e.fail(layerNAT, from.ID, "", "network %s is Internal: nothing of it is forwarded (table inet bulkhead, drop_internal)", e.plan.Switches[from.Network].Name)
+		return
+	}
+	where := f.scopeText()
+	if f.Scope == ScopeAddress && !e.hostAddress(f.Bind) {
+		where = "at its virtual address"
+	}
+	e.step(layerNAT, sw.HostPort, "load balancer %s, %s: %s becomes %s, which the switch of network %s balances", b.title(), where, netip.AddrPortFrom(e.Dst, f.Port), f.To, sw.Name)
+	k := Packet{From: sw.HostPort, Src: e.Src, Dst: f.To.Addr(), DstPort: f.To.Port(), DstMAC: insideMAC()}
+	if !e.foreign(e.seenAs(&k, from, sw)) {
+		return
+	}
+	got := e.leg(k)
+	if got == nil {
+		if e.Reason == "no-backend" {
+			e.Next = "bulkhead loadbalancer set " + cmp.Or(b.Name, string(b.ID)) + " ENDPOINT…"
+		}
+		return
+	}
+	if got.Verdict != Delivered {
+		e.Summary = "the switch judges this packet by more than an explanation holds"
+		return
+	}
+	to := e.plan.Ports[got.To]
+	e.mtu(sw.MTU, to.VNIC.MTU)
+	e.deliver(to, k.Src, got.Backend, got.Backend.String())
+}
 
 // toService ends a way that a load balancer decides: who would get the packet without it says nothing.
 func (e *explainer) toService(k Packet, from *Port, sw *Switch) {

@@ -28,7 +28,15 @@ func (e *explainer) intoHost(from *Port, sw *Switch, device string) {
 			e.toPublished(f, to, from)
 			return
 		}
+		if b, f := e.balanced(false); b != nil {
+			e.toBalanced(b, f, from)
+			return
+		}
 		e.intoStack(sw)
+		return
+	}
+	if b, f := e.balanced(false); b != nil { // of another network
+		e.toBalanced(b, f, from)
 		return
 	}
 	if sw.Mode.OnLAN() {
@@ -164,7 +172,19 @@ func (e *explainer) toPublished(f Forward, to, from *Port) {
 		return
 	}
 	k := Packet{From: sw.HostPort, Src: e.Src, Dst: f.To.Addr(), DstPort: f.To.Port()}
-	hook := "forward"
+	if !e.foreign(e.seenAs(&k, from, sw)) {
+		return
+	}
+	if t := e.leg(k); t != nil {
+		e.mtu(sw.MTU, to.VNIC.MTU)
+		e.deliver(to, k.Src, f.To, f.To.String())
+	}
+}
+
+// seenAs gives a packet that the host sends to a network the source that it has there, and says which hook it passes. from is the
+// container that sent it, nil for the host and the outside.
+func (e *explainer) seenAs(k *Packet, from *Port, sw *Switch) (hook string) {
+	hook = "forward"
 	switch {
 	case e.q.From.Kind == PartyHost && e.Dst.IsLoopback():
 		hook, k.Src = "output", e.gateway(sw)
@@ -172,19 +192,13 @@ func (e *explainer) toPublished(f Forward, to, from *Port) {
 	case e.q.From.Kind == PartyHost:
 		hook = "output"
 		e.step(layerNAT, "", "the container sees the host's address, %s", k.Src)
-	case from != nil && from.Network == to.Network:
+	case from != nil && from.Network == sw.Network:
 		k.Src = e.gateway(sw)
 		e.step(layerNAT, "", "both are on network %s: the source becomes the gateway's, %s, so that the answer comes back this way", sw.Name, k.Src)
 	default:
 		e.step(layerNAT, "", "the container sees the client's own address, %s", k.Src)
 	}
-	if !e.foreign(hook) {
-		return
-	}
-	if t := e.leg(k); t != nil {
-		e.mtu(sw.MTU, to.VNIC.MTU)
-		e.deliver(to, k.Src, f.To, f.To.String())
-	}
+	return hook
 }
 
 // toHidden is a published port of a container on a LAN, to which the host sends as itself.
@@ -209,6 +223,9 @@ func (e *explainer) toHidden(f Forward, to *Port, sw *Switch) {
 
 // fromHost begins with a process of the host.
 func (e *explainer) fromHost() {
+	if e.q.To.Kind != PartyPorts && e.hostToBalanced() {
+		return
+	}
 	if e.q.To.Kind != PartyPorts {
 		e.hostOut()
 		return
@@ -291,6 +308,14 @@ func (e *explainer) fromOutside() {
 	if e.Src = e.q.From.Addr; !e.Src.IsValid() {
 		e.Src = Example(e.q.V6)
 	}
+	if e.Dst = e.q.To.Addr; e.Dst.IsValid() && e.q.To.Kind != PartyPorts {
+		if b, f := e.balanced(false); b != nil {
+			if e.forwardingAny() {
+				e.toBalanced(b, f, nil)
+			}
+			return
+		}
+	}
 	outer := e.outerAddrs()
 	if e.q.To.Kind == PartyPorts && (e.lanToPort() || e.remoteToPort()) {
 		return
@@ -327,6 +352,12 @@ func (e *explainer) outsideToHost(a netip.Addr) {
 	}
 	if f, to := e.published(nil, false); to != nil {
 		e.toPublished(f, to, nil)
+		return
+	}
+	if b, f := e.balanced(false); b != nil {
+		if e.forwardingAny() {
+			e.toBalanced(b, f, nil)
+		}
 		return
 	}
 	e.intoStack(nil)

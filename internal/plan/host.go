@@ -12,6 +12,11 @@ func needsHostAgain(d *Delta) bool {
 			}
 		}
 	}
+	for _, c := range d.Balancers {
+		if len(c.Old.forwards())+len(c.New.forwards()) > 0 {
+			return true
+		}
+	}
 	return false
 }
 
@@ -42,8 +47,14 @@ func (p *Plan) recompileHost(d *Delta) {
 
 // forwardPorts: the proxy of an Internal network may be one of its endpoints, to which
 // the host sends back what comes from another one. And the host may be the gateway of
-// containers with one MAC on the wire.
+// containers with one MAC on the wire. And there are load balancers of overlays.
 func (p *Plan) forwardPorts(host *Host) {
+	for _, b := range p.Balancers {
+		for _, f := range b.Forwards {
+			host.Forward4 = host.Forward4 || f.Is4()
+			host.Forward6 = host.Forward6 || !f.Is4()
+		}
+	}
 	for _, port := range p.Ports {
 		sw := p.Switches[port.Network]
 		for i := range port.Outbound { // the host hides them

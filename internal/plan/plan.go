@@ -221,7 +221,8 @@ type Port struct {
 	// ConfirmBy is when the endpoint is detached unless somebody confirms it; zero: it stays.
 	ConfirmBy time.Time
 	// KnownOn are the network's own vNICs, the host's and the resolver's, that
-	// hold a permanent neighbour entry for each of Addrs (see Neighbour).
+	// hold a permanent neighbour entry for each of Addrs (see Neighbour). Of the host's
+	// own port it is its vNIC, when that has neighbours which are no ports.
 	KnownOn []Interface
 	// UDPPort of a tunnel, and the NICs that its packets may come in by. Below is the path of the compartment that its socket is in:
 	// with one, nothing comes or goes by the NICs.
@@ -316,6 +317,9 @@ const (
 
 // Acquaintance is what the interfaces of KnownOn know of a port.
 func (p *Port) Acquaintance() []Neighbour {
+	if p.Kind == PortHost {
+		return p.VNIC.Neighbours
+	}
 	out := make([]Neighbour, len(p.Addrs))
 	for i, a := range p.Addrs {
 		out[i] = Neighbour{Addr: a, MAC: p.MAC}

@@ -75,8 +75,23 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	for id := range dirty.Namespaces {
 		update(p.Namespaces, d.Namespaces, id, compileNamespace(in.Namespaces[id]))
 	}
+	balanced := map[hcn.GUID]struct{}{}
+	for id := range p.withBalancers(in, dirty, endpoints, remotes) {
+		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.Balancers[id]))
+	}
+	for _, c := range d.Balancers {
+		for _, b := range []*Balancer{c.Old, c.New} {
+			if b != nil {
+				balanced[b.Network] = struct{}{}
+			}
+		}
+	}
 	for id := range dirty.Networks {
+		delete(balanced, id)
 		sw, own := compileNetwork(in.Networks[id], f)
+		if own.host != nil {
+			sw.setInside(own.host, p.isOpen(id))
+		}
 		if first := in.firstOn(in.Networks[id]); sw != nil && first != nil && first.Doc.ID != id && own.uplink != nil {
 			sw.UplinkPort, own.uplink = UplinkPortID(first.Doc.ID), nil
 		}
@@ -107,8 +122,8 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	for id := range remotes {
 		update(p.Remotes, d.Remotes, id, compileRemote(in, id, f))
 	}
-	for id := range p.withBalancers(in, dirty, endpoints, remotes) {
-		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.Balancers[id]))
+	for id := range balanced {
+		p.reopen(d, id)
 	}
 	if len(d.Switches) > 0 {
 		p.recompileTunnels(d)

@@ -5,15 +5,16 @@ import (
 	"net/netip"
 )
 
-// service is the one that a packet is for, nil for none: only containers are served, and a proxy comes before.
+// service is the one that a packet is for, nil for none: only containers and the host by its vNIC are served, and a proxy comes before.
 func (t *tracer) service() *Service {
 	k := &t.pkt
-	if t.from.Kind != PortContainer || t.isHost(t.from) || k.Protocol != protoTCP && k.Protocol != protoUDP ||
+	host := t.from.Kind == PortHost
+	if !host && !t.isContainer(t.from) || k.Protocol != protoTCP && k.Protocol != protoUDP ||
 		!t.sw.Mode.OnLAN() && t.from.DetourOf(k.Protocol, k.Dst) != nil {
 		return nil
 	}
 	var s *Service
-	t.balancer, s = t.plan.ServiceAt(t.sw.Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort))
+	t.balancer, s = t.plan.ServiceAt(t.sw.Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort), host)
 	return s
 }
 
@@ -35,6 +36,10 @@ func (t *tracer) balance() bool {
 		how = "its only back end"
 	}
 	t.self = to.Addr() == k.Src && !s.Keep
+	if t.self && s.Host {
+		t.drop("load balancer", t.from.ID, "source-address", "%s is a service of load balancer %s: the back end %s, which it is for, is no address of the sender", s, b.title(), to)
+		return false
+	}
 	switch {
 	case s.Keep:
 		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, as it is (%s)", s, b.title(), to.Addr(), how)

@@ -181,7 +181,7 @@ func TestListsMeanTheDocuments(t *testing.T) {
 		for range 20 {
 			k := plantest.Packet(t, p)
 			tr := p.Trace(k)
-			if _, s := p.ServiceAt(p.Ports[k.From].Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort)); s != nil {
+			if _, s := p.ServiceAt(p.Ports[k.From].Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort), p.Ports[k.From].Kind == plan.PortHost); s != nil {
 				continue // its back end's rules
 			}
 			var ports [2]uint16

@@ -3,6 +3,7 @@ package nat
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sort"
@@ -87,21 +88,8 @@ func (es elements) addPort(p *plan.Port) error {
 		return nil
 	}
 	for _, f := range p.Forwards {
-		k, e := forwardElement(f)
-		e.kind, e.owner = "port", string(p.ID)
-		if have, ok := es[k]; ok && have.val != e.val {
-			return fmt.Errorf("publish %s: published to port %s already", Describe(f), have.owner)
-		}
-		es[k] = e
-		if f.Hidden {
-			h := elem{keyText: []string{f.To.Addr().String()}, kind: e.kind, owner: e.owner}
-			es[elemKey{set: hiddenSet(f.Is4()), key: string(f.To.Addr().AsSlice())}] = h
-		}
-		if k.set == mapAll6 || k.set == mapLAN6 {
-			es[elemKey{set: setLinkLocal, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
-		}
-		if k.set == mapLAN4 {
-			es[elemKey{set: setLoopback4, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
+		if err := es.addForward(f, kindPort, string(p.ID)); err != nil {
+			return err
 		}
 	}
 	for i := range p.Outbound {
@@ -109,6 +97,57 @@ func (es elements) addPort(p *plan.Port) error {
 	}
 	es.addDetours(p)
 	return nil
+}
+
+// addBalancer puts in the elements of a load balancer's ports.
+func (es elements) addBalancer(b *plan.Balancer) error {
+	if b == nil {
+		return nil
+	}
+	for _, f := range b.Forwards {
+		if err := es.addForward(f, kindBalancer, string(b.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The kinds of those who have forwards.
+const (
+	kindPort     = "port"
+	kindBalancer = "loadbalancer"
+)
+
+func (es elements) addForward(f plan.Forward, kind, owner string) error {
+	k, e := forwardElement(f)
+	e.kind, e.owner = kind, owner
+	if have, ok := es[k]; ok && have.val != e.val {
+		return fmt.Errorf("publish %s: published to %s already", Describe(f), have.holder())
+	}
+	es[k] = e
+	if f.Hidden {
+		h := elem{keyText: []string{f.To.Addr().String()}, kind: e.kind, owner: e.owner}
+		es[elemKey{set: hiddenSet(f.Is4()), key: string(f.To.Addr().AsSlice())}] = h
+	}
+	if k.set == mapAll6 || k.set == mapLAN6 {
+		es[elemKey{set: setLinkLocal, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
+	}
+	if k.set == mapLAN4 {
+		es[elemKey{set: setLoopback4, key: k.key}] = elem{keyText: e.keyText, kind: e.kind, owner: e.owner}
+	}
+	return nil
+}
+
+// holder names whose an element is.
+func (e elem) holder() string {
+	if e.kind == kindBalancer {
+		return "load balancer " + e.owner
+	}
+	return "port " + e.owner
+}
+
+func (e elem) error(err error) error {
+	return &plan.ObjectError{Kind: e.kind, ID: e.owner, Err: err}
 }
 
 func hiddenSet(v4 bool) string {
@@ -187,11 +226,16 @@ func planElements(p *plan.Plan) (elements, []error) {
 			errs = append(errs, portError(id, err))
 		}
 	}
+	for _, id := range slices.Sorted(maps.Keys(p.Balancers)) {
+		if err := es.addBalancer(p.Balancers[id]); err != nil {
+			errs = append(errs, elem{kind: kindBalancer, owner: string(id)}.error(err))
+		}
+	}
 	return es, errs
 }
 
 func portError(id plan.PortID, err error) error {
-	return &plan.ObjectError{Kind: "port", ID: string(id), Err: err}
+	return elem{kind: kindPort, owner: string(id)}.error(err)
 }
 
 // without lists what is in es and not, or not with the same value, in other.

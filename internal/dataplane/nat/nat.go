@@ -239,7 +239,7 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	return errors.Join(errs...)
 }
 
-// Cut deletes the elements of the ports that d takes away. Entries of conntrack are left to the Update, which comes
+// Cut deletes the elements of the ports and load balancers that d takes away. Entries of conntrack are left to the Update, which comes
 // before any other port can get the address.
 func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	a.mu.Lock()
@@ -248,6 +248,11 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	for _, c := range d.Ports {
 		if c.New == nil {
 			_ = del.addPort(c.Old) // a conflict in there was told when it was new
+		}
+	}
+	for _, c := range d.Balancers {
+		if c.New == nil {
+			_ = del.addBalancer(c.Old)
 		}
 	}
 	for k, e := range del {
@@ -286,19 +291,26 @@ func deltaElements(d *plan.Delta) (was, is elements, errs []error) {
 			errs = append(errs, portError(id, err))
 		}
 	}
+	for _, id := range slices.Sorted(maps.Keys(d.Balancers)) {
+		c := d.Balancers[id]
+		_ = was.addBalancer(c.Old)
+		if err := is.addBalancer(c.New); err != nil {
+			errs = append(errs, elem{kind: kindBalancer, owner: string(id)}.error(err))
+		}
+	}
 	return was, is, errs
 }
 
-// refuseTaken takes out of is what an unchanged port holds, and out of was what another port won.
+// refuseTaken takes out of is what an unchanged port or load balancer holds, and out of was what another one won.
 func (a *Applier) refuseTaken(was, is elements) []error {
 	var errs []error
 	for k, e := range is {
 		have, ok := a.applied[k]
-		if _, changing := was[k]; !ok || changing || e.kind != "port" || have.owner == e.owner {
+		if _, changing := was[k]; !ok || changing || e.kind != kindPort && e.kind != kindBalancer || have.owner == e.owner {
 			continue
 		}
 		delete(is, k)
-		errs = append(errs, portError(plan.PortID(e.owner), fmt.Errorf("publish %v: published to port %s already", e.keyText, have.owner)))
+		errs = append(errs, e.error(fmt.Errorf("publish %v: published to %s already", e.keyText, have.holder())))
 	}
 	for k, e := range was {
 		if have, ok := a.applied[k]; ok && have.owner != e.owner {

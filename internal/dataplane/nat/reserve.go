@@ -325,17 +325,61 @@ func (r *Reservations) Holder(f plan.Forward) (owner string, ok bool) {
 	return h.owner, true
 }
 
+// claim is what somebody of a plan wants of the host: forwards, whose ports are to be held.
+type claim struct {
+	who      elem
+	owner    string // as holder of ports
+	forwards []plan.Forward
+}
+
+func claimOf(p *plan.Port) claim {
+	if p == nil {
+		return claim{}
+	}
+	return claim{elem{kind: kindPort, owner: string(p.ID)}, Owner(p), p.Forwards}
+}
+
+func claimOfBalancer(b *plan.Balancer) claim {
+	if b == nil {
+		return claim{}
+	}
+	return claim{elem{kind: kindBalancer, owner: string(b.ID)}, plan.BalancerOwner(b.Name, b.ID), b.Forwards}
+}
+
+// claims are those of a plan.
+func claims(p *plan.Plan) []claim {
+	var out []claim
+	for _, port := range p.Ports {
+		if len(port.Forwards) > 0 {
+			out = append(out, claimOf(port))
+		}
+	}
+	for _, b := range p.Balancers {
+		if len(b.Forwards) > 0 {
+			out = append(out, claimOfBalancer(b))
+		}
+	}
+	return out
+}
+
+// claimsOf are those of a delta, before and after.
+func claimsOf(d *plan.Delta) (was, is []claim) {
+	for _, c := range d.Ports {
+		was, is = append(was, claimOf(c.Old)), append(is, claimOf(c.New))
+	}
+	for _, c := range d.Balancers {
+		was, is = append(was, claimOfBalancer(c.Old)), append(is, claimOfBalancer(c.New))
+	}
+	return was, is
+}
+
 // follow makes the reservations match a plan: after a restart it takes the ports again. One that it cannot take is
 // reported, not fatal: the data path works without.
 func (r *Reservations) follow(p *plan.Plan) []plan.Drift {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	wanted := map[reservation]bool{}
-	for _, port := range p.Ports {
-		for _, f := range port.Forwards {
-			wanted[keyOf(f)] = true
-		}
-	}
+	all := claims(p)
+	wanted := wantedBy(all)
 	for k, h := range r.held {
 		if h.planned && !wanted[k] {
 			r.drop(k)
@@ -347,15 +391,31 @@ func (r *Reservations) follow(p *plan.Plan) []plan.Drift {
 		}
 	}
 	var drift []plan.Drift
-	for id, port := range p.Ports {
-		for _, f := range port.Forwards {
-			if err := r.plan(f, Owner(port)); err != nil {
-				drift = append(drift, plan.Drift{Object: "host port " + Describe(f), ID: string(id), Found: err.Error()})
+	for _, c := range all {
+		for _, f := range c.forwards {
+			if err := r.plan(f, c.owner); err != nil && !c.vacant(err) {
+				drift = append(drift, plan.Drift{Object: "host port " + Describe(f), ID: c.who.owner, Found: err.Error()})
 			}
 		}
 	}
 	slices.SortFunc(drift, func(a, b plan.Drift) int { return strings.Compare(a.Object, b.Object) })
 	return drift
+}
+
+func wantedBy(all []claim) map[reservation]bool {
+	out := map[reservation]bool{}
+	for _, c := range all {
+		for _, f := range c.forwards {
+			out[keyOf(f)] = true
+		}
+	}
+	return out
+}
+
+// vacant tells that a port could not be taken, and need not: a load balancer's virtual address may be none of the host's, and then
+// nobody can bind it.
+func (c *claim) vacant(err error) bool {
+	return c.who.kind == kindBalancer && errors.Is(err, plan.ErrNoHostAddress)
 }
 
 // plan takes or takes over the port for the owner that the plan names.
@@ -377,23 +437,14 @@ func (r *Reservations) plan(f plan.Forward, owner string) error {
 	return err
 }
 
-// releaseGone gives back what the ports of a delta have no more.
+// releaseGone gives back what the ports and load balancers of a delta have no more.
 func (r *Reservations) releaseGone(d *plan.Delta) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	wanted := map[reservation]bool{}
-	for _, c := range d.Ports {
-		if c.New != nil {
-			for _, f := range c.New.Forwards {
-				wanted[keyOf(f)] = true
-			}
-		}
-	}
-	for _, c := range d.Ports {
-		if c.Old == nil {
-			continue
-		}
-		for _, f := range c.Old.Forwards {
+	was, is := claimsOf(d)
+	wanted := wantedBy(is)
+	for _, c := range was {
+		for _, f := range c.forwards {
 			if !wanted[keyOf(f)] {
 				delete(r.left, keyOf(f))
 			}
@@ -404,21 +455,19 @@ func (r *Reservations) releaseGone(d *plan.Delta) {
 	}
 }
 
-// takeNew takes what the ports of a delta have anew. A forward whose port somebody else has must not be translated
+// takeNew takes what the ports and load balancers of a delta have anew. A forward whose port somebody else has must not be translated
 // either: it would take the traffic away from there. refused holds those.
 func (r *Reservations) takeNew(d *plan.Delta) (refused map[elemKey]bool, errs []error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	refused = map[elemKey]bool{}
-	for id, c := range d.Ports {
-		if c.New == nil {
-			continue
-		}
-		for _, f := range c.New.Forwards {
-			if err := r.plan(f, Owner(c.New)); err != nil {
+	_, is := claimsOf(d)
+	for _, c := range is {
+		for _, f := range c.forwards {
+			if err := r.plan(f, c.owner); err != nil && !c.vacant(err) {
 				k, _ := forwardElement(f)
 				refused[k] = true
-				errs = append(errs, portError(id, fmt.Errorf("publish: %w", err)))
+				errs = append(errs, c.who.error(fmt.Errorf("publish: %w", err)))
 			}
 		}
 	}

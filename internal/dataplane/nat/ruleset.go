@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"sigs.k8s.io/knftables"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // TableName is the table's name; its family is inet.
@@ -60,9 +62,9 @@ func sets() []setSpec {
 		{setSameNetwork, "ifname . ifname", "", false, "A network's vNIC paired with itself: nftables cannot compare the two interface names of a packet."},
 		{setPrefixes4, "ipv4_addr", "", true, "The IPv4 prefixes of all networks with a host vNIC, gateway addresses included."},
 		{setPrefixes6, "ipv6_addr", "", true, "The IPv6 prefixes of all networks with a host vNIC."},
-		{mapAddress4, "ipv4_addr . inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on one IPv4 address: address, protocol and port to container."},
+		{mapAddress4, "ipv4_addr . inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on one IPv4 address: address, protocol and port to container. Those of load balancers at their virtual addresses are here as well, and lead to an address that the switch of their network balances."},
 		{mapAddress6, "ipv6_addr . inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on one IPv6 address."},
-		{mapAll4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host, loopback included."},
+		{mapAll4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host, loopback included, and those of load balancers without a virtual address."},
 		{mapAll6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host, loopback included."},
 		{mapLAN4, "inet_proto . inet_service", "ipv4_addr . inet_service", false, "Ports published on every IPv4 address of the host except loopback."},
 		{mapLAN6, "inet_proto . inet_service", "ipv6_addr . inet_service", false, "Ports published on every IPv6 address of the host except loopback."},
@@ -110,7 +112,7 @@ func counters() []counterSpec {
 		{DropPort, "A frame came up into the host's stack from a switch port: only the port's program may touch those."},
 		{DropLoopback, "To or from a loopback address, coming from a network or going to one, other than a host process's own."},
 		{DropSpoofed, "From outside with a source address of one of our networks."},
-		{DropDirect, "From outside to a container's or a gateway's own address instead of a published port."},
+		{DropDirect, "From outside to a container's or a gateway's own address instead of a published port, or from a network to an address by which the host alone reaches load balancers."},
 		{DropIsolation, "From one network to another, not through a published port."},
 		{DropInternal, "Forwarding to or from an Internal network."},
 		{DropRedirect, "ICMP redirects that the host would send into a network because of hairpin traffic."},
@@ -207,6 +209,7 @@ const (
 )
 
 func filterChains() []chainSpec {
+	inside := plan.InsidePrefixes()
 	return []chainSpec{
 		{name: "guard", kind: "filter", hook: "prerouting", priority: "-300", doc: "Before conntrack and before any translation: what arrives on the wrong device for its addresses. Other devices are judged only by addresses that are ours: most packets bear none, and are through after two look-ups. Who sees a container's own address may answer it: to_network lets nothing but answers pass.", rules: []string{
 			`iifname "lo" accept`,
@@ -225,11 +228,13 @@ func filterChains() []chainSpec {
 			"ip daddr @" + setPrefixes4 + drop(DropDirect),
 			"ip6 daddr @" + setPrefixes6 + drop(DropDirect),
 		}},
-		{name: "guard_network", doc: "Loopback addresses never come out of a network, although its vNIC accepts them for translated answers.", rules: []string{
+		{name: "guard_network", doc: "Loopback addresses never come out of a network, although its vNIC accepts them for translated answers. Nor do containers send to the addresses by which the host alone reaches load balancers.", rules: []string{
 			"ip daddr 127.0.0.0/8" + drop(DropLoopback),
 			"ip saddr 127.0.0.0/8" + drop(DropLoopback),
 			"ip6 daddr ::1" + drop(DropLoopback),
 			"ip6 saddr ::1" + drop(DropLoopback),
+			"ip daddr " + inside[0].String() + drop(DropDirect),
+			"ip6 daddr " + inside[1].String() + drop(DropDirect),
 		}},
 		{name: "link_local", kind: "filter", hook: "input", priority: "0", doc: "A published port at the host's IPv6 link-local addresses, which is not translated, or at the loopback of a host whose LAN alone it is published to: refused, where the socket that holds the port would let a client wait.", rules: []string{
 			`iifname "lo" meta l4proto tcp ` + linkLocal + "tcp reset",

@@ -12,8 +12,11 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
-// vipKeep is VIP_KEEP in bpf/lib/structs.h.
-const vipKeep = 2
+// The flags are VIP_HOST and VIP_KEEP in bpf/lib/structs.h.
+const (
+	vipHost = 1
+	vipKeep = 2
+)
 
 // placesIn is how many places lie in a piece (PLACES).
 const placesIn = 256
@@ -167,6 +170,9 @@ func (b *balance) entry(s *plan.Service) (vipEntry, error) {
 	e := vipEntry{v: bpfVip{Self: s.Self.As16(), Spread: uint8(s.Spread)}, table: t}
 	if s.Keep {
 		e.v.Flags |= vipKeep
+	}
+	if s.Host {
+		e.v.Flags |= vipHost
 	}
 	if t != nil {
 		e.v.Table, e.v.Mask = t.id, uint32(len(t.places)-1)

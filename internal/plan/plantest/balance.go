@@ -46,6 +46,12 @@ func balancers(t *rapid.T, in *plan.Intent) {
 		if rapid.IntRange(0, 3).Draw(t, "source") == 0 {
 			b.Doc.SourceVIP = "10.96.0.9"
 		}
+		if rapid.Bool().Draw(t, "for the host") {
+			b.Inside = []uint16{uint16(2*i + 1), uint16(2*i + 2)}
+			if rapid.Bool().Draw(t, "at its addresses") {
+				b.Doc.FrontendVIPs = nil
+			}
+		}
 		in.Balancers[b.Doc.ID] = b
 	}
 }
@@ -59,8 +65,11 @@ func served(t *rapid.T, p *plan.Plan, k *plan.Packet, v6 bool) {
 		}
 	}
 	all = slices.DeleteFunc(all, func(s plan.Service) bool { return s.VIP.Is6() != v6 })
-	// Others than containers ask for none, or seldom.
-	if rare := p.Ports[k.From].Kind != plan.PortContainer; len(all) == 0 || rare && !seldom(t, "of others") || rapid.IntRange(0, 3).Draw(t, "to a service") != 1 {
+	// Others than containers and the host ask for none, or seldom.
+	if p.Ports[k.From].Kind == plan.PortHost && !seldom(t, "of containers") {
+		all = slices.DeleteFunc(all, func(s plan.Service) bool { return !s.Host })
+	}
+	if rare := p.Ports[k.From].Kind != plan.PortContainer && p.Ports[k.From].Kind != plan.PortHost; len(all) == 0 || rare && !seldom(t, "of others") || rapid.IntRange(0, 3).Draw(t, "to a service") != 1 {
 		return
 	}
 	s := rapid.SampledFrom(all).Draw(t, "service")
