@@ -10,7 +10,7 @@ import (
 
 // Load balancers for the host and for who comes to it from outside. Their packets do not come by a container's port. The host's
 // netfilter gives them a destination that is known on this host alone: an address of the switch, to which the host has a route by its
-// vNIC, and a port of the service. At the port of that vNIC the switch chooses, as for any client (ADR 28).
+// vNIC, and a port of the service. At the port of that vNIC the switch chooses, as for any client (ADR 29).
 
 // Such addresses are of blocks that no network has: reserved ones (RFC 1112, section 4), and a unique local prefix of our own (RFC 4193). The
 // last bits are the number of the switch.

@@ -21,6 +21,9 @@ func Packet(t *rapid.T, p *plan.Plan) plan.Packet {
 		tunnelled(t, p, from, &k, v6)
 	}
 	k.SrcMAC, k.DstMAC = macs(t, p)
+	if from.Kind == plan.PortUplink && !k.Host && seldom(t, "comes back") {
+		k.SrcMAC = p.Ports[rapid.SampledFrom(slices.Sorted(maps.Keys(p.Ports))).Draw(t, "from whom")].MAC
+	}
 	if k.DstMAC == (plan.MAC{}) && k.Dst.IsMulticast() && !seldom(t, "unicast to a group") {
 		k.DstMAC = plan.MAC{0x33, 0x33, 0, 0, 0, 1}
 	}
