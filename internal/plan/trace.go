@@ -135,7 +135,9 @@ func (p *Plan) Complete(pkt Packet) Packet {
 	if t.from != nil {
 		t.sw = p.Switches[t.from.Network]
 		if t.from.Kind == PortTunnel {
-			t.sw = p.byVNI(t.from, pkt.VNI)
+			if t.sw = p.byVNI(t.from, pkt.VNI); t.sw == nil {
+				t.sw = p.clearOf(t.from, &pkt)
+			}
 		}
 		if t.from.Kind == PortUplink {
 			for _, sw := range p.onNIC(t.from) {
