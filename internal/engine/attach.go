@@ -96,6 +96,7 @@ func (e *Engine) attachWaiting(ctx context.Context, id string, a *attacher, s ap
 		switch {
 		case c == nil:
 			return api.Errorf(api.KindNotFound, "container %.12s is removed", id).Hint("bulkhead ps -a shows those that are there")
+		case c.Doc.State.Status == api.StatusRemoving: // and soon gone
 		case s.Wait && !runs(c) && !toCome(c): // whoever starts it learns of a failure
 		case c.Doc.State.Status == api.StatusFailed:
 			return api.Errorf(api.KindConflict, "container %s could not be started: %s", c.Doc.Name, c.Doc.State.Error).

@@ -139,7 +139,7 @@ func settles(t *testing.T, l *load, want uint64) {
 		case ratio > 1.1:
 			t.Errorf("%.2f Mbit/s of %.0f", got/mbit, float64(want)/mbit)
 			return
-		case ratio >= 0.9:
+		case ratio >= 0.7:
 			return
 		}
 	}
