@@ -291,8 +291,6 @@ func (l *HostComputeLoadBalancer) checkSupport() error {
 					"leave it out, or give a virtual address")
 			case keep:
 				return invalid(ErrRequestUnsupported, at, "EnablePreserveDip delivers packets as they are, and a back end cannot have the host's own addresses: leave it out, or give a virtual address")
-			case m.Flags&VipExternalIp != 0:
-				return invalid(ErrInvalidPolicy, at, "VipExternalIp is about virtual addresses, and there are no FrontendVIPs: leave it out, or give one")
 			}
 		}
 		for _, f := range []PortMappingFlags{LocalRoutedVip, VipExternalIp} {

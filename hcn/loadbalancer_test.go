@@ -21,7 +21,7 @@ func TestLoadBalancerRefuses(t *testing.T) {
 		"no VIP, routed":    {`{"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":2}]}`, 0, ""},
 		"no VIP, internal":  {`{"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":1}]}`, ErrInvalidPolicy, "EnableInternalLoadBalancer"},
 		"no VIP, kept":      {`{"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":8}]}`, ErrRequestUnsupported, "EnablePreserveDip"},
-		"no VIP, external":  {`{"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":16}]}`, ErrInvalidPolicy, "VipExternalIp"},
+		"no VIP, proxied":   {`{"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":18}]}`, 0, ""}, // as kube-proxy asks for it
 		"loopback":          {`{"FrontendVIPs":["127.0.0.1"],` + ports + `}`, ErrInvalidIP, "loopback"},
 		"multicast":         {`{"FrontendVIPs":["ff02::1"],` + ports + `}`, ErrInvalidIP, "many"},
 		"link-local":        {`{"FrontendVIPs":["fe80::1"],` + ports + `}`, ErrInvalidIP, "link-local"},
