@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -62,36 +63,10 @@ func awaitUp(ctx context.Context, device string) {
 	}
 }
 
-// isUp tells whether a device is operational, or cannot be asked.
+// isUp tells whether a device is operational (RFC 2863), or cannot be asked.
 func isUp(device string) bool {
-	const operUp = 6 // RFC 2863, as in linux/if.h
-	rib, err := syscall.NetlinkRIB(unix.RTM_GETLINK, unix.AF_UNSPEC)
-	if err != nil {
-		return true
-	}
-	list, err := syscall.ParseNetlinkMessage(rib)
-	if err != nil {
-		return true
-	}
-	for i := range list {
-		attrs, err := syscall.ParseNetlinkRouteAttr(&list[i])
-		if err != nil {
-			continue
-		}
-		name, state := "", byte(0)
-		for _, a := range attrs {
-			switch {
-			case a.Attr.Type == unix.IFLA_IFNAME:
-				name = unix.ByteSliceToString(a.Value)
-			case a.Attr.Type == unix.IFLA_OPERSTATE && len(a.Value) > 0:
-				state = a.Value[0]
-			}
-		}
-		if name == device {
-			return state == operUp
-		}
-	}
-	return true
+	i, err := net.InterfaceByName(device)
+	return err != nil || i.Flags&net.FlagRunning != 0
 }
 
 // socket is a packet socket on a vNIC, and UDP sockets that keep the compartment's stack from telling servers that
