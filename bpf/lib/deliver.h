@@ -137,7 +137,7 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
 		flow_tcp(f, p, end);
 	count_flow(f, p, end);
-	if (is_closed(f) && !(p->tcp & (TCP_FIN | TCP_RST)))
+	if (is_closed(f) && !(f->state & FLOW_RESET) && !(p->tcp & (TCP_FIN | TCP_RST)))
 		flow_last(&key);
 	count_tx(p);
 	count_rx(counted(port, device, kind), p->len);

@@ -246,16 +246,22 @@ static __always_inline void count_flow(struct flow *f, const struct pkt *p, int 
 		__sync_fetch_and_or(&f->state, FLOW_REPLIED);
 }
 
-/* What TCP's flags say about the end of a connection. A reset counts only as long as
- * nothing follows it: a blind one with a wrong sequence number is ignored by the stacks. */
+/* What TCP's flags say about the end of a connection. A blind reset with a wrong sequence
+ * number is ignored by the stacks: so one counts only until both ends have sent something. One
+ * end alone proves nothing, for two CPUs may bring its last packets in another order. */
 static __always_inline void flow_tcp(struct flow *f, const struct pkt *p, int end)
 {
+	__u32 mine = end ? FLOW_SINCE_B : FLOW_SINCE_A, both = FLOW_SINCE_A | FLOW_SINCE_B;
+
 	if (p->tcp & TCP_RST) {
+		__sync_fetch_and_and(&f->state, ~both);
 		__sync_fetch_and_or(&f->state, FLOW_RESET);
 		return;
 	}
-	if (f->state & FLOW_RESET)
-		__sync_fetch_and_and(&f->state, ~FLOW_RESET);
+	if (f->state & FLOW_RESET && f->state & both & ~mine)
+		__sync_fetch_and_and(&f->state, ~(FLOW_RESET | both));
+	else if (f->state & FLOW_RESET && !(f->state & mine))
+		__sync_fetch_and_or(&f->state, mine);
 	if (!(p->tcp & TCP_FIN))
 		return;
 	__sync_fetch_and_or(&f->state, end ? FLOW_FIN_B : FLOW_FIN_A);

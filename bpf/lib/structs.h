@@ -335,7 +335,7 @@ struct flow_end {
  * numbers stay what they are, and so does what a field means. */
 #define FLOW_FIN_A 1   /* end a has closed */
 #define FLOW_FIN_B 2   /* end b has closed */
-#define FLOW_RESET 4   /* a reset was seen, and nothing since */
+#define FLOW_RESET 4   /* a reset was seen, and since then no packets from both ends */
 #define FLOW_REPLIED 8 /* packets went both ways */
 #define FLOW_STALE_A 16 /* frames for end a bear a MAC that it does not have */
 #define FLOW_STALE_B 32 /* the same for end b */
@@ -345,6 +345,8 @@ struct flow_end {
 #define FLOW_TURNED 512 /* the opener asked alias and aport; a load balancer chose the other end */
 #define FLOW_SELF 1024  /* that is the opener itself: see TURNED_SELF */
 #define FLOW_KEPT 2048  /* chosen as well, but not rewritten: alias is the receiver's own address */
+#define FLOW_SINCE_A 4096 /* end a has sent since a reset */
+#define FLOW_SINCE_B 8192 /* the same for end b */
 
 struct flow {
 	__u64 opened; /* ktime ns */

@@ -76,7 +76,7 @@ func newBalance(t *balanceTables) *balance {
 	}
 }
 
-func (t *balanceTables) all() []mirror { return []mirror{t.vips, t.places, t.backends, t.standing} }
+func (t *balanceTables) all() []roomy { return []roomy{t.vips, t.places, t.backends, t.standing} }
 
 func (b *balance) list() (err error) {
 	b.differ, err = listAll(b.t.all()...)

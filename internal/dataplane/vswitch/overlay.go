@@ -320,7 +320,7 @@ func newRemotes(t *remoteTables) *remotes {
 	}
 }
 
-func (t *remoteTables) all() []mirror { return []mirror{t.endpoints, t.routes, t.vteps, t.floods} }
+func (t *remoteTables) all() []roomy { return []roomy{t.endpoints, t.routes, t.vteps, t.floods} }
 
 func (r *remotes) list() (err error) {
 	r.differ, err = listAll(r.t.all()...)

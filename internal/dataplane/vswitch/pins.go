@@ -103,6 +103,10 @@ func (a *Applier) load() error {
 	if err != nil {
 		return err
 	}
+	a.whole = true
+	for name := range mapsOf(&a.objs) {
+		a.whole = a.whole && exists(a.pins.mapFile(name))
+	}
 	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: a.pins.maps()}}
 	if a.objs.bpfMaps, a.objs.BhSweep, err = loadMaps(spec, opts); err != nil {
 		return explainLoad(err, a.pins.maps())

@@ -14,8 +14,9 @@ import (
 // A hash map's buckets are all there from the start, 16 bytes for each entry that it could ever have: tables for two million rules
 // would cost every host a hundred megabytes, and the time to clear them, for a handful of rules. So these tables begin with room for
 // some, and when one is full it is made anew with eight times the room, up to what its object says: the others stay, the programs are
-// loaded again over the larger one, it is filled, and then they take the place of the old ones, as in an upgrade. No packet meets half
-// of anything, and flows go on.
+// loaded again over the larger one, it gets what the old one had, and the new programs take the place of the old ones before anything is
+// written: the tables that stay refer to entries of those that grow, and an old program would look for them in the old one. No packet
+// meets half of anything, and flows go on.
 
 // firstRoom is how many entries a table that grows can have in the beginning.
 const firstRoom = 1 << 16
@@ -62,12 +63,16 @@ func (a *Applier) sized() (*ebpf.CollectionSpec, error) {
 
 // full lists the tables that refused an entry for want of room.
 func (a *Applier) full() (out []string) {
-	for _, t := range slices.Concat(a.policies.t.all(), a.remotes.t.all(), a.balance.t.all()) {
+	for _, t := range a.roomy() {
 		if t.isFull() {
 			out = append(out, t.called())
 		}
 	}
 	return out
+}
+
+func (a *Applier) roomy() []roomy {
+	return slices.Concat(a.policies.t.all(), a.remotes.t.all(), a.balance.t.all())
 }
 
 // grow makes room in the tables that are full, and tells whether there is any now. What follows has to be a sync.
@@ -110,11 +115,19 @@ func (a *Applier) grow() (bool, error) {
 	if err := loadPrograms(spec, &next, inUse); err != nil {
 		return false, errors.Join(explainLoad(err, a.pins.maps()), closeObjects(&next))
 	}
+	for _, t := range a.roomy() {
+		if !grows[t.called()] {
+			continue
+		}
+		if err := t.copyTo(*growing(&next)[t.called()]); err != nil {
+			return false, errors.Join(err, closeObjects(&next))
+		}
+	}
 	return true, a.take(&next, grows)
 }
 
-// take puts the programs and the larger tables of next in the place of those in use. The ports keep the old programs until the sync
-// that follows, and those keep the old tables.
+// take puts the programs and the larger tables of next in the place of those in use. The ports keep the old programs, and those the old
+// tables, until the sync that follows has moved them over.
 func (a *Applier) take(next *bpfObjects, grows map[string]bool) error {
 	var errs []error
 	for name, slot := range growing(&a.objs) {
@@ -143,6 +156,7 @@ func (a *Applier) take(next *bpfObjects, grows map[string]bool) error {
 	errs = append(errs, closeObjects(next)) // copies of the maps that stay, the old programs, the old tables
 
 	// As after a start: what is in the kernel is read, and compared with the plan. Some of what was to change may be there already.
+	a.whole = true
 	epoch := a.policies.setEpoch
 	a.mirror()
 	a.policies.changed, a.policies.setEpoch = true, epoch+1
@@ -153,4 +167,20 @@ func (a *Applier) take(next *bpfObjects, grows map[string]bool) error {
 		errs = append(errs, a.openOffload(true))
 	}
 	return errors.Join(errs...)
+}
+
+// moveOver has the ports run this process's programs before anything changes, if the tables have all that the old ones look for. So it
+// is after tables have grown, also when the daemon was killed in the middle of that and this one goes on.
+func (a *Applier) moveOver(w *wanted) {
+	if a.listed || !a.whole || a.shadow != nil {
+		return
+	}
+	for _, s := range w.states {
+		if !a.tables.ports.has(s.index) {
+			continue // no port yet
+		}
+		if _, err := a.attach(s); err != nil {
+			a.log.Debug("move a port to the new program: it is tried again", "device", s.device, "err", err)
+		}
+	}
 }

@@ -1,6 +1,8 @@
 package vswitch
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -83,6 +85,63 @@ func TestRoom(t *testing.T) {
 		}
 		if err := exchange(conn, 10_000); err != nil {
 			t.Errorf("after a start: %v", err)
+		}
+	})
+}
+
+// TestCutWhileTablesGrow: a daemon that is killed when the larger table is there, and the ports have the old programs still. The next one
+// moves them over before it writes anything, and the larger table has what the old one had.
+func TestCutWhileTablesGrow(t *testing.T) {
+	bothWays(t, func(t *testing.T, mode AttachMode) {
+		w := newWire(t, mode)
+		l := w.lab
+		w.rulesA(list(plan.Allow, to(plan.Allow, unix.IPPROTO_UDP, 1000), to(plan.Block, unix.IPPROTO_UDP, 2000)), nil)
+		l.in(func() error {
+			l.a.policies.t.rules.full = true
+			if grown, err := l.a.grow(); err != nil || !grown {
+				return fmt.Errorf("grown: %t, %w", grown, err)
+			}
+			return l.a.Close()
+		})
+		l.open()
+		l.in(func() error {
+			cut, cancel := context.WithCancel(context.Background())
+			cancel()
+			if _, err := l.a.Sync(cut, l.plan); !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("a sync that is cut: %w", err)
+			}
+			want, errs := l.a.wantAll(l.plan)
+			if len(errs) > 0 {
+				return errors.Join(errs...)
+			}
+			for id, s := range want.states {
+				if ok, err := l.a.att.attached(l.a.spotsOf(s)); err != nil || !ok {
+					t.Errorf("port %s runs this daemon's programs: %t, %v", id, ok, err)
+				}
+			}
+			return nil
+		})
+		leaks, passed := w.count(t, 2000), w.count(t, 1000)
+		for _, port := range []uint16{2000, 1000} {
+			conn, err := w.hostA.DialContext(t.Context(), "udp", netip.AddrPortFrom(w.b.Addrs[0], port).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for range 10 {
+				if _, err := conn.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		th.Eventually(t, 10*time.Second, func() error {
+			if n := passed.Load(); n != 10 {
+				return fmt.Errorf("%d of 10 packets to the open port passed", n)
+			}
+			return nil
+		})
+		if n := leaks.Load(); n != 0 {
+			t.Errorf("%d of 10 packets to the blocked port passed", n)
 		}
 	})
 }

@@ -237,15 +237,29 @@ func TestClosedFlowsGo(t *testing.T) {
 		{"FIN back", true, tcp(80, 1000, "FA"), delivery},
 	})
 	w.play(t, 1, handshake(1000, 80))
-	w.play(t, 1, []step{{"RST", true, tcp(80, 1000, "R"), delivery}})
-	if n := w.share(w.a); n != base+2 {
-		t.Errorf("a's share holds %d flows, want two more than %d", n, base)
+	w.play(t, 1, []step{
+		{"RST", true, tcp(80, 1000, "R"), delivery},
+		{"ACK that the RST has overtaken", true, tcp(80, 1000, "A"), delivery},
+	})
+	w.play(t, 1, handshake(1001, 80))
+	w.play(t, 1, []step{
+		{"blind RST", true, tcp(80, 1001, "R"), delivery},
+		{"data after it", false, tcp(1001, 80, "PA"), delivery},
+		{"ACK of that", true, tcp(80, 1001, "A"), delivery},
+	})
+	if n := w.share(w.a); n != base+3 {
+		t.Errorf("a's share holds %d flows, want three more than %d", n, base)
 	}
 	th.Eventually(t, 6*time.Second, func() error {
 		n := len(w.flowsOf(w.ga[0], w.gb[0])) + len(w.flowsOf(w.ga[1], w.gb[1]))
-		if got := w.share(w.a); n != 0 || got != base {
-			return fmt.Errorf("%d flows, share %d, want none and %d", n, got, base)
+		if got := w.share(w.a); n != 1 || got != base+1 {
+			return fmt.Errorf("%d flows, share %d, want one and %d", n, got, base+1)
 		}
 		return nil
 	})
+	flows := w.flowsOf(w.ga[1], w.gb[1])
+	w.play(t, 1, []step{{"data later", false, tcp(1001, 80, "PA"), delivery}})
+	if after := w.flowsOf(w.ga[1], w.gb[1]); len(flows) != 1 || len(after) != 1 {
+		t.Errorf("the connection that a blind reset did not end has the flows %v, then %v", flows, after)
+	}
 }

@@ -42,6 +42,7 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	}
 	w, werrs := a.wantAll(p)
 	errs = append(errs, werrs...)
+	a.moveOver(w)
 	drift := a.compare(w, missing)
 	errs = append(errs, a.servePending(p, nil))
 	for network, sw := range p.Switches {
@@ -68,7 +69,7 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	a.listed = true
 	errs = append(errs, a.settle(), a.serveOffload(p))
 	err = errors.Join(errs...)
-	a.dirty = err != nil
+	a.dirty, a.whole = err != nil, a.whole || err == nil
 	return drift, err
 }
 
@@ -77,7 +78,7 @@ func (a *Applier) list() error {
 		return err
 	}
 	a.groups = readGroups(a.tables)
-	if _, err := listAll(a.tables.drops, a.tables.groups); err != nil {
+	if _, err := listAll[mirror](a.tables.drops, a.tables.groups); err != nil {
 		return err
 	}
 	if err := a.remotes.list(); err != nil {

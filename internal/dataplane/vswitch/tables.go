@@ -31,12 +31,19 @@ func newTable[K, V comparable](name string, m *ebpf.Map, writes *int) *table[K, 
 type mirror interface {
 	called() string
 	list() (changed bool, err error)
+}
+
+// roomy is a mirror of a map that can be full.
+type roomy interface {
+	mirror
 	// isFull tells that an entry was refused for want of room.
 	isFull() bool
+	// copyTo writes what is in the map into another one, which nothing has ever looked at.
+	copyTo(*ebpf.Map) error
 }
 
 // listAll reads maps, and names those that were others before.
-func listAll(all ...mirror) (changed []string, err error) {
+func listAll[M mirror](all ...M) (changed []string, err error) {
 	var errs []error
 	for _, m := range all {
 		c, err := m.list()
@@ -93,6 +100,19 @@ func (t *table[K, V]) each(fn func(K, V)) error {
 			return fmt.Errorf("list map %s: %w", t.name, err)
 		}
 	}
+}
+
+func (t *table[K, V]) copyTo(m *ebpf.Map) error {
+	var keys []K
+	var values []V
+	err := t.each(func(k K, v V) { keys, values = append(keys, k), append(values, v) })
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+		return fmt.Errorf("copy map %s: %w", t.name, err)
+	}
+	return nil
 }
 
 func (t *table[K, V]) has(k K) bool {
@@ -191,8 +211,8 @@ func newPolicyTables(o *bpfObjects, writes *int) *policyTables {
 	}
 }
 
-func (t *policyTables) all() []mirror {
-	return []mirror{t.heads, t.rules, t.prefixes, t.services, t.sets, t.classes, t.vectors}
+func (t *policyTables) all() []roomy {
+	return []roomy{t.heads, t.rules, t.prefixes, t.services, t.sets, t.classes, t.vectors}
 }
 
 func (t *policyTables) list() (changed bool, err error) {
@@ -240,7 +260,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 
 // list reads all maps and tells whether anything was another before.
 func (t *tables) list() (changed bool, err error) {
-	names, err := listAll(t.ports, t.macs, t.addrs, t.switches, t.members, t.rates, t.steers, t.lans, t.overlays, t.vnis, t.stats, t.shares)
+	names, err := listAll[mirror](t.ports, t.macs, t.addrs, t.switches, t.members, t.rates, t.steers, t.lans, t.overlays, t.vnis, t.stats, t.shares)
 	return len(names) > 0, err
 }
 
@@ -257,9 +277,6 @@ type keySet[K, V comparable] struct {
 }
 
 func (s *keySet[K, V]) called() string { return s.name }
-
-// isFull is asked of tables that grow. One that the program fills does not.
-func (s *keySet[K, V]) isFull() bool { return false }
 
 func (s *keySet[K, V]) list() (changed bool, err error) {
 	before := s.have

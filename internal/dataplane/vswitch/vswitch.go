@@ -111,6 +111,8 @@ type Applier struct {
 	balance  *balance
 	policies *policies
 	listed   bool
+	// whole says that the maps hold all that programs which are attached look for: none was made anew in the place of one that is gone.
+	whole bool
 	// collecting counts the removals of old rules that wait for the packets at them.
 	collecting sync.WaitGroup
 	// dirty says that the kernel may not hold what was applied.
