@@ -26,6 +26,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARY  := bin/bulkhead
 PLUGIN  := bin/bulkhead-cni
+AGENT   := bin/bulkhead-agent
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .cache/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
@@ -54,10 +55,11 @@ go-ready:
 	@command -v $(GO) >/dev/null || { echo "make: no Go found; install Go 1.21 or newer from https://go.dev/dl, it fetches the version in go.mod by itself" >&2; exit 1; }
 
 .PHONY: build
-build: go-ready ## build bin/bulkhead and its CNI plugin, static (the default)
+build: go-ready ## build bin/bulkhead, its CNI plugin and the agent of its VMs, static (the default)
 ifneq ($(HAVE_CMD),)
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/bulkhead
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(PLUGIN) ./cmd/bulkhead-cni
+	GOOS=linux GOARCH=amd64 $(GO) build -ldflags '-s -w' -o $(AGENT) ./cmd/bulkhead-agent
 else
 	@echo "build: there is no cmd/bulkhead yet; building the packages only"
 	$(GO) build ./...
@@ -151,6 +153,7 @@ fuzz: go-ready ## run every fuzz target for FUZZTIME (15s)
 	FUZZTIME=$(FUZZTIME) ./scripts/fuzz.sh
 
 BINDIR  := $(DESTDIR)$(PREFIX)/bin
+LIBDIR  := $(DESTDIR)$(PREFIX)/lib/bulkhead
 # Where container runtimes look for CNI plugins: containerd of its own packages there, that of Debian and Podman in /usr/lib/cni too.
 CNIDIR  ?= /opt/cni/bin
 UNITDIR := $(DESTDIR)$(PREFIX)/lib/systemd/system
@@ -165,6 +168,7 @@ install: build ## install binary, service, completion and man pages below PREFIX
 	@[ -x $(BINARY) ] || { echo "install: there is no $(BINARY)" >&2; exit 1; }
 	install -D -m 755 $(BINARY) $(BINDIR)/bulkhead
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(CNIDIR)/bulkhead-cni
+	install -D -m 755 $(AGENT) $(LIBDIR)/bulkhead-agent
 	mkdir -p $(UNITDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	for unit in $(UNITS); do sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/$$unit >$(UNITDIR)/$$unit; done
 	$(BINARY) completion bash >$(BASHDIR)/bulkhead
@@ -178,7 +182,7 @@ endif
 
 .PHONY: uninstall
 uninstall: ## remove what install put there (state and containers stay: bulkhead reset removes those)
-	rm -f $(BINDIR)/bulkhead $(DESTDIR)$(CNIDIR)/bulkhead-cni $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
+	rm -f $(BINDIR)/bulkhead $(DESTDIR)$(CNIDIR)/bulkhead-cni $(LIBDIR)/bulkhead-agent $(addprefix $(UNITDIR)/,$(UNITS)) $(BASHDIR)/bulkhead $(ZSHDIR)/_bulkhead \
 		$(FISHDIR)/bulkhead.fish $(MANDIR)/bulkhead.1 $(MANDIR)/bulkhead-*.1
 
 .PHONY: clean

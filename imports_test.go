@@ -42,7 +42,8 @@ var mayImport = map[string]string{
 	"internal/overlay":       "hcn internal/durable internal/plan",
 	"internal/plan":          "hcn",
 	"internal/plan/plantest": "hcn internal/plan",
-	"internal/sandbox/*":     "hcn api",
+	"internal/sandbox/*":     "hcn api internal/sandbox/vm/*",
+	"internal/sandbox/vm/*":  "internal/sandbox/vm/*",
 	"internal/server":        "hcn api internal/engine internal/ui",
 	"internal/store":         "hcn",
 	"internal/testhost":      "",
@@ -59,7 +60,7 @@ var testsMayImport = map[string]string{
 }
 
 // touchesKernel are the packages that may talk to the kernel about networks, namespaces and mounts.
-var touchesKernel = []string{"internal/dataplane/*", "internal/sandbox/*", "internal/testhost", "test/*"}
+var touchesKernel = []string{"internal/dataplane/*", "internal/sandbox/*", "internal/sandbox/vm/*", "internal/testhost", "test/*"}
 
 // kernelLibraries, and all packages below them, are for touchesKernel only; so are kernelCalls of syscall and x/sys/unix.
 var (

@@ -2,15 +2,18 @@
 # Installs the Debian packages of the named groups, those that are missing.
 #   scripts/deps.sh [--list] GROUP...     groups: build runtime test floor machine bench
 # build:   compile the BPF programs      runtime: what the daemon calls
-# test:    what tests and demo call      bench:   the tools we measure ourselves against
+# test:    what tests and demo call; also unpacks the kernel of utility VMs into .cache/vm, without installing it
+# bench:   the tools we measure ourselves against
 # floor:   a virtual machine with the oldest kernel that we support
 # machine: what such a machine is made of, when it boots as a whole
 set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/vm.sh
 
 declare -A groups=(
 	[build]="clang-14 llvm-14 gcc make"
 	[runtime]="nftables iproute2 runc conmon conntrack"
-	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base radvd kea-dhcp6-server curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman docker.io containerd containernetworking-plugins"
+	[test]="etcd-server tcpdump socat netcat-openbsd iperf3 bind9-dnsutils dnsmasq-base radvd kea-dhcp6-server curl jq docker-registry mmdebstrap busybox-static openssl shellcheck ufw firewalld dbus iptables podman docker.io containerd containernetworking-plugins qemu-system-x86 crun"
 	[floor]="qemu-system-x86 cpio kmod busybox-static"
 	[machine]="systemd systemd-sysv runc crun conmon procps jq curl kmod e2fsprogs libteam-utils iputils-ping"
 	[bench]="podman netavark containernetworking-plugins iptables ipset iperf3 crun"
@@ -26,6 +29,15 @@ if (($# == 0)); then
 	exit 2
 fi
 
+# The kernel that tests start VMs with. Installed, it would want to be the host's.
+guest_kernel() {
+	local dir=.cache/vm
+	[[ " $* " == *" test "* && ! -d $dir ]] || return 0
+	rm -rf "$dir.new"
+	vm_kernel "$dir.new" >/dev/null || { apt-get update -qq && vm_kernel "$dir.new" >/dev/null; }
+	mv "$dir.new" "$dir"
+}
+
 missing=()
 for group in "$@"; do
 	if [[ -z ${groups[$group]-} ]]; then
@@ -38,11 +50,12 @@ for group in "$@"; do
 	done
 done
 
-if ((${#missing[@]} == 0)); then
+if [[ -n $list ]]; then
+	((${#missing[@]} == 0)) || printf '%s\n' "${missing[@]}"
 	exit 0
 fi
-if [[ -n $list ]]; then
-	printf '%s\n' "${missing[@]}"
+if ((${#missing[@]} == 0)); then
+	guest_kernel "$@"
 	exit 0
 fi
 if ! command -v apt-get >/dev/null; then
@@ -76,3 +89,4 @@ for unit in docker-registry/docker-registry.service firewalld/firewalld.service 
 	fi
 done
 echo "deps: installed ${#missing[@]} packages"
+guest_kernel "$@"

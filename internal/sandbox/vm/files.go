@@ -1,0 +1,156 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// AgentName is the file name of the agent's program.
+const AgentName = "bulkhead-agent"
+
+// FindAgent finds the agent beside this program, or where packages put it.
+func FindAgent(self string) (string, error) {
+	dir := filepath.Dir(self)
+	places := []string{
+		filepath.Join(dir, AgentName), filepath.Join(dir, "..", "lib", "bulkhead", AgentName),
+		filepath.Join("/usr/lib/bulkhead", AgentName), filepath.Join("/usr/local/lib/bulkhead", AgentName),
+	}
+	for _, p := range places {
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return filepath.Clean(p), nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s is missing: install it as %s (make install does)", ErrUnavailable, AgentName, filepath.Clean(places[1]))
+}
+
+// FindRuntime finds the OCI runtime that makes the container in the guest. crun starts there in a sixth of the time of runc, which
+// is what emulation has most of an effect on; either does.
+func FindRuntime() (string, error) {
+	for _, name := range []string{"crun", "runc"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", &MissingError{What: "an OCI runtime for the guest", Package: "crun"}
+}
+
+// Files are what every VM of this host is started from.
+type Files struct {
+	Kernel  string
+	Initrd  string
+	Version string // of the kernel
+}
+
+// Sources are what they are made of.
+type Sources struct {
+	KernelRoots []string // see FindKernel
+	Agent       string   // see FindAgent
+	Runtime     string   // see FindRuntime
+}
+
+// Store keeps Files, made anew when one of their sources has changed.
+type Store struct {
+	dir string
+	mu  sync.Mutex
+}
+
+// NewStore keeps them below a directory.
+func NewStore(dir string) *Store { return &Store{dir: dir} }
+
+// storeFormat is part of the key, for changes of what is made of the same sources.
+const storeFormat = "1"
+
+// Get gives the files, and makes them where they are not there. QEMU reads them as another user.
+func (s *Store) Get(ctx context.Context, src Sources) (Files, error) {
+	k, err := FindKernel(src.KernelRoots...)
+	if err != nil {
+		return Files{}, err
+	}
+	key, err := keyOf(k, src)
+	if err != nil {
+		return Files{}, fmt.Errorf("prepare the files of VMs: %w", err)
+	}
+	dir := filepath.Join(s.dir, key)
+	f := Files{Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Version: k.Version}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := os.Stat(dir); err == nil {
+		return f, nil
+	}
+	if err := s.build(ctx, dir, k, src); err != nil {
+		return Files{}, fmt.Errorf("prepare the files of VMs: %w", err)
+	}
+	return f, nil
+}
+
+// keyOf names what was made by what it was made of: which file, and its size and time.
+func keyOf(k Kernel, src Sources) (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, storeFormat, k.Modules, strings.Join(wantedModules(), " "))
+	for _, file := range []string{k.Image, k.Modules, src.Agent, src.Runtime} {
+		st, err := os.Stat(file)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(h, file, st.Size(), st.ModTime().Format(time.RFC3339Nano))
+	}
+	return hex.EncodeToString(h.Sum(nil))[:16], nil
+}
+
+// build makes them under another name and renames, so that a crash leaves no half of them. What older sources gave is removed: VMs
+// that run have it open.
+func (s *Store) build(ctx context.Context, dir string, k Kernel, src Sources) (err error) {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return err
+	}
+	old, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(s.dir, ".new-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	image, err := os.ReadFile(k.Image)
+	if err != nil {
+		return err
+	}
+	modules, err := LoadOrder(ctx, k.Modules, wantedModules())
+	if err != nil {
+		return err
+	}
+	var archive bytes.Buffer
+	if err := (initrd{agent: src.Agent, runtime: src.Runtime, modules: modules}).write(&archive); err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{"kernel": Unpack(image), "initrd": archive.Bytes()} {
+		path := filepath.Join(tmp, name)
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, 0o644); err != nil { // whatever our umask is
+			return err
+		}
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return err
+	}
+	for _, e := range old {
+		_ = os.RemoveAll(filepath.Join(s.dir, e.Name()))
+	}
+	return nil
+}

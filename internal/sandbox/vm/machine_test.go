@@ -1,0 +1,261 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/agent"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/proto"
+)
+
+// kernelDir is where scripts/deps.sh unpacks a guest kernel for tests.
+const kernelDir = "../../../.cache/vm"
+
+// bench is a place for VMs, and what they are started from.
+func bench(t *testing.T) (Config, string) {
+	t.Helper()
+	if testing.Short() || os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_ROOT") == "1" {
+			t.Fatal("needs root, and REQUIRE_ROOT is set")
+		}
+		t.Skip("starts a VM, as root")
+	}
+	dir, err := os.MkdirTemp("", "vm-") //nolint:usetesting // QEMU, as nobody, may not look into what TempDir makes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	agentFile := filepath.Join(dir, AgentName)
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-s -w", "-o", agentFile, "../../../cmd/bulkhead-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the agent: %v\n%s", err, out)
+	}
+	guestRuntime, err := FindRuntime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := NewStore(filepath.Join(dir, "files"))
+	src := Sources{KernelRoots: []string{kernelDir, "/"}, Agent: agentFile, Runtime: guestRuntime}
+	files, err := store.Get(t.Context(), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := store.Get(t.Context(), src); err != nil || again != files {
+		t.Errorf("the files were made anew: %+v, %v", again, err)
+	}
+	qemu, err := FindQEMU()
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon, err := FindVirtiofsd(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	share := filepath.Join(dir, "share")
+	for _, d := range []string{"bin", "proc", "sys", "dev"} {
+		if err := os.MkdirAll(filepath.Join(share, "rootfs", d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	box, err := exec.LookPath("busybox")
+	if err == nil {
+		var data []byte
+		if data, err = os.ReadFile(box); err == nil {
+			err = os.WriteFile(filepath.Join(share, "rootfs/bin/busybox"), data, 0o755)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{
+		QEMU: qemu, Virtiofsd: daemon, ShareDir: share, User: nobody,
+		Hardware: Hardware{Accel: AccelTCG, CPUs: 1, Memory: 192 << 20, Kernel: files.Kernel, Initrd: files.Initrd, Share: true},
+	}, share
+}
+
+// guestSpec is a container in the guest.
+func guestSpec(script, netns string) *specs.Spec {
+	s := &specs.Spec{
+		Version: "1.0.2",
+		Root:    &specs.Root{Path: agent.ShareDir + "/rootfs"},
+		Process: &specs.Process{Args: []string{"/bin/busybox", "sh", "-c", script}, Cwd: "/", Env: []string{"PATH=/bin"}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+			},
+			CgroupsPath: agent.CgroupPath,
+		},
+	}
+	if netns != "" {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
+	}
+	return s
+}
+
+// look runs a program outside the compartment, where all of the utility VM's own user space is, and tells the devices that it sees.
+func look(ctx context.Context, t *testing.T, m *Machine, name string) string {
+	t.Helper()
+	raw := marshal(t, guestSpec("busybox ip -o link | busybox cut -d: -f2; busybox ls /sys/class/net", ""))
+	if err := m.Guest.Call(ctx, proto.OpRun, proto.Run{Process: name, Share: shareTag, Spec: raw}, nil); err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(stream(t, m, name, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(strings.Fields(string(text)), " ")
+}
+
+// TestMachine starts one VM and asks all of it that needs a real one.
+func TestMachine(t *testing.T) {
+	t.Parallel()
+	cfg, share := bench(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	m, err := Boot(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if m.Kernel == "" {
+		t.Error("the guest does not say what it runs")
+	}
+
+	// A NIC goes to the compartment, and there only.
+	if err := m.QMP.Do(ctx, "netdev_add", map[string]any{"type": "hubport", "id": "n0", "hubid": 0}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.QMP.Do(ctx, "device_add", map[string]any{"driver": "virtio-net-pci", "id": "nic0", "netdev": "n0", "mac": "02:00:00:00:00:42", "bus": "slot0"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(ctx, t, m, "before"); got != "lo lo" {
+		t.Errorf("with a NIC just plugged in, the utility VM sees %q", got)
+	}
+	nic := proto.NIC{
+		MAC: "02:00:00:00:00:42", Name: "eth0", MTU: 1400,
+		Addresses:  []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24"), netip.MustParsePrefix("2001:db8::7/64"), netip.MustParsePrefix("fe80::7/64")},
+		Routes:     []proto.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("192.0.2.1")}, {Dst: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fe80::1")}},
+		Neighbours: []proto.Neighbour{{Addr: netip.MustParseAddr("192.0.2.1"), MAC: "02:00:00:00:00:01"}},
+	}
+	if err := m.Guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
+		t.Fatal(err)
+	}
+	nic.Addresses[1] = netip.MustParsePrefix("2001:db8::8/64") // it may be given others later
+	if err := m.Guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
+		t.Fatal(err)
+	}
+	missing := nic
+	missing.MAC = "nonsense"
+	if err := m.Guest.Call(ctx, proto.OpNIC, missing, nil); err == nil {
+		t.Error("a NIC without a MAC was taken")
+	}
+
+	script := `set -- $(busybox ip -o link | busybox wc -l); echo links $1
+busybox ip addr show dev eth0; busybox ip route; busybox ip -6 route; busybox ip neigh
+echo share >/written; read line; echo got $line; echo oops >&2; exit 7`
+	raw := marshal(t, guestSpec(script, agent.CompartmentPath))
+	if err := m.Guest.Call(ctx, proto.OpRun, proto.Run{Process: "main", Share: shareTag, Spec: raw, Stdin: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(ctx, t, m, "while"); got != "lo lo" {
+		t.Errorf("while the container runs, the utility VM sees %q", got)
+	}
+	in := stream(t, m, "main", 0)
+	if _, err := io.WriteString(in, "a line\n"); err != nil {
+		t.Fatal(err)
+	}
+	_ = in.Close()
+	out, errs := stream(t, m, "main", 1), stream(t, m, "main", 2)
+	text, err := io.ReadAll(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(errs)
+	if err != nil || string(said) != "oops\n" {
+		t.Errorf("on its stderr: %q, %v", said, err)
+	}
+	for _, want := range []string{
+		"links 2\n", "mtu 1400", "inet 192.0.2.7/24", "inet6 2001:db8::8/64", "inet6 fe80::7/64", "default via 192.0.2.1", "default via fe80::1",
+		"192.0.2.1 dev eth0 lladdr 02:00:00:00:00:01", "got a line\n",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the container does not say %q", want)
+		}
+	}
+	if strings.Contains(string(text), "2001:db8::7") {
+		t.Error("an address that it is not to have any more is still there")
+	}
+	if t.Failed() {
+		t.Logf("it said:\n%s", text)
+	}
+	var exit proto.Exit
+	if err := m.Guest.Call(ctx, proto.OpWait, proto.Process{Process: "main"}, &exit); err != nil || exit.Code != 7 {
+		t.Errorf("its end: %+v, %v", exit, err)
+	}
+	if got := look(ctx, t, m, "after"); got != "lo lo" {
+		t.Errorf("after the container's end, the utility VM sees %q", got)
+	}
+	if got, err := os.ReadFile(filepath.Join(share, "rootfs/written")); err != nil || string(got) != "share\n" {
+		t.Errorf("what it wrote: %q, %v", got, err)
+	}
+	if err := m.Guest.Call(ctx, proto.OpSignal, proto.Signal{Process: "main", Signal: 9}, nil); err == nil {
+		t.Error("a process that is gone was signalled")
+	}
+
+	// The end of QEMU ends everything that waits for the guest, with a reason.
+	_ = m.qemu.cmd.Process.Kill()
+	select {
+	case <-m.Guest.Done():
+	case <-ctx.Done():
+		t.Fatal("the guest is still spoken with")
+	}
+	<-m.Ended()
+	if why := m.Why(); !strings.Contains(why, "killed") {
+		t.Errorf("why it ended: %s", why)
+	}
+}
+
+// TestBootFails holds that a guest that does not come up is ended, tried once more, and said why.
+func TestBootFails(t *testing.T) {
+	t.Parallel()
+	cfg, _ := bench(t)
+	cfg.Patience = Patience{CPU: 200 * time.Millisecond, Time: time.Minute} // no guest is that fast
+	m, err := Boot(t.Context(), cfg)
+	if err == nil {
+		m.Close()
+		t.Fatal("it came up")
+	}
+	var silent *silentError
+	if !errors.As(err, &silent) || !strings.Contains(err.Error(), "twice") || !strings.Contains(err.Error(), "TCG") {
+		t.Errorf("got %v", err)
+	}
+	t.Log(err)
+}
+
+func stream(t *testing.T, m *Machine, process string, fd int) io.ReadWriteCloser {
+	t.Helper()
+	s, err := m.Guest.Stream(t.Context(), proto.OpStdio, proto.Stdio{Process: process, FD: fd}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}

@@ -1,0 +1,116 @@
+package proto
+
+import (
+	"encoding/json"
+	"net/netip"
+)
+
+// The requests.
+const (
+	OpHello  = "hello"  // Hello → Welcome
+	OpNIC    = "nic"    // NIC: an interface is there, or is to be different
+	OpNoNIC  = "no-nic" // NIC, its MAC only: it goes
+	OpRun    = "run"    // Run: a container
+	OpExec   = "exec"   // Exec: a further process in it
+	OpStdio  = "stdio"  // Stdio: the stream is one of a process's
+	OpSignal = "signal" // Signal
+	OpResize = "resize" // Resize
+	OpWait   = "wait"   // Process → Exit, when it has ended and its output was carried
+	OpHalt   = "halt"   // write everything to disks; there is no answer to more than that
+)
+
+// Hello is the first request. A VM that was restored has an old clock and entropy that its clones have, too.
+type Hello struct {
+	Version int    `json:"version"`
+	Time    int64  `json:"time"` // nanoseconds since 1970
+	Entropy []byte `json:"entropy"`
+}
+
+// Welcome answers it.
+type Welcome struct {
+	Version int    `json:"version"`
+	Kernel  string `json:"kernel"`
+}
+
+// NIC is an interface of the container's compartment in the guest, recognised by its MAC.
+type NIC struct {
+	MAC        string         `json:"mac"`
+	Name       string         `json:"name"`
+	MTU        int            `json:"mtu"`
+	Addresses  []netip.Prefix `json:"addresses,omitempty"`
+	Routes     []Route        `json:"routes,omitempty"`
+	Neighbours []Neighbour    `json:"neighbours,omitempty"`
+}
+
+// Route of a NIC. Without a gateway it is on the link.
+type Route struct {
+	Dst    netip.Prefix `json:"dst"`
+	Via    netip.Addr   `json:"via,omitzero"`
+	OnLink bool         `json:"onLink,omitempty"`
+	Metric int          `json:"metric,omitempty"`
+}
+
+// Neighbour is an entry that is never asked for.
+type Neighbour struct {
+	Addr netip.Addr `json:"addr"`
+	MAC  string     `json:"mac"`
+}
+
+// Size of a terminal.
+type Size struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+// Run makes a container of an OCI document, whose paths are the guest's. Share is the tag of the file system that they are in. The
+// container has the name of its first process.
+type Run struct {
+	Process string          `json:"process"`
+	Share   string          `json:"share,omitempty"`
+	Disk    string          `json:"disk,omitempty"` // a block device with the root file system instead
+	Spec    json.RawMessage `json:"spec"`
+	TTY     bool            `json:"tty,omitempty"`
+	Stdin   bool            `json:"stdin,omitempty"`
+	Size    Size            `json:"size,omitzero"`
+}
+
+// Exec makes a further process in a container, of the part "process" of such a document.
+type Exec struct {
+	Process   string          `json:"process"`
+	Container string          `json:"container"` // its first process
+	Spec      json.RawMessage `json:"spec"`
+	TTY       bool            `json:"tty,omitempty"`
+	Stdin     bool            `json:"stdin,omitempty"`
+	Size      Size            `json:"size,omitzero"`
+}
+
+// Stdio names a stream of a process: 0, 1 or 2. That of a terminal's output is 1.
+type Stdio struct {
+	Process string `json:"process"`
+	FD      int    `json:"fd"`
+}
+
+// Process names one, by the name that the host gave it.
+type Process struct {
+	Process string `json:"process"`
+}
+
+// Signal sends one.
+type Signal struct {
+	Process string `json:"process"`
+	Signal  int    `json:"signal"`
+	// Tree has it sent to all that descend from the process, too.
+	Tree bool `json:"tree,omitempty"`
+}
+
+// Resize sets the size of a process's terminal.
+type Resize struct {
+	Process string `json:"process"`
+	Size    Size   `json:"size"`
+}
+
+// Exit is how a process ended: its code, or 128 and the signal. OOM: its compartment's memory was not enough.
+type Exit struct {
+	Code int  `json:"code"`
+	OOM  bool `json:"oom,omitempty"`
+}

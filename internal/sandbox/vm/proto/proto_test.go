@@ -1,0 +1,251 @@
+package proto
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+func TestFrames(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	want := Exec{Process: "x", TTY: true, Spec: json.RawMessage(`{"args":["a"]}`)}
+	if err := WriteFrame(&b, want); err != nil {
+		t.Fatal(err)
+	}
+	var got Exec
+	if err := ReadFrame(&b, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Process != want.Process || !got.TTY || string(got.Spec) != string(want.Spec) {
+		t.Errorf("read %+v, wrote %+v", got, want)
+	}
+	if err := WriteFrame(&b, strings.Repeat("x", MaxFrame)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("wrote a frame that is too large: %v", err)
+	}
+}
+
+func frame(n uint32, body string) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, n), body...)
+}
+
+func TestFramesOfAHostileGuest(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		bytes []byte
+		want  error
+	}{
+		"nothing":              {nil, io.EOF},
+		"half a length":        {[]byte{0, 0}, io.ErrUnexpectedEOF},
+		"cut short":            {frame(10, `{"a"`), io.ErrUnexpectedEOF},
+		"a bit too large":      {frame(MaxFrame+1, ""), ErrTooLarge},
+		"4 GiB":                {frame(1<<32-1, ""), ErrTooLarge},
+		"the most, of nothing": {frame(MaxFrame, ""), io.ErrUnexpectedEOF},
+		"no JSON":              {frame(3, "abc"), ErrMalformed},
+		"another type":         {frame(3, "[1]"), ErrMalformed},
+		"empty":                {frame(0, ""), ErrMalformed},
+		"deep":                 {frame(40_000, strings.Repeat("[", 20_000)+strings.Repeat("]", 20_000)), ErrMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var a answer
+			if err := ReadFrame(bytes.NewReader(tc.bytes), &a); !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+		})
+	}
+}
+
+func FuzzReadFrame(f *testing.F) {
+	f.Add(frame(2, "{}"))
+	f.Add(frame(1<<32-1, "{}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var a answer
+		err := ReadFrame(bytes.NewReader(data), &a)
+		if err == nil && len(data) < 4 {
+			t.Errorf("%q is no frame", data)
+		}
+	})
+}
+
+// pair is a client, and the other end of its connection.
+func pair(t *testing.T) (*Client, net.Conn) {
+	t.Helper()
+	host, guest := net.Pipe()
+	c, err := NewClient(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close(); _ = guest.Close() })
+	return c, guest
+}
+
+type handler func(ctx context.Context, op string, body json.RawMessage) (any, func(net.Conn), error)
+
+func (h handler) Handle(ctx context.Context, op string, body json.RawMessage) (any, func(net.Conn), error) {
+	return h(ctx, op, body)
+}
+
+func TestCalls(t *testing.T) {
+	t.Parallel()
+	c, guest := pair(t)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = Serve(context.Background(), guest, handler(func(_ context.Context, op string, body json.RawMessage) (any, func(net.Conn), error) {
+			switch op {
+			case OpHello:
+				return Welcome{Version: Version, Kernel: "6.1"}, nil, nil
+			case OpStdio:
+				return nil, func(s net.Conn) {
+					_, _ = io.Copy(s, s) // until the host has no more
+					_ = s.Close()
+				}, nil
+			}
+			return nil, nil, errors.New("no " + op + " of " + string(body))
+		}))
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var w Welcome
+	if err := c.Call(ctx, OpHello, Hello{}, &w); err != nil || w.Kernel != "6.1" {
+		t.Fatalf("hello: %+v, %v", w, err)
+	}
+	err := c.Call(ctx, "x", Process{"p"}, nil)
+	if said, ok := errors.AsType[*Error](err); !ok || said.Message != `no x of {"process":"p"}` {
+		t.Errorf("the guest's refusal came as %v", err)
+	}
+	s, err := c.Stream(ctx, OpStdio, Stdio{Process: "p", FD: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("0123456789", 100_000) // more than a window
+	go func() { _, _ = io.WriteString(s, text); _ = s.Close() }()
+	got, err := io.ReadAll(s)
+	if err != nil || string(got) != text {
+		t.Errorf("%d bytes of %d came back: %v", len(got), len(text), err)
+	}
+	_ = c.Close()
+	select {
+	case <-served:
+	case <-ctx.Done():
+		t.Error("the guest goes on serving a host that is gone")
+	}
+}
+
+// TestSilentGuest holds that a call ends with its caller's patience, whatever the guest does not do.
+func TestSilentGuest(t *testing.T) {
+	t.Parallel()
+	for name, guest := range map[string]func(net.Conn){
+		"reads nothing":   func(net.Conn) {},
+		"answers nothing": func(c net.Conn) { _, _ = io.Copy(io.Discard, c) },
+		"takes the stream": func(c net.Conn) {
+			s, err := yamux.Server(c, config())
+			if err != nil {
+				return
+			}
+			for {
+				if _, err := s.Accept(); err != nil {
+					return
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, conn := pair(t)
+			go guest(conn)
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			began := time.Now()
+			err := c.Call(ctx, OpHello, Hello{}, nil)
+			if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 20*time.Second {
+				t.Errorf("after %v: %v", time.Since(began), err)
+			}
+		})
+	}
+}
+
+// TestHostileGuest holds that what a guest makes up ends the session with it, and nothing else.
+func TestHostileGuest(t *testing.T) {
+	t.Parallel()
+	for name, guest := range map[string]func(net.Conn){
+		"noise":   func(c net.Conn) { _, _ = c.Write(bytes.Repeat([]byte{0xa5}, 1<<16)) },
+		"the end": func(c net.Conn) { _ = c.Close() },
+		"opens a stream": func(c net.Conn) {
+			if s, err := yamux.Server(c, config()); err == nil {
+				_, _ = s.Open()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, conn := pair(t)
+			go guest(conn)
+			select {
+			case <-c.Done():
+			case <-time.After(30 * time.Second):
+				t.Fatal("the host goes on speaking with it")
+			}
+			if err := c.Call(t.Context(), OpHello, nil, nil); err == nil {
+				t.Error("a call was answered")
+			}
+		})
+	}
+}
+
+// TestHostileAnswers are malformed ones, to a call.
+func TestHostileAnswers(t *testing.T) {
+	t.Parallel()
+	long, err := json.Marshal(answer{Error: strings.Repeat("x", 10*maxMessage)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		says []byte
+		want error
+	}{
+		"too large":    {frame(MaxFrame+1, ""), ErrTooLarge},
+		"no JSON":      {frame(1, "{"), ErrMalformed},
+		"another type": {frame(13, `{"body":"no"}`), ErrMalformed},
+		"none":         {nil, io.EOF},
+		"long":         {frame(uint32(len(long)), string(long)), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, conn := pair(t)
+			go func() {
+				session, err := yamux.Server(conn, config())
+				if err != nil {
+					return
+				}
+				s, err := session.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = s.Write(tc.says)
+				_ = s.Close()
+				_, _ = io.Copy(io.Discard, s)
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			var w Welcome
+			err := c.Call(ctx, OpHello, Hello{}, &w)
+			if tc.want != nil && !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if said, ok := errors.AsType[*Error](err); tc.want == nil && (!ok || len(said.Message) != maxMessage) {
+				t.Errorf("a long message came as %.100v", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,85 @@
+package vm
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/agent"
+)
+
+// The descriptors that QEMU is started with.
+const (
+	fdAgent = 3 + iota
+	fdQMP
+	fdConsole
+	fdShare
+)
+
+// slots are how many NICs can be plugged in.
+const slots = 8
+
+// Hardware is a VM's.
+type Hardware struct {
+	Accel  string `json:"accel"`
+	CPUs   int    `json:"cpus"`
+	Memory int64  `json:"memory"` // bytes
+	Kernel string `json:"kernel"`
+	Initrd string `json:"initrd"`
+	Share  bool   `json:"share"`          // a virtiofs share, whose socket is fdShare
+	Disk   string `json:"disk,omitempty"` // an image with the root file system instead
+}
+
+// shareTag names the share to the guest.
+const shareTag = "share"
+
+// qemuPackage has QEMU for this machine's kind.
+const qemuPackage = "qemu-system-x86"
+
+// FindQEMU finds the program.
+func FindQEMU() (string, error) {
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return "", &MissingError{What: "qemu-system-x86_64", Package: qemuPackage}
+	}
+	return path, nil
+}
+
+// commandLine of the guest's kernel. Under emulation there is nothing to mitigate, and one processor.
+func (h Hardware) commandLine() string {
+	s := "console=ttyS0 panic=-1 reboot=t,k quiet loglevel=0 rdinit=/init random.trust_cpu=on cryptomgr.notests i8042.noaux=1 i8042.nokbd=1"
+	if h.Accel == AccelTCG {
+		s += " mitigations=off noreplace-smp"
+	}
+	return s
+}
+
+// Args are QEMU's arguments. Nothing in them is the container's: its NICs are plugged in when the VM runs.
+func (h Hardware) Args() []string {
+	accel, cpu := "tcg,thread=multi,tb-size=64", "max"
+	if h.Accel == AccelKVM {
+		accel, cpu = "kvm", "host"
+	}
+	args := []string{
+		"-M", "q35,smm=off,sata=off,usb=off,smbus=off,memory-backend=mem",
+		"-accel", accel, "-cpu", cpu, "-smp", fmt.Sprint(h.CPUs), "-m", fmt.Sprintf("%dM", h.Memory>>20),
+		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", h.Memory>>20),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-kernel", h.Kernel, "-initrd", h.Initrd, "-append", h.commandLine(),
+		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent),
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=" + agent.PortName,
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole), "-serial", "chardev:console",
+	}
+	if h.Share {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=share,fd=%d", fdShare), "-device", "vhost-user-fs-pci,chardev=share,tag="+shareTag)
+	}
+	if h.Disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,discard=unmap,file="+strings.ReplaceAll(h.Disk, ",", ",,"), "-device", "virtio-blk-pci,drive=disk")
+	}
+	for i := range slots {
+		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d", i, i+1))
+	}
+	return args
+}
