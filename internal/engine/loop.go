@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -133,13 +134,24 @@ func (e *Engine) update(ctx context.Context, delta *plan.Delta, errs map[object]
 	e.noteMade(fresh, errs)
 }
 
-// updateStage runs the appliers of a stage side by side, the first of them here:
-// another goroutine is another processor to wake.
+// sideBySide is how many objects a change has to touch for the appliers of a stage
+// to work at a time. To wake another processor takes 0.1 to 0.3 ms, as long as an
+// applier needs for one object or two.
+const sideBySide = 8
+
+// updateStage runs the appliers of a stage, side by side if there is much to do,
+// the first of them here.
 func (e *Engine) updateStage(ctx context.Context, stage Stage, number int, delta *plan.Delta) []error {
 	errs := make([]error, len(stage))
 	update := func(i int) {
 		e.opt.Step(stepName(number + i))
 		errs[i] = stage[i].Update(ctx, e.plan, delta)
+	}
+	if len(delta.Ports)+len(delta.Namespaces)+len(delta.Switches)+len(delta.Balancers)+len(delta.Remotes) < sideBySide {
+		for i := range stage {
+			update(i)
+		}
+		return errs
 	}
 	var wg sync.WaitGroup
 	for i := 1; i < len(stage); i++ {
@@ -171,6 +183,7 @@ func (e *Engine) cut(ctx context.Context, delta *plan.Delta, w *work) {
 	e.publish(w.events, nil)
 	w.events = nil
 	e.status.setCut(w.rev)
+	runtime.Gosched() // who waits goes on here and now, and not when another processor has woken up for it
 }
 
 func onlyTakesAway(d *plan.Delta) bool {
