@@ -129,25 +129,8 @@ func (ps *policies) write(key listKey) error {
 	if err := ps.writeRules(p); err != nil {
 		return err
 	}
-	for side := range 2 {
-		for prefix, b := range p.lookups.addrs[side] {
-			v, err := ps.vector(p, b)
-			if err != nil {
-				return err
-			}
-			if err := ps.t.prefixes.set(prefixKey(p.id, side, prefix), v); err != nil {
-				return err
-			}
-		}
-		for s, b := range p.lookups.services[side] {
-			v, err := ps.vector(p, b)
-			if err != nil {
-				return err
-			}
-			if err := ps.t.services.set(serviceKey(p.id, side, s), v); err != nil {
-				return err
-			}
-		}
+	if err := ps.writeLookups(p); err != nil {
+		return err
 	}
 	if err := ps.writeClasses(p, nil); err != nil {
 		return err
@@ -161,44 +144,94 @@ func (ps *policies) write(key listKey) error {
 }
 
 func (ps *policies) writeRules(p *policy) error {
+	keys, values := make([]bpfRuleKey, len(p.list.Rules)), make([]bpfRule, len(p.list.Rules))
 	for i := range p.list.Rules {
 		r := &p.list.Rules[i]
-		v := bpfRule{Number: r.Number, Next: uint32(r.Next), Action: uint32(r.Action)}
-		if err := ps.t.rules.set(bpfRuleKey{Policy: p.id, Index: uint32(i)}, v); err != nil {
-			return err
+		keys[i], values[i] = bpfRuleKey{Policy: p.id, Index: uint32(i)}, bpfRule{Number: r.Number, Next: uint32(r.Next), Action: uint32(r.Action)}
+	}
+	return ps.t.rules.setAll(keys, values)
+}
+
+// writeLookups writes what finds the rules of a list by address and by service.
+func (ps *policies) writeLookups(p *policy) error {
+	var prefixes []bpfPrefixKey
+	var services []bpfServiceKey
+	var all []bits // of the prefixes, then of the services
+	for side := range 2 {
+		for prefix, b := range p.lookups.addrs[side] {
+			prefixes, all = append(prefixes, prefixKey(p.id, side, prefix)), append(all, b)
 		}
 	}
-	return nil
+	for side := range 2 {
+		for s, b := range p.lookups.services[side] {
+			services, all = append(services, serviceKey(p.id, side, s)), append(all, b)
+		}
+	}
+	numbers, err := ps.vectorsOf(p, all)
+	if err != nil {
+		return err
+	}
+	if err := ps.t.prefixes.setAll(prefixes, numbers[:len(prefixes)]); err != nil {
+		return err
+	}
+	return ps.t.services.setAll(services, numbers[len(prefixes):])
 }
 
 // vector gives the number under which a vector is in the kernel, and writes it if needed.
 func (ps *policies) vector(p *policy, b bits) (uint32, error) {
-	if b.empty() {
-		return 0, nil
-	}
-	n := b.hash()
-	for {
-		v, ok := ps.vectors[n]
-		if !ok {
-			break
+	numbers, err := ps.vectorsOf(p, []bits{b})
+	return numbers[0], err
+}
+
+// vectorsOf gives the numbers under which vectors are in the kernel, and writes those that are not: all, or none is there.
+func (ps *policies) vectorsOf(p *policy, all []bits) ([]uint32, error) {
+	numbers := make([]uint32, len(all))
+	fresh := map[uint32]bits{}
+	var keys []bpfVectorKey
+	var values []bpfVector
+	for i, b := range all {
+		if b.empty() {
+			continue
 		}
-		if v.bits.equal(b) {
-			v.refs++
+		n, known := ps.find(b, fresh)
+		if !known {
+			fresh[n] = b
+			for piece, v := range b.pieces() {
+				keys, values = append(keys, bpfVectorKey{Vector: n, Piece: piece}), append(values, v)
+			}
+		}
+		numbers[i] = n
+	}
+	if err := ps.t.vectors.setAll(keys, values); err != nil {
+		return numbers, err
+	}
+	for n, b := range fresh {
+		ps.vectors[n] = &vectorState{bits: b}
+	}
+	for _, n := range numbers {
+		if n != 0 {
+			ps.vectors[n].refs++
 			p.vectors[n]++
-			return n, nil
+		}
+	}
+	return numbers, nil
+}
+
+// find looks for a vector among those that are there and those that are about to be, and else gives a number that is free.
+func (ps *policies) find(b bits, fresh map[uint32]bits) (n uint32, known bool) {
+	for n = b.hash(); ; {
+		v, there := ps.vectors[n]
+		f, coming := fresh[n]
+		switch {
+		case there && v.bits.equal(b), coming && f.equal(b):
+			return n, true
+		case !there && !coming:
+			return n, false
 		}
 		if n++; n == 0 {
 			n = 1
 		}
 	}
-	for piece, v := range b.pieces() {
-		if err := ps.t.vectors.set(bpfVectorKey{Vector: n, Piece: piece}, v); err != nil {
-			return 0, err
-		}
-	}
-	ps.vectors[n] = &vectorState{bits: b, refs: 1}
-	p.vectors[n]++
-	return n, nil
 }
 
 // use and drop count the ports that a list is for.
@@ -245,43 +278,48 @@ func (ps *policies) collect(garbage []retirement) error {
 
 func (ps *policies) erase(p *policy) error {
 	errs := []error{ps.t.heads.drop(p.id)}
-	for i := range p.list.Rules {
-		errs = append(errs, ps.t.rules.drop(bpfRuleKey{Policy: p.id, Index: uint32(i)}))
+	rules := make([]bpfRuleKey, len(p.list.Rules))
+	for i := range rules {
+		rules[i] = bpfRuleKey{Policy: p.id, Index: uint32(i)}
 	}
+	errs = append(errs, ps.t.rules.dropAll(rules))
 	if p.lookups != nil {
+		var prefixes []bpfPrefixKey
+		var services []bpfServiceKey
 		for side := range 2 {
 			for prefix := range p.lookups.addrs[side] {
-				errs = append(errs, ps.t.prefixes.drop(prefixKey(p.id, side, prefix)))
+				prefixes = append(prefixes, prefixKey(p.id, side, prefix))
 			}
 			for s := range p.lookups.services[side] {
-				errs = append(errs, ps.t.services.drop(serviceKey(p.id, side, s)))
+				services = append(services, serviceKey(p.id, side, s))
 			}
 		}
+		errs = append(errs, ps.t.prefixes.dropAll(prefixes), ps.t.services.dropAll(services))
 	}
-	for k := range p.classes {
-		errs = append(errs, ps.t.classes.drop(k))
-	}
-	for n, refs := range p.vectors {
-		errs = append(errs, ps.release(n, refs))
-	}
+	errs = append(errs, ps.t.classes.dropAll(slices.Collect(maps.Keys(p.classes))), ps.releaseAll(p.vectors))
 	delete(ps.byID, p.id)
 	return errors.Join(errs...)
 }
 
-func (ps *policies) release(n uint32, refs int) error {
-	v := ps.vectors[n]
-	if v == nil {
-		return nil
+// release gives references to a vector back; one that has none left is deleted.
+func (ps *policies) release(n uint32, refs int) error { return ps.releaseAll(map[uint32]int{n: refs}) }
+
+func (ps *policies) releaseAll(refs map[uint32]int) error {
+	var gone []bpfVectorKey
+	for n, refs := range refs {
+		v := ps.vectors[n]
+		if v == nil {
+			continue
+		}
+		if v.refs -= refs; v.refs > 0 {
+			continue
+		}
+		delete(ps.vectors, n)
+		for piece := range v.bits.pieces() {
+			gone = append(gone, bpfVectorKey{Vector: n, Piece: piece})
+		}
 	}
-	if v.refs -= refs; v.refs > 0 {
-		return nil
-	}
-	delete(ps.vectors, n)
-	var errs []error
-	for piece := range v.bits.pieces() {
-		errs = append(errs, ps.t.vectors.drop(bpfVectorKey{Vector: n, Piece: piece}))
-	}
-	return errors.Join(errs...)
+	return ps.t.vectors.dropAll(gone)
 }
 
 // superfluous tells whether there may be something to prune. Counting is enough: all that
@@ -354,12 +392,16 @@ func (ps *policies) rewrite() error {
 	if err := ps.blank(); err != nil {
 		return err
 	}
+	lost := map[bpfVectorKey]bpfVector{}
 	for n, v := range ps.vectors {
 		for piece, words := range v.bits.pieces() {
-			if err := ps.t.vectors.set(bpfVectorKey{Vector: n, Piece: piece}, words); err != nil {
-				return err
+			if k := (bpfVectorKey{Vector: n, Piece: piece}); ps.t.vectors.have[k] != words {
+				lost[k] = words
 			}
 		}
+	}
+	if err := ps.t.vectors.setMap(lost); err != nil {
+		return err
 	}
 	for _, p := range ps.byID {
 		if !p.written {
@@ -367,19 +409,13 @@ func (ps *policies) rewrite() error {
 		}
 		old := p.vectors
 		p.written, p.vectors, p.classes = false, map[uint32]int{}, map[bpfClassKey]uint32{}
-		err := ps.write(p.key)
-		for n, refs := range old {
-			err = errors.Join(err, ps.release(n, refs))
-		}
-		if err != nil {
+		if err := errors.Join(ps.write(p.key), ps.releaseAll(old)); err != nil {
 			return err
 		}
 	}
 	for _, s := range ps.switches {
-		for k, class := range s.entries {
-			if err := ps.t.sets.set(k, class); err != nil {
-				return err
-			}
+		if err := ps.t.sets.setMap(s.entries); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -146,17 +146,15 @@ func (s *setState) follow(sw uint32, sets map[string][]netip.Prefix) (changes []
 	var steps []step
 	var around []netip.Prefix
 	for i, name := range s.names {
-		if !compareLists(s.sets[name], sets[name], func(p netip.Prefix, added bool) {
+		if !compareLists(s.sets[name], sets[name], func(p netip.Prefix, added bool) bool {
 			steps = append(steps, step{p, i, added})
-			if !p.IsSingleIP() && !slices.Contains(around, p) && len(around) <= mostAround {
+			if !p.IsSingleIP() && !slices.Contains(around, p) {
 				around = append(around, p)
 			}
+			return len(around) <= mostAround && len(steps) <= len(s.blocks)/mostFollowed
 		}) {
 			return nil, false
 		}
-	}
-	if len(around) > mostAround || len(steps) > len(s.blocks)/mostFollowed {
-		return nil, false
 	}
 	s.sets = sets
 	if len(steps) == 0 {
@@ -225,9 +223,9 @@ func (s *setState) renew(sw uint32, p netip.Prefix) (c setChange, differs bool) 
 	return c, c.drop == had || !c.drop && old != c.class
 }
 
-// compareLists calls differs for what only one of two sorted lists has; false if one is
-// not sorted.
-func compareLists(old, now []netip.Prefix, differs func(p netip.Prefix, added bool)) bool {
+// compareLists calls differs for what only one of two sorted lists has, until it says no; false if it did, or
+// one is not sorted.
+func compareLists(old, now []netip.Prefix, differs func(p netip.Prefix, added bool) bool) bool {
 	if len(old) == len(now) && (len(old) == 0 || &old[0] == &now[0]) {
 		return true
 	}
@@ -244,10 +242,8 @@ func compareLists(old, now []netip.Prefix, differs func(p netip.Prefix, added bo
 		default:
 			order = plan.ComparePrefixes(old[i], now[j])
 		}
-		if order < 0 {
-			differs(old[i], false)
-		} else if order > 0 {
-			differs(now[j], true)
+		if order < 0 && !differs(old[i], false) || order > 0 && !differs(now[j], true) {
+			return false
 		}
 		if order <= 0 {
 			i++
@@ -282,13 +278,19 @@ func (ps *policies) setSwitch(sw *plan.Switch, all bool) error {
 		return int(b.key.Bits) - int(a.key.Bits)
 	})
 	var errs []error
+	var keys, gone []bpfSetKey
+	var classes []uint32
 	for _, c := range changes {
 		if c.drop {
-			errs = append(errs, ps.t.sets.drop(c.key))
-		} else if err := ps.t.sets.set(c.key, c.class); err != nil {
-			errs = append(errs, err)
-			break
+			gone = append(gone, c.key)
+		} else {
+			keys, classes = append(keys, c.key), append(classes, c.class)
 		}
+	}
+	if err := ps.t.sets.setAll(keys, classes); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, ps.t.sets.dropAll(gone))
 	}
 	if *ps.t.sets.writes != before {
 		ps.changed, ps.stale = true, true
@@ -377,12 +379,8 @@ func (ps *policies) dropSwitch(sw uint32) error {
 	if s == nil {
 		return nil
 	}
-	var errs []error
-	for k := range s.entries {
-		errs = append(errs, ps.t.sets.drop(k))
-	}
 	delete(ps.switches, sw)
-	return errors.Join(errs...)
+	return ps.t.sets.dropAll(slices.Collect(maps.Keys(s.entries)))
 }
 
 // writeClasses says for every combination of sets, but for those that are known, which rules

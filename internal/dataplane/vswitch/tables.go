@@ -59,7 +59,7 @@ func (t *table[K, V]) called() string { return t.name }
 
 func (t *table[K, V]) isFull() bool { return t.full }
 
-// batch is how many entries one system call reads.
+// batch is how many entries one system call reads or writes.
 const batch = 4096
 
 // keyBatch is smaller: with per-CPU values an entry may be some kilobytes.
@@ -141,6 +141,103 @@ func (t *table[K, V]) set(k K, v V) error {
 	return nil
 }
 
+// setAll writes entries in their order, many with one system call, up to one that is refused.
+func (t *table[K, V]) setAll(keys []K, values []V) error {
+	fewKeys, fewValues := make([]K, 0, min(batch, len(keys))), make([]V, 0, min(batch, len(keys)))
+	for i, k := range keys {
+		if old, ok := t.have[k]; !ok || old != values[i] {
+			fewKeys, fewValues = append(fewKeys, k), append(fewValues, values[i])
+		}
+		if len(fewKeys) == batch || i == len(keys)-1 {
+			if err := t.setBatch(fewKeys, fewValues); err != nil {
+				return err
+			}
+			fewKeys, fewValues = fewKeys[:0], fewValues[:0]
+		}
+	}
+	return nil
+}
+
+// setMap writes entries in any order.
+func (t *table[K, V]) setMap(want map[K]V) error {
+	var keys []K
+	var values []V
+	for k, v := range want {
+		if old, ok := t.have[k]; !ok || old != v {
+			keys, values = append(keys, k), append(values, v)
+		}
+	}
+	return t.setAll(keys, values)
+}
+
+func (t *table[K, V]) setBatch(keys []K, values []V) error {
+	if t.shadow != nil || len(keys) < 2 {
+		for i, k := range keys {
+			if err := t.set(k, values[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	n, err := t.m.BatchUpdate(keys, values, nil)
+	for i := range written(n, len(keys), err) {
+		t.have[keys[i]] = values[i]
+		*t.writes++
+	}
+	if err != nil {
+		t.full = t.full || errors.Is(err, unix.E2BIG)
+		return fmt.Errorf("write map %s: %w", t.name, fullMap(err, t.m))
+	}
+	return nil
+}
+
+// written is how many of count entries a system call has come to that failed in the end, or did not. One that refuses to begin leaves
+// the count as it was.
+func written(n, count int, err error) int {
+	if err != nil && (n >= count || errors.Is(err, unix.EFAULT)) {
+		return 0
+	}
+	return n
+}
+
+// dropAll deletes entries in their order, many with one system call; absent is fine.
+func (t *table[K, V]) dropAll(keys []K) error {
+	var errs []error
+	few := make([]K, 0, min(batch, len(keys)))
+	for i, k := range keys {
+		if _, ok := t.have[k]; ok {
+			few = append(few, k)
+		}
+		if len(few) == batch || i == len(keys)-1 {
+			errs = append(errs, t.dropBatch(few))
+			few = few[:0]
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *table[K, V]) dropBatch(keys []K) error {
+	var errs []error
+	for t.shadow == nil && len(keys) > 1 {
+		n, err := t.m.BatchDelete(keys, nil)
+		n = written(n, len(keys), err)
+		for _, k := range keys[:n] {
+			delete(t.have, k)
+			*t.writes++
+		}
+		if keys = keys[n:]; err == nil || len(keys) == 0 {
+			return nil
+		}
+		// It stopped at one that is not there, or cannot be deleted.
+		errs = append(errs, t.drop(keys[0]))
+		keys = keys[1:]
+	}
+	for _, k := range keys {
+		errs = append(errs, t.drop(k))
+	}
+	return errors.Join(errs...)
+}
+
 // drop deletes an entry; absent is fine.
 func (t *table[K, V]) drop(k K) error {
 	old, ok := t.have[k]
@@ -167,24 +264,18 @@ func (t *table[K, V]) dropIf(k K, v V) error {
 
 // prune deletes what keep does not hold.
 func (t *table[K, V]) prune(keep map[K]V) error {
-	var errs []error
-	for k := range t.have {
-		if _, ok := keep[k]; !ok {
-			errs = append(errs, t.drop(k))
-		}
-	}
-	return errors.Join(errs...)
+	return t.keep(func(k K) bool { _, ok := keep[k]; return ok })
 }
 
 // keep deletes the entries that it does not want.
 func (t *table[K, V]) keep(want func(K) bool) error {
-	var errs []error
+	var gone []K
 	for k := range t.have {
 		if !want(k) {
-			errs = append(errs, t.drop(k))
+			gone = append(gone, k)
 		}
 	}
-	return errors.Join(errs...)
+	return t.dropAll(gone)
 }
 
 // policyTables are the maps that hold rules. They may be large, so they are read only when
