@@ -41,6 +41,7 @@ func (d *Devices) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 		ps.release(path)
 	}
 	ps.syncIntroductions(p)
+	ps.fail(ps.refind())
 	ps.fail(ps.addFilters(p))
 	ps.fail(ps.tune(p))
 	ps.fail(ctx.Err())
@@ -123,6 +124,9 @@ func (ps *pass) updatePorts(p *plan.Plan, delta *plan.Delta) {
 		}
 	}
 	ps.introduce(p, delta)
+	if tuningChanges(delta) {
+		ps.fail(ps.refind())
+	}
 	if filtersChange(p, delta) {
 		ps.fail(ps.addFilters(p))
 	}

@@ -25,11 +25,11 @@ func (n *Netdev) Facts(ctx context.Context) (plan.Facts, error) {
 	if err := ctx.Err(); err != nil {
 		return f, err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := bootID()
 	if err != nil {
-		return f, fmt.Errorf("read the boot ID: %w", err)
+		return f, err
 	}
-	f.BootID = strings.TrimSpace(string(boot))
+	f.BootID = boot
 	links, err := n.host.listLinks()
 	if err != nil {
 		return f, fmt.Errorf("list links: %w", err)

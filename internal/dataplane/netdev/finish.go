@@ -67,6 +67,7 @@ func (f *Finish) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	}
 	ps.fail(ps.sweepMacvlans(p))
 	ps.fail(f.pruneNamespaces(p))
+	ps.fail(ps.refind())
 	ps.fail(ps.dropFilters(p))
 	ps.fail(ps.untune(p))
 	return ps.drift, errors.Join(ps.errs...)
@@ -139,6 +140,9 @@ func (f *Finish) Update(ctx context.Context, p *plan.Plan, delta *plan.Delta) er
 			}
 			f.n.reap.namespace(c.Old.Path)
 		}
+	}
+	if tuningChanges(delta) {
+		ps.fail(ps.refind())
 	}
 	if filtersChange(p, delta) {
 		ps.fail(ps.dropFilters(p))

@@ -32,6 +32,8 @@ type record struct {
 	Filters map[string][]string `json:"filters,omitempty"`
 	// NICs holds what else we changed of NICs, by their names.
 	NICs map[string]tuning `json:"nics,omitempty"`
+	// Places are the indexes of the NICs that have such notes, by their names.
+	Places map[string]nicPlace `json:"places,omitempty"`
 }
 
 const (
@@ -66,6 +68,9 @@ func (n *Netdev) writeRecord(r record) error {
 			return fmt.Errorf("remove the record of host settings: %w", err)
 		}
 		return nil
+	}
+	if err := n.placeNotes(&r); err != nil {
+		return err
 	}
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -193,6 +194,70 @@ func TestStubbornOffload(t *testing.T) {
 	} {
 		if got := o.stubborn(); got != want {
 			t.Errorf("%+v: stubborn %v", o, got)
+		}
+	}
+}
+
+// TestTuningRenamed: what was changed of a NIC is undone under the name that it has by now, also where two have changed names and by the
+// next daemon; and not of another NIC that has its index after the host has started anew.
+func TestTuningRenamed(t *testing.T) {
+	t.Parallel()
+	h, n := tuningHost(t)
+	mac := plan.MAC{0, 0x15, 0x5d, 1, 2, 3}
+	with := onNIC("nic0")
+	with.Switches[network].Mode = plan.ModeTransparent
+	with.Ports["a"] = &plan.Port{ID: "a", Kind: plan.PortContainer, Network: network, MAC: mac}
+	taken := func(nic string) bool {
+		have, err := n.listFilters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return have[filter{nic, mac}]
+	}
+	tuneOnly := func(on *Netdev) {
+		ps := on.newPass(t.Context(), false)
+		defer ps.close()
+		if err := errors.Join(ps.addFilters(with), ps.tune(with)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tuneOnly(n)
+	tunedTo(t, n, "nic0", true, false)
+	// nic1 takes all group frames by the will of another.
+	h.Run(t, "bash", "-c", "ip link set nic0 down; ip link set nic1 down; ip link set nic0 name x; ip link set nic1 name nic0; ip link set x name nic1; ip link set nic0 up; ip link set nic1 up")
+	if !taken("nic1") {
+		t.Fatal("the filter did not move with the NIC: this test shows nothing")
+	}
+	if _, err := resync(t, n, &plan.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	tunedTo(t, n, "nic1", false, true)
+	tunedTo(t, n, "nic0", true, true)
+	if taken("nic1") {
+		t.Error("the filter is left")
+	}
+	h.Run(t, "bash", "-c", "ip link set nic0 down; ip link set nic1 down; ip link set nic0 name x; ip link set nic1 name nic0; ip link set x name nic1; ip link set nic0 up; ip link set nic1 up")
+	tuneOnly(n)
+	h.Run(t, "bash", "-c", "ip link set nic0 down; ip link set nic0 name lan0; ip link set lan0 up")
+	if err := openIn(t, h).Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tunedTo(t, n, "lan0", false, true)
+	if taken("lan0") {
+		t.Error("the filter is left after a reset")
+	}
+	if got := leftovers(t, n); got != "" {
+		t.Errorf("left: %s", got)
+	}
+	boot, err := bootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _, _ := n.host.linkByName("lan0")
+	for of, want := range map[string]string{"another boot": "", boot: "lan0"} {
+		now, err := n.renamed(map[string]nicPlace{"nic0": {l.index, of}})
+		if err != nil || now["nic0"] != want {
+			t.Errorf("noted in %s: renamed to %q, want %q (%v)", of, now["nic0"], want, err)
 		}
 	}
 }
