@@ -192,7 +192,6 @@ type Engine struct {
 	// capturing has a place for each capture that may run.
 	capturing chan struct{}
 	lookout   *lookout
-	lastNICs  map[string]plan.NIC   // under mu: uplinks that went away, as they were seen last
 	facts     plan.Facts            // the loop's, and under mu for readers
 	looking   sync.Mutex            // held while the host is looked at
 	asking    map[subnetKey]*asking // under mu: the blocks of addresses that the cluster is asked for
@@ -249,7 +248,7 @@ func New(opt Options) (*Engine, error) {
 	e := &Engine{
 		opt: opt, log: opt.Log, st: st,
 		wake: make(chan struct{}, 1), pending: newPending(st.rev), status: newStatus(),
-		hub: newHub(), view: newView(), leases: newLeaser(), lookout: newLookout(), lastNICs: map[string]plan.NIC{}, drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, asking: map[subnetKey]*asking{}, plan: plan.New(), announced: st.announced(),
+		hub: newHub(), view: newView(), leases: newLeaser(), lookout: newLookout(), drops: newDropLog(), flows: newFlowLog(), capturing: make(chan struct{}, maxCaptures), made: map[hcn.GUID]struct{}{}, asking: map[subnetKey]*asking{}, plan: plan.New(), announced: st.announced(),
 		ready: make(chan struct{}), compared: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.logAside()

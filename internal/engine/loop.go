@@ -61,6 +61,7 @@ func (e *Engine) pass(ctx context.Context) {
 			e.log.Warn("compare with what the host was", "error", err)
 		}
 	}
+	e.followNICs()
 	moved := e.pending.takeMoved()
 	e.takeLeases(false)
 	e.takeOver()
@@ -257,9 +258,8 @@ func (e *Engine) refreshFacts(ctx context.Context) error {
 	dirty := emptyDirty()
 	for id, n := range e.st.networks {
 		old, now := e.facts.NIC(n.Uplink), f.NIC(n.Uplink)
-		if old != nil && now == nil {
-			e.lastNICs[n.Uplink] = *old
-			e.log.Warn("the NIC of a network is gone, or has another name", "network", n.Doc.Name, "nic", n.Uplink)
+		if old != nil && f.NICOf(n) == nil {
+			e.log.Warn("the NIC of a network is gone", "network", n.Doc.Name, "nic", n.Uplink)
 		}
 		if !sameNIC(now, old) {
 			dirty.Networks[id] = struct{}{}

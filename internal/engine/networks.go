@@ -193,6 +193,10 @@ func (t *txn) newNetwork(id hcn.GUID, in hcn.HostComputeNetwork, within time.Dur
 		showRouter(doc, mac)
 	}
 	row := &plan.Network{Doc: *doc, Seq: t.nextSeq(), Switch: number, Uplink: uplink, GatewayMAC: mac}
+	if nic := t.facts.NIC(uplink); nic != nil {
+		mark := t.facts.Mark(nic)
+		row.NIC = &mark
+	}
 	if row.Confirm, err = t.confirmation(within); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -293,47 +294,97 @@ func sameNIC(a, b *plan.NIC) bool {
 	return a.Name == b.Name && a.MAC == b.MAC && a.MTU == b.MTU && a.PathMTU == b.PathMTU && a.Segments == b.Segments && slices.Equal(a.Addrs, b.Addrs)
 }
 
-// uplinkChecks are the doctor's lines about networks whose NIC is gone, has another name by now, or is not the one that has their
+// followNICs has networks go on with a NIC that has another name by now, and keeps what tells it then. A document that shows the name
+// shows the new one; other words of it stay as they were said.
+func (e *Engine) followNICs() {
+	e.mu.RLock()
+	due := false
+	for _, n := range e.st.networks {
+		due = due || remarked(n, &e.facts) != nil
+	}
+	e.mu.RUnlock()
+	if !due {
+		return
+	}
+	_, err := e.commit(func(t *txn) error {
+		for id, old := range maps.Clone(t.st.networks) {
+			row := remarked(old, t.facts)
+			if row == nil {
+				continue
+			}
+			t.putNetwork(id, row)
+			if row.Uplink != old.Uplink {
+				e.log.Warn("the NIC of a network has another name", "network", row.Doc.Name, "was", old.Uplink, "is", row.Uplink)
+				t.tell(queued{ev: api.Event{Kind: "network", Action: "modify", ID: string(id), Name: row.Doc.Name}, on: networkObjects(id)})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		e.log.Warn("follow the NICs of networks", "error", err)
+	}
+}
+
+// remarked is the row of a network whose NIC is not as it was noted, nil for others.
+func remarked(n *plan.Network, f *plan.Facts) *plan.Network {
+	if n.Uplink == "" {
+		return nil
+	}
+	nic := f.NICOf(n)
+	if nic == nil {
+		return nil
+	}
+	mark := f.Mark(nic)
+	if n.Uplink == nic.Name && n.NIC != nil && *n.NIC == mark {
+		return nil
+	}
+	row := *n
+	row.NIC = &mark
+	if n.Uplink == nic.Name {
+		return &row
+	}
+	row.Uplink, row.Doc = nic.Name, *n.Doc.Clone()
+	for i, p := range row.Doc.Policies {
+		s, err := hcn.NetworkSettingsOf[hcn.NetAdapterNamePolicySetting](row.Doc.Policies[i : i+1])
+		if p.Type == hcn.NetAdapterName && err == nil && len(s) == 1 && s[0].NetworkAdapterName == n.Uplink {
+			row.Doc.Policies[i] = hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: nic.Name})
+		}
+	}
+	row.Doc.Version++
+	return &row
+}
+
+// uplinkChecks are the doctor's lines about networks whose NIC is gone, is lent to a bridge or bond, or is not the one that has their
 // subnet. Locked: e.mu.
 func (e *Engine) uplinkChecks() (out []api.Check) {
 	for id, n := range e.st.networks {
 		if !plan.HasUplink(n.Doc.Type) || n.Uplink == "" {
 			continue
 		}
-		nic := e.facts.NIC(n.Uplink)
+		name := "network " + n.Doc.Name
+		nic := e.facts.NICOf(n)
 		if nic == nil {
-			c := api.Check{
-				Name: "network " + n.Doc.Name, Status: "fail",
-				Detail: fmt.Sprintf("its NIC %s is gone: containers reach each other only", n.Uplink),
-				Next:   "bring a NIC of that name back, or delete the network and create it on another",
-			}
-			if is := e.renamed(n.Uplink); is != "" {
-				c.Detail = fmt.Sprintf("its NIC %s is called %s now: containers reach each other only", n.Uplink, is)
-				c.Next = fmt.Sprintf("ip link set %s down; ip link set %s name %s up", is, is, n.Uplink)
-			}
-			out = append(out, c)
+			out = append(out, api.Check{
+				Name: name, Status: "fail", Detail: fmt.Sprintf("its NIC %s is gone: containers reach each other only", n.Uplink),
+				Next: "bring a NIC of that name back, or delete the network and create it on another",
+			})
 			continue
+		}
+		if nic.Master != "" {
+			out = append(out, api.Check{
+				Name: name, Status: "warn", Detail: fmt.Sprintf("its NIC %s was made a member of %s, which takes the frames that are for the host", nic.Name, nic.Master),
+				Next: fmt.Sprintf("ip link set %s nomaster, or create the network on %s", nic.Name, nic.Master),
+			})
 		}
 		if other, p := elsewhere(&n.Doc, nic, &e.facts); other != "" {
 			out = append(out, api.Check{
-				Name: "network " + n.Doc.Name, Status: "warn", Detail: foreignSubnet(p, other, nic.Name),
+				Name: name, Status: "warn", Detail: foreignSubnet(p, other, nic.Name),
 				Next: "bulkhead network inspect " + cmp.Or(n.Doc.Name, string(id)) + "; create it with --uplink " + other + " if that is its LAN",
 			})
 		}
 	}
 	slices.SortFunc(out, func(a, b api.Check) int { return strings.Compare(a.Name, b.Name) })
 	return out
-}
-
-// renamed is the name that a NIC has now which was seen under another; "" if it has none.
-func (e *Engine) renamed(was string) string {
-	old, ok := e.lastNICs[was]
-	for i := range e.facts.NICs {
-		if n := &e.facts.NICs[i]; ok && n.Index == old.Index && n.MAC == old.MAC {
-			return n.Name
-		}
-	}
-	return ""
 }
 
 func foreignSubnet(p netip.Prefix, other, nic string) string {

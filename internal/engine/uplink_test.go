@@ -162,3 +162,63 @@ func TestNewNIC(t *testing.T) {
 		}
 	})
 }
+
+// TestRenamedUplink: a network goes on with its NIC under another name, which its document shows: at once, after a restart of the daemon,
+// and where the NIC has a MAC of its own after one of the host. Another NIC is never taken for it.
+func TestRenamedUplink(t *testing.T) {
+	run(t, func(e *env) {
+		const id = hcn.GUID("11111111-AAAA-5000-8000-000000000001")
+		nics := func(all ...plan.NIC) {
+			e.w.mu.Lock()
+			defer e.w.mu.Unlock()
+			for i := range all {
+				all[i].MTU, all[i].Up = 1500, true
+			}
+			e.w.facts.NICs = all
+		}
+		addrs := []netip.Prefix{netip.MustParsePrefix("10.8.0.9/24")}
+		veth := func(name string, index int) plan.NIC {
+			return plan.NIC{Name: name, Index: index, GUID: hcn.DerivedGUID("name of a NIC", name), MAC: plan.MAC{2, 0, 0, 0, 0xee, 7}, Addrs: addrs}
+		}
+		card := func(name string, index int) plan.NIC {
+			return plan.NIC{Name: name, Index: index, GUID: id, MAC: plan.MAC{2, 0, 0, 0, 0xee, 9}}
+		}
+		is := func(n hcn.HostComputeNetwork, want string) {
+			t.Helper()
+			e.settle()
+			doc := must(e.e.Network(n.ID))(e)
+			shown, err := hcn.NetworkSettingsOf[hcn.NetAdapterNamePolicySetting](doc.Policies)
+			if got := e.uplinkOf(n.ID); got != want || err != nil || len(shown) != 1 || shown[0].NetworkAdapterName != want {
+				t.Errorf("network %s is on %q and shows %v (%v), want %s", n.Name, got, shown, err, want)
+			}
+			e.w.mu.Lock()
+			there := e.w.facts.NIC(want) != nil
+			e.w.mu.Unlock()
+			if text := e.w.text(); strings.Contains(text, ": "+want+" ") != there {
+				t.Errorf("the switch is on %s: want %t in\n%s", want, there, text)
+			}
+		}
+		nics(veth("eth0", 5), card("ens1", 6))
+		a := must(e.network(netDoc("lan", "Transparent", 8)))(e)
+		b := must(e.network(strings.Replace(netDoc("card", "L2Bridge", 9), `"Ipams"`, `"Policies":[{"Type":"NetAdapterName","Settings":{"NetworkAdapterName":"ens1"}}],"Ipams"`, 1)))(e)
+		nics(veth("lan0", 5), card("ens1", 6))
+		is(a, "lan0")
+		e.stop()
+		nics(veth("lan1", 5), card("lan2", 6))
+		e.start()
+		is(a, "lan1")
+		is(b, "lan2")
+		e.check()
+		nics(veth("new", 15), card("ens3", 16)) // of another index: it may be any
+		is(a, "lan1")
+		is(b, "ens3")
+		nics(veth("lan1", 15), card("ens3", 16))
+		is(a, "lan1")
+		e.kill()
+		e.w.reboot()
+		nics(veth("eth0", 15), card("ens4", 5)) // the index is another's by now
+		e.start()
+		is(a, "lan1")
+		is(b, "ens4")
+	})
+}

@@ -37,6 +37,8 @@ type Network struct {
 	GatewayMAC MAC
 	// Uplink is the NIC of a network on a LAN, or under an overlay.
 	Uplink string `json:",omitempty"`
+	// NIC tells that NIC by more than its name, which others may change.
+	NIC *NICMark `json:",omitempty"`
 	// Cluster says that the network is one of a cluster, and the same on all its hosts. Blocks are the parts of its prefixes whose
 	// addresses are this host's to give.
 	Cluster bool `json:",omitempty"`
@@ -49,6 +51,33 @@ type Network struct {
 	Inner netip.Addr `json:",omitzero"`
 	// Confirm is set while the network waits for somebody to say that the host can be reached.
 	Confirm *Confirmation `json:",omitempty"`
+}
+
+// NICMark tells a NIC under whatever name. The GUID is good for ever, where the NIC was made with a MAC; index and MAC are for one run of
+// the host.
+type NICMark struct {
+	GUID  hcn.GUID `json:",omitempty"`
+	Index int      `json:",omitempty"`
+	MAC   MAC      `json:",omitzero"`
+	Boot  string   `json:",omitempty"`
+}
+
+// Mark is that of a NIC.
+func (f *Facts) Mark(nic *NIC) NICMark { return NICMark{nic.GUID, nic.Index, nic.MAC, f.BootID} }
+
+// NICOf is the NIC that a network was made on: that of its name, or if there is none of that name, the one that has another by now.
+func (f *Facts) NICOf(n *Network) *NIC {
+	if nic := f.NIC(n.Uplink); nic != nil || n.NIC == nil {
+		return nic
+	}
+	for i := range f.NICs {
+		nic := &f.NICs[i]
+		same := nic.Index == n.NIC.Index && nic.MAC == n.NIC.MAC && n.NIC.Boot == f.BootID
+		if same || !n.NIC.GUID.IsZero() && nic.GUID == n.NIC.GUID {
+			return nic
+		}
+	}
+	return nil
 }
 
 // Confirmation is what a network, or an endpoint's attachment to one, waits for.

@@ -290,13 +290,41 @@ func pruneLinks(p pins, keep map[string]bool) ([]string, error) {
 	}
 	var gone []string
 	var errs []error
+	kept := map[link.ID]bool{}
 	for _, dev := range have {
 		if !keep[dev] {
-			errs = append(errs, detachLink(p.link(dev)))
 			gone = append(gone, dev)
+			continue
 		}
+		id, err := linkID(p.link(dev))
+		errs, kept[id] = append(errs, err), true
+	}
+	for _, dev := range gone {
+		id, err := linkID(p.link(dev))
+		if err == nil && id != 0 && kept[id] { // of a NIC that has another name by now
+			errs = append(errs, remove(p.link(dev)))
+			continue
+		}
+		errs = append(errs, detachLink(p.link(dev)))
 	}
 	return gone, errors.Join(errs...)
+}
+
+// linkID is the number of a pinned link, 0 where nothing is pinned.
+func linkID(path string) (link.ID, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open link: %w", err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return 0, fmt.Errorf("ask about a link: %w", err)
+	}
+	return info.ID, nil
 }
 
 // The filter of the clsact way. Priority 1 comes first; the handle tells it from others'.

@@ -197,6 +197,7 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 	}
 	if next != nil && next.index == old.index && next.entry.Sw == old.entry.Sw {
 		return errors.Join(
+			a.leaveName(old, next),
 			a.leaveNICs(old, next),
 			dropMissing(a.tables.macs, old.macs, next.macs),
 			dropMissing(a.tables.addrs, old.addrs, next.addrs),
@@ -229,6 +230,19 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 	}
 	errs = append(errs, a.forgetCounters(old))
 	a.forget(id)
+	return errors.Join(errs...)
+}
+
+// leaveName takes the programs off a NIC that has another name by now: they come again under that.
+func (a *Applier) leaveName(old, next *portState) error {
+	if old.device == next.device {
+		return nil
+	}
+	var errs []error
+	for _, h := range a.hooksOf(old.kind, old.device) {
+		errs = append(errs, a.att.detach(h))
+		a.writes++
+	}
 	return errors.Join(errs...)
 }
 
