@@ -2,8 +2,10 @@ package hcn
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"reflect"
+	"strconv"
 	"strings"
 )
 
@@ -68,7 +70,11 @@ func (s settingsType) spelled(raw []byte, v any) bool {
 			return true
 		}
 		at := given.FieldByIndex(f.index)
-		return at.Kind() == reflect.String && isText(value, at.String())
+		switch at.Interface().(type) {
+		case json.Marshaler, encoding.TextMarshaler:
+			return false
+		}
+		return at.Kind() == reflect.String && isText(value, at.String()) || at.CanUint() && string(value) == strconv.FormatUint(at.Uint(), 10)
 	})
 }
 

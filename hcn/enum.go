@@ -32,6 +32,9 @@ func (n names) parse(s string) (int, bool) {
 
 // scalarText gives the text of a JSON string or number, so that enums and masks are read by one parser.
 func scalarText(b []byte) (string, error) {
+	if end, plain := plainText(b, 0); plain && end == len(b) {
+		return string(b[1 : len(b)-1]), nil
+	}
 	if len(b) > 0 && b[0] == '"' {
 		var s string
 		err := json.Unmarshal(b, &s)

@@ -1,6 +1,7 @@
 package hcn
 
 import (
+	"encoding"
 	"encoding/json"
 	"reflect"
 	"slices"
@@ -90,6 +91,9 @@ type policyWire struct {
 // decodePolicy reads a policy of any kind. When there is neither Settings nor Data, the members beside Type are the
 // settings: the vendor's own samples write subnet policies flat.
 func decodePolicy(b []byte) (string, json.RawMessage, error) {
+	if typ, settings, plain := plainPolicy(b); plain {
+		return typ, settings, nil
+	}
 	var w policyWire
 	if err := json.Unmarshal(b, &w); err != nil {
 		return "", nil, Errorf(ErrInvalidPolicy, `a policy is {"Type":name,"Settings":object}: %s`, AsError(jsonError(ErrInvalidPolicy, err)).Detail)
@@ -198,10 +202,12 @@ type settingsType struct {
 	members  []reflect.StructField
 }
 
-// settingsField is a member of settings. Those that are plain are on the wire as they are in Go: they have one spelling.
+// settingsField is a member of settings. Those that are plain are on the wire as they are in Go: they have one spelling. Those that
+// are direct are in the struct itself, under the name that they have in Go, and decode themselves or are not more than a text, a
+// number or a truth.
 type settingsField struct {
-	index []int
-	plain bool
+	index         []int
+	plain, direct bool
 }
 
 func fieldsOf(shape reflect.Type) map[string]settingsField {
@@ -211,16 +217,33 @@ func fieldsOf(shape reflect.Type) map[string]settingsField {
 		if k := f.Type.Kind(); plain && (k == reflect.Slice || k == reflect.Map) {
 			plain = f.Type.Elem().PkgPath() == "" && f.Type.Elem().Kind() == reflect.String
 		}
-		out[f.Name] = settingsField{f.Index, plain}
+		out[f.Name] = settingsField{f.Index, plain, isDirect(f)}
 	}
 	return out
 }
 
+func isDirect(f reflect.StructField) bool {
+	if name, options, _ := strings.Cut(f.Tag.Get("json"), ","); len(f.Index) > 1 || name != "" || strings.Contains(options, "string") {
+		return false
+	}
+	pointer := reflect.PointerTo(f.Type)
+	return pointer.Implements(reflect.TypeFor[json.Unmarshaler]()) || !pointer.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
+
 // setting describes a settings type to the tables below.
 func setting[T validator]() settingsType {
+	fields := fieldsOf(reflect.TypeFor[T]())
+	_, special := any(new(T)).(json.Unmarshaler)
+	special = special || reflect.TypeFor[T]().Kind() != reflect.Struct
 	return settingsType{
 		decode: func(b json.RawMessage) (any, error) {
 			var v T
+			if !special {
+				if decodePlain(b, reflect.ValueOf(&v).Elem(), fields) {
+					return v, nil
+				}
+				v = *new(T)
+			}
 			err := json.Unmarshal(b, &v)
 			if err == nil {
 				return v, nil
@@ -233,7 +256,7 @@ func setting[T validator]() settingsType {
 		},
 		validate: func(v any, path string) error { return v.(T).validate(path) },
 		shape:    reflect.TypeFor[T](),
-		fields:   fieldsOf(reflect.TypeFor[T]()),
+		fields:   fields,
 		members:  fieldsByName(reflect.TypeFor[T]()),
 	}
 }
