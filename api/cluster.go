@@ -90,6 +90,8 @@ type Cluster struct {
 	Etcd      []ClusterMember  `json:"etcd,omitempty"`
 	Hosts     []ClusterHost    `json:"hosts,omitempty"`
 	Networks  []ClusterNetwork `json:"networks,omitempty"`
+	// LoadBalancers are those of all hosts that hold.
+	LoadBalancers []ClusterBalancer `json:"loadBalancers,omitempty"`
 	// Problems are keys in etcd that do not count, and what of this host is not published or not taken up, with the reasons.
 	Problems []ClusterProblem `json:"problems,omitempty"`
 }
@@ -129,6 +131,17 @@ type ClusterNetwork struct {
 	Blocks    int      `json:"blocks"`
 	Encrypted bool     `json:"encrypted,omitempty"`
 	Problem   string   `json:"problem,omitempty"`
+}
+
+// ClusterBalancer is a load balancer of a network of the cluster, and whose it is.
+type ClusterBalancer struct {
+	ID      hcn.GUID `json:"id"`
+	Name    string   `json:"name,omitempty"`
+	Network hcn.GUID `json:"network"`
+	Host    hcn.GUID `json:"host"`
+	// Services are what clients ask for, such as 10.96.0.10:80/tcp.
+	Services  []string `json:"services"`
+	Endpoints int      `json:"endpoints"`
 }
 
 // ClusterProblem is something that is left out.

@@ -33,12 +33,12 @@ type Address struct {
 	Address   string   `json:"address"`
 	Network   string   `json:"network"` // name
 	NetworkID hcn.GUID `json:"networkId"`
-	Kind      string   `json:"kind"` // "gateway", "endpoint", "reserved"
+	Kind      string   `json:"kind"` // "gateway", "endpoint", or "remote" for one that another host of the cluster has
 	Endpoint  hcn.GUID `json:"endpoint,omitempty"`
 	Name      string   `json:"name,omitempty"`
 	Container string   `json:"container,omitempty"`
 	MAC       string   `json:"mac,omitempty"`
-	State     string   `json:"state,omitempty"` // "attached", "reserved"
+	State     string   `json:"state,omitempty"` // "attached", "reserved", "outside", or "on HOST"
 	Owner     string   `json:"owner,omitempty"`
 }
 

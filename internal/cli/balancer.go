@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,12 +176,41 @@ func findBackends(ctx context.Context, c *client.Client, names []string) ([]hcn.
 	var out []hcn.GUID
 	for _, name := range names {
 		e, err := endpoints(c).find(ctx, name)
+		if isNotFound(err) {
+			id, elsewhere := findElsewhere(ctx, c, name)
+			if elsewhere == nil {
+				out = append(out, id)
+				continue
+			}
+			err = cmp.Or(elsewhere, err)
+		}
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, e.ID)
 	}
 	return out, nil
+}
+
+// findElsewhere is the endpoint that a word names on another host of the cluster.
+func findElsewhere(ctx context.Context, c *client.Client, word string) (hcn.GUID, error) {
+	list, err := c.Addresses(ctx)
+	if err != nil {
+		return "", err
+	}
+	found := map[hcn.GUID]string{}
+	for _, a := range list {
+		if a.Kind == "remote" && (a.Name == word || string(a.Endpoint) == strings.ToUpper(word)) {
+			found[a.Endpoint] = a.Network
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", api.Errorf(api.KindNotFound, "no endpoint is called %q or has such an ID, here or on another host", word).Hint("bulkhead endpoint ls, or bulkhead address ls")
+	case 1:
+		return slices.Collect(maps.Keys(found))[0], nil
+	}
+	return "", api.Errorf(api.KindConflict, "%q means endpoints of other hosts on %d networks", word, len(found)).Hint("use the ID; bulkhead address ls -o json shows it")
 }
 
 // parseBalancedPort reads PORT[:BACKEND][/PROTOCOL].

@@ -13,6 +13,7 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/client"
+	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
 func newClusterCmd(a *app) *cobra.Command {
@@ -287,6 +288,12 @@ func (a *app) showCluster(cl api.Cluster) error {
 			return err
 		}
 	}
+	if len(cl.LoadBalancers) > 0 {
+		fmt.Fprintln(a.Stdout)
+		if err := clusterBalancers(cl).write(a.Stdout, a.colour()); err != nil {
+			return err
+		}
+	}
 	for i, p := range cl.Problems {
 		if i == 0 {
 			fmt.Fprintln(a.Stdout)
@@ -296,6 +303,21 @@ func (a *app) showCluster(cl api.Cluster) error {
 		}
 	}
 	return nil
+}
+
+func clusterBalancers(cl api.Cluster) *table {
+	names := map[hcn.GUID]string{}
+	for _, h := range cl.Hosts {
+		names[h.ID] = h.Name
+	}
+	for _, n := range cl.Networks {
+		names[n.ID] = n.Name
+	}
+	t := newTable("LOAD BALANCER ID", "NAME", "NETWORK", "HOST", "SERVICES", "BACK ENDS")
+	for _, b := range cl.LoadBalancers {
+		t.row(shortGUID(b.ID), orDash(b.Name), nameOr(names[b.Network], b.Network), nameOr(names[b.Host], b.Host), strings.Join(b.Services, ", "), b.Endpoints)
+	}
+	return t
 }
 
 func newClusterCheckCmd(a *app) *cobra.Command {

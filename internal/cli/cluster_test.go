@@ -21,6 +21,10 @@ func clusterOfTwo() api.Cluster {
 			{ID: "33333333-CCCC-4000-8000-000000000001", Blocks: 1},
 		},
 		Networks: []api.ClusterNetwork{{ID: "44444444-CCCC-4000-8000-000000000001", Name: "blue", VNI: 4096, Subnets: []string{"10.246.0.0/20"}, Endpoints: 3, Blocks: 3}},
+		LoadBalancers: []api.ClusterBalancer{
+			{ID: "55555555-CCCC-4000-8000-000000000001", Name: "site", Network: "44444444-CCCC-4000-8000-000000000001", Host: "22222222-CCCC-4000-8000-000000000001", Services: []string{"10.96.0.10:80/tcp", "[fd00:96::10]:80/tcp"}, Endpoints: 2},
+			{ID: "66666666-CCCC-4000-8000-000000000001", Network: "44444444-CCCC-4000-8000-000000000001", Host: "33333333-CCCC-4000-8000-000000000001", Services: []string{"10.96.0.11:53/udp"}},
+		},
 		Problems: []api.ClusterProblem{{Object: "/bulkhead/v1/x", Reason: "no key of ours"}},
 	}
 }

@@ -30,6 +30,7 @@ type Engine interface {
 	SetClusterNetworks(ctx context.Context, all []engine.ClusterNetwork) map[hcn.GUID]error
 	SetClusterBlocks(now func() map[hcn.GUID][]netip.Prefix) error
 	ChangeClusterEndpoints(set []plan.Remote, gone []hcn.GUID)
+	ChangeClusterBalancers(set []plan.LoadBalancer, gone []hcn.GUID)
 	SetClusterKeys(s *plan.Secure)
 	ClusterUsers() []string
 	Network(id hcn.GUID) (hcn.HostComputeNetwork, error)
@@ -49,14 +50,17 @@ type Host struct {
 
 	mu        sync.Mutex
 	published []overlay.Endpoint // what the engine has, as it said last
+	balancers []overlay.Balancer // the same
 	problems  map[hcn.GUID]error // of networks that this host cannot have, or not be rid of
 
 	// Of the goroutine of Run alone.
-	from  *overlay.Agent // whose facts the engine has
-	told  map[overlay.EndpointKey]bool
-	nets  map[hcn.GUID]*overlay.Network
-	hosts map[hcn.GUID]*overlay.Host
-	paths map[string]int // what the engine knows of the ways to other hosts
+	from *overlay.Agent // whose facts the engine has
+	told map[overlay.EndpointKey]bool
+	// spread are load balancers that the engine was told of, with whose they are.
+	spread map[hcn.GUID]overlay.BalancerKey
+	nets   map[hcn.GUID]*overlay.Network
+	hosts  map[hcn.GUID]*overlay.Host
+	paths  map[string]int // what the engine knows of the ways to other hosts
 	// owed: the engine could not keep this host's blocks.
 	owed     bool
 	keeper   keeper
@@ -135,6 +139,7 @@ func (h *Host) setBlocks(a *overlay.Agent) {
 
 func (h *Host) forget() {
 	h.owed, h.informed = false, false
+	h.spread = map[hcn.GUID]overlay.BalancerKey{}
 	h.told, h.nets, h.hosts = map[overlay.EndpointKey]bool{}, map[hcn.GUID]*overlay.Network{}, map[hcn.GUID]*overlay.Host{}
 }
 
@@ -171,6 +176,7 @@ func (h *Host) follow(ctx context.Context, a *overlay.Agent, u overlay.Update) {
 		h.setBlocks(a)
 	}
 	h.tell(a, u)
+	h.tellBalancers(u.Balancers)
 }
 
 // follow brings a copy up to date; nil is gone.
@@ -189,6 +195,9 @@ func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
 		gone = append(gone, k.ID)
 	}
 	h.engine().ChangeClusterEndpoints(nil, gone)
+	if len(h.spread) > 0 {
+		h.engine().ChangeClusterBalancers(nil, slices.Collect(maps.Keys(h.spread)))
+	}
 	had := h.from != nil
 	h.forget()
 	h.from = a
@@ -200,6 +209,7 @@ func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
 	}
 	h.mu.Lock()
 	a.Publish(h.published)
+	a.PublishBalancers(h.balancers)
 	h.mu.Unlock()
 }
 
@@ -310,11 +320,21 @@ func (noBlock) Is(target error) bool { return target == engine.ErrNoBlock }
 func (n noBlock) Unwrap() error { return n.error }
 
 func asEngineError(err error) error {
-	if errors.Is(err, overlay.ErrExhausted) {
+	switch {
+	case errors.Is(err, overlay.ErrExhausted):
 		return noBlock{err}
+	case errors.Is(err, overlay.ErrClash):
+		return taken{err}
 	}
 	return err
 }
+
+// taken is, too.
+type taken struct{ error }
+
+func (taken) Is(target error) bool { return target == engine.ErrTaken }
+
+func (t taken) Unwrap() error { return t.error }
 
 // ChangeNetwork is the engine's.
 func (h *Host) ChangeNetwork(ctx context.Context, network hcn.GUID, change func(*hcn.HostComputeNetwork) (*hcn.HostComputeNetwork, error)) (hcn.HostComputeNetwork, int64, error) {

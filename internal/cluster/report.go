@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -39,6 +40,16 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 			w.Subnets = append(w.Subnets, p.String())
 		}
 		out.Networks = append(out.Networks, w)
+	}
+	for i := range m.Status.Balancers {
+		b := &m.Status.Balancers[i]
+		w := api.ClusterBalancer{ID: b.ID, Name: b.Doc.Name, Network: b.Network, Host: b.Host, Endpoints: len(b.Doc.HostComputeEndpoints)}
+		for _, a := range b.Doc.VIPs() {
+			for _, p := range b.Doc.PortMappings {
+				w.Services = append(w.Services, netip.AddrPortFrom(a, p.External()).String()+"/"+strings.ToLower(p.Protocol.String()))
+			}
+		}
+		out.LoadBalancers = append(out.LoadBalancers, w)
 	}
 	for key, why := range m.Status.Problems {
 		out.Problems = append(out.Problems, api.ClusterProblem{Object: key, Reason: why})

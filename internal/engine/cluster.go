@@ -40,7 +40,15 @@ type Cluster interface {
 	DeleteNetwork(ctx context.Context, network hcn.GUID) error
 	// Publish says what this host has on the cluster's networks: all of it. It does not block.
 	Publish(all []plan.Remote)
+	// ClaimBalancer makes a load balancer known to all hosts before it is made or changed here, and keeps it so until release is called; then
+	// what PublishBalancers has said counts. ErrTaken says that another one has something of it.
+	ClaimBalancer(ctx context.Context, doc hcn.HostComputeLoadBalancer) (release func(), err error)
+	// PublishBalancers says which load balancers this host has for the cluster's networks: all of them. It does not block.
+	PublishBalancers(all []hcn.HostComputeLoadBalancer)
 }
+
+// ErrTaken is a Cluster's, when something belongs to another host.
+var ErrTaken = errors.New("it is taken")
 
 // ErrNoBlock is a Cluster's, when all blocks of a subnet are leased.
 var ErrNoBlock = errors.New("no block is free")
@@ -389,6 +397,9 @@ func (e *Engine) publishCluster(d *plan.Delta, always bool) {
 		for _, p := range []*plan.Port{c.Old, c.New} {
 			concerns = concerns || (p != nil && p.Kind == plan.PortContainer && networks[p.Network])
 		}
+	}
+	if always || len(d.Balancers)+len(d.Switches) > 0 {
+		e.publishBalancers()
 	}
 	if !concerns && len(d.Switches) == 0 {
 		return

@@ -31,6 +31,25 @@ type blocks struct {
 	meanwhile func()
 	mine      []netip.Prefix
 	told      func([]netip.Prefix)
+	// claims is why a load balancer cannot be claimed; published are those that are.
+	claims    error
+	published []hcn.HostComputeLoadBalancer
+}
+
+func (b *blocks) ClaimBalancer(_ context.Context, doc hcn.HostComputeLoadBalancer) (func(), error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.claims != nil {
+		return nil, b.claims
+	}
+	b.published = append(slices.Clone(b.published), doc)
+	return func() {}, nil
+}
+
+func (b *blocks) PublishBalancers(all []hcn.HostComputeLoadBalancer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.published = all
 }
 
 func (b *blocks) LeaseBlock(ctx context.Context, _ hcn.GUID, subnet netip.Prefix, wanted *netipx.IPSet) (netip.Prefix, error) {
@@ -310,6 +329,101 @@ func TestClusterThatHangs(t *testing.T) {
 		time.AfterFunc(5*time.Second, func() { close(b.hang) })
 		if failed, took := many(bg); failed != 0 || took > 6*time.Second || len(b.near) != 3 {
 			e.t.Errorf("%d failed, after %s, with %d leases, want 3", failed, took, len(b.near))
+		}
+	})
+}
+
+// TestSharedBalancers: a load balancer of a network of the cluster is claimed before it is made, and published with its network; what
+// another host has is refused by name. Those of other hosts balance here, but for services that this host has itself.
+func TestSharedBalancers(t *testing.T) {
+	b := &blocks{free: []string{"10.61.0.8/30", "fd00:61::100/120"}}
+	inCluster(t, b, func(e *env) {
+		ctx, n := context.Background(), hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		lb := func(name, vip, port string) hcn.HostComputeLoadBalancer {
+			return decode[hcn.HostComputeLoadBalancer](e, fmt.Sprintf(`{"Name":%q,"HostComputeNetwork":%q,"FrontendVIPs":[%q],"PortMappings":[{"Protocol":6,"InternalPort":8080,"ExternalPort":%s}],"SchemaVersion":{"Major":2}}`, name, n, vip, port))
+		}
+		published := func() (names []string) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			for _, doc := range b.published {
+				if doc.HostComputeNetwork != n {
+					e.t.Errorf("it is published as of network %s", doc.HostComputeNetwork)
+				}
+				names = append(names, doc.Name)
+			}
+			slices.Sort(names)
+			return names
+		}
+		services := func() (all []string) {
+			for _, bal := range e.e.view.plan().Balancers {
+				for i := range bal.Services {
+					all = append(all, bal.Name+"@"+bal.Host+" "+bal.Services[i].String()+" "+fmt.Sprint(bal.Services[i].Backends))
+				}
+			}
+			slices.Sort(all)
+			return all
+		}
+		web := must(e.e.CreateLoadBalancer(ctx, "", lb("web", "10.96.0.10", "80")))(e)
+		if d := cmp.Diff([]string{"web"}, published()); d != "" {
+			e.t.Error(d)
+		}
+
+		// Refused by the cluster, or because it is away: with a name it is not made, without one it is this host's alone.
+		b.claims = fmt.Errorf("host beta has it: %w", ErrTaken)
+		_, err := e.e.CreateLoadBalancer(ctx, "", lb("late", "10.96.0.11", "80"))
+		if hcn.CodeOf(err) != hcn.ErrPortAlreadyExists || !strings.Contains(err.Error(), "host beta has it") {
+			e.t.Errorf("one that another host has: %v", err)
+		}
+		b.claims = context.DeadlineExceeded
+		if _, err := e.e.CreateLoadBalancer(ctx, "", lb("late", "10.96.0.11", "80")); err == nil {
+			e.t.Error("it is made without the cluster")
+		}
+		if err := e.e.ModifyLoadBalancer(ctx, web.ID, lb("web", "10.96.0.10", "8080")); err == nil {
+			e.t.Error("it is changed without the cluster")
+		}
+		own := must(e.e.CreateLoadBalancer(ctx, "", lb("", "10.96.0.12", "80")))(e)
+		b.claims = nil
+
+		// Of another host: a back end there, which is known; and one service that is this host's.
+		e.e.ChangeClusterEndpoints([]plan.Remote{{Endpoint: "E0000000-0000-4000-8000-000000000001", Network: n, Addrs: []netip.Addr{netip.MustParseAddr("10.61.0.77")}, MAC: plan.MAC{2, 7}, Provider: netip.MustParseAddr("192.0.2.7"), Host: "beta"}}, nil)
+		theirs := lb("api", "10.96.0.20", "80")
+		theirs.ID, theirs.HostComputeEndpoints = "A0000000-0000-4000-8000-000000000001", []hcn.GUID{"E0000000-0000-4000-8000-000000000001"}
+		theirs.FrontendVIPs = append(theirs.FrontendVIPs, "10.96.0.12")
+		e.e.ChangeClusterBalancers([]plan.LoadBalancer{{Doc: theirs, Network: n, Host: "beta"}}, nil)
+		e.settle()
+		want := []string{"@ TCP 10.96.0.12:80 []", "api@beta TCP 10.96.0.20:80 [10.61.0.77:8080]", "web@ TCP 10.96.0.10:80 []"}
+		if d := cmp.Diff(want, services()); d != "" {
+			e.t.Error(d)
+		}
+		if _, err := e.e.CreateLoadBalancer(ctx, "", lb("mine", "10.96.0.20", "80")); hcn.CodeOf(err) != hcn.ErrPortAlreadyExists || !strings.Contains(err.Error(), `host "beta"`) {
+			e.t.Errorf("a service of another host: %v", err)
+		}
+		if err := e.e.DeleteLoadBalancer(ctx, theirs.ID); !strings.Contains(fmt.Sprint(err), `is host "beta"'s`) {
+			e.t.Errorf("delete another host's: %v", err)
+		}
+		if len(e.e.LoadBalancers(hcn.Filter{})) != 2 {
+			e.t.Error("another host's is listed as this one's")
+		}
+		// What this host gives up is the other's again; what that one has no more is nobody's.
+		e.ok(e.e.DeleteLoadBalancer(ctx, own.ID))
+		e.settle()
+		want = []string{"api@beta TCP 10.96.0.12:80 [10.61.0.77:8080]", "api@beta TCP 10.96.0.20:80 [10.61.0.77:8080]", "web@ TCP 10.96.0.10:80 []"}
+		if d := cmp.Diff(want, services()); d != "" {
+			e.t.Error(d)
+		}
+		e.e.ChangeClusterEndpoints(nil, []hcn.GUID{"E0000000-0000-4000-8000-000000000001"})
+		e.settle()
+		if got := services(); !slices.Contains(got, "api@beta TCP 10.96.0.20:80 []") {
+			e.t.Errorf("with its back end gone: %v", got)
+		}
+		e.e.ChangeClusterBalancers(nil, []hcn.GUID{theirs.ID})
+		e.settle()
+		if d := cmp.Diff(want[2:], services()); d != "" {
+			e.t.Error(d)
+		}
+		e.ok(e.e.DeleteLoadBalancer(ctx, web.ID))
+		if got := published(); len(got) != 0 {
+			e.t.Errorf("%v are published", got)
 		}
 	})
 }

@@ -192,12 +192,14 @@ type Engine struct {
 	// capturing has a place for each capture that may run.
 	capturing chan struct{}
 	lookout   *lookout
-	facts     plan.Facts            // the loop's, and under mu for readers
-	looking   sync.Mutex            // held while the host is looked at
-	asking    map[subnetKey]*asking // under mu: the blocks of addresses that the cluster is asked for
-	unstored  []*txn                // under mu: applied to the memory, not on the disk yet
-	storing   bool                  // under mu: somebody writes them
-	made      map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
+	facts     plan.Facts // the loop's, and under mu for readers
+	looking   sync.Mutex // held while the host is looked at
+	// publishing is held while the cluster is told of load balancers.
+	publishing sync.Mutex
+	asking     map[subnetKey]*asking // under mu: the blocks of addresses that the cluster is asked for
+	unstored   []*txn                // under mu: applied to the memory, not on the disk yet
+	storing    bool                  // under mu: somebody writes them
+	made       map[hcn.GUID]struct{} // under mu: made compartments whose rows do not say so yet
 
 	plan      *plan.Plan          // the loop's alone
 	announced map[object]struct{} // the loop's alone: what clients were told is there

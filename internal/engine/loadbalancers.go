@@ -14,22 +14,15 @@ import (
 
 var balancerTable = store.NewTable[plan.LoadBalancer]("loadbalancers")
 
-// frontend is what clients ask for. On the whole host it is one load balancer's.
-type frontend struct {
-	proto uint8
-	addr  netip.Addr
-	port  uint16
-}
-
-func frontends(row *plan.LoadBalancer) []frontend {
+func frontends(row *plan.LoadBalancer) []plan.Frontend {
 	addrs := row.Doc.VIPs()
 	if len(row.Doc.FrontendVIPs) == 0 {
 		addrs = atHost(row)
 	}
-	var out []frontend
+	var out []plan.Frontend
 	for _, a := range addrs {
 		for _, m := range row.Doc.PortMappings {
-			out = append(out, frontend{uint8(m.Protocol), a, m.External()})
+			out = append(out, plan.Frontend{Protocol: uint8(m.Protocol), Addr: a, Port: m.External()})
 		}
 	}
 	return out
@@ -64,27 +57,35 @@ func (e *Engine) LoadBalancer(id hcn.GUID) (hcn.HostComputeLoadBalancer, error) 
 	defer e.mu.RUnlock()
 	b := e.st.balancers[id]
 	if b == nil {
-		return hcn.HostComputeLoadBalancer{}, noBalancer(id)
+		return hcn.HostComputeLoadBalancer{}, e.st.noBalancer(id)
 	}
 	return *b.Doc.Clone(), nil
 }
 
-func noBalancer(id hcn.GUID) error {
+func (s *state) noBalancer(id hcn.GUID) error {
+	if b := s.shared[id]; b != nil {
+		return hcn.Errorf(hcn.ErrElementNotFound, "load balancer %s is host %q's: see, change or delete it there", id, b.Host)
+	}
 	return hcn.Errorf(hcn.ErrElementNotFound, "no load balancer has the ID %s: see `bulkhead loadbalancer ls`", id)
 }
 
 // CreateLoadBalancer makes a load balancer and waits until the switch balances.
 func (e *Engine) CreateLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) (hcn.HostComputeLoadBalancer, error) {
 	var row *plan.LoadBalancer
-	rev, err := e.commitOr(ctx, func(t *txn) error {
-		var err error
+	id = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
+	change := func(t *txn) (err error) {
 		row, err = t.newBalancer(id, doc)
 		return err
-	})
+	}
+	release, err := e.claimBalancer(ctx, change, &row)
 	if err != nil {
 		return hcn.HostComputeLoadBalancer{}, err
 	}
-	id = row.Doc.ID
+	defer release()
+	rev, err := e.commitOr(ctx, change)
+	if err != nil {
+		return hcn.HostComputeLoadBalancer{}, err
+	}
 	if err := e.applied(ctx, rev, balancerObject(id)); err != nil {
 		e.undo(ctx, "loadbalancer", string(id), func(t *txn) { t.dropBalancer(id) })
 		return hcn.HostComputeLoadBalancer{}, hcn.Errorf(hcn.ErrUnspecified, "make load balancer %s: %w", id, err)
@@ -97,6 +98,9 @@ func (t *txn) newBalancer(id hcn.GUID, in hcn.HostComputeLoadBalancer) (*plan.Lo
 	doc.ID = hcn.ChooseID(id, doc.ID, hcn.NewGUID)
 	if t.st.balancers[doc.ID] != nil {
 		return nil, hcn.Errorf(hcn.ErrObjectAlreadyExists, "a load balancer with the ID %s exists: delete it first, or leave the ID out", doc.ID)
+	}
+	if b := t.st.shared[doc.ID]; b != nil {
+		return nil, hcn.Errorf(hcn.ErrObjectAlreadyExists, "a load balancer with the ID %s exists on host %q: leave the ID out", doc.ID, b.Host)
 	}
 	doc.Version = 0
 	row := &plan.LoadBalancer{Doc: *doc, Seq: t.nextSeq()}
@@ -136,10 +140,10 @@ func (t *txn) checkBalancer(row, old *plan.LoadBalancer) error {
 				"choose an address outside of it", a, s.IpAddressPrefix, n.Doc.Name)
 		}
 	}
-	if err := t.openBalancer(row, old, n); err != nil {
+	if err := errors.Join(t.openBalancer(row, old, n), t.sharedFree(row, n)); err != nil {
 		return err
 	}
-	services, all := t.st.services+servicesOf(row), t.st.served+served(row)
+	services, all := t.st.services+t.st.sharedServices+servicesOf(row), t.st.served+t.st.sharedServed+served(row)
 	if old != nil {
 		services, all = services-servicesOf(old), all-served(old)
 	}
@@ -159,7 +163,7 @@ func (t *txn) frontendsFree(row *plan.LoadBalancer) error {
 	for _, f := range frontends(row) {
 		if other, ok := t.st.frontends[f]; ok && other != row.Doc.ID {
 			return hcn.Errorf(hcn.ErrPortAlreadyExists, "%s %s is a service of load balancer %s: delete that one, or choose another port",
-				plan.ProtocolName(f.proto), netip.AddrPortFrom(f.addr, f.port), other)
+				plan.ProtocolName(f.Protocol), netip.AddrPortFrom(f.Addr, f.Port), other)
 		}
 	}
 	return nil
@@ -207,10 +211,10 @@ func (t *txn) balancerNetwork(doc *hcn.HostComputeLoadBalancer, old *plan.LoadBa
 // ModifyLoadBalancer gives a load balancer another document. Connections to back ends that stay go on.
 func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) error {
 	var old, row *plan.LoadBalancer
-	rev, err := e.commitOr(ctx, func(t *txn) error {
+	change := func(t *txn) error {
 		old = t.st.balancers[id]
 		if old == nil {
-			return noBalancer(id)
+			return t.st.noBalancer(id)
 		}
 		row = &plan.LoadBalancer{Doc: *doc.Clone(), Seq: old.Seq}
 		if !doc.ID.IsZero() && doc.ID != id {
@@ -226,7 +230,13 @@ func (e *Engine) ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.Ho
 		row.Doc.HostComputeNetwork = doc.HostComputeNetwork
 		t.changeBalancer(row)
 		return nil
-	})
+	}
+	release, err := e.claimBalancer(ctx, change, &row)
+	if err != nil {
+		return err
+	}
+	defer release()
+	rev, err := e.commitOr(ctx, change)
 	if err != nil {
 		return err
 	}
@@ -258,7 +268,7 @@ func (t *txn) changeBalancer(row *plan.LoadBalancer) {
 func (e *Engine) DeleteLoadBalancer(ctx context.Context, id hcn.GUID) error {
 	rev, err := e.commitOr(ctx, func(t *txn) error {
 		if t.st.balancers[id] == nil {
-			return noBalancer(id)
+			return t.st.noBalancer(id)
 		}
 		t.dropBalancer(id)
 		return nil
@@ -345,5 +355,15 @@ func (t *txn) putBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 	t.st.setBalancer(id, row)
 	t.undo = append(t.undo, func() { t.st.setBalancer(id, old) })
 	t.dirty.Balancers[id] = struct{}{}
+	for _, b := range []*plan.LoadBalancer{old, row} {
+		if b == nil {
+			continue
+		}
+		for _, f := range frontends(b) { // of another host's, this host's own takes services
+			if other, ok := t.st.sharedAt[b.Network][f]; ok {
+				t.dirty.Balancers[other] = struct{}{}
+			}
+		}
+	}
 	t.save = append(t.save, saveRow(balancerTable, false, string(id), row, old))
 }

@@ -62,10 +62,10 @@ func isIPv6(s *hcn.Subnet) bool {
 
 // pickInside keeps what a mapping had, and takes the next free port for others.
 func (t *txn) pickInside(row, old *plan.LoadBalancer) error {
-	had := map[frontend]uint16{}
+	had := map[plan.Frontend]uint16{}
 	if old != nil && old.Network == row.Network && len(old.Inside) == len(old.Doc.PortMappings) {
 		for i, m := range old.Doc.PortMappings {
-			had[frontend{proto: uint8(m.Protocol), port: m.External()}] = old.Inside[i]
+			had[plan.Frontend{Protocol: uint8(m.Protocol), Port: m.External()}] = old.Inside[i]
 		}
 	}
 	taken, last := t.st.inside[row.Network], t.st.lastInside[row.Network]
@@ -75,7 +75,7 @@ func (t *txn) pickInside(row, old *plan.LoadBalancer) error {
 			continue
 		}
 		open = true
-		if inside[i] = had[frontend{proto: uint8(m.Protocol), port: m.External()}]; inside[i] != 0 {
+		if inside[i] = had[plan.Frontend{Protocol: uint8(m.Protocol), Port: m.External()}]; inside[i] != 0 {
 			continue
 		}
 		for range 1 << 16 {
@@ -104,7 +104,7 @@ func (t *txn) shareFamilies(row *plan.LoadBalancer) {
 	}
 	only6 := row.Doc.Flags&hcn.LoadBalancerIPv6 != 0
 	for _, m := range row.Doc.PortMappings {
-		other := t.st.balancers[t.st.frontends[frontend{uint8(m.Protocol), netip.IPv6Unspecified(), m.External()}]]
+		other := t.st.balancers[t.st.frontends[plan.Frontend{Protocol: uint8(m.Protocol), Addr: netip.IPv6Unspecified(), Port: m.External()}]]
 		if other == nil || other.Doc.ID == row.Doc.ID || len(other.Doc.FrontendVIPs) > 0 || (other.Doc.Flags&hcn.LoadBalancerIPv6 != 0) == only6 {
 			continue
 		}

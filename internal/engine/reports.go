@@ -184,6 +184,20 @@ func (e *Engine) Addresses() []api.Address {
 			}
 		}
 	}
+	for id, r := range e.st.remotes {
+		n := e.st.networks[r.Network]
+		if n == nil || e.st.endpoints[id] != nil {
+			continue
+		}
+		row := api.Address{Network: n.Doc.Name, NetworkID: r.Network, Kind: "remote", Endpoint: id, MAC: r.MAC.String(), State: "on " + cmp.Or(r.Host, r.Provider.String())}
+		if len(r.Names) > 0 {
+			row.Name = r.Names[0]
+		}
+		for _, a := range r.Addrs {
+			row.Address = a.String()
+			out = append(out, row)
+		}
+	}
 	slices.SortFunc(out, func(a, b api.Address) int {
 		x, _ := netip.ParseAddr(a.Address)
 		y, _ := netip.ParseAddr(b.Address)

@@ -51,7 +51,7 @@ type state struct {
 	numbers     map[uint32]int                               // how many namespaces have a number
 	routesOf    map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute     // by the endpoints in their documents
 	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer // so, too
-	frontends   map[frontend]hcn.GUID                        // whose service is what
+	frontends   map[plan.Frontend]hcn.GUID                   // whose service is what
 	services    int                                          // of all load balancers
 	served      int                                          // back ends of all services together
 	inside      map[hcn.GUID]map[uint16]hcn.GUID             // by network: whose port on its own address is what
@@ -64,6 +64,13 @@ type state struct {
 	secure    *plan.Secure
 	toldBy    map[hcn.GUID]string
 	elsewhere map[hcn.GUID]map[netip.Addr]hcn.GUID
+
+	// shared are load balancers of other hosts of the cluster, kept in no store; sharedBy has them by back ends, sharedAt says by network
+	// whose service is what.
+	shared                       map[hcn.GUID]*plan.LoadBalancer
+	sharedBy                     map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer
+	sharedAt                     map[hcn.GUID]map[plan.Frontend]hcn.GUID
+	sharedServices, sharedServed int
 
 	aside []asideRow
 }
@@ -83,16 +90,17 @@ func newState() *state {
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
-		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[frontend]hcn.GUID{},
+		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[plan.Frontend]hcn.GUID{},
 		inside: map[hcn.GUID]map[uint16]hcn.GUID{}, lastInside: map[hcn.GUID]uint16{},
 		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
+		shared: map[hcn.GUID]*plan.LoadBalancer{}, sharedBy: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, sharedAt: map[hcn.GUID]map[plan.Frontend]hcn.GUID{},
 	}
 }
 
 func (s *state) intent() *plan.Intent {
 	return &plan.Intent{
 		Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Routes: s.routesOf, Remotes: s.remotes,
-		Balancers: s.balancers, ByBackend: s.byBackend, Secure: s.secure,
+		Balancers: s.balancers, ByBackend: s.byBackend, Shared: s.shared, SharedBy: s.sharedBy, Frontends: s.frontends, Secure: s.secure,
 	}
 }
 

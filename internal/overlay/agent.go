@@ -64,6 +64,7 @@ type Agent struct {
 	pub         map[pair]published
 	todo        map[pair]struct{}
 	unpublished map[pair]string
+	own         ownBalancers
 	fresh       map[ownBlock]int64 // blocks that this host has leased, with the revision, until the watch has seen it
 	lost        chan struct{}      // closed when the host's key was taken from us
 	claimed     int64              // the revision at which this session wrote that key
@@ -111,7 +112,7 @@ func New(cfg Config) *Agent {
 	return &Agent{
 		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
 		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
-		fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
+		own: newOwnBalancers(), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -240,6 +241,8 @@ type Update struct {
 	Networks  map[hcn.GUID]*Network
 	Hosts     map[hcn.GUID]*Host
 	Endpoints map[EndpointKey]*Endpoint
+	// Balancers are load balancers of other hosts; nil is gone.
+	Balancers map[BalancerKey]*Balancer
 	// Blocks are all blocks of this host, by network; nil if they have not changed since.
 	Blocks map[hcn.GUID][]netip.Prefix
 }
@@ -259,7 +262,7 @@ func (a *Agent) Take() (Update, bool) {
 	u := Update{
 		First:    !a.taken,
 		Networks: make(map[hcn.GUID]*Network, len(d.networks)), Hosts: make(map[hcn.GUID]*Host, len(d.hosts)),
-		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)),
+		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)), Balancers: make(map[BalancerKey]*Balancer, len(d.balancers)),
 	}
 	for id := range d.networks {
 		u.Networks[id] = nil
@@ -283,6 +286,12 @@ func (a *Agent) Take() (Update, bool) {
 			u.Endpoints[key] = &it.v
 		}
 	}
+	for k := range d.balancers {
+		u.Balancers[k] = nil
+		if it := a.cache.balancers.all[k]; it != nil && k.Host != a.self.ID && a.cache.balancerCounts(it) == nil {
+			u.Balancers[k] = &it.v
+		}
+	}
 	if d.blocks || u.First {
 		u.Blocks = a.blocks()
 	}
@@ -299,6 +308,8 @@ type Status struct {
 	Problem   string
 	Hosts     []HostStatus
 	Networks  []NetworkStatus
+	// Balancers are the load balancers that count, of all hosts.
+	Balancers []Balancer
 	// Problems are keys that do not count, and endpoints of this host that are not published, with the reason; Left how many
 	// more there are.
 	Problems map[string]string
@@ -365,7 +376,11 @@ func (a *Agent) Status() Status {
 	for at, why := range a.unpublished {
 		s.Problems[a.keys.endpoint(at.network, a.self.ID, at.host)] = why
 	}
+	for at, why := range a.own.refused {
+		s.Problems[a.keys.balancer(at.network, a.self.ID, at.host)] = why
+	}
 	a.hiddenProblems(s.Problems)
+	s.Balancers = c.sortedBalancers()
 	return s
 }
 
@@ -381,6 +396,14 @@ func (a *Agent) hiddenProblems(to map[string]string) {
 					to[a.keys.endpoint(net, it.v.Host, id)] = err.Error()
 				}
 			}
+		}
+	}
+	for k, it := range a.cache.balancers.all {
+		if len(to) >= maxProblems {
+			return
+		}
+		if err := a.cache.balancerCounts(it); err != nil {
+			to[a.keys.balancer(k.Network, k.Host, k.ID)] = err.Error()
 		}
 	}
 }

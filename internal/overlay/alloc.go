@@ -210,7 +210,7 @@ func (a *Agent) DeleteNetwork(ctx context.Context, id hcn.GUID, force bool) erro
 	}
 	res, err := a.cli.Txn(ctx).Then(
 		clientv3.OpDelete(a.keys.network(id)), clientv3.OpDelete(a.keys.endpointsOf(id), clientv3.WithPrefix()),
-		clientv3.OpDelete(a.keys.blocksOf(id), clientv3.WithPrefix()),
+		clientv3.OpDelete(a.keys.blocksOf(id), clientv3.WithPrefix()), clientv3.OpDelete(a.keys.balancersOf(id), clientv3.WithPrefix()),
 	).Commit()
 	if err != nil {
 		return a.away("delete network "+it.v.Name, err)
@@ -445,13 +445,18 @@ type made struct {
 	rev int64
 }
 
-// keysOf are the keys of a host's blocks and endpoints. Locked: a.mu.
+// keysOf are the keys of a host's blocks, and of what it publishes. Locked: a.mu.
 func (a *Agent) keysOf(id hcn.GUID) (blocks, eps []made) {
 	for net, of := range a.cache.blocks {
 		for p, it := range of {
 			if it.v.Host == id {
 				blocks = append(blocks, made{a.keys.block(net, p), it.created})
 			}
+		}
+	}
+	for k, it := range a.cache.balancers.all {
+		if k.Host == id {
+			eps = append(eps, made{a.keys.balancer(k.Network, k.Host, k.ID), it.created})
 		}
 	}
 	for at, of := range a.cache.byHost {

@@ -38,6 +38,8 @@ type cache struct {
 	// claims are the endpoints of a network that have an address, the oldest first.
 	claims map[hcn.GUID]map[netip.Addr][]*item[Endpoint]
 
+	balancers balancers
+
 	// check is one of the underlay that is under way, checked what hosts have found in it.
 	check   *item[checkRecord]
 	checked map[hcn.GUID]*item[Checked]
@@ -64,15 +66,16 @@ type dirty struct {
 	networks  map[hcn.GUID]struct{}
 	hosts     map[hcn.GUID]struct{}
 	endpoints map[pair]struct{} // network and endpoint
+	balancers map[BalancerKey]struct{}
 	blocks    bool
 }
 
 func newDirty() dirty {
-	return dirty{networks: map[hcn.GUID]struct{}{}, hosts: map[hcn.GUID]struct{}{}, endpoints: map[pair]struct{}{}}
+	return dirty{networks: map[hcn.GUID]struct{}{}, hosts: map[hcn.GUID]struct{}{}, endpoints: map[pair]struct{}{}, balancers: map[BalancerKey]struct{}{}}
 }
 
 func (d *dirty) empty() bool {
-	return len(d.networks)+len(d.hosts)+len(d.endpoints) == 0 && !d.blocks
+	return len(d.networks)+len(d.hosts)+len(d.endpoints)+len(d.balancers) == 0 && !d.blocks
 }
 
 func newCache(k keys, self hcn.GUID) *cache {
@@ -81,6 +84,7 @@ func newCache(k keys, self hcn.GUID) *cache {
 		networks: map[hcn.GUID]*item[Network]{}, blocks: map[hcn.GUID]map[netip.Prefix]*item[block]{},
 		endpoints: map[hcn.GUID]map[hcn.GUID][]*item[Endpoint]{}, count: map[kind]int{}, byHost: map[pair]map[hcn.GUID]struct{}{},
 		claims: map[hcn.GUID]map[netip.Addr][]*item[Endpoint]{}, checked: map[hcn.GUID]*item[Checked]{}, problems: map[string]string{}, unnamed: map[uint64]struct{}{}, dirty: newDirty(),
+		balancers: newBalancers(),
 	}
 }
 
@@ -175,6 +179,12 @@ func (c *cache) put(e entry) {
 			it.v.Network, it.v.Host = p.network, p.host
 		}
 		c.putEndpoint(p, it, e.key)
+	case kindBalancer:
+		it := readItem(c, p.kind, e, func(b *Balancer) error { return b.check(p) })
+		if it != nil {
+			it.v.Network, it.v.Host = p.network, p.host
+		}
+		c.putBalancer(BalancerKey{p.network, p.host, p.id}, it, e.key)
 	}
 }
 
@@ -312,12 +322,22 @@ func (c *cache) touchHost(id hcn.GUID) {
 			c.touchAll(at.network, of)
 		}
 	}
+	for k := range c.balancers.all {
+		if k.Host == id {
+			c.touchBalancer(k)
+		}
+	}
 }
 
 func (c *cache) touchNetwork(id hcn.GUID) {
 	c.dirty.networks[id] = struct{}{}
 	for ep := range c.endpoints[id] {
 		c.dirty.endpoints[pair{id, ep}] = struct{}{}
+	}
+	for k := range c.balancers.all {
+		if k.Network == id {
+			c.touchBalancer(k)
+		}
 	}
 }
 
@@ -505,6 +525,9 @@ func (c *cache) known() (out []string) {
 			out = append(out, c.keys.block(net, p))
 		}
 	}
+	for k := range c.balancers.all {
+		out = append(out, c.keys.balancer(k.Network, k.Host, k.ID))
+	}
 	for net, of := range c.endpoints {
 		for id, list := range of {
 			for _, it := range list {
@@ -528,6 +551,8 @@ func (c *cache) revOf(key string) int64 {
 		return revision(c.networks[p.id])
 	case kindBlock:
 		return revision(c.blocks[p.network][p.prefix])
+	case kindBalancer:
+		return revision(c.balancers.all[BalancerKey{p.network, p.host, p.id}])
 	case kindEndpoint:
 		for _, it := range c.endpoints[p.network][p.id] {
 			if it.v.Host == p.host {

@@ -296,6 +296,7 @@ type testHost struct {
 	facts  map[EndpointKey]*Endpoint
 	nets   map[hcn.GUID]*Network
 	hosts  map[hcn.GUID]*Host
+	lbs    map[BalancerKey]*Balancer
 	blocks map[hcn.GUID][]netip.Prefix
 }
 
@@ -330,6 +331,7 @@ func (h *testHost) start(s *store, boot string) {
 	_, _ = fmt.Sscanf(h.name, "h%d", &n)
 	h.mu.Lock()
 	h.facts, h.nets, h.hosts = map[EndpointKey]*Endpoint{}, map[hcn.GUID]*Network{}, map[hcn.GUID]*Host{}
+	h.lbs = map[BalancerKey]*Balancer{}
 	h.mu.Unlock()
 	agent := Config{
 		Client: cli, Prefix: "/test", TTL: testTTL, Changed: h.take, Log: testLog(h.t, h.name),
@@ -374,6 +376,11 @@ func (h *testHost) take() {
 	for id, ep := range u.Endpoints {
 		if h.facts[id] = ep; ep == nil {
 			delete(h.facts, id)
+		}
+	}
+	for k, b := range u.Balancers {
+		if h.lbs[k] = b; b == nil {
+			delete(h.lbs, k)
 		}
 	}
 	if u.Blocks != nil {

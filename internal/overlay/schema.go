@@ -29,6 +29,11 @@ const (
 	maxNetworks = 4096
 	// maxObjects bounds endpoints and blocks, each.
 	maxObjects = 1 << 18
+	// maxBalancers and maxServices bound load balancers and their services (ports at virtual addresses), maxServed the back ends of all
+	// services: half of what a host's tables hold, so that its own have room.
+	maxBalancers = 1 << 14
+	maxServices  = 1 << 15
+	maxServed    = 1 << 19
 )
 
 // MaxNames is how many names an endpoint may have.
@@ -38,7 +43,7 @@ const MaxNames = 64
 var maxValue = map[kind]int{
 	kindSchema: 4 << 10, kindAllocator: 256, kindHost: 4 << 10, kindForgotten: 4 << 10, kindNetwork: 256 << 10,
 	kindBlock: 4 << 10, kindEndpoint: 8 << 10, kindToken: 4 << 10,
-	kindCheck: 8 << 10, kindChecked: 512 << 10,
+	kindCheck: 8 << 10, kindChecked: 512 << 10, kindBalancer: 256 << 10,
 }
 
 // kind is what a key is about.
@@ -56,6 +61,7 @@ const (
 	kindToken
 	kindCheck
 	kindChecked
+	kindBalancer
 )
 
 // keys makes and reads the keys below a prefix.
@@ -98,6 +104,13 @@ func (k keys) blocksOf(net hcn.GUID) string  { return k.blocks() + net.Lower() +
 func (k keys) endpoints() string             { return k.base() + "endpoints/" }
 func (k keys) endpointsOf(n hcn.GUID) string { return k.endpoints() + n.Lower() + "/" }
 
+func (k keys) balancers() string             { return k.base() + "loadbalancers/" }
+func (k keys) balancersOf(n hcn.GUID) string { return k.balancers() + n.Lower() + "/" }
+
+func (k keys) balancer(net, host, id hcn.GUID) string {
+	return k.balancersOf(net) + host.Lower() + "/" + id.Lower()
+}
+
 func (k keys) check() string                { return k.base() + "check" }
 func (k keys) checked(host hcn.GUID) string { return k.base() + "checked/" + host.Lower() }
 
@@ -114,9 +127,9 @@ func (k keys) endpoint(net, host, id hcn.GUID) string { return k.endpointsBy(net
 // parsed is a key taken apart.
 type parsed struct {
 	kind    kind
-	id      hcn.GUID // of the host, network or endpoint
-	network hcn.GUID // of a block or an endpoint
-	host    hcn.GUID // of an endpoint
+	id      hcn.GUID // of the host, network, endpoint or load balancer
+	network hcn.GUID // of a block, an endpoint or a load balancer
+	host    hcn.GUID // of an endpoint or a load balancer
 	prefix  netip.Prefix
 }
 
@@ -168,6 +181,8 @@ func (k keys) parse(key string) (parsed, error) {
 		return parsed{kind: kindBlock, network: ids[1], prefix: p}, nil
 	case parts[0] == "endpoints" && len(parts) == 4:
 		return parsed{kind: kindEndpoint, network: ids[1], host: ids[2], id: ids[3]}, nil
+	case parts[0] == "loadbalancers" && len(parts) == 4:
+		return parsed{kind: kindBalancer, network: ids[1], host: ids[2], id: ids[3]}, nil
 	}
 	return parsed{}, errForeign
 }

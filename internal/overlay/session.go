@@ -57,6 +57,9 @@ func (a *Agent) hold(ctx context.Context) error {
 		if err := a.publish(ctx, lease); err != nil {
 			return err
 		}
+		if err := a.publishBalancers(ctx, lease); err != nil {
+			return err
+		}
 	}
 }
 
@@ -93,6 +96,7 @@ func (a *Agent) begin(lease clientv3.LeaseID, rev int64) (lost <-chan struct{}) 
 		for at := range a.pub {
 			a.todo[at] = struct{}{}
 		}
+		a.own.allAgain()
 	}
 	a.lease, a.claimed, a.lost, a.session = lease, rev, make(chan struct{}), nil
 	a.loseSession(a.gone)

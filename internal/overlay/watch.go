@@ -79,7 +79,7 @@ func (a *Agent) skips(key string) bool {
 	switch p.kind {
 	case kindHost:
 		return p.id != a.cfg.Host.ID
-	case kindEndpoint:
+	case kindEndpoint, kindBalancer:
 		return p.host != a.cfg.Host.ID
 	default:
 		return err != nil
@@ -280,6 +280,7 @@ func (a *Agent) takeOwn(entries []entry, rev int64) {
 		}
 		a.ownEvent(e)
 	}
+	a.missedBalancers(entries, rev)
 	for at, p := range a.pub {
 		if !seen[at] && p.rev <= rev && p.raw != "" {
 			a.pub[at] = published{rev: rev}
@@ -303,6 +304,10 @@ func (a *Agent) ownEvent(e entry) {
 		a.advanceChecks()
 	case p.kind == kindHost && p.id == a.self.ID && e.deleted:
 		a.loseSession(e.rev)
+	case p.kind == kindHost && e.deleted: // what it had counts no more
+		for at := range a.own.refused {
+			a.retryBalancers(at.network)
+		}
 	case p.kind == kindBlock:
 		if len(a.unpublished) > 0 {
 			for at := range a.unpublished {
@@ -313,12 +318,15 @@ func (a *Agent) ownEvent(e entry) {
 			a.kick()
 		}
 	case p.kind == kindNetwork:
+		a.retryBalancers(p.id)
 		for at := range a.unpublished {
 			if at.network == p.id {
 				a.todo[at] = struct{}{}
 				a.kick()
 			}
 		}
+	case p.kind == kindBalancer:
+		a.balancerEvent(p, e)
 	case p.kind == kindEndpoint && p.host == a.self.ID:
 		at := pair{p.network, p.id}
 		have := a.pub[at]

@@ -25,16 +25,21 @@ type LoadBalancer struct {
 	// Inside are ports, one for each of the mappings, by which the host sends to it on the network (see Inside). Those of a network are
 	// all different. 0 or none: the mapping is for endpoints of the network only.
 	Inside []uint16 `json:",omitempty"`
+	// Host is the host of the cluster that has it, "" for one of this host's own. Such a one is stored nowhere, and is for endpoints of its
+	// network alone.
+	Host string `json:"-"`
 	// Only4 says that at the host's IPv6 addresses its ports are those of another one, which is for IPv6 alone.
 	Only4 bool `json:",omitempty"`
 }
 
 // Balancer is a load balancer on a switch.
 type Balancer struct {
-	ID       hcn.GUID
-	Name     string
-	Network  hcn.GUID
-	Switch   uint32
+	ID      hcn.GUID
+	Name    string
+	Network hcn.GUID
+	Switch  uint32
+	// Host is that of the cluster that has it, "" for this one.
+	Host     string
 	Services []Service
 	// Forwards are what the host translates, for itself and for the outside.
 	Forwards []Forward
@@ -73,19 +78,57 @@ const (
 	SpreadSource                       // the back end
 )
 
+// Frontend is what clients ask for. On the whole host it is one load balancer's.
+type Frontend struct {
+	Protocol uint8
+	Addr     netip.Addr
+	Port     uint16
+}
+
 // balancersOf are the load balancers that an endpoint is a back end of.
 func (in *Intent) balancersOf(endpoint hcn.GUID, visit func(hcn.GUID)) {
 	if in.ByBackend != nil {
 		for id := range in.ByBackend[endpoint] {
 			visit(id)
 		}
-		return
-	}
-	for id, b := range in.Balancers {
-		if slices.Contains(b.Doc.HostComputeEndpoints, endpoint) {
+		for id := range in.SharedBy[endpoint] {
 			visit(id)
 		}
+		return
 	}
+	for _, all := range []map[hcn.GUID]*LoadBalancer{in.Balancers, in.Shared} {
+		for id, b := range all {
+			if slices.Contains(b.Doc.HostComputeEndpoints, endpoint) {
+				visit(id)
+			}
+		}
+	}
+}
+
+// balancer is the one with an ID: this host's own comes first.
+func (in *Intent) balancer(id hcn.GUID) *LoadBalancer {
+	if b := in.Balancers[id]; b != nil {
+		return b
+	}
+	return in.Shared[id]
+}
+
+// own is the load balancer of this host that has a service on a network; nil for none.
+func (in *Intent) own(network hcn.GUID, f Frontend) *LoadBalancer {
+	if in.Frontends != nil {
+		if b := in.Balancers[in.Frontends[f]]; b != nil && b.Network == network {
+			return b
+		}
+		return nil
+	}
+	for _, b := range in.Balancers {
+		if b.Network == network && slices.Contains(b.Doc.VIPs(), f.Addr) && slices.ContainsFunc(b.Doc.PortMappings, func(m hcn.LoadBalancerPortMapping) bool {
+			return uint8(m.Protocol) == f.Protocol && m.External() == f.Port
+		}) {
+			return b
+		}
+	}
+	return nil
 }
 
 // withBalancers adds to the load balancers that changed those of networks and back ends that did.
@@ -102,16 +145,18 @@ func (p *Plan) withBalancers(in *Intent, dirty Dirty, endpoints, remotes map[hcn
 	if len(dirty.Networks) == 0 {
 		return out
 	}
-	for id, b := range in.Balancers {
-		if _, ok := dirty.Networks[b.Network]; ok {
-			out[id] = struct{}{}
+	for _, all := range []map[hcn.GUID]*LoadBalancer{in.Balancers, in.Shared} {
+		for id, b := range all {
+			if _, ok := dirty.Networks[b.Network]; ok {
+				out[id] = struct{}{}
+			}
 		}
 	}
 	return out
 }
 
 // compileBalancer makes the services of a load balancer. Back ends that are in no compartment have nobody who answers: they do not
-// count until they are.
+// count until they are. Of one that another host has, services that this host has itself are this host's.
 func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 	if b == nil {
 		return nil
@@ -120,7 +165,7 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 	if n == nil || !Balances(&n.Doc) {
 		return nil
 	}
-	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch}
+	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch, Host: b.Host}
 	local, remote := backends(in, b)
 	ends := backendLists(local, remote)
 	for _, m := range b.Doc.PortMappings {
@@ -130,6 +175,9 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 				continue // refused when it was made
 			}
 			vip = vip.Unmap()
+			if b.Host != "" && in.own(b.Network, Frontend{uint8(m.Protocol), vip, m.External()}) != nil {
+				continue
+			}
 			s := Service{
 				Protocol: uint8(m.Protocol), VIP: vip, Port: m.External(), Spread: Spread(m.DistributionType),
 				Keep: m.Flags&hcn.EnablePreserveDip != 0, Self: vip,
@@ -140,6 +188,9 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 			s.Backends = ends(vip.Is4(), s.Keep, m.InternalPort)
 			out.Services = append(out.Services, s)
 		}
+	}
+	if b.Host != "" {
+		return out
 	}
 	out.Forwards = BalancerForwards(b, n)
 	out.Services = append(out.Services, insideServices(b, out.Forwards, local)...)
@@ -313,7 +364,7 @@ func (s Spread) String() string {
 }
 
 func (b *Balancer) text(w *strings.Builder) {
-	fmt.Fprintf(w, "balancer %s switch %d%s\n", b.ID, b.Switch, optional(" name ", b.Name))
+	fmt.Fprintf(w, "balancer %s switch %d%s%s\n", b.ID, b.Switch, optional(" name ", b.Name), optional(" of host ", b.Host))
 	services := slices.SortedFunc(slices.Values(b.Services), func(x, y Service) int {
 		return cmp.Or(cmp.Compare(x.Protocol, y.Protocol), x.VIP.Compare(y.VIP), cmp.Compare(x.Port, y.Port))
 	})
@@ -342,8 +393,9 @@ func BalancerOwner(name string, id hcn.GUID) string {
 }
 
 func (b *Balancer) title() string {
+	of := optional(" of host ", b.Host)
 	if b.Name != "" {
-		return fmt.Sprintf("%q", b.Name)
+		return fmt.Sprintf("%q", b.Name) + of
 	}
-	return string(b.ID)
+	return string(b.ID) + of
 }

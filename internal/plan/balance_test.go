@@ -131,4 +131,15 @@ func TestExplainService(t *testing.T) {
 			t.Errorf("%q: %q, want %q\n%s", ends, x.Summary, want, p.Text())
 		}
 	}
+	// Another host's, of which this one has a service itself.
+	own := in.Balancers["EEEEEEEE-0000-4000-8000-000000000001"]
+	theirs := &plan.LoadBalancer{Network: network, Host: "beta", Doc: *own.Doc.Clone()}
+	theirs.Doc.ID, theirs.Doc.FrontendVIPs = "EEEEEEEE-0000-4000-8000-000000000002", []string{"10.96.0.1", "10.96.0.2"}
+	in.Shared = map[hcn.GUID]*plan.LoadBalancer{theirs.Doc.ID: theirs}
+	p := plan.Compile(in, &plan.Facts{UplinkMTU: 1500})
+	for vip, want := range map[string]string{"10.96.0.1": "EEEEEEEE-0000-4000-8000-000000000001", "10.96.0.2": "EEEEEEEE-0000-4000-8000-000000000002"} {
+		if b, s := p.ServiceAt(network, 6, netip.AddrPortFrom(netip.MustParseAddr(vip), 80), false); s == nil || string(b.ID) != want {
+			t.Errorf("%s is a service of %+v, want %s\n%s", vip, b, want, p.Text())
+		}
+	}
 }

@@ -58,7 +58,7 @@ func (e *explainer) fromContainer() {
 	case got.Verdict == ToHost:
 		e.intoHost(from, sw, hostDevice(sw, owner))
 	case got.Verdict == ToRemote:
-		e.remote(from, sw)
+		e.remote(from, sw, dst)
 	case got.Verdict == ToWire:
 		e.backFromWire(owner, sw)
 	case got.Verdict == Delivered:

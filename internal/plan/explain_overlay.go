@@ -16,7 +16,7 @@ func (e *explainer) toRemote(k Packet, sw *Switch, next netip.Addr) {
 		k.DstMAC = h.mac
 	}
 	if got := e.leg(k); got != nil {
-		e.remote(from, sw)
+		e.remote(from, sw, e.Dst)
 	}
 }
 
@@ -40,10 +40,10 @@ func (e *explainer) remoteToPort() bool {
 	return false
 }
 
-// remote ends the way at the border of this host.
-func (e *explainer) remote(from *Port, sw *Switch) {
+// remote ends the way at the border of this host, where a packet for an address elsewhere leaves it.
+func (e *explainer) remote(from *Port, sw *Switch, dst netip.Addr) {
 	e.mtu(from.VNIC.MTU, sw.MTU, sw.Overlay.carries())
-	h := e.plan.hopTo(sw, e.Dst)
+	h := e.plan.hopTo(sw, dst)
 	if h == nil {
 		e.Summary = "the switch judges this packet by more than an explanation holds"
 		return

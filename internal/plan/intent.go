@@ -21,6 +21,11 @@ type Intent struct {
 	// Balancers by ID. ByBackend has them by the endpoints in their documents; nil: nobody keeps that.
 	Balancers map[hcn.GUID]*LoadBalancer
 	ByBackend map[hcn.GUID]map[hcn.GUID]*LoadBalancer
+	// Shared are load balancers of other hosts of the cluster: facts, as Remotes are. SharedBy has them by back ends, and Frontends this
+	// host's own load balancers by services, if ByBackend is kept.
+	Shared    map[hcn.GUID]*LoadBalancer
+	SharedBy  map[hcn.GUID]map[hcn.GUID]*LoadBalancer
+	Frontends map[Frontend]hcn.GUID
 	// Secure are the keys that a control plane tells; nil until it does. Only Devices and Problem count.
 	Secure *Secure
 }

@@ -41,6 +41,9 @@ func DirtyAll(in *Intent) Dirty {
 	for id := range in.Balancers {
 		d.Balancers[id] = struct{}{}
 	}
+	for id := range in.Shared {
+		d.Balancers[id] = struct{}{}
+	}
 	return d
 }
 
@@ -77,7 +80,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	}
 	balanced := map[hcn.GUID]struct{}{}
 	for id := range p.withBalancers(in, dirty, endpoints, remotes) {
-		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.Balancers[id]))
+		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.balancer(id)))
 	}
 	for _, c := range d.Balancers {
 		for _, b := range []*Balancer{c.Old, c.New} {

@@ -248,15 +248,36 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 	b.refused("network blue has 1 endpoint: web2", "network", "rm", "blue")
 	smallerPath(t, lan, a, b)
 
+	// A load balancer of one host balances on all, over back ends of all; what it has, it has alone.
+	b.do("loadbalancer", "create", "--name", "site", "--vip", "10.96.0.10", "--vip", "fd00:96::10", "--port", "8080:80", "web1", "web2")
+	balanced := func(want bool) {
+		t.Helper()
+		for _, n := range []*node{a, c} {
+			n.sees(fmt.Sprintf("the load balancer: %v", want), func(c api.Cluster) bool { return len(c.LoadBalancers) == 1 == want })
+		}
+		if want {
+			reaches(a, "web1", "10.96.0.10:8080") // itself, or the one over there
+			reaches(c, "web3", "[fd00:96::10]:8080")
+			reaches(c, "web3", "10.96.0.10:8080")
+		}
+	}
+	balanced(true)
+	c.refused("is a service of load balancer site", "loadbalancer", "create", "--name", "other", "--vip", "10.96.0.10", "--port", "8080:80", "web3")
+	if out := c.do("explain", "web3", "10.96.0.10", "tcp/8080", "-4"); !strings.Contains(out, `load balancer "site" of host node2`) || !strings.Contains(out, "reachable") {
+		t.Errorf("explain: %s", out)
+	}
+
 	// A host is cut off: it goes on, and the others hear of its end. Back, it has what it made meanwhile.
 	b.Run(t, "ip", "link", "set", "eth0", "down")
 	knows(a, "web1", "web2", false)
+	balanced(false)
 	b.do("run", "-d", "--name", "late", "--network", "blue", "box", "httpd", "-f", "-h", "/www")
 	b.Run(t, "ip", "link", "set", "eth0", "up")
 	b.Run(t, "ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad") // the kernel took it away
 	reaches(a, "web1", "late")
 	reaches(a, "web1", "web2")
 	reaches(b, "late", "web1")
+	balanced(true)
 
 	// The daemon's restart is no event. The end of its host is: what was there is gone for the others, until the host is back.
 	b.stop(syscall.SIGKILL)
@@ -274,6 +295,9 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 	reaches(a, "web1", "web2")
 	reaches(c, "web3", "late")
 
+	balanced(true)
+	b.do("loadbalancer", "rm", "site")
+	balanced(false)
 	b.do("rm", "-f", "web2", "late")
 	b.refused("has endpoints on other hosts", "network", "rm", "blue")
 	c.do("rm", "-f", "web3")
