@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	th "github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -301,6 +302,50 @@ func TestLANVLAN(t *testing.T) {
 	if got := len(in.Frames()); got != 2 {
 		t.Errorf("b got %d frames, want the two tagged ones:\n%s", got, strings.Join(in.Lines(), "\n"))
 	}
+}
+
+// TestLANRenamed: a NIC under another name keeps its programs, under its new name alone, also where a run before had it under the old one.
+func TestLANRenamed(t *testing.T) {
+	bothWays(t, func(t *testing.T, mode AttachMode) {
+		n := newLAN(t, mode)
+		rename := func(now string) *plan.Delta {
+			n.host.Run(t, "bash", "-c", "ip link set "+n.nic.Device+" down && ip link set "+n.nic.Device+" name "+now+" && ip link set "+now+" up")
+			id := network(lanNumber)
+			sw, nic := *n.plan.Switches[id], *n.nic
+			sw.Uplink, nic.Device, nic.VNIC.Device = now, now, now
+			d := &plan.Delta{
+				Switches: map[hcn.GUID]plan.Change[plan.Switch]{id: {Old: n.plan.Switches[id], New: &sw}},
+				Ports:    map[plan.PortID]plan.Change[plan.Port]{nic.ID: {Old: n.nic, New: &nic}},
+			}
+			n.plan.Switches[id], n.plan.Ports[nic.ID], n.nic = &sw, &nic, &nic
+			return d
+		}
+		works := func() {
+			t.Helper()
+			n.ping(n.peer, n.a.Addrs[0])
+			n.ping(n.host, n.a.Addrs[0])
+			n.in(func() error {
+				if ok, err := n.lab.a.att.attached(n.lab.a.spotsOf(n.lab.a.applied[n.nic.ID])); !ok || err != nil {
+					t.Errorf("the programs are at %s: %v (%v)", n.nic.Device, ok, err)
+				}
+				pinned, err := names(n.lab.a.pins.links())
+				for _, pin := range pinned {
+					if strings.HasPrefix(pin, "nic-") && !strings.HasPrefix(pin, nicPin(n.nic.Device)+"-") {
+						t.Errorf("%s is left", pin)
+					}
+				}
+				return err
+			})
+		}
+		works()
+		n.update(rename("lan0"))
+		works()
+		rename("lan1")
+		n.open()
+		n.sync()
+		works()
+		n.whole()
+	})
 }
 
 // TestLANNoUplink: with the NIC gone, what is for the LAN is dropped and says why, and
