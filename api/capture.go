@@ -7,7 +7,7 @@ const (
 	PointVNIC    = "vnic"    // in the compartment: both directions, as the container sees them
 	PointPort    = "port"    // the switch's end: what the container sends, before the switch judges it
 	PointGateway = "gateway" // the host's vNIC on the network: what goes between containers and host
-	PointUplink  = "uplink"  // the device of the default route: after translation
+	PointUplink  = "uplink"  // the device of the default route, after translation; of something named the NIC of its LAN
 )
 
 // MaxSnaplen is the most that a capture keeps of a packet.

@@ -28,12 +28,14 @@ func newCaptureCmd(a *app) *cobra.Command {
 		Long: `Captures packets until interrupted, and prints a line for each, or writes pcapng. Points:
 vnic sees both directions as the container does; port sees what the container sends,
 before the switch judges it; gateway sees what goes between a container (or all of a
-network) and the host; uplink, without a NAME, sees the device of the default route.
+network) and the host; uplink, without a NAME, sees the device of the default route, and
+with one the NIC of a network on a LAN, or what a container sends and gets there.
 Filters are applied in the kernel. Checksums that a NIC would work out show as bad.`,
 		Example: `  bulkhead capture web
   bulkhead capture web -w -
   bulkhead capture web --proto tcp --port 80 -c 10 -w web.pcapng
-  bulkhead capture --point uplink --address 198.51.100.80 --duration 10s`,
+  bulkhead capture --point uplink --address 198.51.100.80 --duration 10s
+  bulkhead capture --point uplink --proto arp office`,
 		Args: needArgs(0, 1, ""),
 	}
 	cmd.ValidArgsFunction = a.completeFirst(a.completeEndpoints)

@@ -174,21 +174,69 @@ func (e *Engine) gatewaySources(ref string, r *CaptureRequest) error {
 		}
 		r.Sources = append(r.Sources, CaptureSource{Device: sw.HostDevice, Name: sw.HostDevice, Comment: "the host on network " + sw.Name})
 	}
+	if len(r.Sources) == 0 && slices.ContainsFunc(switches, func(sw *plan.Switch) bool { return sw != nil && sw.Mode.OnLAN() }) {
+		return api.Errorf(api.KindConflict, "the host is on the LAN of %s by its own NIC, and has no gateway there", ref).Hint("capture at that NIC: bulkhead capture %s --point uplink", ref)
+	}
 	if len(r.Sources) == 0 {
 		return api.Errorf(api.KindConflict, "%s is on no network that the host is on", ref).Hint("capture at the vnic: bulkhead capture %s", ref)
 	}
 	return nil
 }
 
+// uplinkSource is the device of the default route, or the NICs of what is named. Of an endpoint only its own packets are wanted there,
+// which can be told where it has its address on the wire.
 func (e *Engine) uplinkSource(ref string, r *CaptureRequest) error {
 	if ref != "" {
-		return api.Errorf(api.KindInvalid, "at the uplink packets have the host's address: which are %s's is not seen there", ref).
-			Hint("leave the name out, and choose by --address, --port and --proto")
+		return e.nicSources(ref, r)
 	}
 	if e.facts.Uplink == "" {
 		return api.Errorf(api.KindConflict, "capture at the uplink: the host has no default route").Hint("bulkhead info")
 	}
 	r.Sources = []CaptureSource{{Device: e.facts.Uplink, Name: e.facts.Uplink, Comment: "uplink of the host"}}
+	return nil
+}
+
+func (e *Engine) nicSources(ref string, r *CaptureRequest) error {
+	ports, err := e.attachedPorts(ref)
+	if n, netErr := e.st.findNetwork(ref); err != nil && netErr == nil {
+		if n.Uplink != "" {
+			return e.addNIC(n.Uplink, "the NIC of network "+n.Doc.Name, r)
+		}
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	var own []netip.Prefix
+	for _, p := range ports {
+		sw := e.view.network(p.Network)
+		if sw == nil || !sw.Mode.OnLAN() {
+			continue
+		}
+		for _, a := range p.Addrs {
+			own = append(own, netip.PrefixFrom(a, a.BitLen()))
+		}
+		if err := e.addNIC(sw.Uplink, "the NIC of network "+sw.Name, r); err != nil {
+			return err
+		}
+	}
+	if len(r.Sources) == 0 {
+		return api.Errorf(api.KindInvalid, "%s is on no LAN: at the uplink its packets have the host's address, and are not known from others", ref).
+			Hint("leave the name out, and choose by --address, --port and --proto")
+	}
+	if len(own) > 0 {
+		r.Hosts = append(r.Hosts, own)
+	}
+	return nil
+}
+
+func (e *Engine) addNIC(nic, comment string, r *CaptureRequest) error {
+	if e.facts.NIC(nic) == nil {
+		return api.Errorf(api.KindConflict, "capture at the uplink: the NIC %s is gone", nic).Hint("bulkhead doctor")
+	}
+	if !slices.ContainsFunc(r.Sources, func(s CaptureSource) bool { return s.Device == nic }) {
+		r.Sources = append(r.Sources, CaptureSource{Device: nic, Name: nic, Comment: comment})
+	}
 	return nil
 }
 
