@@ -93,18 +93,16 @@ func elementsMessage(kind int, flags netlink.HeaderFlags, set string, keys []ele
 
 // messages turn elements into messages, set by set.
 func messages(out []netlink.Message, kind int, flags netlink.HeaderFlags, es elements) ([]netlink.Message, error) {
-	bySet := map[string][]elemKey{}
-	for _, k := range es.sorted() {
-		bySet[k.set] = append(bySet[k.set], k)
-	}
-	for _, s := range sets() {
-		for chunk := range slices.Chunk(bySet[s.name], elementsPerMessage) {
-			m, err := elementsMessage(kind, flags, s.name, chunk, es)
-			if err != nil {
-				return nil, fmt.Errorf("encode elements of %s: %w", s.name, err)
-			}
-			out = append(out, m)
+	for keys := es.sorted(); len(keys) > 0; {
+		set, n := keys[0].set, 1
+		for n < len(keys) && n < elementsPerMessage && keys[n].set == set {
+			n++
 		}
+		m, err := elementsMessage(kind, flags, set, keys[:n], es)
+		if err != nil {
+			return nil, fmt.Errorf("encode elements of %s: %w", set, err)
+		}
+		out, keys = append(out, m), keys[n:]
 	}
 	return out, nil
 }

@@ -143,7 +143,8 @@ func changeAddress(kind, index int, p netip.Prefix, ownRoute bool) write {
 		req.AddData(attrUint32(unix.IFA_FLAGS, flags))
 		req.AddData(nl.NewRtAttr(ifaProto, []byte{protoOurs}))
 	}
-	return write{doing: fmt.Sprintf("%s address %s", verb, p), req: req, what: "address " + p.String(), fine: []unix.Errno{fine}}
+	words := func() (doing, what string) { return fmt.Sprintf("%s address %s", verb, p), "address " + p.String() }
+	return write{words: words, req: req, fine: []unix.Errno{fine}}
 }
 
 // broadcast is the last address of an IPv4 prefix that has one.
@@ -187,7 +188,7 @@ func changeRoute(kind, index int, r plan.Route) write {
 	if r.Metric != 0 {
 		req.AddData(attrUint32(unix.RTA_PRIORITY, uint32(r.Metric)))
 	}
-	return write{doing: verb + " route " + routeText(r), req: req, what: "route " + routeText(r), fine: fine}
+	return write{words: func() (doing, what string) { return verb + " route " + routeText(r), "route " + routeText(r) }, req: req, fine: fine}
 }
 
 func routeText(r plan.Route) string {

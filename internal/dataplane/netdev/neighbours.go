@@ -129,7 +129,10 @@ func changeNeighbour(kind, index int, n plan.Neighbour) write {
 		req.AddData(nl.NewRtAttr(unix.NDA_LLADDR, n.MAC[:]))
 		req.AddData(nl.NewRtAttr(ndaProtocol, []byte{protoOurs}))
 	}
-	return write{doing: fmt.Sprintf("%s neighbour %s", verb, n.Addr), req: req, what: fmt.Sprintf("neighbour %s at %s", n.Addr, n.MAC), fine: fine}
+	words := func() (doing, what string) {
+		return fmt.Sprintf("%s neighbour %s", verb, n.Addr), fmt.Sprintf("neighbour %s at %s", n.Addr, n.MAC)
+	}
+	return write{words: words, req: req, fine: fine}
 }
 
 // neighbours compares the entries of a device. Somebody else's for other addresses are left alone.

@@ -467,7 +467,7 @@ func (d *differ) routes(object string, v plan.VNIC, index int, have []route) {
 		w := changeRoute(unix.RTM_NEWROUTE, index, r)
 		if d.inPlace(have, r.Dst, unix.RT_TABLE_MAIN, metricOf(r)) {
 			w.req.Flags = w.req.Flags&^unix.NLM_F_EXCL | unix.NLM_F_REPLACE
-			w.doing = "put back route " + routeText(r)
+			w.words = func() (doing, what string) { return "put back route " + routeText(r), "route " + routeText(r) }
 		}
 		d.add(w)
 	}

@@ -25,8 +25,8 @@ func (d *preview) add(owner, object string, sign plan.Sign, text string) {
 
 func (d *preview) note(owner, object string, ws ...write) {
 	for _, w := range ws {
-		if w.what != "" {
-			d.add(owner, object, signOf(w.req.Type), w.what)
+		if _, what := w.says(); what != "" {
+			d.add(owner, object, signOf(w.req.Type), what)
 		}
 	}
 }

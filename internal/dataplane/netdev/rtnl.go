@@ -43,6 +43,8 @@ type write struct {
 	req   *nl.NetlinkRequest
 	// what is the thing itself, without the verb, for a preview; "" for what belongs to a link's birth.
 	what string
+	// words gives both, for messages of which there are many: hardly any is ever spoken of.
+	words func() (doing, what string)
 	// fine holds results that are as good as success.
 	fine []unix.Errno
 }
@@ -123,13 +125,13 @@ func (c *conn) writePart(ws []write) error {
 	}
 	c.writes.Add(int64(len(ws)))
 	if err := c.send(out); err != nil {
-		return fmt.Errorf("%s: %w", ws[0].doing, err)
+		return ws[0].failed(err)
 	}
 	var errs []error
 	for done := false; !done; {
 		msgs, err := c.receive()
 		if err != nil {
-			return errors.Join(append(errs, fmt.Errorf("%s: read the kernel's answer: %w", ws[0].doing, err))...)
+			return errors.Join(append(errs, ws[0].failed(fmt.Errorf("read the kernel's answer: %w", err)))...)
 		}
 		for _, m := range msgs {
 			i := int(m.Header.Seq - first)
@@ -138,11 +140,25 @@ func (c *conn) writePart(ws []write) error {
 			}
 			done = done || i == len(ws)-1
 			if err := answerError(m); err != nil && !ws[i].isFine(err) {
-				errs = append(errs, fmt.Errorf("%s: %w", ws[i].doing, err))
+				errs = append(errs, ws[i].failed(err))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// says what the change is for, and what it is.
+func (w write) says() (doing, what string) {
+	if w.words != nil {
+		return w.words()
+	}
+	return w.doing, w.what
+}
+
+// failed is an error of the change.
+func (w write) failed(err error) error {
+	doing, _ := w.says()
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 func (w write) isFine(err error) bool {

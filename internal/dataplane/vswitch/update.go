@@ -258,14 +258,28 @@ func dropMissing[K, V comparable](t *table[K, V], old, next map[K]V) error {
 
 func (a *Applier) forgetCounters(s *portState) error {
 	index := s.counted()
-	errs := []error{a.tables.stats.delete(index), a.tables.shares.delete(s.index)}
+	var errs []error
+	any := a.shadow != nil || a.hasDropped(index)
 	for _, r := range Reasons() {
-		errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
+		if any || r.Quiet() {
+			errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
+		}
 	}
+	errs = append(errs, a.tables.stats.delete(index), a.tables.shares.delete(s.index))
 	if s.entry.Tunnel != 0 && a.shadow == nil {
 		errs = append(errs, a.forgetGroups(s.index))
 	}
 	return errors.Join(errs...)
+}
+
+// hasDropped tells whether a port may have lost frames for a reason that is not quiet: most ports go without, and then there is nothing
+// to look for under each.
+func (a *Applier) hasDropped(index uint32) bool {
+	var perCPU []bpfStats
+	if err := a.objs.BhStatsV1.Lookup(&index, &perCPU); err != nil {
+		return true
+	}
+	return slices.ContainsFunc(perCPU, func(s bpfStats) bool { return s.RxDropped+s.TxDropped > 0 })
 }
 
 // forgetGroups deletes what a port of an overlay has asked for: its index may be another's one day.
