@@ -36,13 +36,16 @@ func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
 	return nil
 }
 
-// validateHostRoute: the way to the outside is by the host.
+// validateHostRoute: the way to the outside, and from there, is by the host.
 func (e *HostComputeEndpoint) validateHostRoute(n *HostComputeNetwork) error {
 	if slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute }) {
 		return nil
 	}
-	if i := slices.IndexFunc(e.Policies, func(p EndpointPolicy) bool { return p.Type == OutBoundNAT }); i >= 0 {
-		return invalid(ErrInvalidPolicy, policyPath(i), `OutBoundNAT on an overlay goes by the host, to which network %s has no way: add the policy {"Type":"HostRoute","Settings":{}} to it`, n.label())
+	for i, p := range e.Policies {
+		code := map[EndpointPolicyType]ErrorCode{OutBoundNAT: ErrInvalidPolicy, PortMapping: ErrMappingNotSupported}[p.Type]
+		if code != 0 {
+			return invalid(code, policyPath(i), `%s on an overlay goes by the host, to which network %s has no way: add the policy {"Type":"HostRoute","Settings":{}} to it`, p.Type, n.label())
+		}
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ const supportedEndpointFlags = RemoteEndpoint | EnableLowInterfaceMetric | Disab
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
 // historical and has nothing to enforce.
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
-	PortMapping:         {NAT, L2Bridge, L2Tunnel},          // but for loopback on the latter, see checkSupportOn
+	PortMapping:         {NAT, L2Bridge, L2Tunnel, Overlay}, // but for loopback on the LAN, see checkSupportOn, and see validateHostRoute
 	OutBoundNAT:         {NAT, L2Bridge, L2Tunnel, Overlay}, // but for what unsupportedSettings names
 	ProviderAddress:     {Overlay},                          // of remote endpoints
 	SDNRoute:            {L2Bridge, L2Tunnel},
@@ -229,7 +229,7 @@ func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
 			continue
 		}
 		if p.Type == PortMapping {
-			return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use one of type NAT, L2Bridge or L2Tunnel", t)
+			return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use one of type NAT, L2Bridge or L2Tunnel, or an Overlay with the policy HostRoute", t)
 		}
 		return unsupported(policyPath(i), "policy "+string(p.Type)+" on a network of type "+t.String())
 	}

@@ -240,7 +240,7 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 		switch p.Type {
 		case PortMapping:
 			if slices.Contains([]NetworkType{Transparent, Private, Internal}, n.Type) {
-				return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use one of type NAT, L2Bridge or L2Tunnel", n.Type)
+				return invalid(ErrMappingNotSupported, policyPath(i), "a network of type %s does not publish ports: use one of type NAT, L2Bridge or L2Tunnel, or an Overlay with the policy HostRoute", n.Type)
 			}
 		case L4Proxy:
 			if err := e.validateProxy(n, p, policyPath(i)); err != nil {

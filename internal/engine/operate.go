@@ -357,18 +357,18 @@ func (e *Engine) ContainerStats(ctx context.Context, ref string) (api.Stats, err
 
 // publisher is the endpoint that carries a container's published ports.
 func (s *state) publisher(c *containerRow) (*plan.Endpoint, *plan.Network, error) {
-	for _, kinds := range [][]hcn.NetworkType{{hcn.NAT}, {hcn.L2Bridge, hcn.L2Tunnel}} {
+	for _, kinds := range [][]hcn.NetworkType{{hcn.NAT}, {hcn.Overlay}, {hcn.L2Bridge, hcn.L2Tunnel}} {
 		for _, id := range c.Endpoints {
 			ep := s.endpoints[id]
 			if ep == nil {
 				continue
 			}
-			if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && slices.Contains(kinds, n.Doc.Type) {
+			if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && slices.Contains(kinds, n.Doc.Type) && (n.Doc.Type != hcn.Overlay || plan.HasHostRoute(&n.Doc)) {
 				return ep, n, nil
 			}
 		}
 	}
-	return nil, nil, api.Errorf(api.KindConflict, "container %s is on no network that publishes ports, NAT, L2Bridge or L2Tunnel", c.Doc.Name).Hint("bulkhead network connect %s %s", DefaultNetworkName, c.Doc.Name)
+	return nil, nil, api.Errorf(api.KindConflict, "container %s is on no network that publishes ports: NAT, L2Bridge, L2Tunnel, or an Overlay with the policy HostRoute", c.Doc.Name).Hint("bulkhead network connect %s %s", DefaultNetworkName, c.Doc.Name)
 }
 
 // PublishPorts publishes further ports of a container, running or not, and

@@ -115,8 +115,8 @@ func (e *Engine) tunnelChecks() (out []api.Check) {
 // checkNobodyOutside refuses to take away the way to the host from under those that use it.
 func (t *txn) checkNobodyOutside(doc *hcn.HostComputeNetwork) error {
 	for _, ep := range t.st.byNetwork[doc.ID] {
-		if slices.ContainsFunc(ep.Doc.Policies, func(p hcn.EndpointPolicy) bool { return p.Type == hcn.OutBoundNAT }) {
-			return hcn.Errorf(hcn.ErrEntityHasReferences, "HostRoute: endpoint %q (%s) goes by the host to the outside: remove its OutBoundNAT first", ep.Doc.Name, ep.Doc.ID)
+		if i := slices.IndexFunc(ep.Doc.Policies, func(p hcn.EndpointPolicy) bool { return p.Type == hcn.OutBoundNAT || p.Type == hcn.PortMapping }); i >= 0 {
+			return hcn.Errorf(hcn.ErrEntityHasReferences, "HostRoute: endpoint %q (%s) is by the host with the outside: remove its %s first", ep.Doc.Name, ep.Doc.ID, ep.Doc.Policies[i].Type)
 		}
 	}
 	return nil

@@ -43,8 +43,10 @@ type supervisor struct {
 	stopped  bool
 }
 
+// ctrLock is held by who has put something into the channel. It is held over waits of seconds, so it is handed on in order, and who
+// waits for it is seen to wait by tests whose clock goes on when all do: a mutex gives neither.
 type ctrLock struct {
-	sync.Mutex
+	held chan struct{}
 	refs int
 }
 
@@ -60,14 +62,14 @@ func (s *supervisor) lock(id string) (unlock func()) {
 	s.mu.Lock()
 	l := s.locks[id]
 	if l == nil {
-		l = &ctrLock{}
+		l = &ctrLock{held: make(chan struct{}, 1)}
 		s.locks[id] = l
 	}
 	l.refs++
 	s.mu.Unlock()
-	l.Lock()
+	l.held <- struct{}{}
 	return func() {
-		l.Unlock()
+		<-l.held
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if l.refs--; l.refs == 0 {

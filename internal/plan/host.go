@@ -7,7 +7,7 @@ import "slices"
 func needsHostAgain(d *Delta) bool {
 	for _, c := range d.Ports {
 		for _, p := range []*Port{c.Old, c.New} {
-			if p != nil && (len(p.Detours)+len(p.Outbound) > 0 || slices.ContainsFunc(p.Forwards, Forward.IsHidden) || p.Kind == PortContainer && inHost(p)) {
+			if p != nil && (len(p.Detours)+len(p.Outbound) > 0 || len(p.Forwards) > 0 || p.Kind == PortContainer && inHost(p)) {
 				return true
 			}
 		}
@@ -47,7 +47,7 @@ func (p *Plan) recompileHost(d *Delta) {
 
 // forwardPorts: the proxy of an Internal network may be one of its endpoints, to which
 // the host sends back what comes from another one. And the host may be the gateway of
-// containers with one MAC on the wire. And there are load balancers of overlays.
+// containers with one MAC on the wire. And there are load balancers and published ports of overlays.
 func (p *Plan) forwardPorts(host *Host) {
 	for _, b := range p.Balancers {
 		for _, f := range b.Forwards {
@@ -62,8 +62,8 @@ func (p *Plan) forwardPorts(host *Host) {
 			host.Forward6 = host.Forward6 || port.Outbound[i].Source.Is6()
 		}
 		for _, f := range port.Forwards {
-			host.Forward4 = host.Forward4 || f.Hidden && f.Is4()
-			host.Forward6 = host.Forward6 || f.Hidden && !f.Is4()
+			host.Forward4 = host.Forward4 || f.Is4()
+			host.Forward6 = host.Forward6 || !f.Is4()
 		}
 		if sw != nil && sw.Mode.OneMAC() && port.Kind == PortContainer && inHost(port) {
 			for _, a := range port.Addrs {

@@ -340,9 +340,6 @@ type Forward struct {
 	Held bool
 }
 
-// IsHidden tells what Hidden does.
-func (f Forward) IsHidden() bool { return f.Hidden }
-
 // Is4 tells the family of the forward.
 func (f Forward) Is4() bool { return f.To.Addr().Is4() }
 

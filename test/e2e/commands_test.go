@@ -87,7 +87,7 @@ func (w *world) prepare(ctx context.Context, ts *testscript.TestScript, words []
 	}
 	c.Dir = ts.Getenv("WORK")
 	c.Env = append(os.Environ(), "PATH="+made.dir+":"+os.Getenv("PATH"), "LC_ALL=C.UTF-8", "NO_COLOR=1", "TERM=dumb", "WORK="+c.Dir,
-		"IMAGE="+made.image)
+		"IMAGE="+made.image, "MANIFEST="+made.manifest)
 	c.WaitDelay = time.Second
 	return c
 }

@@ -45,15 +45,18 @@ func criMain(args []string) error {
 	if len(args) == 0 || verbs[args[0]].do == nil || len(args)-1 < verbs[args[0]].least {
 		return fmt.Errorf("usage: %s VERB ARGUMENT…", criName)
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return withCRI(func(c *criClient) error { return verbs[args[0]].do(c, ctx, args[1:]) })
+}
+
+func withCRI(do func(*criClient) error) error {
 	conn, err := grpc.NewClient(criSocket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	c := &criClient{cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), os.Stdout}
-	return verbs[args[0]].do(c, ctx, args[1:])
+	return do(&criClient{cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), os.Stdout})
 }
 
 func (c *criClient) ready(ctx context.Context, _ []string) error {

@@ -31,7 +31,7 @@ import (
 )
 
 // binary and image are made once, by TestMain.
-type built struct{ dir, binary, image string }
+type built struct{ dir, binary, image, manifest string }
 
 var made built //nolint:gochecknoglobals // TestMain has no other way to hand something to tests
 
@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 
 // programs are those that this process is when it is called by such a name, and not the tests.
 func programs() map[string]func(args []string) error {
-	return map[string]func([]string) error{rogueName: rogue, criName: criMain}
+	return map[string]func([]string) error{rogueName: rogue, criName: criMain, kubeName: kubeMain}
 }
 
 func build(m *testing.M) (int, error) {
@@ -69,6 +69,9 @@ func build(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	made = built{dir: dir, binary: filepath.Join(dir, "bulkhead"), image: filepath.Join(dir, "box.tar")}
+	if made.manifest, err = filepath.Abs("../../packaging/kubernetes/bulkhead.yaml"); err != nil {
+		return 1, err
+	}
 	if err := buildBinary(); err != nil {
 		return 1, err
 	}
