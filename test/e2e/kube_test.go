@@ -138,7 +138,7 @@ func (p *kubePod) hooks(ctx context.Context, c *core.Container, id string) error
 		if r.GetExitCode() == 0 {
 			break
 		}
-		time.Sleep(100 * time.Millisecond)
+		<-time.After(100 * time.Millisecond)
 	}
 	return nil
 }
@@ -155,7 +155,7 @@ func (p *kubePod) ended(ctx context.Context, id string) error {
 			}
 			return nil
 		}
-		time.Sleep(50 * time.Millisecond)
+		<-time.After(50 * time.Millisecond)
 	}
 }
 
