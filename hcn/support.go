@@ -84,7 +84,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 	HostRoute:                  {Overlay},
 	Multicast:                  {Overlay},
 	NetworkEncryption:          {Overlay},
-	SourceMacAddress:           {NAT, Internal},
+	SourceMacAddress:           {NAT, Internal, Transparent, L2Bridge, L2Tunnel}, // on a LAN that of the NIC alone, which the service checks
 	NetworkACL:                 everywhere,
 	NetworkL4Proxy:             {NAT, Internal},
 	SetPolicy:                  everywhere,

@@ -3,6 +3,7 @@ package hcn
 import (
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"strings"
 )
 
@@ -170,8 +171,11 @@ func (n *HostComputeNetwork) addPoliciesFromV1(v *HNSNetwork) {
 	if v.AutomaticDNS {
 		n.Policies = append(n.Policies, NewNetworkPolicy(AutomaticDNS, AutomaticDNSPolicySetting{true}))
 	}
-	if v.ManagementIP != "" {
-		n.Policies = append(n.Policies, NewNetworkPolicy(NetworkProviderAddress, ProviderAddressPolicySetting{v.ManagementIP}))
+	if ip := v.ManagementIP; ip != "" {
+		if p, err := netip.ParsePrefix(ip); err == nil { // some clients write it as it is on their adapter, with the length
+			ip = p.Addr().String()
+		}
+		n.Policies = append(n.Policies, NewNetworkPolicy(NetworkProviderAddress, ProviderAddressPolicySetting{ip}))
 	}
 	if v.DrMacAddress != "" {
 		n.Policies = append(n.Policies, NewNetworkPolicy(DrMacAddress, DrMacAddressPolicySetting{v.DrMacAddress}))

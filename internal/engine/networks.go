@@ -251,7 +251,7 @@ func gatewayMAC(doc *hcn.HostComputeNetwork) (plan.MAC, error) {
 	if err != nil {
 		return plan.MAC{}, err
 	}
-	if len(s) > 0 {
+	if len(s) > 0 && !plan.OnLAN(doc.Type) { // on a LAN it is the NIC's
 		b, err := s[0].SourceMacAddress.Bytes()
 		return plan.MAC(b), err
 	}
@@ -438,6 +438,9 @@ func (e *Engine) ModifyNetwork(ctx context.Context, id hcn.GUID, r *hcn.ModifyNe
 			return err
 		}
 		if err := checkUplinkStays(&old.Doc, doc); err != nil {
+			return err
+		}
+		if err := checkSourceMAC(doc, t.facts.NIC(old.Uplink)); err != nil {
 			return err
 		}
 		if err := t.checkOverlay(doc, old, old.Uplink); err != nil {

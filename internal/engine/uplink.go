@@ -49,6 +49,9 @@ func (t *txn) pickUplink(doc *hcn.HostComputeNetwork) (string, error) {
 	if err := t.fitNIC(nic, doc.Type, doc.Macvlan()); err != nil {
 		return "", err
 	}
+	if err := checkSourceMAC(doc, nic); err != nil {
+		return "", err
+	}
 	if !slices.ContainsFunc(doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.NetAdapterName }) {
 		doc.Policies = append(doc.Policies, hcn.NewNetworkPolicy(hcn.NetAdapterName, hcn.NetAdapterNamePolicySetting{NetworkAdapterName: nic.Name}))
 	}
@@ -284,6 +287,19 @@ func checkUplinkStays(old, doc *hcn.HostComputeNetwork) error {
 		return nil
 	}
 	return hcn.Errorf(hcn.ErrSharedSwitchModification, "network %q stays on the NIC that it was made on: leave NetAdapterName, InterfaceConstraint, ProviderAddress and LayerConstraint as they are, or create another network", old.Name)
+}
+
+// checkSourceMAC refuses another MAC on the wire than the NIC has. Some clients name that one.
+func checkSourceMAC(doc *hcn.HostComputeNetwork, nic *plan.NIC) error {
+	if !plan.OnLAN(doc.Type) || nic == nil {
+		return nil
+	}
+	set, err := hcn.NetworkSettingsOf[hcn.SourceMacAddressPolicySetting](doc.Policies)
+	if err != nil || len(set) == 0 || set[0].SourceMacAddress.Equal(hcn.MACFrom(nic.MAC)) {
+		return err
+	}
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "SourceMacAddress %s: %s is the host's and keeps its MAC, %s: name that one or leave the policy out",
+		set[0].SourceMacAddress, nic.Name, hcn.MACFrom(nic.MAC))
 }
 
 // sameNIC tells whether the plan sees no difference.
