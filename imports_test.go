@@ -42,7 +42,7 @@ var mayImport = map[string]string{
 	"internal/overlay":       "hcn internal/durable internal/plan",
 	"internal/plan":          "hcn",
 	"internal/plan/plantest": "hcn internal/plan",
-	"internal/sandbox/*":     "hcn api internal/sandbox/vm/*",
+	"internal/sandbox/*":     "hcn api internal/sandbox/vm internal/sandbox/vm/*",
 	"internal/sandbox/vm/*":  "internal/sandbox/vm/*",
 	"internal/server":        "hcn api internal/engine internal/ui",
 	"internal/store":         "hcn",

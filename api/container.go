@@ -12,8 +12,9 @@ type ContainerSpec struct {
 	// It is also the name by which the network's resolver knows the container.
 	Name  string `json:"name,omitempty"`
 	Image string `json:"image"`
-	// Isolation is "process" (the default). Process isolation shares the host's
-	// kernel and is no security boundary against hostile code.
+	// Isolation is "process" (the default), or "vm". Process isolation shares the host's
+	// kernel and is no security boundary against hostile code. With "vm" the container
+	// has a kernel of its own, in a utility VM.
 	Isolation string `json:"isolation,omitempty"`
 
 	Hostname   string   `json:"hostname,omitempty"`

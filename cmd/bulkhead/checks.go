@@ -15,11 +15,12 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/wireguard"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
 
 // checks are the lines of the doctor's report that need the parts below the
 // engine: the kernel's features, other firewalls, the container runtime.
-func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, wg *wireguard.Applier) func(context.Context) []api.Check {
+func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, vms *vm.Host, wg *wireguard.Applier) func(context.Context) []api.Check {
 	return func(ctx context.Context) []api.Check {
 		var out []api.Check
 		for _, f := range vswitch.Probe() {
@@ -55,7 +56,7 @@ func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, 
 			}
 			out = append(out, api.Check{Name: "netfilter drops", Status: "ok", Detail: strings.Join(parts, ", ")})
 		}
-		return append(out, runtimeChecks(runtime.Probe(ctx))...)
+		return append(append(out, runtimeChecks(runtime.Probe(ctx))...), vmCheck(ctx, vms))
 	}
 }
 

@@ -33,6 +33,7 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 	"github.com/bulkhead-net/bulkhead/internal/server"
 	"github.com/bulkhead-net/bulkhead/internal/store"
 )
@@ -55,6 +56,8 @@ type daemonConfig struct {
 	dockerPlugin, dockerAPI  string
 	offload                  bool
 	leaseWait, probe         time.Duration
+	vmKernel, vmAgent        string
+	vmAccel                  string
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -94,6 +97,9 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.certs, "certs", "/etc/bulkhead/certs", "directory with ca.pem, cert.pem and key.pem, for --listen")
 	f.DurationVar(&c.leaseWait, "lease-wait", engine.DefaultLeaseWait, "how long a container's start waits for addresses by DHCP or from routers")
 	f.DurationVar(&c.probe, "probe", engine.DefaultProbe, "how long a LAN is asked whether somebody has a container's static address, before the container gets it; 0 to not ask")
+	f.StringVar(&c.vmKernel, "vm-kernel", "", "DIR: where the kernel of VMs is, as DIR/boot/vmlinuz-* and DIR/lib/modules (default /, which has Debian's linux-image-cloud-amd64 when it is installed)")
+	f.StringVar(&c.vmAgent, "vm-agent", "", "FILE: the first process of VMs (default bulkhead-agent beside this program, or in ../lib/bulkhead)")
+	f.StringVar(&c.vmAccel, "vm-accel", vm.AccelAuto, "what runs VMs: auto, kvm or tcg; auto takes KVM where it is of use, and emulation elsewhere")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster, and half as many with a vNIC")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	f.StringVar(&c.dockerPlugin, "docker-plugin", "", "unix socket to answer dockerd on, /run/docker/plugins/bulkhead.sock: `docker network create -d bulkhead` makes networks then (default nowhere)")
@@ -113,6 +119,7 @@ type parts struct {
 	names   *dns.Resolver
 	images  *image.Store
 	runtime *process.Runtime
+	vms     *vm.Host
 	engine  *engine.Engine
 	meter   *metrics.Metrics
 	scrapes net.Listener // nil without --metrics-listen
@@ -200,9 +207,12 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
+	if p.vms, err = c.newVMs(log); err != nil {
+		return err
+	}
 	p.runtime, err = process.New(process.Options{
 		StateDir: filepath.Join(c.stateDir, "containers"), RunDir: filepath.Join(c.runDir, "containers"),
-		CgroupParent: c.cgroupParent, RuntimeBinary: c.runtime, Logger: log,
+		CgroupParent: c.cgroupParent, RuntimeBinary: c.runtime, VM: p.vms, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -271,7 +281,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Leases:    newLeases(p.dev, func() *engine.Engine { return p.engine }, log),
 		LeaseWait: c.leaseWait,
 		Probe:     c.probe,
-		Checks:    checks(p.filter, p.sw, p.runtime, p.wg),
+		Checks:    checks(p.filter, p.sw, p.runtime, p.vms, p.wg),
 		Info:      c.info(ctx, p),
 		Pools4:    pools,
 		Step:      crashStep(os.Getenv(crashEnv)),

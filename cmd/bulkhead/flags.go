@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/internal/image"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
 
 // maxNamespacePool is more compartments than a host attaches in a burst.
@@ -26,6 +27,16 @@ func (c *daemonConfig) check() error {
 	}
 	if c.namespacePool < 0 || c.namespacePool > maxNamespacePool {
 		return fmt.Errorf("--namespace-pool %d: give a number from 0 to %d", c.namespacePool, maxNamespacePool)
+	}
+	for _, f := range []struct{ flag, path string }{{"--vm-kernel", c.vmKernel}, {"--vm-agent", c.vmAgent}} {
+		if f.path != "" && !filepath.IsAbs(f.path) {
+			return fmt.Errorf("%s %q: give an absolute path", f.flag, f.path)
+		}
+	}
+	switch c.vmAccel {
+	case vm.AccelAuto, vm.AccelKVM, vm.AccelTCG:
+	default:
+		return fmt.Errorf("--vm-accel %q: use auto, kvm or tcg", c.vmAccel)
 	}
 	for _, m := range c.mirrors {
 		if host, mirror, _ := strings.Cut(m, "="); host == "" || mirror == "" {

@@ -27,9 +27,13 @@ func TestDaemonSettings(t *testing.T) {
 		"loopback pool":   {func(c *daemonConfig) { c.pools = []string{"127.0.0.0/16"} }, "not for hosts"},
 		"small pool":      {func(c *daemonConfig) { c.pools = []string{"10.99.0.0/25"} }, "at most 24 bits"},
 		"IPv6 pool":       {func(c *daemonConfig) { c.pools = []string{"fd00::/8"} }, "IPv4 prefix"},
+		"relative kernel": {func(c *daemonConfig) { c.vmKernel = "kernel" }, `--vm-kernel "kernel"`},
+		"relative agent":  {func(c *daemonConfig) { c.vmAgent = "agent" }, `--vm-agent "agent"`},
+		"VMs by KVM":      {func(c *daemonConfig) { c.vmAccel = "kvm" }, ""},
+		"VMs by magic":    {func(c *daemonConfig) { c.vmAccel = "magic" }, `--vm-accel "magic"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8}
+			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto"}
 			tc.change(&c)
 			err := c.check()
 			if tc.want == "" {

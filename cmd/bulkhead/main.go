@@ -14,6 +14,9 @@ import (
 var version, commit = "dev", ""
 
 func main() {
+	if do := insideVMs(os.Args); do != nil {
+		os.Exit(do(context.Background()))
+	}
 	os.Exit(cli.Main(context.Background(), deps(), os.Args[1:]))
 }
 

@@ -99,7 +99,7 @@ func resetNetwork(ctx context.Context, c *daemonConfig) error {
 
 // ours names what the daemon puts into its state directory, which may be a disk of its own with a lost+found.
 func ours(name string) bool {
-	return slices.Contains([]string{"state.db", "containers", "volumes", "images", "netdev", "auth.json", "cluster", "docker.json"}, name) ||
+	return slices.Contains([]string{"state.db", "containers", "volumes", "images", "netdev", "vm", "auth.json", "cluster", "docker.json"}, name) ||
 		strings.HasPrefix(name, ".auth-") || durable.IsTemporary(name) // half written
 }
 

@@ -52,7 +52,7 @@ func (f *specFlags) add(a *app, cmd *cobra.Command) {
 	flags.StringVarP(&s.WorkingDir, "workdir", "w", "", "directory to start in")
 	flags.StringVar(&f.entrypoint, "entrypoint", "", "program to start instead of the image's")
 	flags.StringVarP(&s.Hostname, "hostname", "h", "", "host name in the container")
-	flags.StringVar(&s.Isolation, "isolation", "", "isolation of the container; process is the only one so far")
+	flags.StringVar(&s.Isolation, "isolation", "", "what keeps the container apart: process (the default), or vm for a kernel of its own")
 	flags.StringVar(&f.pull, "pull", pullMissing, "when to pull the image: always, missing or never")
 	flags.StringVar(&f.cidFile, "cidfile", "", "write the container's ID to a new file")
 	flags.StringVar(&f.restart, "restart", "no", "restart the container when it ends: no, on-failure[:N], always or unless-stopped")
@@ -65,7 +65,7 @@ func (f *specFlags) add(a *app, cmd *cobra.Command) {
 	f.addNetwork(a, cmd)
 	complete(cmd, "pull", pullAlways, pullMissing, pullNever)
 	complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
-	complete(cmd, "isolation", "process")
+	complete(cmd, "isolation", "process", "vm")
 }
 
 func (f *specFlags) addFiles(cmd *cobra.Command) {
@@ -145,8 +145,8 @@ func (f *specFlags) check(spec api.ContainerSpec) error {
 		return api.Errorf(api.KindInvalid, "--pull %q is not known", f.pull).Hint("use always, missing or never")
 	case spec.AutoRemove && spec.Restart.Name != "" && spec.Restart.Name != "no":
 		return api.Errorf(api.KindInvalid, "--rm and --restart %s contradict each other", f.restart).Hint("drop one of them")
-	case spec.Isolation != "" && spec.Isolation != "process":
-		return api.Errorf(api.KindUnsupported, "--isolation %q is not known", spec.Isolation).Hint("use --isolation process")
+	case !slices.Contains([]string{"", "process", "vm"}, spec.Isolation):
+		return api.Errorf(api.KindUnsupported, "--isolation %q is not known", spec.Isolation).Hint("use --isolation process or --isolation vm")
 	case spec.NetworkMode != "" && len(spec.Publish) > 0:
 		return api.Errorf(api.KindInvalid, "--network %s has no ports of its own to publish", spec.NetworkMode).
 			Hint("publish at the container whose compartment it is, or drop -p")

@@ -265,6 +265,12 @@ func asAPI(err error) error {
 	return api.Errorf(kind, "%w", err)
 }
 
+// How a container is kept apart: by namespaces of the host's kernel, or by a kernel of its own.
+const (
+	isolationProcess = "process"
+	isolationVM      = "vm"
+)
+
 func checkSpec(s *api.ContainerSpec) error {
 	if s.Name != "" && !containerName.MatchString(s.Name) {
 		return api.Errorf(api.KindInvalid, "name: %.80q is not a container name: use letters, digits, '_', '.' and '-', starting with a letter or digit", s.Name)
@@ -273,10 +279,14 @@ func checkSpec(s *api.ContainerSpec) error {
 		return api.Errorf(api.KindInvalid, "image: it is missing").Hint("bulkhead image ls")
 	}
 	switch s.Isolation {
-	case "", "process":
-		s.Isolation = "process"
+	case "", isolationProcess:
+		s.Isolation = isolationProcess
+	case isolationVM:
+		if strings.HasPrefix(s.NetworkMode, "container:") {
+			return api.Errorf(api.KindUnsupported, "networkMode: a container with VM isolation has a compartment of its own: use networks, or --isolation process")
+		}
 	default:
-		return api.Errorf(api.KindUnsupported, "isolation: %.40q is not known: use process", s.Isolation)
+		return api.Errorf(api.KindUnsupported, "isolation: %.40q is not known: use process or vm", s.Isolation)
 	}
 	switch s.Restart.Name {
 	case "", "no", "on-failure", "always", "unless-stopped":
@@ -348,6 +358,9 @@ func (t *txn) newContainer(id string, first hcn.GUID, spec api.ContainerSpec, im
 		other, err := t.st.find(ref)
 		if err != nil {
 			return nil, err
+		}
+		if other.Doc.Spec.Isolation == isolationVM {
+			return nil, api.Errorf(api.KindUnsupported, "networkMode: container %s runs in a VM, whose compartment only it can be in", other.Doc.Name).Hint("give this one networks of its own")
 		}
 		row.Shares = other.Doc.ID
 	}

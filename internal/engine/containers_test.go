@@ -107,9 +107,10 @@ func TestCreateContainerRefuses(t *testing.T) {
 		"ports without network": {func(s *api.ContainerSpec) {
 			s.NetworkMode, s.Publish = "none", []api.PublishedPort{{ContainerPort: 80}}
 		}, api.KindInvalid},
-		"unknown container": {func(s *api.ContainerSpec) { s.NetworkMode = "container:other" }, api.KindNotFound},
-		"sandbox says no":   {func(s *api.ContainerSpec) { s.User = "nobody-knows" }, api.KindInvalid},
-		"isolation":         {func(s *api.ContainerSpec) { s.Isolation = "hyperv" }, api.KindUnsupported},
+		"unknown container":           {func(s *api.ContainerSpec) { s.NetworkMode = "container:other" }, api.KindNotFound},
+		"sandbox says no":             {func(s *api.ContainerSpec) { s.User = "nobody-knows" }, api.KindInvalid},
+		"isolation":                   {func(s *api.ContainerSpec) { s.Isolation = "hyperv" }, api.KindUnsupported},
+		"VM in another's compartment": {func(s *api.ContainerSpec) { s.Isolation, s.NetworkMode = "vm", "container:taken" }, api.KindUnsupported},
 		"address in use": {func(s *api.ContainerSpec) {
 			s.Networks = []api.NetworkAttachment{{Network: "nat", Addresses: []string{"10.246.0.2"}}}
 		}, api.KindInvalid},
@@ -132,6 +133,25 @@ func TestCreateContainerRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What happens inside a compartment does not happen to the traffic of a VM: nobody shares it, and no side-car is put into it.
+func TestCompartmentOfAVM(t *testing.T) {
+	run(t, func(e *env) {
+		id := e.started("own", []string{"run"}, func(s *api.ContainerSpec) { s.Isolation = "vm" })
+		_, err := e.create("c", nil, func(s *api.ContainerSpec) { s.NetworkMode = "container:own" })
+		e.wantKind(err, api.KindUnsupported)
+		const redirect = `[{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"15001","FilterTuple":{"Protocols":"6"}}}]`
+		endpoint := e.e.Endpoints(hcn.Filter{})[0]
+		if err := e.policies(endpoint, "Add", redirect); err == nil || !strings.Contains(err.Error(), "runs in a VM") {
+			e.t.Errorf("a side-car for a VM: %v", err)
+		}
+		e.ok(e.e.StopContainer(bg, id, api.StopRequest{}))
+		e.ok(e.policies(endpoint, "Add", redirect))
+		if err := e.e.StartContainer(bg, id); err == nil || !strings.Contains(err.Error(), "runs in a VM") {
+			e.t.Errorf("a VM with a side-car was started: %v", err)
+		}
+	})
 }
 
 // A container that has no name yet is told by its image.

@@ -228,7 +228,7 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 			return err
 		}
 		if old.Attach != nil {
-			if err := t.checkHostRules(&row, old.Attach.Namespace); err != nil {
+			if err := errors.Join(t.checkHostRules(&row, old.Attach.Namespace), t.checkSideCar(&row, old.Attach.Namespace)); err != nil {
 				return err
 			}
 		}
@@ -378,7 +378,7 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && n.Doc.Flags&hcn.DisableSharing != 0 && len(ns.Containers) > 1 {
 		return nil, hcn.Errorf(hcn.ErrEndpointSharingDisabled, "network %q forbids that containers share an endpoint, and namespace %s has %d", n.Doc.Name, namespace, len(ns.Containers))
 	}
-	if err := t.checkHostRules(old, namespace); err != nil {
+	if err := errors.Join(t.checkHostRules(old, namespace), t.checkSideCar(old, namespace)); err != nil {
 		return nil, err
 	}
 	at, err := t.place(old, namespace)

@@ -23,6 +23,20 @@ func (t *txn) checkSetsStay(old *plan.Network, doc *hcn.HostComputeNetwork) erro
 	return nil
 }
 
+// checkSideCar refuses redirects inside a compartment whose container runs in a VM: its traffic is not the compartment's own.
+func (t *txn) checkSideCar(e *plan.Endpoint, namespace hcn.GUID) error {
+	ns := t.st.namespaces[namespace]
+	if ns == nil || len(plan.Redirects(e)) == 0 {
+		return nil
+	}
+	for _, id := range ns.Containers {
+		if c := t.st.containers[id]; c != nil && c.Doc.Spec.Isolation == isolationVM {
+			return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q: policy L4WFPPROXY: container %s runs in a VM, whose traffic a side-car in its compartment does not see: use process isolation, or policy L4Proxy", e.Doc.Name, c.Doc.Name)
+		}
+	}
+	return nil
+}
+
 // warnTurned tells that rules turned a default: what no rule allows is blocked from
 // here on, which users take for a fault when nobody says so.
 func (e *Engine) warnTurned(kind string, id hcn.GUID, name string, turned []hcn.DirectionType) {

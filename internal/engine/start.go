@@ -145,9 +145,9 @@ func kindOf(err error) string {
 // startExitCode is the code that shells use for a command that cannot be run:
 // 127 when there is none of that name, 126 when it cannot be executed.
 func startExitCode(err error) int {
-	text := err.Error()
+	text := strings.ToLower(err.Error())
 	switch {
-	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"):
+	case strings.Contains(text, "executable file") && strings.Contains(text, "not found"), strings.Contains(text, "no such file or directory"):
 		return 127
 	case strings.Contains(text, "permission denied"):
 		return 126

@@ -78,7 +78,7 @@ func build(m *testing.M) (int, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 1, err
 	}
-	for name, what := range map[string]string{"bulkhead-cni": "../../cmd/bulkhead-cni", "cnitool": "github.com/containernetworking/cni/cnitool"} {
+	for name, what := range map[string]string{"bulkhead-cni": "../../cmd/bulkhead-cni", "bulkhead-agent": "../../cmd/bulkhead-agent", "cnitool": "github.com/containernetworking/cni/cnitool"} {
 		if err := goBuild(filepath.Join(dir, name), what); err != nil {
 			return 1, err
 		}
@@ -184,6 +184,11 @@ func setup(env *testscript.Env) error {
 	env.Values[worldKey{}] = w
 	env.Setenv("IMAGE", made.image)
 	env.Setenv("BIN", made.dir)
+	guest, err := filepath.Abs("../../.cache/vm") // a kernel for VMs, which scripts/deps.sh unpacks
+	if err != nil {
+		return err
+	}
+	env.Setenv("VMKERNEL", guest)
 	env.Setenv("CGROUP", w.host.CgroupParent())
 	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "5"))
 	w.before = w.host.Snapshot(t)

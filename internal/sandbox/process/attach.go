@@ -281,7 +281,11 @@ func (d *detachScanner) scan(p []byte) (out []byte, detached bool) {
 }
 
 func (r *Runtime) readSpec(id string) (*specs.Spec, error) {
-	data, err := os.ReadFile(filepath.Join(r.bundle(id), configFile))
+	name := configFile
+	if r.inVM(id) {
+		name = guestFile
+	}
+	data, err := os.ReadFile(filepath.Join(r.bundle(id), name))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNotRunning
 	}

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -32,6 +33,9 @@ func (r *Runtime) Check(cfg api.SandboxConfig) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if isVM(cfg) {
+		return r.checkVM(cfg, plan)
+	}
 	f, err := r.facts(cfg, plan)
 	if err != nil {
 		return nil, err
@@ -44,8 +48,8 @@ func checkConfig(cfg api.SandboxConfig) error {
 	if err := checkID(cfg.ID); err != nil {
 		return err
 	}
-	if iso := cfg.Spec.Isolation; iso != "" && iso != "process" {
-		return fmt.Errorf("%w: isolation %q is not available here; only \"process\" is", ErrInvalid, iso)
+	if iso := cfg.Spec.Isolation; iso != "" && iso != "process" && iso != isolationVM {
+		return fmt.Errorf("%w: isolation %q is not known: use process or vm", ErrInvalid, iso)
 	}
 	if w := cfg.Spec.WorkingDir; w != "" && !filepath.IsAbs(w) {
 		return fmt.Errorf("%w: workingDir %q is not an absolute path", ErrInvalid, w)
@@ -123,7 +127,7 @@ func (r *Runtime) create(ctx context.Context, cfg api.SandboxConfig) (err error)
 	if err := checkMountPoints(r.rootfs(id)); err != nil {
 		return err
 	}
-	if err := r.writeSpec(cfg, plan); err != nil {
+	if err := r.writeSpec(ctx, cfg, plan); err != nil {
 		return err
 	}
 	if err := r.prepareLog(id); err != nil {
@@ -142,10 +146,13 @@ func (r *Runtime) create(ctx context.Context, cfg api.SandboxConfig) (err error)
 
 // writeSpec fills volumes, makes the working directory and writes the bundle's
 // document, all with the root file system mounted.
-func (r *Runtime) writeSpec(cfg api.SandboxConfig, plan mountPlan) error {
+func (r *Runtime) writeSpec(ctx context.Context, cfg api.SandboxConfig, plan mountPlan) error {
 	f, err := r.facts(cfg, plan)
 	if err != nil {
 		return err
+	}
+	if isVM(cfg) {
+		f = guestFacts(f)
 	}
 	name := cfg.Spec.User
 	if name == "" {
@@ -154,7 +161,7 @@ func (r *Runtime) writeSpec(cfg api.SandboxConfig, plan mountPlan) error {
 	if f.user, err = resolveUser(f.rootfs, name); err != nil {
 		return err
 	}
-	spec, warnings, err := buildSpec(cfg, f)
+	spec, warnings, err := r.buildSpec(cfg, f)
 	if err != nil {
 		return err
 	}
@@ -172,11 +179,20 @@ func (r *Runtime) writeSpec(cfg api.SandboxConfig, plan mountPlan) error {
 			return fmt.Errorf("make working directory %s: %w", spec.Process.Cwd, err)
 		}
 	}
+	if isVM(cfg) {
+		if spec, err = r.prepareVM(ctx, cfg, spec); err != nil {
+			return err
+		}
+	}
+	return r.encodeSpec(cfg.ID, configFile, spec)
+}
+
+func (r *Runtime) encodeSpec(id, name string, spec *specs.Spec) error {
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("encode OCI spec: %w", err)
 	}
-	return writeFile(filepath.Join(r.bundle(cfg.ID), configFile), data)
+	return writeFile(filepath.Join(r.bundle(id), name), data)
 }
 
 func (r *Runtime) facts(cfg api.SandboxConfig, plan mountPlan) (facts, error) {
@@ -325,6 +341,9 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 			err = nil
 		}
 	}
+	if err == nil {
+		err = r.awaitVM(ctx, id)
+	}
 	if err != nil {
 		return fmt.Errorf("start the process: %w", err)
 	}
@@ -356,6 +375,9 @@ func (r *Runtime) Kill(ctx context.Context, id, signal string) error {
 		return fmt.Errorf("signal container %.12s: %w", id, ErrNotRunning)
 	}
 	defer p.close()
+	if err := r.checkSignal(id, sig); err != nil {
+		return fmt.Errorf("signal container %.12s: %w", id, err)
+	}
 	if err := p.signal(sig); err != nil {
 		return fmt.Errorf("signal container %.12s: %w", id, err)
 	}

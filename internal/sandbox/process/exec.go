@@ -52,7 +52,7 @@ func (r *Runtime) exec(ctx context.Context, id string, spec api.ExecSpec, s api.
 	if err != nil {
 		return -1, err
 	}
-	dir, err := r.makeExecDir(id, process, spec.Detach)
+	dir, err := r.makeExecDir(id, process, spec)
 	if err != nil {
 		return -1, err
 	}
@@ -193,7 +193,7 @@ func (r *Runtime) execProcess(id string, e api.ExecSpec) (*specs.Process, error)
 	}
 	caps := p.Capabilities.Bounding
 	if e.Privileged {
-		if caps, err = ownCapabilities(); err != nil {
+		if caps, err = r.allCapabilities(id); err != nil {
 			return nil, err
 		}
 	}
@@ -210,20 +210,26 @@ func (r *Runtime) execProcess(id string, e api.ExecSpec) (*specs.Process, error)
 	return p, nil
 }
 
-func (r *Runtime) makeExecDir(id string, p *specs.Process, detached bool) (string, error) {
+func (r *Runtime) makeExecDir(id string, p *specs.Process, e api.ExecSpec) (string, error) {
+	var name [8]byte
+	_, _ = rand.Read(name[:]) // never fails
+	if r.inVM(id) {
+		var err error
+		if p, err = r.execByShim(id, hex.EncodeToString(name[:]), p, e); err != nil {
+			return "", err
+		}
+	}
 	data, err := json.Marshal(p)
 	if err != nil {
 		return "", fmt.Errorf("encode process: %w", err)
 	}
-	var name [8]byte
-	_, _ = rand.Read(name[:]) // never fails
 	dir := filepath.Join(r.bundle(id), execDir, hex.EncodeToString(name[:]))
 	// Not MkdirAll: a container that is just being deleted must stay so.
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
 	err = os.WriteFile(filepath.Join(dir, "process.json"), data, 0o600)
-	if err == nil && detached {
+	if err == nil && e.Detach {
 		err = os.WriteFile(filepath.Join(dir, detachedFile), nil, 0o600)
 	}
 	if err != nil {

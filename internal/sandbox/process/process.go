@@ -12,6 +12,8 @@
 // layer, logs, volumes. The run directory does not: the mounted root file system,
 // the OCI bundle, pid files, sockets, exit files. A container is what has an
 // entry named by its 64 hexadecimal digits in either.
+//
+// With VM isolation the process is a shim that runs the container in a VM (package vm). It is made, kept and ended like any other.
 package process
 
 import (
@@ -26,6 +28,8 @@ import (
 	"sync"
 
 	runc "github.com/containerd/go-runc"
+
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
 
 // The errors a caller may want to tell apart.
@@ -58,7 +62,9 @@ type Options struct {
 	ConmonBinary  string // conmon
 	// LogSize bounds a log file; up to three are kept. 16 MiB.
 	LogSize int64
-	Logger  *slog.Logger
+	// VM makes the utility VMs of containers with VM isolation; nil: such are refused.
+	VM     *vm.Host
+	Logger *slog.Logger
 }
 
 // Runtime makes containers and looks after them.
@@ -72,6 +78,7 @@ type Runtime struct {
 	cgroups                     cgroups
 	recursiveReadOnly           bool
 	watch                       *watcher
+	vm                          *vm.Host
 
 	// creating is held for reading while a cgroup of a container is being made.
 	creating sync.RWMutex
@@ -97,7 +104,7 @@ func New(opts Options) (*Runtime, error) {
 	r := &Runtime{
 		stateDir: opts.StateDir, runDir: opts.RunDir, volumeDir: opts.VolumeDir,
 		cgroupParent: opts.CgroupParent, conmon: conmon, logSize: opts.LogSize,
-		log: opts.Logger, locks: map[string]*idLock{},
+		log: opts.Logger, vm: opts.VM, locks: map[string]*idLock{},
 	}
 	for _, dir := range []string{r.stateDir, r.runDir, r.volumeDir, r.exitDir(), r.runtimeRoot()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

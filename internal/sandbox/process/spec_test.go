@@ -63,6 +63,10 @@ func TestSpec(t *testing.T) {
 			TTY: true, Entrypoint: []string{"/bin/sh", "-c"}, Args: []string{"echo"}, WorkingDir: "/tmp/../opt",
 			Env: []string{"A=user", "HOME=/elsewhere"}, NetworkMode: "container:web",
 		}},
+		"guest": {
+			spec:  api.ContainerSpec{Isolation: isolationVM, Resources: api.Resources{CPUs: 1.5, CPUShares: 512, CPUSet: "0", Memory: 64 << 20, Pids: 50}, Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}},
+			facts: func(f *facts) { *f = guestFacts(*f) },
+		},
 		"v2": {facts: func(f *facts) { f.cgroups = hostV2() }, spec: api.ContainerSpec{Resources: api.Resources{CPUs: 0.25, Memory: 32 << 20, MemorySwap: -1}}},
 	}
 	for name, c := range cases {
@@ -72,7 +76,7 @@ func TestSpec(t *testing.T) {
 				c.facts(&f)
 			}
 			cfg := api.SandboxConfig{Spec: c.spec, Image: image, Hostname: "box", NetnsPath: "/run/netns/hns-b"}
-			spec, warnings, err := buildSpec(cfg, f)
+			spec, warnings, err := (&Runtime{}).buildSpec(cfg, f)
 			must(t, err)
 			data, err := json.MarshalIndent(map[string]any{"spec": spec, "warnings": warnings}, "", "  ")
 			must(t, err)

@@ -53,6 +53,7 @@ func (r *Runtime) state(_ context.Context, id string) (api.SandboxState, error) 
 		st.Status, st.ExitCode, st.Finished = api.StatusExited, code, finished
 		why, _ := os.ReadFile(filepath.Join(r.bundle(id), lostFile))
 		st.Error = string(why)
+		r.endOfVM(id, &st)
 		return st, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return api.SandboxState{}, err

@@ -152,14 +152,14 @@ func TestMachine(t *testing.T) {
 	}
 	nic := proto.NIC{
 		MAC: "02:00:00:00:00:42", Name: "eth0", MTU: 1400,
-		Addresses:  []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24"), netip.MustParsePrefix("2001:db8::7/64"), netip.MustParsePrefix("fe80::7/64")},
+		Addresses:  []proto.Address{{Prefix: netip.MustParsePrefix("192.0.2.7/24")}, {Prefix: netip.MustParsePrefix("2001:db8::7/64")}, {Prefix: netip.MustParsePrefix("fe80::7/64")}},
 		Routes:     []proto.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("192.0.2.1")}, {Dst: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fe80::1")}},
 		Neighbours: []proto.Neighbour{{Addr: netip.MustParseAddr("192.0.2.1"), MAC: "02:00:00:00:00:01"}},
 	}
 	if err := m.Guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
 		t.Fatal(err)
 	}
-	nic.Addresses[1] = netip.MustParsePrefix("2001:db8::8/64") // it may be given others later
+	nic.Addresses[1].Prefix = netip.MustParsePrefix("2001:db8::8/64") // it may be given others later
 	if err := m.Guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
 		t.Fatal(err)
 	}

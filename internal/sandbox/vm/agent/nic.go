@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -24,9 +25,11 @@ const CompartmentPath = "/run/netns/compartment"
 
 // nics looks after the interfaces: in the pen, where they come in, and in the compartment.
 type nics struct {
-	pen  *netlink.Handle
-	box  *netlink.Handle
-	boxF int
+	mu      sync.Mutex
+	pen     *netlink.Handle
+	box     *netlink.Handle
+	boxF    int
+	fetched int
 }
 
 func newNICs(pen int) (*nics, error) {
@@ -99,6 +102,8 @@ func byMAC(h *netlink.Handle, mac net.HardwareAddr) (netlink.Link, error) {
 
 // set brings an interface to where it belongs, and to what it is to be.
 func (n *nics) set(ctx context.Context, c proto.NIC) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	mac, err := net.ParseMAC(c.MAC)
 	if err != nil {
 		return fmt.Errorf("set up NIC: %w", err)
@@ -121,7 +126,7 @@ func (n *nics) set(ctx context.Context, c proto.NIC) error {
 	return nil
 }
 
-// fetch takes an interface out of the pen. It moves by its index: what its name is there does not matter.
+// fetch takes an interface out of the pen.
 func (n *nics) fetch(ctx context.Context, mac net.HardwareAddr) error {
 	for deadline := time.Now().Add(nicWait); ; pause() {
 		l, err := byMAC(n.pen, mac)
@@ -129,6 +134,11 @@ func (n *nics) fetch(ctx context.Context, mac net.HardwareAddr) error {
 			return err
 		}
 		if l != nil {
+			// The kernel named it as the first of its kind, and one of that name may be in the compartment.
+			n.fetched++
+			if err := n.pen.LinkSetName(l, fmt.Sprintf("fetched%d", n.fetched)); err != nil {
+				return err
+			}
 			return n.pen.LinkSetNsFd(l, n.boxF)
 		}
 		if ctx.Err() != nil || time.Now().After(deadline) {
@@ -139,6 +149,8 @@ func (n *nics) fetch(ctx context.Context, mac net.HardwareAddr) error {
 
 // remove ends an interface's traffic before the host unplugs it.
 func (n *nics) remove(c proto.NIC) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	mac, err := net.ParseMAC(c.MAC)
 	if err != nil {
 		return fmt.Errorf("take NIC down: %w", err)
@@ -179,34 +191,38 @@ func (n *nics) configure(l netlink.Link, c proto.NIC) error {
 	return errors.Join(n.addresses(l, c.Addresses), n.routes(l, c.Routes), n.neighbours(l, c.Neighbours))
 }
 
-func (n *nics) addresses(l netlink.Link, want []netip.Prefix) error {
+func (n *nics) addresses(l netlink.Link, want []proto.Address) error {
 	have, err := n.box.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	var errs []error
-	there := map[netip.Prefix]bool{}
+	there := map[proto.Address]bool{}
 	for _, h := range have {
 		p, ok := prefixOf(h.IPNet)
 		if !ok {
 			continue
 		}
-		if slices.Contains(want, p) {
-			there[p] = true
+		a := proto.Address{Prefix: p, Alone: h.Flags&unix.IFA_F_NOPREFIXROUTE != 0}
+		if slices.Contains(want, a) {
+			there[a] = true
 			continue
 		}
 		errs = append(errs, n.box.AddrDel(l, &h))
 	}
-	for _, p := range want {
-		if there[p] {
+	for _, w := range want {
+		if there[w] {
 			continue
 		}
-		a := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			a.Flags = unix.IFA_F_NODAD // the host gave it to nobody else
+		a := &netlink.Addr{IPNet: ipNet(w.Prefix)}
+		if w.Prefix.Addr().Is6() {
+			a.Flags |= unix.IFA_F_NODAD // the host gave it to nobody else
+		}
+		if w.Alone {
+			a.Flags |= unix.IFA_F_NOPREFIXROUTE
 		}
 		if err := n.box.AddrAdd(l, a); err != nil {
-			errs = append(errs, fmt.Errorf("add address %s: %w", p, err))
+			errs = append(errs, fmt.Errorf("add address %s: %w", w.Prefix, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -34,12 +34,19 @@ type Welcome struct {
 
 // NIC is an interface of the container's compartment in the guest, recognised by its MAC.
 type NIC struct {
-	MAC        string         `json:"mac"`
-	Name       string         `json:"name"`
-	MTU        int            `json:"mtu"`
-	Addresses  []netip.Prefix `json:"addresses,omitempty"`
-	Routes     []Route        `json:"routes,omitempty"`
-	Neighbours []Neighbour    `json:"neighbours,omitempty"`
+	MAC        string      `json:"mac"`
+	Name       string      `json:"name"`
+	MTU        int         `json:"mtu"`
+	Addresses  []Address   `json:"addresses,omitempty"`
+	Routes     []Route     `json:"routes,omitempty"`
+	Neighbours []Neighbour `json:"neighbours,omitempty"`
+}
+
+// Address of a NIC.
+type Address struct {
+	Prefix netip.Prefix `json:"prefix"`
+	// Alone: the kernel is to make no route to its prefix.
+	Alone bool `json:"alone,omitempty"`
 }
 
 // Route of a NIC. Without a gateway it is on the link.

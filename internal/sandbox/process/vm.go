@@ -1,0 +1,217 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/agent"
+)
+
+// isolationVM has the container run in a utility VM. The OCI document that is made of its configuration is then for a runtime in the
+// guest; the one on the host gets a document for the shim.
+const isolationVM = "vm"
+
+// In a bundle of a container with VM isolation.
+const (
+	guestFile = "guest.json" // the document for the guest, with the host's paths
+	vmDir     = "vm"         // what is shared with the shim
+	vmRootDir = "vmroot"     // the shim's root file system
+)
+
+func isVM(cfg api.SandboxConfig) bool { return cfg.Spec.Isolation == isolationVM }
+
+// inVM tells it of a container that is there.
+func (r *Runtime) inVM(id string) bool { return exists(filepath.Join(r.bundle(id), guestFile)) }
+
+// guestFacts are those of a guest, whose kernel is ours and has all that can be asked for.
+func guestFacts(f facts) facts {
+	f.capabilities = capabilityNames()
+	f.cgroups = &cgroups{mode: cgroupV2, v2: wantedControllers}
+	f.cgroupsPath = agent.CgroupPath
+	f.hardLimits, f.raiseLimits = nil, true
+	f.swapLimit = false // a guest has no swap
+	f.devices = nil     // those of the host are not there
+	f.oomScore = nil
+	return f
+}
+
+// buildSpec makes the document that an OCI runtime gets, here or in the guest.
+func (r *Runtime) buildSpec(cfg api.SandboxConfig, f facts) (*specs.Spec, []string, error) {
+	if isVM(cfg) {
+		cfg.NetnsPath = agent.CompartmentPath
+		// The host keeps these, for all of the VM.
+		cfg.Spec.Resources.CPUs, cfg.Spec.Resources.CPUShares, cfg.Spec.Resources.CPUSet = 0, 0, ""
+	}
+	return buildSpec(cfg, f)
+}
+
+// checkVM is Check for a container that is to run in a VM.
+func (r *Runtime) checkVM(cfg api.SandboxConfig, plan mountPlan) (warnings []string, err error) {
+	if r.vm == nil {
+		return nil, fmt.Errorf("%w: isolation: this daemon makes no VMs", ErrInvalid)
+	}
+	if cfg.Spec.Resources.MemorySwap != 0 {
+		return nil, fmt.Errorf("%w: resources.memorySwap: a VM has no swap: leave --memory-swap out, or use --isolation process", ErrInvalid)
+	}
+	for i, m := range cfg.Spec.Mounts {
+		for _, o := range m.Options {
+			if strings.HasSuffix(o, "shared") || strings.HasSuffix(o, "slave") {
+				return nil, fmt.Errorf("%w: mounts[%d]: option %s: mounts do not spread into a VM: leave it out, or use --isolation process", ErrInvalid, i, o)
+			}
+		}
+	}
+	f, err := r.facts(cfg, plan)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := resources(hostPart(cfg.Spec), f); err != nil {
+		return nil, err
+	}
+	if _, warnings, err = r.buildSpec(cfg, guestFacts(f)); err != nil {
+		return nil, err
+	}
+	_, warning, err := r.vm.Check(context.Background())
+	if warning != "" {
+		warnings = append(warnings, warning)
+	}
+	return warnings, err
+}
+
+// hostPart are the limits that the host keeps for all of the VM.
+func hostPart(spec api.ContainerSpec) api.ContainerSpec {
+	in := spec.Resources
+	spec.Resources = api.Resources{CPUs: in.CPUs, CPUShares: in.CPUShares, CPUSet: in.CPUSet}
+	return spec
+}
+
+// prepareVM gives the document of the shim for that of the guest.
+func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *specs.Spec) (*specs.Spec, error) {
+	if r.vm == nil {
+		return nil, fmt.Errorf("%w: isolation: this daemon makes no VMs", ErrInvalid)
+	}
+	for i := range guest.Mounts { // a word of this host's runtime; the host's own mount of it is read-only as a whole
+		guest.Mounts[i].Options = slices.DeleteFunc(guest.Mounts[i].Options, func(o string) bool { return o == "rro" })
+	}
+	guest.Linux.RootfsPropagation = "" // a share cannot spread anything
+	if err := r.encodeSpec(cfg.ID, guestFile, guest); err != nil {
+		return nil, err
+	}
+	dir, root := filepath.Join(r.bundle(cfg.ID), vmDir), filepath.Join(r.bundle(cfg.ID), vmRootDir)
+	for _, d := range []string{dir, root} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	own, err := ownCapabilities()
+	if err != nil {
+		return nil, err
+	}
+	hostFacts, err := r.facts(cfg, mountPlan{})
+	if err != nil {
+		return nil, err
+	}
+	limits, err := resources(hostPart(cfg.Spec), hostFacts)
+	if err != nil {
+		return nil, err
+	}
+	if !r.cgroups.has("memory") {
+		limits.Memory = nil
+	}
+	spec, err := r.vm.Prepare(ctx, vm.Container{
+		Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Etc: filepath.Join(r.bundle(cfg.ID), etcDir), Netns: cfg.NetnsPath,
+		Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin, CPUs: cfg.Spec.Resources.CPUs, Memory: cfg.Spec.Resources.Memory,
+		Limits: limits, Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore, Capabilities: own,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !r.cgroups.has("memory") {
+		spec.Linux.Resources.Memory = nil
+	}
+	return spec, nil
+}
+
+// awaitVM waits until the container runs in its VM.
+func (r *Runtime) awaitVM(ctx context.Context, id string) error {
+	if !r.inVM(id) {
+		return nil
+	}
+	dir := filepath.Join(r.bundle(id), vmDir)
+	for ; ; waitShortly() {
+		p, alive := r.initOf(id)
+		if alive {
+			p.close()
+		}
+		st, err := vm.ReadStatus(dir)
+		switch {
+		case err == nil && st.Error != "":
+			return &RuntimeError{Message: tidy(st.Error)}
+		case err == nil:
+			return nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		case !alive:
+			return errors.New("the VM's shim ended before the container ran: bulkhead logs shows what it said")
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+	}
+}
+
+// checkSignal refuses what would act on the shim instead of the container.
+func (r *Runtime) checkSignal(id string, sig unix.Signal) error {
+	if !r.inVM(id) {
+		return nil
+	}
+	switch sig {
+	case unix.SIGSTOP, unix.SIGCONT:
+		return fmt.Errorf("%w: %s does not reach into a VM: use bulkhead pause and unpause", ErrInvalid, unix.SignalName(sig))
+	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
+		return fmt.Errorf("%w: %s is not handed on into a VM: send it with bulkhead exec", ErrInvalid, unix.SignalName(sig))
+	default:
+		return nil
+	}
+}
+
+// allCapabilities are those that a privileged process of a container can have.
+func (r *Runtime) allCapabilities(id string) ([]string, error) {
+	if r.inVM(id) {
+		return capabilityNames(), nil
+	}
+	return ownCapabilities()
+}
+
+// execByShim gives the process on the host that starts another in the guest.
+func (r *Runtime) execByShim(id, name string, p *specs.Process, e api.ExecSpec) (*specs.Process, error) {
+	args, err := r.vm.WriteExec(filepath.Join(r.bundle(id), vmDir), name, p, e.TTY, e.OpenStdin)
+	if err != nil {
+		return nil, err
+	}
+	return &specs.Process{
+		Terminal: e.TTY, Args: args, Cwd: "/", Env: []string{"PATH=/usr/bin:/bin"},
+		Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true,
+	}, nil
+}
+
+// endOfVM completes the state of a container whose VM ended.
+func (r *Runtime) endOfVM(id string, st *api.SandboxState) {
+	if !r.inVM(id) {
+		return
+	}
+	reason, oom := vm.End(filepath.Join(r.bundle(id), vmDir))
+	if st.Error == "" {
+		st.Error = reason
+	}
+	st.OOMKilled = st.OOMKilled || oom
+}

@@ -1,0 +1,449 @@
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/agent"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/proto"
+)
+
+// Options of a Host; empty fields have the defaults said.
+type Options struct {
+	// Self is this program, which is the shim when it is called with the first of ShimVerb and the second of ExecVerb.
+	Self               string
+	ShimVerb, ExecVerb string
+	Dir                string   // where the files that VMs are started from are kept
+	KernelRoots        []string // "/": see FindKernel
+	Agent              string   // see FindAgent
+	Accel              string   // auto, kvm or tcg
+	Logger             *slog.Logger
+}
+
+// Host makes utility VMs.
+type Host struct {
+	opt   Options
+	store *Store
+	log   *slog.Logger
+	warn  sync.Once
+}
+
+// NewHost looks at nothing yet: what VMs need may be installed later.
+func NewHost(opt Options) *Host {
+	if len(opt.KernelRoots) == 0 {
+		opt.KernelRoots = []string{"/"}
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Host{opt: opt, store: NewStore(opt.Dir), log: opt.Logger}
+}
+
+// tools are what a VM needs of this host.
+type tools struct {
+	qemu      string
+	virtiofsd Virtiofsd
+	agent     string
+	runtime   string
+	kernel    Kernel
+	accel     Accel
+}
+
+func (h *Host) tools(ctx context.Context) (t tools, err error) {
+	if runtime.GOARCH != "amd64" {
+		return t, fmt.Errorf("%w: it is made for x86-64 hosts, this one is %s", ErrUnavailable, runtime.GOARCH)
+	}
+	if t.qemu, err = FindQEMU(); err != nil {
+		return t, err
+	}
+	if t.virtiofsd, err = FindVirtiofsd(ctx); err != nil {
+		return t, err
+	}
+	if t.kernel, err = FindKernel(h.opt.KernelRoots...); err != nil {
+		return t, err
+	}
+	if t.runtime, err = FindRuntime(); err != nil {
+		return t, err
+	}
+	if t.agent = h.opt.Agent; t.agent == "" {
+		if t.agent, err = FindAgent(h.opt.Self); err != nil {
+			return t, err
+		}
+	}
+	t.accel, err = Accelerators(ctx, h.opt.Accel)
+	return t, err
+}
+
+// Check tells what is missing on this host, and what VMs on it are.
+func (h *Host) Check(ctx context.Context) (description, warning string, err error) {
+	t, err := h.tools(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	return fmt.Sprintf("guest kernel %s, %s", t.kernel.Version, strings.ToUpper(t.accel.Name)), t.accel.warning(), nil
+}
+
+// warning is what users of an emulated VM should know.
+func (a Accel) warning() string {
+	if a.Name != AccelTCG {
+		return ""
+	}
+	return fmt.Sprintf("the VM is emulated (%s): it is slower, and no security boundary", a.Reason)
+}
+
+// Container is a container that is to run in a VM.
+type Container struct {
+	Dir    string      // shared with the shim: see ShimDir
+	Root   string      // an empty directory, for the shim's own root file system
+	Rootfs string      // the container's, mounted
+	Etc    string      // the directory of its private files
+	Netns  string      // the path of its compartment; "": it has none
+	Spec   *specs.Spec // for the guest, but with the paths of this host
+	TTY    bool
+	Stdin  bool
+	CPUs   float64 // the limit; 0: none
+	Memory int64   // the limit in bytes; 0: none
+	Limits *specs.LinuxResources
+	Cgroup string
+	OOM    *int // oom_score_adj of the shim, and so of QEMU
+	// Capabilities that we have to give.
+	Capabilities []string
+}
+
+const (
+	// baseMemory is for the guest's kernel and the agent, beside what a container may use.
+	baseMemory = 96 << 20
+	// defaultMemory is what a container without a limit has.
+	defaultMemory = 512 << 20
+	// overhead is for QEMU, virtiofsd and the shim beside the guest's memory. Emulation keeps what it has translated.
+	overhead = 384 << 20
+)
+
+// Prepare writes what the shim starts, and gives its own OCI document.
+func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
+	t, err := h.tools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	files, err := h.store.Get(ctx, Sources{KernelRoots: h.opt.KernelRoots, Agent: t.agent, Runtime: t.runtime})
+	if err != nil {
+		return nil, err
+	}
+	if w := t.accel.warning(); w != "" {
+		h.warn.Do(func() {
+			h.log.Warn("containers with VM isolation are emulated: slower, and no security boundary", "reason", t.accel.Reason)
+		})
+	}
+	for _, name := range []string{statusFile, reasonFile, oomFile, controlFile} {
+		if err := os.Remove(filepath.Join(c.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(c.Dir, execDir), 0o700); err != nil {
+		return nil, err
+	}
+	shared := c.share()
+	guestSpec, err := json.Marshal(c.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("encode OCI spec: %w", err)
+	}
+	start := Start{
+		Machine: Config{
+			QEMU: t.qemu, Virtiofsd: t.virtiofsd, ShareDir: "/share", User: nobody, Groups: kvmGroups(t.accel),
+			Hardware: Hardware{
+				Accel: t.accel.Name, CPUs: processors(t.accel, c.CPUs), Memory: memoryOf(c.Memory),
+				Kernel: "/files/kernel", Initrd: "/files/initrd", Share: true,
+			},
+		},
+		Run: proto.Run{Share: shareTag, Spec: guestSpec, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
+	}
+	data, err := json.Marshal(start)
+	if err != nil {
+		return nil, fmt.Errorf("encode the VM: %w", err)
+	}
+	if err := replaceFile(filepath.Join(c.Dir, configFile), data); err != nil {
+		return nil, err
+	}
+	return h.shimSpec(c, filepath.Dir(files.Kernel), shared)
+}
+
+// memoryOf is the guest's, in whole mebibytes.
+func memoryOf(limit int64) int64 {
+	if limit <= 0 {
+		return defaultMemory
+	}
+	return (limit + baseMemory + 1<<20 - 1) &^ (1<<20 - 1)
+}
+
+// processors: emulation gains nothing by a second.
+func processors(a Accel, limit float64) int {
+	if a.Name == AccelTCG {
+		return 1
+	}
+	if limit > 0 {
+		return min(int(math.Ceil(limit)), runtime.NumCPU())
+	}
+	return runtime.NumCPU()
+}
+
+// kvmGroups lets QEMU open /dev/kvm.
+func kvmGroups(a Accel) []uint32 {
+	var st unix.Stat_t
+	if a.Name != AccelKVM || unix.Stat("/dev/kvm", &st) != nil {
+		return nil
+	}
+	return []uint32{st.Gid}
+}
+
+// share moves what the container's document mounts of the host below the share, and the document's paths with it.
+func (c *Container) share() []specs.Mount {
+	out := []specs.Mount{
+		{Destination: "/share/rootfs", Type: "bind", Source: c.Rootfs, Options: []string{"rbind", "rprivate"}},
+		{Destination: "/share/etc", Type: "bind", Source: c.Etc, Options: []string{"rbind", "rprivate"}},
+	}
+	c.Spec.Root.Path = agent.ShareDir + "/rootfs"
+	for i := range c.Spec.Mounts {
+		m := &c.Spec.Mounts[i]
+		if m.Type != "bind" {
+			continue
+		}
+		if rest, ok := strings.CutPrefix(m.Source, c.Etc+"/"); ok {
+			m.Source = filepath.Join(agent.ShareDir, "etc", rest)
+			continue
+		}
+		place := filepath.Join("mounts", fmt.Sprint(i))
+		options := []string{"rbind", "rprivate"}
+		if slices.Contains(m.Options, "ro") {
+			options = append(options, "ro") // the host's word, whatever the guest's kernel is made to say
+		}
+		out = append(out, specs.Mount{Destination: filepath.Join("/share", place), Type: "bind", Source: m.Source, Options: options})
+		m.Source = filepath.Join(agent.ShareDir, place)
+	}
+	return out
+}
+
+// shimSpec is the container of the shim, QEMU and virtiofsd: it has their programs, what the container has, and nothing else.
+func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs.Spec, error) {
+	system, err := systemMounts(c.Root)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"share", "files", "vm", "tmp", "proc", "dev"} {
+		if err := os.MkdirAll(filepath.Join(c.Root, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	devices, rules := shimDevices()
+	caps := shimCapabilities(c.Capabilities)
+	limits := c.Limits
+	if limits == nil {
+		limits = &specs.LinuxResources{}
+	}
+	limits.Devices = append([]specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, rules...)
+	// The guest's memory is the container's limit; this one is for what a guest may have QEMU and us use.
+	most := memoryOf(c.Memory) + overhead
+	limits.Memory = &specs.LinuxMemory{Limit: &most}
+	limits.Pids = nil
+	nofile := openFiles()
+	s := &specs.Spec{
+		Version: "1.0.2",
+		Root:    &specs.Root{Path: c.Root, Readonly: true},
+		Process: &specs.Process{
+			Terminal: c.TTY, Args: []string{"/bulkhead", h.opt.ShimVerb, ShimDir}, Cwd: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GODEBUG=asyncpreemptoff=1"},
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: nofile, Hard: nofile}},
+			OOMScoreAdj:  c.OOM, NoNewPrivileges: true,
+		},
+		Mounts: slices.Concat([]specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=1024k"}},
+		}, system, []specs.Mount{
+			{Destination: "/bulkhead", Type: "bind", Source: h.opt.Self, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev"}},
+			{Destination: "/files", Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
+			{Destination: ShimDir, Type: "bind", Source: c.Dir, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}},
+		}, shared),
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.NetworkNamespace, Path: c.Netns},
+			},
+			CgroupsPath: c.Cgroup, Resources: limits, Devices: devices, RootfsPropagation: "rprivate",
+			MaskedPaths:   []string{"/proc/kcore", "/proc/keys", "/proc/timer_list"},
+			ReadonlyPaths: []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"},
+		},
+	}
+	return s, confine(s)
+}
+
+// systemMounts are the host's programs and libraries, as far as QEMU and virtiofsd are among them. Where a directory is a link to
+// another, as in a merged /usr, the link is made.
+func systemMounts(root string) ([]specs.Mount, error) {
+	readOnly := []string{"rbind", "rprivate", "ro", "nosuid", "nodev"}
+	var out []specs.Mount
+	for _, dir := range []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache", "/etc/alternatives"} {
+		st, err := os.Lstat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if st.Mode()&fs.ModeSymlink == 0 {
+			out = append(out, specs.Mount{Destination: dir, Type: "bind", Source: dir, Options: readOnly})
+			continue
+		}
+		to, err := os.Readlink(dir)
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(filepath.Join(root, dir)), 0o755)
+		}
+		if err == nil {
+			err = os.Symlink(to, filepath.Join(root, dir))
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// shimDevices are those that the shim makes taps with and QEMU runs with.
+func shimDevices() (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup) {
+	for _, minor := range []int64{3, 5, 7, 8, 9} { // null, zero, full, random, urandom
+		major := int64(1)
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"})
+	}
+	pts, tty := int64(136), int64(5)
+	rules = append(rules,
+		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &pts, Access: "rwm"},
+		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &tty, Access: "rwm"},
+		// What the container makes for itself below the share, virtiofsd makes.
+		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"})
+	for _, path := range []string{"/dev/net/tun", "/dev/kvm"} {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			continue
+		}
+		mode := fs.FileMode(st.Mode & 0o777)
+		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+		devices = append(devices, specs.LinuxDevice{Path: path, Type: "c", Major: major, Minor: minor, FileMode: &mode, UID: &st.Uid, GID: &st.Gid})
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rw"})
+	}
+	return devices, rules
+}
+
+// shimCapabilities: the shim joins taps with vNICs and starts QEMU as another user, which has none of them; virtiofsd does to files what
+// the container's processes do, and gives up what it does not need.
+func shimCapabilities(own []string) []string {
+	caps := []string{
+		"CAP_NET_ADMIN", "CAP_BPF", "CAP_SETUID", "CAP_SETGID", "CAP_KILL",
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP", "CAP_SYS_CHROOT", "CAP_SETPCAP",
+	}
+	return slices.DeleteFunc(caps, func(name string) bool { return !slices.Contains(own, name) })
+}
+
+// openFiles is how many virtiofsd may have open: as many as the container's processes have, and then some.
+func openFiles() uint64 {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil {
+		return 1024
+	}
+	return min(l.Max, 1<<16)
+}
+
+// confine gives the shim's container the default filter of system calls. virtiofsd's threads part from the working directory that they
+// share (unshare with CLONE_FS), which makes no namespace.
+func confine(s *specs.Spec) error {
+	profile, err := seccomp.GetDefaultProfile(s)
+	if err != nil {
+		return fmt.Errorf("make seccomp profile: %w", err)
+	}
+	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+	profile.Syscalls = append(profile.Syscalls, specs.LinuxSyscall{
+		Names: []string{"unshare"}, Action: specs.ActAllow,
+		Args: []specs.LinuxSeccompArg{{Index: 0, Value: namespaces, ValueTwo: 0, Op: specs.OpMaskedEqual}},
+	})
+	s.Linux.Seccomp = profile
+	return nil
+}
+
+// ReadStatus tells how a start went; fs.ErrNotExist while it is under way.
+func ReadStatus(dir string) (Status, error) {
+	var st Status
+	data, err := readSmall(filepath.Join(dir, statusFile))
+	if err != nil {
+		return st, err
+	}
+	if err := json.Unmarshal(data, &st); err != nil {
+		return st, fmt.Errorf("read the VM's status: %w", err)
+	}
+	return st, nil
+}
+
+// End tells why a VM ended before its container, if it did, and whether the container's memory was not enough.
+func End(dir string) (reason string, outOfMemory bool) {
+	data, err := readSmall(filepath.Join(dir, reasonFile))
+	if err == nil {
+		reason = string(data)
+	}
+	_, err = os.Lstat(filepath.Join(dir, oomFile))
+	return reason, err == nil
+}
+
+// readSmall reads a file that somebody else may have put there: not through a link, not from a pipe, and not for ever.
+func readSmall(path string) ([]byte, error) {
+	const most = 64 << 10
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > most {
+		return nil, fmt.Errorf("%s is not what the shim writes", path)
+	}
+	data := make([]byte, st.Size())
+	n, err := f.Read(data)
+	if err != nil && n == 0 && len(data) > 0 {
+		return nil, err
+	}
+	return data[:n], nil
+}
+
+// WriteExec writes what a further process is to be, and gives the arguments of the process on the host that starts it.
+func (h *Host) WriteExec(dir, name string, p *specs.Process, tty, stdin bool) ([]string, error) {
+	spec, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encode process: %w", err)
+	}
+	data, err := json.Marshal(proto.Exec{Spec: spec, TTY: tty, Stdin: stdin || tty})
+	if err != nil {
+		return nil, fmt.Errorf("encode process: %w", err)
+	}
+	if err := replaceFile(filepath.Join(dir, execDir, name), data); err != nil {
+		return nil, err
+	}
+	return []string{"/bulkhead", h.opt.ExecVerb, ShimDir, name}, nil
+}
