@@ -39,6 +39,10 @@ type ExplainPath struct {
 	Doubts []string `json:"doubts,omitempty"`
 	// Next is a command that changes or shows what stopped it.
 	Next string `json:"next,omitempty"`
+	// Host of the cluster on which the way ends, when it is another; Next is for that one.
+	Host string `json:"host,omitempty"`
+	// Unasked says why another host of the cluster, which has its part of the way, could not say what it does.
+	Unasked string `json:"unasked,omitempty"`
 	// Confirmed says how many parts of the way the loaded program was asked about, and agreed.
 	Confirmed int `json:"confirmed"`
 	// Disagreements are faults of ours: the loaded program does something else.
@@ -51,9 +55,11 @@ type ExplainStep struct {
 	// Layer is "name", "route", "source guard", "rules out", "isolation", "switching", "rules in", "host", "firewall", "nat" or "mtu".
 	Layer string `json:"layer"`
 	At    string `json:"at,omitempty"` // name of the endpoint whose layer it is
-	Pass  bool   `json:"pass"`
-	Text  string `json:"text"`
-	Rule  *Rule  `json:"rule,omitempty"`
+	// Host of the cluster that says so, when it is another.
+	Host string `json:"host,omitempty"`
+	Pass bool   `json:"pass"`
+	Text string `json:"text"`
+	Rule *Rule  `json:"rule,omitempty"`
 }
 
 // ExplainProbe is what a real packet met.

@@ -154,7 +154,11 @@ func (a *app) showPath(x *api.Explanation, p *api.ExplainPath) error {
 		if !s.Pass {
 			mark = cell{"STOP", red}
 		}
-		t.row("  "+s.Layer, orDash(s.At), mark, s.Text+ruleNote(s.Rule))
+		at := orDash(s.At)
+		if s.Host != "" {
+			at += " on " + s.Host
+		}
+		t.row("  "+s.Layer, at, mark, s.Text+ruleNote(s.Rule))
 	}
 	if err := t.write(w, colour); err != nil {
 		return err
@@ -164,8 +168,14 @@ func (a *app) showPath(x *api.Explanation, p *api.ExplainPath) error {
 		st = red
 	}
 	writeFact(w, "verdict", paint(verdictWord(p.Reachable), st, colour)+": "+clean(p.Summary))
+	if p.Unasked != "" {
+		writeFact(w, "not asked", clean(p.Unasked))
+	}
 	if p.Reachable {
 		for _, d := range p.Doubts {
+			if d == p.Unasked {
+				continue
+			}
 			writeFact(w, "unless", clean(d))
 		}
 	}
@@ -183,7 +193,11 @@ func (a *app) showPath(x *api.Explanation, p *api.ExplainPath) error {
 		}
 	}
 	if p.Next != "" {
-		writeFact(w, "next", clean(p.Next))
+		next := "next"
+		if p.Host != "" {
+			next += " on " + p.Host
+		}
+		writeFact(w, next, clean(p.Next))
 	}
 	return nil
 }

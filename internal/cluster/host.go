@@ -19,6 +19,7 @@ import (
 
 	"go4.org/netipx"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/engine"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
@@ -33,6 +34,7 @@ type Engine interface {
 	ChangeClusterBalancers(set []plan.LoadBalancer, gone []hcn.GUID)
 	SetClusterKeys(s *plan.Secure)
 	ClusterUsers() []string
+	ExplainFor(ctx context.Context, q engine.ExplainQuestion) (api.Explanation, error)
 	Network(id hcn.GUID) (hcn.HostComputeNetwork, error)
 	Wake(cause string)
 	PrepareClusterNetwork(in hcn.HostComputeNetwork, taken []netip.Prefix, vni uint32) (hcn.HostComputeNetwork, error)
@@ -71,7 +73,7 @@ type Host struct {
 // with the encrypted way to other hosts; whoever changes that calls Changed.
 func Open(opt overlay.Options, e func() Engine, facts func(context.Context) (plan.Facts, error), secure func() plan.SecureStatus) (*Host, error) {
 	h := &Host{engine: e, facts: facts, log: opt.Log, wake: make(chan struct{}, 1), keeper: keeper{status: secure}}
-	opt.Changed, opt.Probe = h.Changed, h.probe
+	opt.Changed, opt.Probe, opt.Answer = h.Changed, h.probe, h.answer
 	var err error
 	h.member, err = overlay.Open(opt)
 	return h, err

@@ -45,6 +45,8 @@ type Cluster interface {
 	ClaimBalancer(ctx context.Context, doc hcn.HostComputeLoadBalancer) (release func(), err error)
 	// PublishBalancers says which load balancers this host has for the cluster's networks: all of them. It does not block.
 	PublishBalancers(all []hcn.HostComputeLoadBalancer)
+	// ExplainThere asks the host that has an endpoint, and says what that is called.
+	ExplainThere(ctx context.Context, network, endpoint hcn.GUID, q ExplainQuestion) (x api.Explanation, host string, err error)
 }
 
 // ErrTaken is a Cluster's, when something belongs to another host.

@@ -34,6 +34,9 @@ type blocks struct {
 	// claims is why a load balancer cannot be claimed; published are those that are.
 	claims    error
 	published []hcn.HostComputeLoadBalancer
+	// asked are the questions to other hosts, says is their answer.
+	asked []string
+	says  api.Explanation
 }
 
 func (b *blocks) ClaimBalancer(_ context.Context, doc hcn.HostComputeLoadBalancer) (func(), error) {
@@ -101,6 +104,11 @@ func (b *blocks) ChangeNetwork(_ context.Context, _ hcn.GUID, change func(*hcn.H
 		b.meanwhile()
 	}
 	return mine, at, nil
+}
+
+func (b *blocks) ExplainThere(_ context.Context, _, endpoint hcn.GUID, q ExplainQuestion) (x api.Explanation, host string, err error) {
+	b.asked = append(b.asked, fmt.Sprintf("%s part=%v %s→%s %s/%d IPv%d", endpoint, q.Part, q.Options.From, q.Options.To, q.Options.Protocol, q.Options.Port, q.Options.Family))
+	return b.says, "beta", b.claims
 }
 
 func (*blocks) DeleteNetwork(context.Context, hcn.GUID) error { return nil }
@@ -424,6 +432,91 @@ func TestSharedBalancers(t *testing.T) {
 		e.ok(e.e.DeleteLoadBalancer(ctx, web.ID))
 		if got := published(); len(got) != 0 {
 			e.t.Errorf("%v are published", got)
+		}
+	})
+}
+
+// TestExplainElsewhere: the host of the other end is asked for its part, before or after that of this one, and for all where nothing is
+// here; its word counts. One that does not answer is named.
+func TestExplainElsewhere(t *testing.T) {
+	b := &blocks{free: []string{"10.61.0.8/30", "fd00:61::100/120"}}
+	inCluster(t, b, func(e *env) {
+		ctx, n := context.Background(), hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		e.e.opt.Explain.Host = func(context.Context) (plan.HostView, error) {
+			return plan.HostView{Route: func(netip.Addr) (plan.HostRoute, error) { return plan.HostRoute{}, fmt.Errorf("no route") }}, nil
+		}
+		ep := must(e.makeCompartment(epDoc(n, "")))(e).Endpoints[0]
+		own := string(ep.ID)
+		remote := func(last byte, names ...string) plan.Remote {
+			return plan.Remote{
+				Endpoint: hcn.GUID(fmt.Sprintf("E0000000-0000-4000-8000-0000000000%02d", last)), Network: n, Names: names, MAC: plan.MAC{2, last},
+				Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 61, 0, last})}, Provider: netip.MustParseAddr("192.0.2.7"), Host: "beta",
+			}
+		}
+		e.e.ChangeClusterEndpoints([]plan.Remote{remote(77, "db", "db.alias"), remote(78, "web")}, nil)
+		e.settle()
+		answer := func(reachable bool) {
+			b.says = api.Explanation{Paths: []api.ExplainPath{{
+				Family: 4, Reachable: reachable, Summary: "so it is", Next: "bulkhead acl rm db no", Confirmed: 1, Steps: []api.ExplainStep{{Layer: "rules in", At: "db", Pass: reachable, Text: "a rule"}},
+			}}}
+			b.asked = nil
+		}
+		explain := func(from, to string) api.ExplainPath {
+			e.t.Helper()
+			x, err := e.e.Explain(ctx, api.ExplainOptions{From: from, To: to, Protocol: "tcp", Port: 80})
+			if err != nil || len(x.Paths) != 1 {
+				e.t.Fatalf("%s to %s: %+v, %v", from, to, x, err)
+			}
+			return x.Paths[0]
+		}
+		addr := ep.IpConfigurations[0].IpAddress
+		answer(false)
+		p := explain(own, "DB.alias")
+		last := p.Steps[len(p.Steps)-1]
+		if p.Reachable || p.Host != "beta" || p.Next != "bulkhead acl rm db no" || last.Host != "beta" || last.At != "db" || p.Steps[0].Host != "" || p.Destination != "10.61.0.77" {
+			e.t.Errorf("to another host: %+v", p)
+		}
+		if d := cmp.Diff([]string{"E0000000-0000-4000-8000-000000000077 part=true " + addr + "→E0000000-0000-4000-8000-000000000077 tcp/80 IPv4"}, b.asked); d != "" {
+			e.t.Error(d)
+		}
+		answer(true)
+		if p := explain(own, "10.61.0.77"); !p.Reachable || p.Summary != "so it is, on host beta" {
+			e.t.Errorf("to an address on another host: %+v", p)
+		}
+		answer(true)
+		if p := explain("db", own); !p.Reachable || p.Steps[0].Host != "beta" || p.Steps[len(p.Steps)-1].Host != "" || p.Source != "10.61.0.77" {
+			e.t.Errorf("from another host: %+v", p)
+		}
+		if d := cmp.Diff([]string{"E0000000-0000-4000-8000-000000000077 part=true E0000000-0000-4000-8000-000000000077→" + addr + " tcp/80 IPv4"}, b.asked); d != "" {
+			e.t.Error(d)
+		}
+		answer(false)
+		if p := explain("db", own); p.Reachable || len(p.Steps) != 1 || p.Host != "beta" {
+			e.t.Errorf("what is stopped on another host: %+v", p)
+		}
+		answer(true)
+		if p := explain("db", "web"); p.Steps[0].Host != "beta" {
+			e.t.Errorf("elsewhere altogether: %+v", p)
+		}
+		if d := cmp.Diff([]string{"E0000000-0000-4000-8000-000000000077 part=false E0000000-0000-4000-8000-000000000077→E0000000-0000-4000-8000-000000000078 tcp/80 IPv0"}, b.asked); d != "" {
+			e.t.Error(d)
+		}
+		b.claims = context.DeadlineExceeded
+		if p := explain(own, "db"); !p.Reachable || !strings.Contains(p.Unasked, "host beta could not be asked") || !slices.Contains(p.Doubts, p.Unasked) || !strings.Contains(p.Summary, "in a tunnel") {
+			e.t.Errorf("a host that does not answer: %+v", p)
+		}
+		if _, err := e.e.Explain(ctx, api.ExplainOptions{From: "db", To: "web"}); !api.IsKind(err, api.KindUnavailable) {
+			e.t.Errorf("one that should explain it all: %v", err)
+		}
+		if _, err := e.e.Explain(ctx, api.ExplainOptions{From: own, To: "nobody"}); !api.IsKind(err, api.KindNotFound) {
+			e.t.Errorf("nobody: %v", err)
+		}
+
+		// What is asked here: an address is another host's, whoever has it here.
+		b.asked = nil
+		x, err := e.e.ExplainFor(ctx, ExplainQuestion{Part: true, Options: api.ExplainOptions{From: "10.61.0.77", To: own, Protocol: "tcp", Port: 80, Family: 4}})
+		if err != nil || len(x.Paths) != 1 || !x.Paths[0].Reachable || len(b.asked) != 0 {
+			e.t.Errorf("asked by another host: %+v, %v; it asks %v", x, err, b.asked)
 		}
 	})
 }

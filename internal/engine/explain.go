@@ -37,8 +37,13 @@ type RunResult struct {
 	RuleOut, Rule uint32
 }
 
-// Explain follows a packet from end to end, in each family that both ends have.
+// Explain follows a packet from end to end, in each family that both ends have. What is another host's of the cluster to say, that one is
+// asked.
 func (e *Engine) Explain(ctx context.Context, o api.ExplainOptions) (api.Explanation, error) {
+	return e.explain(ctx, o, askAll)
+}
+
+func (e *Engine) explain(ctx context.Context, o api.ExplainOptions, ask asksOf) (api.Explanation, error) {
 	x := api.Explanation{From: o.From, To: o.To, Port: o.Port, Paths: []api.ExplainPath{}}
 	if e.opt.Explain.Host == nil {
 		return x, api.Errorf(api.KindUnsupported, "explain a packet: there is no data plane").Hint("bulkhead doctor")
@@ -50,11 +55,11 @@ func (e *Engine) Explain(ctx context.Context, o api.ExplainOptions) (api.Explana
 	x.Protocol = protocolWord(proto)
 	p := e.view.plan()
 	q := plan.Inquiry{Protocol: proto, Port: o.Port}
-	if q.From, err = e.party(p, o.From); err != nil {
+	if err := e.parties(p, &q, &o, ask); err != nil {
 		return x, err
 	}
-	if q.To, err = e.party(p, o.To); err != nil {
-		return x, err
+	if there := e.startsThere(p, &q); there != nil && ask == askAll && q.To.Kind != plan.PartyPorts {
+		return e.explainFrom(ctx, there, o, &q)
 	}
 	host, err := e.hostView(ctx)
 	if err != nil {
@@ -63,9 +68,13 @@ func (e *Engine) Explain(ctx context.Context, o api.ExplainOptions) (api.Explana
 	x.Reachable = true
 	for _, v6 := range e.explainFamilies(&q, o.Family, host) {
 		q.V6 = v6
+		q.From.Addr, q.To.Addr = ofFamily(&q.From, v6), ofFamily(&q.To, v6)
 		way := p.Explain(q, host)
 		doc := e.explainPath(&way, v6)
 		e.confirm(&doc, &way)
+		if ask != askNobody {
+			e.askOthers(ctx, p, &doc, &way, &q, ask)
+		}
 		if o.Probe {
 			e.addProbe(ctx, &doc, &q, &way)
 		}
@@ -203,6 +212,8 @@ func (e *Engine) explainFamilies(q *plan.Inquiry, only int, host *plan.HostView)
 
 func partyHas(p *plan.Party, v6 bool, host *plan.HostView) bool {
 	switch {
+	case p.Remote != nil:
+		return slices.ContainsFunc(p.Remote.Addrs, func(a netip.Addr) bool { return a.Is6() == v6 })
 	case p.Addr.IsValid():
 		return p.Addr.Is6() == v6
 	case p.Kind == plan.PartyPorts:

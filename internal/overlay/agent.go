@@ -37,6 +37,8 @@ type Config struct {
 	// other hosts may be; 0: as large as the NIC takes.
 	Probe    Prober
 	Measured func(found []PathFound) (held int)
+	// Answer answers questions of other hosts; nil: this host answers none.
+	Answer Answerer
 	// Changed is called, without locks, when Take has something new; it must not block.
 	Changed func()
 	// Seen is called with the revision of each batch of events as it is taken in; for measurements.
@@ -65,11 +67,13 @@ type Agent struct {
 	todo        map[pair]struct{}
 	unpublished map[pair]string
 	own         ownBalancers
-	fresh       map[ownBlock]int64 // blocks that this host has leased, with the revision, until the watch has seen it
-	lost        chan struct{}      // closed when the host's key was taken from us
-	claimed     int64              // the revision at which this session wrote that key
-	gone        int64              // the newest at which it was seen removed
-	taken       bool               // Take has given something
+	fresh       map[ownBlock]int64       // blocks that this host has leased, with the revision, until the watch has seen it
+	waiting     map[hcn.GUID]chan answer // who waits for an answer, by the question
+	asked       chan asked
+	lost        chan struct{} // closed when the host's key was taken from us
+	claimed     int64         // the revision at which this session wrote that key
+	gone        int64         // the newest at which it was seen removed
+	taken       bool          // Take has given something
 
 	session, watching error // why there is none just now
 
@@ -112,7 +116,7 @@ func New(cfg Config) *Agent {
 	return &Agent{
 		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
 		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
-		own: newOwnBalancers(), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
+		own: newOwnBalancers(), waiting: map[hcn.GUID]chan answer{}, asked: make(chan asked, mostAsked), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -151,6 +155,9 @@ func (a *Agent) Run(ctx context.Context) {
 	wg.Go(func() { a.again(ctx, "watch", &a.watching, a.watch) })
 	if a.cfg.Probe != nil {
 		wg.Go(func() { a.answerChecks(ctx) })
+	}
+	if a.cfg.Answer != nil {
+		wg.Go(func() { a.answerQuestions(ctx) })
 	}
 	wg.Wait()
 }

@@ -172,7 +172,7 @@ func (c *cache) put(e entry) {
 		c.check = readItem(c, p.kind, e, (*checkRecord).check)
 	case kindChecked:
 		putIn(c, p.kind, c.checked, p.id, readItem(c, p.kind, e, (*Checked).check), MaxChecked, e.key)
-	case kindForeign, kindToken: // nothing that is kept
+	case kindForeign, kindToken, kindQuestion, kindAnswer: // nothing that is kept
 	case kindEndpoint:
 		it := readItem(c, p.kind, e, func(ep *Endpoint) error { return matches(ep.ID, p.id, ep.check) })
 		if it != nil {

@@ -41,6 +41,8 @@ type Options struct {
 	TTL time.Duration
 	// Probe takes part in checks of the underlay; nil: this host does not.
 	Probe Prober
+	// Answer answers questions of other hosts; nil: this one answers none.
+	Answer Answerer
 	// Changed is called when Take of the agent has something, and when the host joined or left, or PathMTUs changed.
 	Changed func()
 	Log     *slog.Logger
@@ -242,7 +244,7 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 		}
 	}
 	r.agent = New(Config{
-		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe,
+		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe, Answer: c.opt.Answer,
 		Measured: func(found []PathFound) int { return c.measured(r.agent, found) },
 		Why:      func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
 	})

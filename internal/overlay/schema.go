@@ -44,6 +44,7 @@ var maxValue = map[kind]int{
 	kindSchema: 4 << 10, kindAllocator: 256, kindHost: 4 << 10, kindForgotten: 4 << 10, kindNetwork: 256 << 10,
 	kindBlock: 4 << 10, kindEndpoint: 8 << 10, kindToken: 4 << 10,
 	kindCheck: 8 << 10, kindChecked: 512 << 10, kindBalancer: 256 << 10,
+	kindQuestion: 8 << 10, kindAnswer: 256 << 10,
 }
 
 // kind is what a key is about.
@@ -62,6 +63,8 @@ const (
 	kindCheck
 	kindChecked
 	kindBalancer
+	kindQuestion
+	kindAnswer
 )
 
 // keys makes and reads the keys below a prefix.
@@ -111,6 +114,15 @@ func (k keys) balancer(net, host, id hcn.GUID) string {
 	return k.balancersOf(net) + host.Lower() + "/" + id.Lower()
 }
 
+// question and answer are named by whom they are for, by whom they are from, and an ID.
+func (k keys) question(to, by, id hcn.GUID) string {
+	return k.base() + "questions/" + to.Lower() + "/" + by.Lower() + "/" + id.Lower()
+}
+
+func (k keys) answer(to, by, id hcn.GUID) string {
+	return k.base() + "answers/" + to.Lower() + "/" + by.Lower() + "/" + id.Lower()
+}
+
 func (k keys) check() string                { return k.base() + "check" }
 func (k keys) checked(host hcn.GUID) string { return k.base() + "checked/" + host.Lower() }
 
@@ -129,7 +141,8 @@ type parsed struct {
 	kind    kind
 	id      hcn.GUID // of the host, network, endpoint or load balancer
 	network hcn.GUID // of a block, an endpoint or a load balancer
-	host    hcn.GUID // of an endpoint or a load balancer
+	host    hcn.GUID // of an endpoint or a load balancer; for whom a question or an answer is
+	other   hcn.GUID // by whom that is
 	prefix  netip.Prefix
 }
 
@@ -181,6 +194,10 @@ func (k keys) parse(key string) (parsed, error) {
 		return parsed{kind: kindBlock, network: ids[1], prefix: p}, nil
 	case parts[0] == "endpoints" && len(parts) == 4:
 		return parsed{kind: kindEndpoint, network: ids[1], host: ids[2], id: ids[3]}, nil
+	case parts[0] == "questions" && len(parts) == 4:
+		return parsed{kind: kindQuestion, host: ids[1], other: ids[2], id: ids[3]}, nil
+	case parts[0] == "answers" && len(parts) == 4:
+		return parsed{kind: kindAnswer, host: ids[1], other: ids[2], id: ids[3]}, nil
 	case parts[0] == "loadbalancers" && len(parts) == 4:
 		return parsed{kind: kindBalancer, network: ids[1], host: ids[2], id: ids[3]}, nil
 	}

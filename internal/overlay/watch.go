@@ -327,6 +327,8 @@ func (a *Agent) ownEvent(e entry) {
 		}
 	case p.kind == kindBalancer:
 		a.balancerEvent(p, e)
+	case p.kind == kindQuestion, p.kind == kindAnswer:
+		a.askEvent(p, e)
 	case p.kind == kindEndpoint && p.host == a.self.ID:
 		at := pair{p.network, p.id}
 		have := a.pub[at]

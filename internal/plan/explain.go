@@ -31,6 +31,8 @@ type Party struct {
 	Ports []*Port
 	// Addr that was asked for; invalid: any that fits.
 	Addr netip.Addr
+	// Remote is the endpoint on another host that is meant, which has Addr. Its Kind is PartyOutside.
+	Remote *Remote
 }
 
 // Inquiry is a question about the first packet of a flow.
@@ -98,6 +100,15 @@ type Explanation struct {
 	NoProbe string
 	// Legs are the parts of the way that lead over a switch.
 	Legs []Leg
+	// Tunnel is set where the packet leaves for an endpoint on another host.
+	Tunnel *Tunnelled
+}
+
+// Tunnelled is a packet that another host gets.
+type Tunnelled struct {
+	To       *Remote
+	Src, Dst netip.Addr
+	Port     uint16
 }
 
 // Leg is a packet on one switch, and what becomes of it.

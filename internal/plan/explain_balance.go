@@ -112,7 +112,7 @@ func (e *explainer) toService(k Packet, from *Port, sw *Switch) {
 		host := e.plan.Ports[got.To]
 		e.intoHost(from, sw, hostDevice(sw, host))
 	case ToRemote:
-		e.remote(from, sw, seen.Addr())
+		e.remote(from, sw, seen)
 	case ToWire:
 		e.arrive("the back end %s is reached by the LAN of network %s", seen, sw.Name)
 	default:

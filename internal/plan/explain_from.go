@@ -58,7 +58,7 @@ func (e *explainer) fromContainer() {
 	case got.Verdict == ToHost:
 		e.intoHost(from, sw, hostDevice(sw, owner))
 	case got.Verdict == ToRemote:
-		e.remote(from, sw, dst)
+		e.remote(from, sw, netip.AddrPortFrom(dst, e.q.Port))
 	case got.Verdict == ToWire:
 		e.backFromWire(owner, sw)
 	case got.Verdict == Delivered:
@@ -127,6 +127,9 @@ func (e *explainer) destination() (netip.Addr, bool) {
 	switch {
 	case to.Kind == PartyPorts:
 		return e.endpointAddress()
+	case to.Remote != nil:
+		e.remoteName(to)
+		return to.Addr, true
 	case to.Addr.IsValid():
 		e.step(layerName, "", "%s is an address", to.Addr)
 		return to.Addr, true
@@ -143,6 +146,21 @@ func (e *explainer) destination() (netip.Addr, bool) {
 	a := Example(e.q.V6)
 	e.step(layerName, "", "%s stands for any address outside", a)
 	return a, true
+}
+
+// remoteName tells how the sender gets the address of an endpoint on another host.
+func (e *explainer) remoteName(to *Party) {
+	for _, p := range e.q.From.Ports {
+		if sw := e.plan.Switches[p.Network]; p.Network == to.Remote.Network && sw != nil {
+			if slices.Contains(to.Remote.Names, strings.ToLower(to.Name)) && sw.ResolverPort != "" {
+				e.step(layerName, p.ID, "the resolver of network %s answers %s with %s", sw.Name, to.Name, to.Addr)
+			} else {
+				e.step(layerName, p.ID, "no resolver of network %s answers %s: taken by its address %s", sw.Name, to.Name, to.Addr)
+			}
+			return
+		}
+	}
+	e.step(layerName, "", "%s is on no network of the sender: taken by its address %s", remoteTitle(to.Remote), to.Addr)
 }
 
 // Example is an address outside: one of those that documentation uses (RFC 5737, RFC 3849).

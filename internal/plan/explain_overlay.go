@@ -16,7 +16,7 @@ func (e *explainer) toRemote(k Packet, sw *Switch, next netip.Addr) {
 		k.DstMAC = h.mac
 	}
 	if got := e.leg(k); got != nil {
-		e.remote(from, sw, e.Dst)
+		e.remote(from, sw, netip.AddrPortFrom(e.Dst, e.q.Port))
 	}
 }
 
@@ -41,12 +41,15 @@ func (e *explainer) remoteToPort() bool {
 }
 
 // remote ends the way at the border of this host, where a packet for an address elsewhere leaves it.
-func (e *explainer) remote(from *Port, sw *Switch, dst netip.Addr) {
+func (e *explainer) remote(from *Port, sw *Switch, dst netip.AddrPort) {
 	e.mtu(from.VNIC.MTU, sw.MTU, sw.Overlay.carries())
-	h := e.plan.hopTo(sw, dst)
+	h := e.plan.hopTo(sw, dst.Addr())
 	if h == nil {
 		e.Summary = "the switch judges this packet by more than an explanation holds"
 		return
+	}
+	if r := e.plan.remoteAt(sw, dst.Addr()); r != nil {
+		e.Tunnel = &Tunnelled{To: r, Src: e.Src, Dst: dst.Addr(), Port: dst.Port()}
 	}
 	e.arrive("leaves this host in a tunnel to %s, where %s is; what becomes of it there is that host's to say", h.provider, h.title)
 }

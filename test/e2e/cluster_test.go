@@ -267,6 +267,8 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 		t.Errorf("explain: %s", out)
 	}
 
+	explainedThere(a, b, c)
+
 	// A host is cut off: it goes on, and the others hear of its end. Back, it has what it made meanwhile.
 	b.Run(t, "ip", "link", "set", "eth0", "down")
 	knows(a, "web1", "web2", false)
@@ -313,6 +315,36 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 			return err
 		})
 	}
+}
+
+// explainedThere: an explanation goes on where the packet does, and begins where that begins; the rule that decides is named wherever it is.
+func explainedThere(a, b, c *node) {
+	a.t.Helper()
+	explain := func(n *node, reachable bool, want []string, args ...string) {
+		n.t.Helper()
+		out, err := n.try(append([]string{"explain"}, args...)...)
+		if (err == nil) != reachable {
+			n.t.Errorf("explain %v: %v\n%s", args, err, out)
+		}
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				n.t.Errorf("explain %v lacks %q:\n%s", args, w, out)
+			}
+		}
+	}
+	answers, delivered := "the resolver of network blue answers web3", "delivered to web3, "
+	explain(a, true, []string{answers, "web3 on node3", delivered, ", on host node3", "on 2 switch legs"}, "web1", "web3", "tcp/80")
+	explain(c, true, []string{"web1 on node1", delivered, "on 2 switch legs"}, "web1", "web3", "tcp/80", "-4") // from over there
+	explain(b, true, []string{"web1 on node1", "web3 on node3", delivered}, "web1", "web3", "tcp/80", "-6")    // neither here
+	c.do("acl", "add", "web3", "--action", "block", "--proto", "tcp", "--ports", "80", "--id", "no-web", "--priority", "10")
+	blocked := []string{"web3 on node3", "STOP", `ACL "no-web"`, "next on node3: bulkhead acl rm web3 no-web"}
+	explain(a, false, blocked, "web1", "web3", "tcp/80", "-4")
+	explain(b, false, blocked, "web1", "web3", "tcp/80", "-4")
+	explain(a, false, []string{`"host": "node3"`, `"id": "no-web"`}, "web1", "web3", "tcp/80", "-4", "-o", "json")
+	c.do("acl", "rm", "web3", "no-web")
+	a.do("acl", "add", "web1", "--action", "block", "--direction", "out", "--proto", "tcp", "--ports", "80", "--id", "no-out", "--priority", "10")
+	explain(c, false, []string{"web1 on node1", `ACL "no-out"`, "next on node1"}, "web1", "web3", "tcp/80", "-4")
+	a.do("acl", "rm", "web1", "no-out")
 }
 
 // smallerPath: a check finds that the LAN carries less to one host than to the others, and the networks' MTU follows, in running

@@ -215,3 +215,57 @@ func (n *node) deviceOf(name string) string {
 	out := n.Run(n.t, "sh", "-c", "ip -o link | grep 'alias bulkhead port [-0-9A-F]* "+name+"$' | sed 's/^[0-9]*: \\([^@]*\\)@.*/\\1/'")
 	return strings.TrimSpace(out)
 }
+
+// TestEncryptedByIPv6: hosts that reach each other by IPv6 alone encrypt as well, in both families inside.
+func TestEncryptedByIPv6(t *testing.T) {
+	t.Parallel()
+	testhost.RequireRoot(t)
+	lan := testhost.Switch(t)
+	a, b := newNode(t, lan, 1), newNode(t, lan, 2)
+	captures := []*testhost.Capture{a.Capture("eth0", ""), b.Capture("eth0", "")}
+	token := a.do("cluster", "init", "--address", "2001:db8::1")
+	b.do("join", "--address", "2001:db8::2", token)
+	id := a.do("network", "create", "-d", "overlay", "--encrypted", "secret")
+	b.until("the network is there", func() error { _, err := b.try("network", "inspect", id); return err })
+	for _, n := range []*node{a, b} {
+		n.do("image", "import", "--cmd", "sh", made.image, "box")
+	}
+	b.do("run", "-d", "--name", "server", "--network", "secret", "box", "httpd", "-f", "-h", "/www")
+	a.do("run", "-d", "--name", "client", "--network", "secret", "box", "sleep", "1000")
+	var server []hcn.HostComputeEndpoint
+	if err := json.Unmarshal([]byte(b.do("endpoint", "ls", "-o", "json")), &server); err != nil || len(server) != 1 || len(server[0].IpConfigurations) != 2 {
+		t.Fatalf("the server's endpoint: %+v, %v", server, err)
+	}
+	for _, c := range server[0].IpConfigurations {
+		at := netip.AddrPortFrom(netip.MustParseAddr(c.IpAddress), 80)
+		a.until("it answers at "+at.String(), func() error {
+			_, err := a.try("exec", "client", "timeout", "5", "wget", "-qO-", "http://"+at.String()+"/?"+marker)
+			return err
+		})
+	}
+	if mtu := a.do("exec", "client", "cat", "/sys/class/net/eth0/mtu"); mtu != "1350" { // WireGuard takes 80 bytes, VXLAN over IPv6 70
+		t.Errorf("the container's MTU is %s", mtu)
+	}
+	for i, c := range captures {
+		wrapped := 0
+		for _, f := range c.Stop() {
+			text := testhost.Describe(f.Data)
+			if strings.Contains(text, "> 2392") || strings.Contains(text, "> 2393") {
+				wrapped++
+				if !strings.Contains(text, "2001:db8::") {
+					t.Errorf("node %d sends by IPv4: %s", i+1, text)
+				}
+			}
+			if bytes.Contains(f.Data, []byte(marker)) || strings.Contains(text, "> 4789") {
+				t.Errorf("node %d: anybody can read %s", i+1, text)
+			}
+		}
+		if wrapped == 0 {
+			t.Errorf("node %d: no frame of WireGuard", i+1)
+		}
+	}
+	for _, n := range []*node{b, a} {
+		n.stop(syscall.SIGTERM)
+		n.Run(t, made.binary, "reset", "--yes")
+	}
+}
