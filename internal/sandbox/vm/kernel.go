@@ -145,7 +145,7 @@ func unpackLegacyLZ4(p []byte) ([]byte, error) {
 
 // wantedModules are the drivers that the agent loads, in this order but for what they need, which comes first.
 func wantedModules() []string {
-	return []string{"virtio_pci", "virtio_console", "virtio_net", "virtiofs", "virtio_blk", "overlay"}
+	return []string{"virtio_pci", "virtio_console", "virtio_net", "virtiofs"}
 }
 
 // Module is a driver's file as the guest loads it.

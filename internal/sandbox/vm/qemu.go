@@ -3,7 +3,6 @@ package vm
 import (
 	"fmt"
 	"os/exec"
-	"strings"
 
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/agent"
 )
@@ -26,8 +25,7 @@ type Hardware struct {
 	Memory int64  `json:"memory"` // bytes
 	Kernel string `json:"kernel"`
 	Initrd string `json:"initrd"`
-	Share  bool   `json:"share"`          // a virtiofs share, whose socket is fdShare
-	Disk   string `json:"disk,omitempty"` // an image with the root file system instead
+	Share  bool   `json:"share"` // a virtiofs share, whose socket is fdShare
 }
 
 // shareTag names the share to the guest.
@@ -74,9 +72,6 @@ func (h Hardware) Args() []string {
 	}
 	if h.Share {
 		args = append(args, "-chardev", fmt.Sprintf("socket,id=share,fd=%d", fdShare), "-device", "vhost-user-fs-pci,chardev=share,tag="+shareTag)
-	}
-	if h.Disk != "" {
-		args = append(args, "-drive", "if=none,id=disk,format=raw,discard=unmap,file="+strings.ReplaceAll(h.Disk, ",", ",,"), "-device", "virtio-blk-pci,drive=disk")
 	}
 	for i := range slots {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d", i, i+1))

@@ -40,8 +40,6 @@ const ShimDir = "/vm"
 type Start struct {
 	Machine Config    `json:"machine"`
 	Run     proto.Run `json:"run"`
-	// Warning is for the container's log.
-	Warning string `json:"warning,omitempty"`
 }
 
 // Status is how the start went.
@@ -215,9 +213,6 @@ func replaceFile(path string, data []byte) error {
 
 // attend carries the container's streams, and waits for its end or the VM's.
 func (s *shim) attend(ctx context.Context, cfg Start) (int, error) {
-	if cfg.Warning != "" && !cfg.Run.TTY {
-		fmt.Fprintln(s.stderr, "bulkhead: warning:", cfg.Warning)
-	}
 	exit, err := carryProcess(ctx, s.machine.Guest, mainProcess, cfg.Run.TTY, cfg.Run.Stdin, s.stdin, s.stdout, s.stderr)
 	if err != nil {
 		reason := s.lost(err).Error()

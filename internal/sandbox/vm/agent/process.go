@@ -134,13 +134,9 @@ func mountRoot(r proto.Run) error {
 	if err := os.MkdirAll(ShareDir, 0o755); err != nil {
 		return fmt.Errorf("mount what the host shares: %w", err)
 	}
-	source, kind := r.Share, "virtiofs"
-	if r.Disk != "" {
-		source, kind = r.Disk, "ext4"
-	}
-	if err := unix.Mount(source, ShareDir, kind, 0, ""); err != nil {
+	if err := unix.Mount(r.Share, ShareDir, "virtiofs", 0, ""); err != nil {
 		_ = os.Remove(ShareDir)
-		return fmt.Errorf("mount what the host shares (%s): %w", kind, err)
+		return fmt.Errorf("mount what the host shares: %w", err)
 	}
 	return nil
 }

@@ -74,7 +74,6 @@ type Size struct {
 type Run struct {
 	Process string          `json:"process"`
 	Share   string          `json:"share,omitempty"`
-	Disk    string          `json:"disk,omitempty"` // a block device with the root file system instead
 	Spec    json.RawMessage `json:"spec"`
 	TTY     bool            `json:"tty,omitempty"`
 	Stdin   bool            `json:"stdin,omitempty"`
