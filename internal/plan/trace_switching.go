@@ -142,6 +142,8 @@ func (t *tracer) beyond() *Port {
 		t.drop("switching", t.from.ID, "no-uplink", "%s is not on switch %q, and its NIC %s is gone", t.pkt.DstMAC, t.sw.Name, t.sw.Uplink)
 	case to.MAC == t.pkt.DstMAC:
 		t.step("switching", t.from.ID, nil, "%s is the host's, by its NIC %s", t.pkt.DstMAC, to.Device)
+	case t.pkt.DstMAC == RouterMAC(): // which nobody has
+		t.step("switching", t.from.ID, nil, "nobody on switch %q has the MAC that the LAN answers with: out of the NIC %s", t.sw.Name, to.Device)
 	default:
 		t.step("switching", t.from.ID, nil, "nobody on switch %q has the MAC %s: out of the NIC %s", t.sw.Name, t.pkt.DstMAC, to.Device)
 	}
