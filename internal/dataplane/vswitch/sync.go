@@ -67,10 +67,25 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	}
 	errs = append(errs, a.syncOverlays(p), a.syncBalancers(p))
 	a.listed = true
+	release := a.holdRules(w)
 	errs = append(errs, a.settle(), a.serveOffload(p))
+	release()
 	err = errors.Join(errs...)
 	a.dirty, a.whole = err != nil, a.whole || err == nil
 	return drift, err
+}
+
+// holdRules keeps the lists of ports that were not come to, because the sync was cut or something failed: those ports may have them in
+// the kernel, from a run before.
+func (a *Applier) holdRules(w *wanted) (release func()) {
+	var held []listKey
+	for id, s := range w.states {
+		if a.applied[id] != s {
+			held = append(held, s.out, s.in)
+		}
+	}
+	a.policies.use(held...)
+	return func() { a.policies.drop(held...) }
 }
 
 func (a *Applier) list() error {
