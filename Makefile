@@ -40,6 +40,9 @@ ifneq ($(IS_ROOT)$(CI),)
 export REQUIRE_ROOT := 1
 endif
 
+# Test programs without debugging information: with it, linking them takes twice as long. Traces of panics do not need it.
+STRIP := -ldflags='-s -w'
+
 GOTESTSUM := $(GO) tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped --
 
 .PHONY: help
@@ -83,7 +86,10 @@ ifneq ($(IS_ROOT),)
 else
 	@echo "test: not root, so the tests that need it are skipped; sudo make test runs them all"
 endif
-	$(GOTESTSUM) -timeout 25m -p $(TESTPROCS) $(TESTFLAGS) $(LONGEST) ./...
+	$(GOTESTSUM) -timeout 25m -p $(TESTPROCS) $(STRIP) $(TESTFLAGS) $(LONGEST) ./...
+
+.PHONY: test-demos
+test-demos: demo demo-overlay ## run both demos, which check what they show and that nothing is left (root)
 
 .PHONY: test-floor
 test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machine (root)

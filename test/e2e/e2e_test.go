@@ -102,7 +102,7 @@ func build(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// moreAtOnce has one story more at a time than there are CPUs, for stories wait half of their time. An -parallel that is given holds.
+// moreAtOnce has two stories more at a time than there are CPUs, for stories wait much of their time. An -parallel that is given holds.
 func moreAtOnce() error {
 	flag.Parse()
 	given := false
@@ -110,7 +110,7 @@ func moreAtOnce() error {
 	if given {
 		return nil
 	}
-	return flag.Set("test.parallel", strconv.Itoa(runtime.NumCPU()+1))
+	return flag.Set("test.parallel", strconv.Itoa(runtime.NumCPU()+2))
 }
 
 // buildBinary builds what is in the tree, or takes the one that BULKHEAD_BINARY names: a package to be released, or one
@@ -123,7 +123,7 @@ func buildBinary() error {
 }
 
 func goBuild(out, what string) error {
-	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", out, what)
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-ldflags", "-s -w", "-o", out, what)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", what, err, text)
