@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -288,9 +289,13 @@ func (a *Agent) ClaimBalancer(ctx context.Context, b Balancer) (release func(), 
 			return nil, err
 		}
 		if rev != 0 {
-			return release, a.settle(ctx, rev)
+			if err := a.settle(ctx, rev); err != nil {
+				release() // or it would be published for good, and never made
+				return nil, err
+			}
+			return release, nil
 		}
-		if !sleep(ctx, jitter(20e6)) { // the watch says who was first
+		if !sleep(ctx, jitter(20*time.Millisecond)) { // the watch says who was first
 			release()
 			return nil, ctx.Err()
 		}
@@ -444,7 +449,7 @@ func (a *Agent) publishBalancers(ctx context.Context, lease clientv3.LeaseID) er
 		// Others write meanwhile. With many of them that may take a while, and is no reason to end the session.
 		misses = min(misses+1, 6)
 		_ = a.waitFor(ctx, res.Header.Revision)
-		if !sleep(ctx, jitter(10e6<<misses)) {
+		if !sleep(ctx, jitter(10*time.Millisecond<<misses)) {
 			return ctx.Err()
 		}
 	}
