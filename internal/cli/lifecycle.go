@@ -16,7 +16,7 @@ import (
 // at the root and under container.
 func (a *app) containerCommands() []*cobra.Command {
 	return []*cobra.Command{
-		a.planned(newRunCmd(a)), a.planned(newCreateCmd(a)), a.planned(a.tentative(newStartCmd(a), firstArg)), a.planned(newStopCmd(a)), newRestartCmd(a), newKillCmd(a), newPauseCmd(a), newUnpauseCmd(a), a.planned(newRmCmd(a)),
+		a.planned(newRunCmd(a)), a.planned(newCreateCmd(a)), a.planned(a.tentative(newStartCmd(a), firstArg)), a.planned(newStopCmd(a)), a.planned(newRestartCmd(a)), newKillCmd(a), newPauseCmd(a), newUnpauseCmd(a), a.planned(newRmCmd(a)),
 		newWaitCmd(a), newExecCmd(a), newAttachCmd(a), newLogsCmd(a), newPsCmd(a), newStatsCmd(a), newPortCmd(a),
 	}
 }

@@ -21,9 +21,7 @@ func (a *app) planned(cmd *cobra.Command) *cobra.Command {
 	if verb, rest, _ := strings.Cut(cmd.Use, " "); !strings.Contains(rest, "[flags]") {
 		cmd.Use = strings.TrimSpace(verb + " [flags] " + rest)
 	}
-	dry := cmd.Flags().Bool("dry-run", false, "change nothing: print what would change in the kernel")
-	form := cmd.Flags().StringP("output", "o", outputTable, "form of what --dry-run prints: table or json")
-	complete(cmd, "output", outputTable, outputJSON)
+	dry, form := PlanFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !*dry {
 			if cmd.Flags().Changed("output") {
@@ -31,8 +29,8 @@ func (a *app) planned(cmd *cobra.Command) *cobra.Command {
 			}
 			return run(cmd, args)
 		}
-		if *form != outputTable && *form != outputJSON {
-			return api.Errorf(api.KindInvalid, "--output %q is not known", *form).Hint("use table or json")
+		if err := CheckPlanForm(*form); err != nil {
+			return err
 		}
 		var plans []api.Plan
 		a.plans = func(p api.Plan) { plans = append(plans, p) }
@@ -42,13 +40,29 @@ func (a *app) planned(cmd *cobra.Command) *cobra.Command {
 			plans = []api.Plan{{Objects: []api.PlanObject{}}}
 		}
 		for _, p := range plans {
-			if werr := writePlan(a.Stdout, *form, p); werr != nil {
+			if werr := WritePlan(a.Stdout, *form, p); werr != nil {
 				return errors.Join(err, werr)
 			}
 		}
 		return err
 	}
 	return cmd
+}
+
+// PlanFlags gives a command --dry-run, and the form of what that prints.
+func PlanFlags(cmd *cobra.Command) (dry *bool, form *string) {
+	dry = cmd.Flags().Bool("dry-run", false, "change nothing: print what would change in the kernel")
+	form = cmd.Flags().StringP("output", "o", outputTable, "form of what --dry-run prints: table or json")
+	complete(cmd, "output", outputTable, outputJSON)
+	return dry, form
+}
+
+// CheckPlanForm refuses a form that [WritePlan] does not have.
+func CheckPlanForm(form string) error {
+	if form != outputTable && form != outputJSON {
+		return api.Errorf(api.KindInvalid, "--output %q is not known", form).Hint("use table or json")
+	}
+	return nil
 }
 
 // notPlanned takes out of an error what only says that nothing was changed.
@@ -67,7 +81,8 @@ func notPlanned(err error) error {
 	return errors.Join(rest...)
 }
 
-func writePlan(w io.Writer, form string, p api.Plan) error {
+// WritePlan prints what would change in the kernel: for eyes, or as JSON when form is "json".
+func WritePlan(w io.Writer, form string, p api.Plan) error {
 	if form == outputJSON {
 		b, err := json.MarshalIndent(p, "", "  ")
 		if err != nil {

@@ -49,15 +49,28 @@ func (e *Engine) StartContainer(ctx context.Context, ref string) error {
 			return paused(c, "start")
 		}
 		return nil
-	case api.StatusRemoving:
-		return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name).Hint("bulkhead ps -a, until it is gone")
 	}
 	if rehearsing(ctx) != nil {
-		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { return t.enterCompartment(c, byUser) })
-		return asAPI(err)
+		return e.rehearseStart(ctx, c)
+	}
+	if c.Doc.State.Status == api.StatusRemoving {
+		return beingRemoved(c)
 	}
 	e.ctrs.resetBackoff(c.Doc.ID)
 	return e.ctrs.start(ctx, c, byUser)
+}
+
+func beingRemoved(c *containerRow) error {
+	return api.Errorf(api.KindConflict, "container %s is being removed", c.Doc.Name).Hint("bulkhead ps -a, until it is gone")
+}
+
+// rehearseStart rehearses a start, and of a container that runs the stop before it.
+func (e *Engine) rehearseStart(ctx context.Context, c *containerRow) error {
+	if c.Doc.State.Status == api.StatusRemoving {
+		return beingRemoved(c)
+	}
+	_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { return t.enterCompartment(c, byUser) })
+	return asAPI(err)
 }
 
 // StopContainer asks a container to end, and kills it when it does not within the
@@ -233,6 +246,14 @@ func active(c *containerRow) bool {
 
 // RestartContainer stops a container and starts it again.
 func (e *Engine) RestartContainer(ctx context.Context, ref string, r api.StopRequest) error {
+	if rehearsing(ctx) != nil {
+		c, unlock, err := e.hold(ref)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		return e.rehearseStart(ctx, c)
+	}
 	if err := e.StopContainer(ctx, ref, r); err != nil {
 		return err
 	}

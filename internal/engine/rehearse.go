@@ -122,7 +122,7 @@ func (r *rehearsal) describe(steps []plan.Write) api.Plan {
 			at[s.Object] = i
 			out.Objects = append(out.Objects, api.PlanObject{Object: s.Object})
 		}
-		out.Objects[i].Changes = append(out.Objects[i].Changes, api.PlanChange{Action: action(s.Sign), Text: s.Text, For: r.owner(s.Owner)})
+		out.Objects[i].Changes = append(out.Objects[i].Changes, api.PlanChange{Action: s.Sign.Action(), Text: s.Text, For: r.owner(s.Owner)})
 	}
 	slices.SortStableFunc(out.Objects, func(a, b api.PlanObject) int {
 		if d := rank(a.Object) - rank(b.Object); d != 0 {
@@ -140,17 +140,6 @@ func rank(object string) int {
 		return i
 	}
 	return 9
-}
-
-func action(s plan.Sign) string {
-	switch s {
-	case plan.Adds:
-		return "add"
-	case plan.Removes:
-		return "remove"
-	case plan.Changes:
-	}
-	return "change"
 }
 
 // owner resolves whom a step is for.

@@ -46,6 +46,12 @@ func TestRehearsedRun(t *testing.T) {
 		if made := must(e.e.RunContainer(bg, spec))(e); e.state(made.ID).Status != api.StatusRunning {
 			t.Errorf("it is %s", e.state(made.ID).Status)
 		}
+		restart := func(ref string) func(context.Context) error {
+			return func(ctx context.Context) error { return e.e.RestartContainer(ctx, ref, api.StopRequest{}) }
+		}
+		told("restart of one that runs", `"action":"remove"`, restart("other"))
+		told("restart of one that runs", `"action":"add"`, restart("other"))
+		told("restart of one that does not", `netns`, restart(made.ID))
 	})
 }
 

@@ -301,3 +301,12 @@ func EndMember(dir, runDir string) {
 	m := &member{dir: dir, pid: filepath.Join(runDir, "etcd.pid")}
 	m.stop()
 }
+
+// MemberProcess is the process of that etcd, 0 if there is none.
+func MemberProcess(dir, runDir string) int {
+	m := &member{dir: dir, pid: filepath.Join(runDir, "etcd.pid")}
+	if p := m.find(); p != nil {
+		return p.pid
+	}
+	return 0
+}

@@ -10,6 +10,18 @@ const (
 	Changes Sign = '~'
 )
 
+// Action is the word for a sign: "add", "remove" or "change".
+func (s Sign) Action() string {
+	switch s {
+	case Adds:
+		return "add"
+	case Removes:
+		return "remove"
+	case Changes:
+	}
+	return "change"
+}
+
 // Write is one change that an applier would make to the kernel. It is found by the same
 // comparison as the change itself, and nothing is written.
 type Write struct {

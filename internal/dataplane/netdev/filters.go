@@ -239,12 +239,12 @@ func filterEvent(m syscall.NetlinkMessage) bool {
 }
 
 // filterNotes lists what is written down and serves nothing of a plan.
-func (r record) filterNotes(p *plan.Plan) []string {
-	var out []string
+func (r record) filterNotes(p *plan.Plan) (out []leftover) {
 	want := filtersOf(p)
 	for f := range r.filters() {
 		if want[f] == nil {
-			out = append(out, "unicast filter of "+f.nic+": "+f.mac.String())
+			undo := plan.Write{Object: "link " + f.nic, Sign: plan.Removes, Text: "unicast filter " + f.mac.String()}
+			out = append(out, leftover{"unicast filter of " + f.nic + ": " + f.mac.String(), undo})
 		}
 	}
 	return out

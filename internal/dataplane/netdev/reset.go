@@ -7,7 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -53,8 +53,37 @@ func (n *Netdev) dropDir() error {
 
 // Leftovers lists what is ours on the host and serves nothing of a plan (of an empty one after Reset): links, compartments, changed settings.
 func (n *Netdev) Leftovers(ctx context.Context, p *plan.Plan) ([]string, error) {
+	all, err := n.leftovers(ctx, p)
+	out := make([]string, len(all))
+	for i, l := range all {
+		out[i] = l.text
+	}
+	slices.Sort(out)
+	return out, err
+}
+
+// PreviewReset says what Reset would do. It writes nothing.
+func (n *Netdev) PreviewReset(ctx context.Context) ([]plan.Write, error) {
+	all, err := n.leftovers(ctx, &plan.Plan{})
+	out := make([]plan.Write, len(all))
+	for i, l := range all {
+		out[i] = l.undo
+	}
+	return out, err
+}
+
+// leftover is something of ours, as it is told, and what takes it away.
+type leftover struct {
+	text string
+	undo plan.Write
+}
+
+func (n *Netdev) leftovers(ctx context.Context, p *plan.Plan) (all []leftover, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	found := func(undo plan.Write, format string, args ...any) {
+		all = append(all, leftover{fmt.Sprintf(format, args...), undo})
 	}
 	links, err := n.host.listLinks()
 	if err != nil {
@@ -70,10 +99,9 @@ func (n *Netdev) Leftovers(ctx context.Context, p *plan.Plan) ([]string, error) 
 			used[port.VNIC.Device] = true
 		}
 	}
-	var all []string
 	for _, l := range links {
 		if l.ours() && !used[l.name] && !n.pool.has(l.name) {
-			all = append(all, "link "+l.name)
+			found(plan.Write{Object: "link " + l.name, Sign: plan.Removes, Text: "link"}, "link %s", l.name)
 		}
 	}
 	paths, err := n.listNamespaces()
@@ -82,7 +110,7 @@ func (n *Netdev) Leftovers(ctx context.Context, p *plan.Plan) ([]string, error) 
 	}
 	for _, path := range paths {
 		if !used[path] {
-			all = append(all, "compartment "+path)
+			found(plan.Write{Object: "netns " + path, Sign: plan.Removes, Text: "network namespace"}, "compartment %s", path)
 		}
 	}
 	var r record
@@ -93,10 +121,10 @@ func (n *Netdev) Leftovers(ctx context.Context, p *plan.Plan) ([]string, error) 
 		return err
 	})
 	for _, k := range slices.Sorted(maps.Keys(r.Sysctls)) {
-		all = append(all, fmt.Sprintf("sysctl %s (was %s)", k, r.Sysctls[k]))
+		undo := plan.Write{Object: "sysctl in the host", Sign: plan.Changes, Text: strings.ReplaceAll(k, "/", ".") + " = " + r.Sysctls[k]}
+		found(undo, "sysctl %s (was %s)", k, r.Sysctls[k])
 	}
 	all = append(all, r.filterNotes(p)...)
 	all = append(all, r.tuningNotes(links, n.demandsOf(p))...)
-	sort.Strings(all)
 	return all, err
 }

@@ -280,19 +280,20 @@ func (ps *pass) noteTuning(nic string, now, was tuning) error {
 }
 
 // tuningNotes lists what is written down of NICs that are there, and serves none of the demands on them.
-func (r record) tuningNotes(links []link, want map[string]demand) []string {
-	var out []string
+func (r record) tuningNotes(links []link, want map[string]demand) (out []leftover) {
 	for _, nic := range slices.Sorted(maps.Keys(r.NICs)) {
 		if !r.NICs[nic].present(nic, links) {
 			continue
 		}
 		d, needed := want[nic]
 		if r.NICs[nic].AllMulti && !needed {
-			out = append(out, "allmulticast of "+nic)
+			undo := plan.Write{Object: "link " + nic, Sign: plan.Changes, Text: "allmulticast off"}
+			out = append(out, leftover{"allmulticast of " + nic, undo})
 		}
 		for _, f := range r.NICs[nic].Off {
 			if !slices.Contains(d.off, f) {
-				out = append(out, "offload of "+nic+": "+f)
+				undo := plan.Write{Object: "link " + nic, Sign: plan.Changes, Text: "offload " + f + " on"}
+				out = append(out, leftover{"offload of " + nic + ": " + f, undo})
 			}
 		}
 	}

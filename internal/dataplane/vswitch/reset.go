@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -57,6 +58,57 @@ func removeFilters(ctx context.Context) error {
 		errs = append(errs, c.removeBoth(uint32(l.Attrs().Index)), c.removeFilter(uint32(l.Attrs().Index), netlink.HANDLE_MIN_INGRESS, underlayHandle))
 	}
 	return errors.Join(errs...)
+}
+
+// PreviewReset says what Reset would take away: pins, and programs that a NIC has without one. Those of our own devices go with them.
+func PreviewReset(ctx context.Context, dir string) ([]plan.Write, error) {
+	if dir == "" {
+		dir = DefaultBPFDir
+	}
+	paths, err := Leftovers(dir, &plan.Plan{})
+	if err != nil {
+		return nil, err
+	}
+	var out []plan.Write
+	for _, path := range paths {
+		out = append(out, plan.Write{Object: "pins below " + dir, Sign: plan.Removes, Text: strings.TrimPrefix(path, dir+"/")})
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return out, fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return out, fmt.Errorf("list devices: %w", err)
+	}
+	c := &clsact{nl: h}
+	for _, l := range links {
+		name, index := l.Attrs().Name, uint32(l.Attrs().Index)
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
+		if strings.HasPrefix(name, plan.PortPrefix) {
+			continue
+		}
+		for _, at := range []struct {
+			parent, handle uint32
+			side           string
+		}{
+			{netlink.HANDLE_MIN_INGRESS, filterHandle, "ingress"},
+			{netlink.HANDLE_MIN_EGRESS, filterHandle, "egress"},
+			{netlink.HANDLE_MIN_INGRESS, underlayHandle, "ingress"},
+		} {
+			f, err := c.find(index, at.parent, at.handle)
+			if err != nil {
+				return out, fmt.Errorf("list filters of %s: %w", name, err)
+			}
+			if f != nil {
+				out = append(out, plan.Write{Object: "link " + name, Sign: plan.Removes, Text: fmt.Sprintf("program %s at tc %s", f.Name, at.side)})
+			}
+		}
+	}
+	return out, nil
 }
 
 // Leftovers lists pins below dir ("" for the default one) that serve no port of the plan:

@@ -240,7 +240,20 @@ func (r *Runtime) Reset(ctx context.Context) error {
 
 // Leftovers describes everything of ours on this host, what belongs to known
 // containers included: "kind path". After Reset there is nothing.
-func (r *Runtime) Leftovers(context.Context) []string {
+func (r *Runtime) Leftovers(context.Context) []string { return r.leftovers() }
+
+// Leftovers is that of a runtime which New would give, where none may be made.
+func Leftovers(opts Options) ([]string, error) {
+	setDefaults(&opts)
+	r := &Runtime{stateDir: opts.StateDir, runDir: opts.RunDir, volumeDir: opts.VolumeDir, cgroupParent: opts.CgroupParent}
+	var err error
+	if r.cgroups, err = readCgroups(); err != nil {
+		return nil, fmt.Errorf("look for containers: %w", err)
+	}
+	return r.leftovers(), nil
+}
+
+func (r *Runtime) leftovers() []string {
 	var out []string
 	for _, dir := range []string{r.runDir, r.stateDir, r.runtimeRoot()} {
 		ids, _ := listIDs(dir)
