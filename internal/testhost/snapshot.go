@@ -19,13 +19,15 @@ find /run/netns -mindepth 1 | sed 's/^/netns /' | sort
 find /sys/fs/bpf -mindepth 1 ! -name '*.debug' | sed 's/^/pin /' | sort
 find /var/lib/bulkhead /run/bulkhead -mindepth 1 | sed 's/^/file /' | sort
 awk '{print "mount", $5}' /proc/self/mountinfo | sort -u
-find /sys/fs/cgroup -type d -path "*/$1/*" | sed 's/^/cgroup /' | sort
+find "/sys/fs/cgroup/$1" /sys/fs/cgroup/*/"$1" -mindepth 1 -type d 2>/dev/null | sed 's/^/cgroup /' | sort
 for p in /proc/[0-9]*; do
 	pid=${p#/proc/}
 	[ "$pid" = $$ ] && continue
-	read -r _ _ _ parent _ <"$p/stat" 2>/dev/null || continue
+	{ read -r _ _ _ parent _ <"$p/stat"; } 2>/dev/null || continue
 	[ "$parent" = $$ ] && continue
-	echo "process $(tr '\0' ' ' <"$p/cmdline" 2>/dev/null)"
+	words=()
+	{ mapfile -d '' -t words <"$p/cmdline"; } 2>/dev/null # without a program of its own for each
+	echo "process ${words[*]}${words:+ }"
 done | cut -c1-200 | sort
 `
 
