@@ -217,6 +217,25 @@ type StopRequest struct {
 	Halt    bool   `json:"halt,omitempty"`
 }
 
+// IsolationRequest changes a container's isolation. One that runs is stopped, with Signal and Timeout as in StopRequest, and
+// started again.
+type IsolationRequest struct {
+	Isolation string `json:"isolation"` // "process" or "vm"
+	Signal    string `json:"signal,omitempty"`
+	Timeout   *int   `json:"timeout,omitempty"`
+}
+
+// IsolationChange is what became of the request.
+type IsolationChange struct {
+	Name      string `json:"name"`
+	Isolation string `json:"isolation"`
+	// Changed is false of a container that had this isolation already.
+	Changed bool `json:"changed"`
+	// Restarted says that the container ran, and was stopped and started again.
+	Restarted bool     `json:"restarted"`
+	Warnings  []string `json:"warnings,omitempty"`
+}
+
 // WaitResult is how a container ended.
 type WaitResult struct {
 	ExitCode int    `json:"exitCode"`

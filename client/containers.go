@@ -72,6 +72,13 @@ func (c *Client) RestartContainer(ctx context.Context, ref string, how api.StopR
 	return c.call(ctx, post(container(ref, "/restart"), nil, how), nil)
 }
 
+// IsolateContainer changes a container's isolation; one that runs is stopped and started again.
+func (c *Client) IsolateContainer(ctx context.Context, ref string, r api.IsolationRequest) (api.IsolationChange, error) {
+	var change api.IsolationChange
+	err := c.call(ctx, post(container(ref, "/isolation"), nil, r), &change)
+	return change, err
+}
+
 // KillContainer sends a signal; "" is SIGKILL.
 func (c *Client) KillContainer(ctx context.Context, ref, signal string) error {
 	v := url.Values{}

@@ -184,6 +184,9 @@ func (d *daemon) routes() http.Handler {
 		}
 		return nil, nil
 	})
+	change("POST /v1/containers/{ref}/isolation", func(*http.Request) (any, error) {
+		return api.IsolationChange{Name: "web", Isolation: "vm", Changed: true, Restarted: true, Warnings: []string{"it is emulated"}}, nil
+	})
 	change("POST /v1/containers/{ref}/publish", func(*http.Request) (any, error) { return []string{"0.0.0.0:53->53/udp"}, nil })
 	change("POST /v1/images/prune", func(*http.Request) (any, error) { return []string{"sha256:00"}, nil })
 	change("POST /v1/images/import", func(*http.Request) (any, error) { return d.Images[0], nil })

@@ -109,6 +109,7 @@ func TestChanges(t *testing.T) {
 		"create --pull never --network none x", "create --network container:web x", "create -p 192.0.2.7:80:80 -p 8080:80 -p 53/udp x",
 		"start web db", "stop -t 3 web", "stop web", "restart -s INT web", "kill web", "kill -s HUP web", "rm -f -v web",
 		"wait web", "exec -d web /bin/true",
+		"container isolation web vm", "container isolation -t 3 web process --dry-run", "container isolation web",
 		"publish add web 53:53/udp --expose lan", "publish rm web 53:53/udp --expose lan", "publish add web 1:1 --expose nowhere",
 		"network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.9 --exclude 10.7.0.50 --ip-range 10.7.0.128/25 --ipv6=false lan",
 		"network create --type internal --subnet 10.7.0.0/24 --subnet fd00:7::/64 --gateway fd00:7::fe --dns 192.0.2.53 --persistent=false lan",

@@ -22,7 +22,7 @@ func (a *app) containerCommands() []*cobra.Command {
 }
 
 func newContainerCmd(a *app) *cobra.Command {
-	subs := append(a.containerCommands(), newInspectKindCmd(a, "container", kindContainer))
+	subs := append(a.containerCommands(), a.planned(newIsolationCmd(a)), newInspectKindCmd(a, "container", kindContainer))
 	return group("container", "Everything that can be done with containers",
 		"The verbs for containers, which also stand alone: bulkhead container run is bulkhead run.",
 		"  bulkhead container ps -a\n  bulkhead container inspect web", subs...)
@@ -155,6 +155,56 @@ func newRestartCmd(a *app) *cobra.Command {
 			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
 				return c.RestartContainer(ctx, name, r)
 			})
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func newIsolationCmd(a *app) *cobra.Command {
+	var f stopFlags
+	cmd := &cobra.Command{
+		Use:   "isolation [flags] NAME process|vm",
+		Short: "Change a container's isolation",
+		Long: `Gives a container a kernel of its own, in a VM, or takes it away. Everything else of the container
+stays: its files, names, addresses, MACs, rules and published ports. One that runs is stopped as
+stop does, and started again; its restart policy does not matter.`,
+		Example: "  bulkhead container isolation web vm\n  bulkhead container isolation -t 60 db process",
+		Args:    needArgs(2, 2, "container, or the isolation"),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+			switch len(args) {
+			case 0:
+				return a.completeContainers(nil)(cmd, args, begun)
+			case 1:
+				return []string{"process", "vm"}, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			how, err := f.request(cmd)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			change, err := c.IsolateContainer(cmd.Context(), args[0], api.IsolationRequest{Isolation: args[1], Signal: how.Signal, Timeout: how.Timeout})
+			if err != nil {
+				return err
+			}
+			for _, w := range change.Warnings {
+				fmt.Fprintln(a.Stderr, "warning:", cleanLines(w))
+			}
+			what := "has it from its next start on"
+			switch {
+			case !change.Changed:
+				what = "has it already"
+			case change.Restarted:
+				what = "was stopped and started again with it"
+			}
+			fmt.Fprintf(a.Stdout, "isolation %s: %s %s\n", clean(change.Isolation), clean(change.Name), what)
+			return nil
 		},
 	}
 	f.add(cmd)

@@ -66,6 +66,9 @@ func (s sandbox) Check(cfg api.SandboxConfig) ([]string, error) {
 	if cfg.Spec.User == "nobody-knows" {
 		return nil, errors.New("user: nobody knows it")
 	}
+	if cfg.Spec.Isolation == isolationVM {
+		return nil, s.w.noVM
+	}
 	return nil, nil
 }
 

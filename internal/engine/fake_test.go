@@ -39,6 +39,7 @@ type world struct {
 	// startErr is what the sandbox answers to a start, if set.
 	startErr error
 	onStart  func() // when a process is let go
+	noVM     error  // why there are no VMs
 	// onCreate is called outside the lock and may take its time.
 	onCreate func()
 	clock    int

@@ -77,10 +77,20 @@ func (e *Engine) rehearseStart(ctx context.Context, c *containerRow) error {
 // timeout; a negative one waits for ever. A client that leaves does not shorten
 // the wait.
 func (e *Engine) StopContainer(ctx context.Context, ref string, r api.StopRequest) error {
-	row, err := e.beginStop(ctx, ref, r)
+	return e.stop(ctx, ref, r, false)
+}
+
+// stop is StopContainer; with again the container is started again at its end.
+func (e *Engine) stop(ctx context.Context, ref string, r api.StopRequest, again bool) error {
+	row, err := e.beginStop(ctx, ref, r, again)
 	if err != nil || row == nil {
 		return err
 	}
+	return e.seeEnd(ctx, row, r)
+}
+
+// seeEnd waits for the end of a container that was asked to, and kills it when that takes too long.
+func (e *Engine) seeEnd(ctx context.Context, row *containerRow, r api.StopRequest) error {
 	id, name := row.Doc.ID, row.Doc.Name
 	_, timeout := e.stopWith(row, r)
 	if timeout < 0 {
@@ -105,10 +115,12 @@ type stopping struct {
 	Until *time.Time
 	// Halt is set when the host goes down, and not a user has had enough of it.
 	Halt bool
+	// Again has it started again at its end, whatever its restart policy: its isolation changes.
+	Again bool
 }
 
-func newStopping(signal string, timeout time.Duration, halt bool) *stopping {
-	s := &stopping{Signal: signal, Halt: halt}
+func newStopping(signal string, timeout time.Duration, halt, again bool) *stopping {
+	s := &stopping{Signal: signal, Halt: halt, Again: again}
 	if timeout >= 0 {
 		until := time.Now().UTC().Add(timeout)
 		s.Until = &until
@@ -117,6 +129,8 @@ func newStopping(signal string, timeout time.Duration, halt bool) *stopping {
 }
 
 func (s *stopping) halts() bool { return s != nil && s.Halt }
+
+func (s *stopping) again() bool { return s != nil && s.Again }
 
 // rest is the request that goes on with it.
 func (s *stopping) rest(now time.Time) api.StopRequest {
@@ -132,7 +146,7 @@ func (s *stopping) rest(now time.Time) api.StopRequest {
 
 // beginStop sends the stop signal. It returns nil when there is nothing to wait
 // for.
-func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (*containerRow, error) {
+func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest, again bool) (*containerRow, error) {
 	c, unlock, err := e.hold(ref)
 	if err != nil {
 		return nil, err
@@ -142,9 +156,16 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error { t.leaveCompartment(c); return nil })
 		return nil, asAPI(err)
 	}
-	before := c
-	row, _, err := e.ctrs.change(c.Doc.ID, func(t *txn, c *containerRow) error {
-		if !r.Halt {
+	return e.askToEnd(ctx, c, r, again, func(*txn, *containerRow) error { return nil })
+}
+
+// askToEnd is beginStop for who holds the container's lock; also is part of the change.
+func (e *Engine) askToEnd(ctx context.Context, before *containerRow, r api.StopRequest, again bool, also func(*txn, *containerRow) error) (*containerRow, error) {
+	row, _, err := e.ctrs.change(before.Doc.ID, func(t *txn, c *containerRow) error {
+		if err := also(t, c); err != nil {
+			return err
+		}
+		if !r.Halt && !again {
 			c.Want, c.Stopped = false, true
 		}
 		switch c.Doc.State.Status {
@@ -154,7 +175,7 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 		case api.StatusRunning, api.StatusStopping:
 			c.Doc.State.Status = api.StatusStopping
 			signal, timeout := e.stopWith(c, r)
-			c.Stopping = newStopping(signal, timeout, r.Halt)
+			c.Stopping = newStopping(signal, timeout, r.Halt, again)
 		}
 		return nil
 	})
@@ -176,6 +197,7 @@ func (e *Engine) beginStop(ctx context.Context, ref string, r api.StopRequest) (
 	if err != nil && !e.gone(ctx, row.Doc.ID) {
 		_, _, cerr := e.ctrs.change(row.Doc.ID, func(_ *txn, c *containerRow) error {
 			c.Want, c.Stopped, c.Stopping, c.Doc.State.Status = before.Want, before.Stopped, nil, api.StatusRunning
+			c.Doc.Spec.Isolation = before.Doc.Spec.Isolation
 			return nil
 		})
 		return nil, api.Errorf(api.KindInvalid, "send %.40s to container %s: %w", signal, row.Doc.Name, errors.Join(err, cerr))
@@ -224,9 +246,9 @@ func (e *Engine) stopWith(c *containerRow, r api.StopRequest) (signal string, ti
 	return signal, time.Duration(seconds) * time.Second
 }
 
-// ended waits until a container is not running any more.
+// ended waits until a container that is being stopped is not running any more, or again.
 func (e *Engine) ended(ctx context.Context, id string) error {
-	_, err := e.await(ctx, id, func(c *containerRow) bool { return c == nil || !active(c) })
+	_, err := e.await(ctx, id, func(c *containerRow) bool { return c == nil || !active(c) || c.Stopping == nil })
 	return err
 }
 

@@ -31,10 +31,14 @@ func (t *txn) checkSideCar(e *plan.Endpoint, namespace hcn.GUID) error {
 	}
 	for _, id := range ns.Containers {
 		if c := t.st.containers[id]; c != nil && c.Doc.Spec.Isolation == isolationVM {
-			return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q: policy L4WFPPROXY: container %s runs in a VM, whose traffic a side-car in its compartment does not see: use process isolation, or policy L4Proxy", e.Doc.Name, c.Doc.Name)
+			return sideCarError(e, c)
 		}
 	}
 	return nil
+}
+
+func sideCarError(e *plan.Endpoint, c *containerRow) error {
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q: policy L4WFPPROXY: container %s runs in a VM, whose traffic a side-car in its compartment does not see: use process isolation, or policy L4Proxy", e.Doc.Name, c.Doc.Name)
 }
 
 // warnTurned tells that rules turned a default: what no rule allows is blocked from

@@ -270,7 +270,7 @@ func (s *supervisor) adoptRunning(ctx context.Context, c *containerRow, st api.S
 		}
 	case c.Doc.State.Status == api.StatusStopping:
 		s.spawn(func() {
-			if err := s.e.StopContainer(ctx, c.Doc.ID, c.Stopping.rest(time.Now())); err != nil {
+			if err := s.e.stop(ctx, c.Doc.ID, c.Stopping.rest(time.Now()), c.Stopping.again()); err != nil {
 				s.e.log.Warn("go on stopping a container", "container", c.Doc.ID, "error", err)
 			}
 		})
@@ -335,11 +335,12 @@ func (s *supervisor) exited(ctx context.Context, id string) {
 func (s *supervisor) ended(ctx context.Context, c *containerRow, st api.SandboxState) {
 	id := c.Doc.ID
 	var ran time.Duration
-	restart := false
+	restart, again := false, false
 	row, rev, err := s.change(id, func(t *txn, c *containerRow) error {
 		ran = noteEnd(c, st)
+		again = c.Stopping.again() && !c.Stopped
 		// What the end of the host takes along is wanted still, by the daemon's next run.
-		c.Want = (c.Doc.State.Status != api.StatusStopping || c.Stopping.halts()) && !c.Stopped && restartWanted(c)
+		c.Want = again || (c.Doc.State.Status != api.StatusStopping || c.Stopping.halts()) && !c.Stopped && restartWanted(c)
 		restart = c.Want && !c.Stopping.halts()
 		c.Stopping = nil
 		c.Doc.State.Status = api.StatusExited
@@ -364,6 +365,9 @@ func (s *supervisor) ended(ctx context.Context, c *containerRow, st api.SandboxS
 		s.e.event("container", "oom", id, row.Doc.Name, nil)
 	}
 	switch {
+	case again:
+		s.resetBackoff(id)
+		s.restartLater(id, 0, false)
 	case restart:
 		s.restartLater(id, ran, true)
 	case row.Doc.Spec.AutoRemove:

@@ -102,6 +102,7 @@ type containers interface {
 	StartContainer(ctx context.Context, ref string) error
 	StopContainer(ctx context.Context, ref string, how api.StopRequest) error
 	RestartContainer(ctx context.Context, ref string, how api.StopRequest) error
+	IsolateContainer(ctx context.Context, ref string, r api.IsolationRequest) (api.IsolationChange, error)
 	KillContainer(ctx context.Context, ref, signal string) error
 	PauseContainer(ctx context.Context, ref string) error
 	UnpauseContainer(ctx context.Context, ref string) error

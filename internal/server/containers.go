@@ -49,6 +49,11 @@ func (s *Server) containerRoutes() {
 			body: reflect.TypeFor[api.StopRequest](), optionalBody: true, handle: s.stopper(s.backend.RestartContainer),
 		},
 		{
+			method: http.MethodPost, path: one + "/isolation", id: "isolateContainer", summary: "Change a container's isolation",
+			description: "Everything else of it stays: files, names, endpoints with their addresses, MACs, rules and published ports. One that runs is stopped and started again.",
+			body:        reflect.TypeFor[api.IsolationRequest](), answer: reflect.TypeFor[api.IsolationChange](), handle: s.isolateContainer,
+		},
+		{
 			method: http.MethodPost, path: one + "/kill", id: "killContainer", summary: "Send a signal to a container",
 			query: []*huma.Param{param("signal", huma.TypeString, "Name or number; SIGKILL when absent")}, handle: s.killContainer,
 		},
@@ -159,6 +164,19 @@ func (s *Server) stopper(do func(context.Context, string, api.StopRequest) error
 		}
 		return done(w, do(r.Context(), r.PathValue("ref"), how))
 	}
+}
+
+func (s *Server) isolateContainer(w http.ResponseWriter, r *http.Request) error {
+	how, err := decodeBody[api.IsolationRequest](w, r)
+	if err != nil {
+		return err
+	}
+	change, err := s.backend.IsolateContainer(r.Context(), r.PathValue("ref"), how)
+	if err != nil {
+		return err
+	}
+	s.write(w, http.StatusOK, change)
+	return nil
 }
 
 func (s *Server) killContainer(w http.ResponseWriter, r *http.Request) error {

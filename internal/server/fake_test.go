@@ -495,6 +495,10 @@ func (f *fake) RestartContainer(_ context.Context, ref string, how api.StopReque
 	return f.act(ref, "restart %s", how.Signal)
 }
 
+func (f *fake) IsolateContainer(_ context.Context, ref string, r api.IsolationRequest) (api.IsolationChange, error) {
+	return api.IsolationChange{Name: ref, Isolation: r.Isolation, Changed: true, Restarted: true}, f.act(ref, "isolate %s %s", r.Isolation, r.Signal)
+}
+
 func (f *fake) KillContainer(_ context.Context, ref, signal string) error {
 	return f.act(ref, "kill %s", signal)
 }

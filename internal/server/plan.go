@@ -18,7 +18,7 @@ import (
 const planBase = "/v1/plan"
 
 // planned are the routes of changes that can be asked about: those that touch
-// networks, endpoints and namespaces, and what of a container's making, start, stop, restart and removal does.
+// networks, endpoints and namespaces, and what of a container's making, start, stop, restart, change of isolation and removal does.
 func planned() []string {
 	var out []string
 	for _, kind := range kindNames() {
@@ -27,7 +27,7 @@ func planned() []string {
 	}
 	return append(out, "POST /v1/networks",
 		"POST /v1/compartments", "DELETE /v1/compartments/{id}",
-		"POST /v1/containers", "POST /v1/containers/{ref}/start", "POST /v1/containers/{ref}/stop", "POST /v1/containers/{ref}/restart", "DELETE /v1/containers/{ref}",
+		"POST /v1/containers", "POST /v1/containers/{ref}/start", "POST /v1/containers/{ref}/stop", "POST /v1/containers/{ref}/restart", "POST /v1/containers/{ref}/isolation", "DELETE /v1/containers/{ref}",
 		"POST /v1/containers/{ref}/publish", "DELETE /v1/containers/{ref}/publish",
 		"POST /v1/containers/{ref}/networks", "DELETE /v1/containers/{ref}/networks/{network}")
 }
@@ -55,7 +55,7 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) error {
 	change.URL = &target
 	if _, pattern := s.mux.Handler(&change); !slices.Contains(planned(), pattern) {
 		return api.Errorf(api.KindUnsupported, "what %s %q would do cannot be told beforehand", r.Method, cutText(target.Path)).
-			Hint("ask about changes of networks, endpoints, namespaces and published ports, and the making, start, stop, restart and removal of containers")
+			Hint("ask about changes of networks, endpoints, namespaces and published ports, and the making, start, stop, restart, isolation and removal of containers")
 	}
 	answer := &held{ResponseWriter: w, header: http.Header{}}
 	p, err := s.backend.Plan(r.Context(), func(ctx context.Context) error {

@@ -299,6 +299,9 @@ func TestContainerRoundTrips(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if got, err := r.IsolateContainer(ctx, "web", api.IsolationRequest{Isolation: "vm", Signal: "INT"}); err != nil || !got.Restarted || got.Isolation != "vm" {
+		t.Errorf("isolation: %v, %v", got, err)
+	}
 	if got, err := r.PublishPorts(ctx, "web", port); err != nil || len(got) != 1 {
 		t.Errorf("publish: %v, %v", got, err)
 	}
@@ -316,7 +319,7 @@ func TestContainerRoundTrips(t *testing.T) {
 	}
 	want := []string{
 		"start web", "stop INT 4 web", "restart  web", "kill HUP web", "pause web", "unpause web", "connect n1 web", "disconnect a/b c web", "unpublish 80 web",
-		"publish 80 web", "wait removed web", "remove force=true web",
+		"isolate vm INT web", "publish 80 web", "wait removed web", "remove force=true web",
 	}
 	if d := cmp.Diff(want, r.fake.took()); d != "" {
 		t.Error(d)

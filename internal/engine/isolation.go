@@ -1,0 +1,161 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/plan"
+)
+
+// IsolateContainer changes how a container is kept apart. Everything else of it stays: files, names, endpoints with their addresses,
+// MACs, rules and published ports. One that runs is stopped and started again. The change is one transaction, which for a container
+// that runs also says that it is to be started at its end: whatever cuts the way short, the next run of the daemon goes on with it.
+func (e *Engine) IsolateContainer(ctx context.Context, ref string, r api.IsolationRequest) (api.IsolationChange, error) {
+	done := api.IsolationChange{Isolation: r.Isolation}
+	c, unlock, err := e.hold(ref)
+	if err != nil {
+		return done, err
+	}
+	release := func() { unlock(); unlock = func() {} }
+	defer func() { unlock() }()
+	done.Name = c.Doc.Name
+	if r.Isolation == cmp.Or(c.Doc.Spec.Isolation, isolationProcess) {
+		return done, nil
+	}
+	if done.Warnings, err = e.checkIsolation(c, r.Isolation); err != nil {
+		return done, named("change the isolation of", c.Doc.Name, err, "bulkhead inspect "+c.Doc.Name)
+	}
+	change := func(t *txn, c *containerRow) error { return t.isolate(c, r.Isolation) }
+	runs := c.Doc.State.Status == api.StatusRunning
+	if rehearsing(ctx) != nil {
+		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error {
+			if err := change(t, c); err != nil || !runs {
+				return err
+			}
+			return t.enterCompartment(c, byUser)
+		})
+		return done, asAPI(err)
+	}
+	if !runs {
+		_, _, err := e.ctrs.change(c.Doc.ID, change)
+		if done.Changed = err == nil; done.Changed {
+			e.isolated(c, r.Isolation)
+		}
+		return done, asAPI(err)
+	}
+	stop := api.StopRequest{Signal: r.Signal, Timeout: r.Timeout}
+	row, err := e.askToEnd(ctx, c, stop, true, change)
+	if err != nil {
+		return done, asAPI(err)
+	}
+	e.opt.Step("isolate")
+	done.Changed, done.Restarted = true, true
+	e.isolated(c, r.Isolation)
+	release() // its end needs it
+	if err := e.seeEnd(ctx, row, stop); err != nil {
+		return done, err
+	}
+	return done, e.startedAgain(ctx, row)
+}
+
+func (e *Engine) isolated(c *containerRow, isolation string) {
+	e.event("container", "isolate", c.Doc.ID, c.Doc.Name, map[string]string{"isolation": isolation})
+}
+
+// checkIsolation refuses what a container cannot have with an isolation, and what this host lacks for it.
+func (e *Engine) checkIsolation(c *containerRow, isolation string) (warnings []string, err error) {
+	spec := c.Doc.Spec
+	if spec.Isolation = isolation; isolation == "" {
+		return nil, api.Errorf(api.KindInvalid, "isolation: it is missing").Hint("use process or vm")
+	}
+	if err := checkSpec(&spec); err != nil {
+		return nil, err
+	}
+	switch s := c.Doc.State; {
+	case s.Paused:
+		return nil, api.Errorf(api.KindConflict, "it is paused").Hint("bulkhead unpause %s", c.Doc.Name)
+	case s.Status == api.StatusStopping, s.Status == api.StatusRemoving:
+		return nil, api.Errorf(api.KindConflict, "it is %s", s.Status).Hint("try again when it has ended: bulkhead wait %s", c.Doc.Name)
+	}
+	img, err := e.opt.Images.Inspect(c.Doc.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	warnings, err = e.opt.Sandbox.Check(api.SandboxConfig{ID: c.Doc.ID, Name: c.Doc.Name, Spec: spec, Image: img.Config, Hostname: hostnameOf(c.Doc.ID, &spec)})
+	if err != nil {
+		return nil, api.Errorf(api.KindInvalid, "%w", err)
+	}
+	return warnings, nil
+}
+
+// isolate changes the row, if what others have of the container allows it.
+func (t *txn) isolate(c *containerRow, isolation string) error {
+	if isolation == isolationVM {
+		for _, other := range t.st.containers {
+			if other.Shares == c.Doc.ID {
+				return api.Errorf(api.KindConflict, "change the isolation of container %s: container %s shares its compartment, and only one container can be in that of a VM", c.Doc.Name, other.Doc.Name).
+					Hint("bulkhead rm %s, and give it networks of its own", other.Doc.Name)
+			}
+		}
+		for _, id := range c.Endpoints {
+			if ep := t.st.endpoints[id]; ep != nil && len(plan.Redirects(ep)) > 0 {
+				return sideCarError(ep, c)
+			}
+		}
+	}
+	c.Doc.Spec.Isolation = isolation
+	return nil
+}
+
+// errNotYet ends a wait.
+var errNotYet = errors.New("it takes longer than it should, and goes on")
+
+// startedAgain waits until a container that is started again at its end runs, and says why it does not.
+func (e *Engine) startedAgain(ctx context.Context, before *containerRow) error {
+	name := before.Doc.Name
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*opTimeout, errNotYet) // a start is bounded, and others may be before it
+	defer cancel()
+	var gone bool
+	last, err := e.await(ctx, before.Doc.ID, func(c *containerRow) bool {
+		if gone = c == nil; gone {
+			return true
+		}
+		switch s := c.Doc.State; s.Status {
+		case api.StatusFailed, api.StatusRunning:
+			return true
+		case api.StatusExited:
+			return !c.Want || startedAfter(s.Started, before.Doc.State.Started)
+		case api.StatusRestarting: // by its policy: it ran, and nobody had time to see it
+			return startedAfter(s.Started, before.Doc.State.Started)
+		}
+		return false
+	})
+	switch {
+	case errors.Is(err, errStopping):
+		return api.Errorf(api.KindUnavailable, "container %s has ended, and is started again when the daemon is: %w", name, err)
+	case errors.Is(context.Cause(ctx), errNotYet):
+		return api.Errorf(api.KindUnavailable, "start container %s with isolation %s: %w", name, before.Doc.Spec.Isolation, errNotYet).Hint("bulkhead inspect %s", name)
+	case err != nil:
+		return err
+	case gone:
+		return api.Errorf(api.KindConflict, "container %s was removed meanwhile", name).Hint("bulkhead ps -a")
+	case last.Doc.State.Status == api.StatusFailed:
+		return api.Errorf(api.KindInternal, "start container %s with isolation %s: %s", name, last.Doc.Spec.Isolation, last.Doc.State.Error).
+			Hint("bulkhead logs %s; back: bulkhead container isolation %s %s, and start it", name, name, otherIsolation(last.Doc.Spec.Isolation))
+	}
+	return nil
+}
+
+func startedAfter(now, before *time.Time) bool {
+	return now != nil && (before == nil || now.After(*before))
+}
+
+func otherIsolation(isolation string) string {
+	if isolation == isolationVM {
+		return isolationProcess
+	}
+	return isolationVM
+}

@@ -1,0 +1,219 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/bulkhead-net/bulkhead/api"
+)
+
+func (e *env) isolate(ref, isolation string) (api.IsolationChange, error) {
+	return e.e.IsolateContainer(bg, ref, api.IsolationRequest{Isolation: isolation})
+}
+
+// apart tells that a container's process is kept apart as its document says.
+func (e *env) apart(id, isolation string) {
+	e.t.Helper()
+	doc := must(e.e.Container(id))(e)
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	c := e.w.ctrs[id]
+	if doc.Spec.Isolation != isolation || c != nil && c.cfg.Spec.Isolation != isolation {
+		e.t.Errorf("isolation %q, of its process %v; want %q", doc.Spec.Isolation, c, isolation)
+	}
+}
+
+// published has a container publish a port, which it is to keep.
+func published(s *api.ContainerSpec) {
+	s.Publish = []api.PublishedPort{{HostPort: 8080, ContainerPort: 80}}
+}
+
+func TestIsolation(t *testing.T) {
+	t.Run("of one that runs", func(t *testing.T) {
+		run(t, func(e *env) {
+			id := e.started("c", []string{"run"}, published)
+			before := must(e.e.Container(id))(e).Endpoints
+			for _, to := range []string{"vm", "process"} {
+				time.Sleep(time.Second)
+				got := must(e.isolate("c", to))(e)
+				if !got.Changed || !got.Restarted || got.Name != "c" {
+					e.t.Errorf("%+v", got)
+				}
+				e.wantStatus(id, api.StatusRunning, 0)
+				e.apart(id, to)
+				if d := cmp.Diff(before, must(e.e.Container(id))(e).Endpoints); d != "" {
+					e.t.Errorf("endpoints: %s", d)
+				}
+			}
+			if got := must(e.isolate("c", "process"))(e); got.Changed || got.Restarted {
+				e.t.Errorf("what it has already: %+v", got)
+			}
+			if runs := e.w.ctrs[id].runs; runs != 1 { // its record is made anew with each start
+				e.t.Errorf("let go %d times", runs)
+			}
+			e.check()
+		})
+	})
+	t.Run("of one that does not run", func(t *testing.T) {
+		run(t, func(e *env) {
+			id := must(e.create("c", []string{"run"}))(e).ID
+			if got := must(e.isolate("c", "vm"))(e); !got.Changed || got.Restarted {
+				e.t.Errorf("%+v", got)
+			}
+			e.wantStatus(id, api.StatusCreated, 0)
+			e.restart()
+			e.ok(e.e.StartContainer(bg, id))
+			e.apart(id, "vm")
+		})
+	})
+	t.Run("whatever becomes of it at its end", func(t *testing.T) {
+		for name, change := range map[string]func(*api.ContainerSpec){"removed": autoRemove, "restarted": restart("always", 0), "left": restart("no", 0)} {
+			t.Run(name, func(t *testing.T) {
+				run(t, func(e *env) {
+					id := e.started("c", []string{"run"}, change)
+					must(e.isolate("c", "vm"))(e)
+					e.wantStatus(id, api.StatusRunning, 0)
+					if got := e.state(id); got.RestartCount != 0 {
+						e.t.Errorf("counted as a restart: %+v", got)
+					}
+					e.apart(id, "vm")
+				})
+			})
+		}
+	})
+	t.Run("of one that does not heed its signal", func(t *testing.T) {
+		run(t, func(e *env) {
+			id := e.started("c", []string{"stubborn"})
+			begin := time.Now()
+			soon := 3
+			must(e.e.IsolateContainer(bg, "c", api.IsolationRequest{Isolation: "vm", Timeout: &soon}))(e)
+			if took := time.Since(begin); took < 3*time.Second || took > 4*time.Second {
+				e.t.Errorf("it took %v", took)
+			}
+			e.wantStatus(id, api.StatusRunning, 0)
+			e.apart(id, "vm")
+		})
+	})
+	t.Run("of one that somebody stops meanwhile", func(t *testing.T) {
+		run(t, func(e *env) {
+			id := e.started("c", []string{"stubborn"})
+			done := make(chan error)
+			go func() { done <- second(e.isolate("c", "vm")) }()
+			time.Sleep(time.Second)
+			e.ok(e.e.StopContainer(bg, "c", api.StopRequest{}))
+			e.ok(<-done)
+			e.settle()
+			e.wantStatus(id, api.StatusExited, 137)
+			e.apart(id, "vm")
+		})
+	})
+	t.Run("with which it does not start", func(t *testing.T) {
+		run(t, func(e *env) {
+			id := e.started("c", []string{"run"})
+			e.w.startErr = errors.New("the guest is silent")
+			_, err := e.isolate("c", "vm")
+			if err == nil || !strings.Contains(err.Error(), "with isolation vm") || !strings.Contains(err.Error(), "the guest is silent") {
+				e.t.Errorf("%v", err)
+			}
+			if a, ok := errors.AsType[*api.Error](err); !ok || !strings.Contains(a.Next, "container isolation c process") {
+				e.t.Errorf("the next step of %v", err)
+			}
+			e.w.startErr = nil
+			must(e.isolate("c", "process"))(e)
+			e.ok(e.e.StartContainer(bg, id))
+			e.apart(id, "process")
+		})
+	})
+}
+
+// TestIsolationRefused: nothing is touched.
+func TestIsolationRefused(t *testing.T) {
+	run(t, func(e *env) {
+		id := e.started("c", []string{"run"})
+		refused := func(err error, kind, want string) {
+			e.t.Helper()
+			e.wantKind(err, kind)
+			if err == nil || !strings.Contains(err.Error(), want) {
+				e.t.Errorf("%v: it does not say %q", err, want)
+			}
+			e.wantStatus(id, api.StatusRunning, 0)
+			e.apart(id, "process")
+		}
+		refused(second(e.isolate("d", "vm")), api.KindNotFound, "")
+		refused(second(e.isolate("c", "")), api.KindInvalid, "isolation")
+		refused(second(e.isolate("c", "hyperv")), api.KindUnsupported, "hyperv")
+		e.w.noVM = errors.New("qemu-system-x86_64 is not installed")
+		refused(second(e.isolate("c", "vm")), api.KindInvalid, "qemu-system-x86_64 is not installed")
+		e.w.noVM = nil
+		must(e.create("side", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode = "container:c" }))(e)
+		refused(second(e.isolate("c", "vm")), api.KindConflict, "side")
+		refused(second(e.isolate("side", "vm")), api.KindUnsupported, "compartment of its own")
+		e.ok(e.e.RemoveContainer(bg, "side", false))
+		e.ok(e.e.PauseContainer(bg, "c"))
+		refused(second(e.isolate("c", "vm")), api.KindConflict, "paused")
+		e.ok(e.e.UnpauseContainer(bg, "c"))
+		ep := must(e.e.Container(id))(e).Endpoints[0].ID
+		e.ok(e.policies(ep, "Add", `[{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"15001","FilterTuple":{"Protocols":"6"}}}]`))
+		refused(second(e.isolate("c", "vm")), api.KindUnsupported, "L4WFPPROXY")
+		if e.w.ctrs[id].runs != 1 {
+			e.t.Error("it was started anew")
+		}
+	})
+}
+
+// TestIsolationPlanned: it is asked about beforehand, and nothing happens.
+func TestIsolationPlanned(t *testing.T) {
+	run(t, func(e *env) {
+		id := e.started("c", []string{"run"})
+		p, err := e.e.Plan(bg, func(ctx context.Context) error {
+			return second(e.e.IsolateContainer(ctx, "c", api.IsolationRequest{Isolation: "vm"}))
+		})
+		e.ok(err)
+		if len(p.Objects) == 0 {
+			e.t.Error("a container that runs leaves its compartment, and enters another")
+		}
+		e.apart(id, "process")
+		e.wantStatus(id, api.StatusRunning, 0)
+	})
+}
+
+// TestCutIsolation kills the daemon at every step: the container has the one isolation or the other, whole, and runs.
+func TestCutIsolation(t *testing.T) {
+	for cut := 1; cut < 100; cut++ {
+		passed := false
+		run(t, func(e *env) {
+			id := e.started("c", []string{"run"}, published)
+			before := must(e.e.Container(id))(e).Endpoints
+			e.settle()
+			e.cutAt("*", cut)
+			_, err := e.isolate("c", "vm")
+			e.w.mu.Lock()
+			passed = e.cutIn > 0
+			e.cut = ""
+			e.w.mu.Unlock()
+			if passed {
+				e.ok(err)
+			}
+			e.restart()
+			e.settle()
+			now := must(e.e.Container(id))(e)
+			e.wantStatus(id, api.StatusRunning, 0)
+			e.apart(id, now.Spec.Isolation)
+			if d := cmp.Diff(before, now.Endpoints); d != "" {
+				e.t.Errorf("cut %d: endpoints: %s", cut, d)
+			}
+			must(e.isolate("c", "vm"))(e)
+			e.apart(id, "vm")
+			e.check()
+		})
+		if passed || t.Failed() {
+			return
+		}
+	}
+	t.Fatal("the operation has no end")
+}
