@@ -294,11 +294,14 @@ func (r *Runtime) RefreshEtc(id, hosts, resolvConf string) error {
 // refreshFile writes in place: the container has the very file, and not its name. Its note holds what is there and what is to be
 // until that is done, so that a death in between makes neither somebody else's.
 func (r *Runtime) refreshFile(id, name string, text []byte, written map[string][]string) error {
-	f, err := os.OpenFile(filepath.Join(r.bundle(id), etcDir, name), os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(r.bundle(id), etcDir, name), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return fmt.Errorf("%s is no file of ours (%w)", name, err)
+	}
 	have, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -100,9 +99,6 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 	if r.vm == nil {
 		return nil, fmt.Errorf("%w: isolation: this daemon makes no VMs", ErrInvalid)
 	}
-	for i := range guest.Mounts { // a word of this host's runtime; the host's own mount of it is read-only as a whole
-		guest.Mounts[i].Options = slices.DeleteFunc(guest.Mounts[i].Options, func(o string) bool { return o == "rro" })
-	}
 	guest.Linux.RootfsPropagation = "" // a share cannot spread anything
 	if err := r.encodeSpec(cfg.ID, guestFile, guest); err != nil {
 		return nil, err
@@ -129,7 +125,7 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 		limits.Memory = nil
 	}
 	spec, err := r.vm.Prepare(ctx, vm.Container{
-		Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Etc: filepath.Join(r.bundle(cfg.ID), etcDir), Netns: cfg.NetnsPath,
+		Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath,
 		Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin, CPUs: cfg.Spec.Resources.CPUs, Memory: cfg.Spec.Resources.Memory,
 		Limits: limits, Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore, Capabilities: own,
 	})
@@ -138,6 +134,9 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 	}
 	if !r.cgroups.has("memory") {
 		spec.Linux.Resources.Memory = nil
+	}
+	if !r.cgroups.has("pids") {
+		spec.Linux.Resources.Pids = nil
 	}
 	return spec, nil
 }

@@ -310,40 +310,43 @@ func (c *compartment) redirect(from, to netlink.Link) error {
 	return nil
 }
 
-// watch has changed called, soon after something changed, until the context ends. It is called once more where events were lost.
+// watch has changed called at first, for what changed before there was somebody to see it, and soon after something changed. It
+// returns when the context ends, or when events were lost: they come by sockets that are of no use any more then.
 func (c *compartment) watch(ctx context.Context, changed func()) error {
-	done := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { close(done) })
-	defer stop()
-	lost := func(error) { changed() }
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := ctx.Done()
 	links := make(chan netlink.LinkUpdate)
 	addrs := make(chan netlink.AddrUpdate)
 	routes := make(chan netlink.RouteUpdate)
+	neighbours := make(chan netlink.NeighUpdate)
 	err := errors.Join(
-		netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: lost}),
-		netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: lost}),
-		netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: lost}),
+		netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{}),
+		netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{}),
+		netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{}),
+		netlink.NeighSubscribeWithOptions(neighbours, done, netlink.NeighSubscribeOptions{}),
 	)
+	// Their goroutines have to get rid of what they have read before they see that they are to end.
+	defer func() { go drain(links); go drain(addrs); go drain(routes); go drain(neighbours) }()
 	if err != nil {
 		return fmt.Errorf("watch the compartment: %w", err)
 	}
-	for {
+	for ok := true; ok; {
+		changed()
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-links:
-			if !ok {
-				links = nil
-			}
-		case _, ok := <-addrs:
-			if !ok {
-				addrs = nil
-			}
-		case _, ok := <-routes:
-			if !ok {
-				routes = nil
-			}
+		case _, ok = <-links:
+		case _, ok = <-addrs:
+		case _, ok = <-routes:
+		case _, ok = <-neighbours:
 		}
-		changed()
+	}
+	return nil
+}
+
+func drain[T any](ch <-chan T) {
+	for range ch {
+		continue // until it is closed
 	}
 }

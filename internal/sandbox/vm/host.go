@@ -111,7 +111,6 @@ type Container struct {
 	Dir    string      // shared with the shim: see ShimDir
 	Root   string      // an empty directory, for the shim's own root file system
 	Rootfs string      // the container's, mounted
-	Etc    string      // the directory of its private files
 	Netns  string      // the path of its compartment; "": it has none
 	Spec   *specs.Spec // for the guest, but with the paths of this host
 	TTY    bool
@@ -214,7 +213,6 @@ func kvmGroups(a Accel) []uint32 {
 func (c *Container) share() []specs.Mount {
 	out := []specs.Mount{
 		{Destination: "/share/rootfs", Type: "bind", Source: c.Rootfs, Options: []string{"rbind", "rprivate"}},
-		{Destination: "/share/etc", Type: "bind", Source: c.Etc, Options: []string{"rbind", "rprivate"}},
 	}
 	c.Spec.Root.Path = agent.ShareDir + "/rootfs"
 	for i := range c.Spec.Mounts {
@@ -222,15 +220,15 @@ func (c *Container) share() []specs.Mount {
 		if m.Type != "bind" {
 			continue
 		}
-		if rest, ok := strings.CutPrefix(m.Source, c.Etc+"/"); ok {
-			m.Source = filepath.Join(agent.ShareDir, "etc", rest)
-			continue
-		}
+		// The daemon's files one by one: in their directory a guest could put others in their place, which the daemon would write to.
 		place := filepath.Join("mounts", fmt.Sprint(i))
 		options := []string{"rbind", "rprivate"}
-		if slices.Contains(m.Options, "ro") {
-			options = append(options, "ro") // the host's word, whatever the guest's kernel is made to say
+		for _, o := range []string{"ro", "rro"} {
+			if slices.Contains(m.Options, o) {
+				options = append(options, o) // the host's word, whatever the guest's kernel is made to say
+			}
 		}
+		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "rro" }) // a word of this host's runtime
 		out = append(out, specs.Mount{Destination: filepath.Join("/share", place), Type: "bind", Source: m.Source, Options: options})
 		m.Source = filepath.Join(agent.ShareDir, place)
 	}
@@ -258,7 +256,9 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 	// The guest's memory is the container's limit; this one is for what a guest may have QEMU and us use.
 	most := memoryOf(c.Memory) + overhead
 	limits.Memory = &specs.LinuxMemory{Limit: &most}
-	limits.Pids = nil
+	// QEMU and virtiofsd have a thread for each request that is under way.
+	threads := int64(1024)
+	limits.Pids = &specs.LinuxPids{Limit: &threads}
 	nofile := openFiles()
 	s := &specs.Spec{
 		Version: "1.0.2",
@@ -352,11 +352,12 @@ func shimDevices() (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup
 }
 
 // shimCapabilities: the shim joins taps with vNICs and starts QEMU as another user, which has none of them; virtiofsd does to files what
-// the container's processes do, and gives up what it does not need.
+// the container's processes do, and gives up what it does not need. CAP_DAC_READ_SEARCH is not among them: with it, files are opened by
+// handles, those outside the container's root, too.
 func shimCapabilities(own []string) []string {
 	caps := []string{
 		"CAP_NET_ADMIN", "CAP_BPF", "CAP_SETUID", "CAP_SETGID", "CAP_KILL",
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP", "CAP_SYS_CHROOT", "CAP_SETPCAP",
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP", "CAP_SYS_CHROOT", "CAP_SETPCAP",
 	}
 	return slices.DeleteFunc(caps, func(name string) bool { return !slices.Contains(own, name) })
 }
@@ -442,7 +443,17 @@ func (h *Host) WriteExec(dir, name string, p *specs.Process, tty, stdin bool) ([
 	if err != nil {
 		return nil, fmt.Errorf("encode process: %w", err)
 	}
-	if err := replaceFile(filepath.Join(dir, execDir, name), data); err != nil {
+	// The shim has this directory, too, and whoever has taken it may have put links there.
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	path := filepath.Join(execDir, name)
+	if err := root.WriteFile(path+".tmp", data, 0o600); err != nil {
+		return nil, err
+	}
+	if err := root.Rename(path+".tmp", path); err != nil {
 		return nil, err
 	}
 	return []string{"/bulkhead", h.opt.ExecVerb, ShimDir, name}, nil

@@ -24,19 +24,19 @@ import (
 // TestShare holds how the paths of a container's document become those of the guest.
 func TestShare(t *testing.T) {
 	t.Parallel()
-	c := Container{Rootfs: "/run/c/rootfs", Etc: "/run/c/etc", Spec: &specs.Spec{
+	c := Container{Rootfs: "/run/c/rootfs", Spec: &specs.Spec{
 		Root: &specs.Root{Path: "/run/c/rootfs"},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/etc/hosts", Type: "bind", Source: "/run/c/etc/hosts", Options: []string{"bind", "rprivate"}},
-			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "rprivate", "ro", "nodev"}},
+			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "rprivate", "ro", "rro", "nodev"}},
 			{Destination: "/etcetera", Type: "bind", Source: "/run/c/etcetera", Options: []string{"rbind", "rprivate"}},
 		},
 	}}
 	want := []string{
-		"/run/c/rootfs at /share/rootfs rbind,rprivate", "/run/c/etc at /share/etc rbind,rprivate",
-		"/srv/data at /share/mounts/2 rbind,rprivate,ro", "/run/c/etcetera at /share/mounts/3 rbind,rprivate",
-		"guest: proc at /proc", "guest: /run/share/etc/hosts at /etc/hosts bind,rprivate",
+		"/run/c/rootfs at /share/rootfs rbind,rprivate", "/run/c/etc/hosts at /share/mounts/1 rbind,rprivate",
+		"/srv/data at /share/mounts/2 rbind,rprivate,ro,rro", "/run/c/etcetera at /share/mounts/3 rbind,rprivate",
+		"guest: proc at /proc", "guest: /run/share/mounts/1 at /etc/hosts bind,rprivate",
 		"guest: /run/share/mounts/2 at /data rbind,rprivate,ro,nodev", "guest: /run/share/mounts/3 at /etcetera rbind,rprivate",
 		"guest: root /run/share/rootfs",
 	}
@@ -74,6 +74,12 @@ func TestShimSpec(t *testing.T) {
 	}
 	if want := int64(64+96+384) << 20; *s.Linux.Resources.Memory.Limit != want {
 		t.Errorf("the VM may use %d bytes, not %d", *s.Linux.Resources.Memory.Limit, want)
+	}
+	if slices.Contains(shimCapabilities(nil), "CAP_DAC_READ_SEARCH") {
+		t.Error("files of the host can be opened by handles")
+	}
+	if p := s.Linux.Resources.Pids; p == nil || *p.Limit <= 0 || *p.Limit > 4096 {
+		t.Errorf("the VM may make any number of threads: %v", p)
 	}
 	if d := s.Linux.Resources.Devices[0]; d.Allow || d.Access != "rwm" {
 		t.Errorf("devices are not refused first: %+v", d)
@@ -260,6 +266,17 @@ func TestWriteExec(t *testing.T) {
 	args, err := h.WriteExec(dir, "abc", &specs.Process{Args: []string{"x"}, Cwd: "/"}, true, false)
 	if err != nil || !slices.Equal(args, []string{"/bulkhead", "in", ShimDir, "abc"}) {
 		t.Errorf("%q, %v", args, err)
+	}
+	// Whoever has taken the shim's container may have put a link in the directory's place.
+	taken, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.Symlink(elsewhere, filepath.Join(taken, execDir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.WriteExec(taken, "abc", &specs.Process{}, false, false); err == nil {
+		t.Error("a file was written through a link")
+	}
+	if files, _ := os.ReadDir(elsewhere); len(files) != 0 {
+		t.Errorf("%v is elsewhere", files)
 	}
 	data, err := os.ReadFile(filepath.Join(dir, execDir, "abc"))
 	var e proto.Exec

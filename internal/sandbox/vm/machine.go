@@ -171,7 +171,7 @@ func (m *Machine) greet(ctx context.Context, cfg Config) error {
 	silent := &silentError{accel: cfg.Hardware.Accel, waited: time.Since(began), console: m.console.lines(5)}
 	select {
 	case <-m.qemu.ended:
-		silent.cause = fmt.Errorf("QEMU ended: %s", m.qemu.why())
+		silent.cause = errors.New(m.Why())
 	default:
 		if said, ok := errors.AsType[*proto.Error](err); ok {
 			silent.cause = said
@@ -317,6 +317,7 @@ func start(cmd *exec.Cmd) (*child, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	cmd.WaitDelay = 2 * time.Second // its stderr may be open in a process that it has made
 	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
 	cmd.SysProcAttr.Setpgid = true // a terminal's signals are for the guest
 	started := make(chan error)

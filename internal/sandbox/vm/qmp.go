@@ -10,12 +10,16 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // maxQMPLine bounds what QEMU may say at once: a guest may have taken it.
 const maxQMPLine = 1 << 20
+
+// qmpWrite is how long QEMU may leave a command unread.
+const qmpWrite = 30 * time.Second
 
 // QMP speaks QEMU's machine protocol on a socket.
 type QMP struct {
@@ -141,12 +145,15 @@ func (q *QMP) do(ctx context.Context, command string, args, out any, fd int) err
 		delete(q.answers, id)
 		q.state.Unlock()
 	}()
+	_ = q.conn.SetWriteDeadline(time.Now().Add(qmpWrite)) // a QEMU that does not read keeps nobody
 	if fd >= 0 {
 		_, _, err = q.conn.WriteMsgUnix(append(line, '\n'), unix.UnixRights(fd), nil)
 	} else {
 		_, err = q.conn.Write(append(line, '\n'))
 	}
 	if err != nil {
+		// What was written of the command is no line, so nothing more can be said to it.
+		_ = q.conn.Close()
 		return fmt.Errorf("QEMU: %s: %w", command, err)
 	}
 	select {

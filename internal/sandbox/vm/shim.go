@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -102,6 +103,10 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 		return 0, s.failed(err)
 	}
 	defer s.machine.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { s.guard(ctx) })
 	box, err := s.launch(ctx, cfg)
 	if err != nil {
 		return 0, s.failed(s.lost(err))
@@ -112,14 +117,13 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 		return 0, s.failed(err)
 	}
 	defer control.Close()
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	var served sync.WaitGroup
+	defer served.Wait()
 	defer cancel()
 	defer control.Close()
-	wg.Go(func() { s.guard(ctx) })
-	wg.Go(func() { s.mirror(ctx, box) })
-	wg.Go(func() { s.serve(ctx, control) })
-	wg.Go(func() { s.forward(ctx, signals, cfg.Run.TTY) })
+	served.Go(func() { s.mirror(ctx, box) })
+	served.Go(func() { s.serve(ctx, control) })
+	served.Go(func() { s.forward(ctx, signals, cfg.Run.TTY) })
 	if err := s.report(Status{}); err != nil {
 		return 0, err
 	}
@@ -151,13 +155,34 @@ func untilBooted(signals <-chan os.Signal, booted chan error, err *error) (ended
 	}
 }
 
+// How long a guest may take to answer: to set up NICs or send a signal, and to start a container. A busy machine has been seen to be
+// forty times as slow as one at rest, where these take tenths of a second.
+const (
+	answerWait = 30 * time.Second
+	startWait  = 2 * time.Minute
+)
+
+// errNoAnswer ends a call that the guest does not answer.
+var errNoAnswer = errors.New("the guest does not answer")
+
+// within is the context of such a call.
+func within(ctx context.Context, wait time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, wait, fmt.Errorf("%w within %v", errNoAnswer, wait))
+}
+
 // launch gives the guest its NICs and starts the container.
 func (s *shim) launch(ctx context.Context, cfg Start) (*compartment, error) {
+	ctx, cancel := within(ctx, startWait)
+	defer cancel()
 	box, err := openCompartment(s.machine)
 	if err != nil {
 		return nil, err
 	}
-	if err := box.sync(ctx); err != nil {
+	// The compartment may be changing just now, which cuts a list short.
+	for err = box.sync(ctx); errors.Is(err, netlink.ErrDumpInterrupted) && ctx.Err() == nil; {
+		err = box.sync(ctx)
+	}
+	if err != nil {
 		box.close()
 		return nil, fmt.Errorf("give the VM its NICs: %w", err)
 	}
@@ -308,6 +333,7 @@ func forwardSignals(ctx context.Context, g guest, name string, signals <-chan os
 			return
 		case sig := <-signals:
 			n, ok := sig.(syscall.Signal)
+			ctx, cancel := within(ctx, answerWait)
 			switch {
 			case !ok, n == unix.SIGCHLD, n == unix.SIGURG, n == unix.SIGPIPE:
 			case n == unix.SIGWINCH && tty:
@@ -315,6 +341,7 @@ func forwardSignals(ctx context.Context, g guest, name string, signals <-chan os
 			default:
 				_ = g.Call(ctx, proto.OpSignal, proto.Signal{Process: name, Signal: int(n)}, nil)
 			}
+			cancel()
 		}
 	}
 }
@@ -329,17 +356,22 @@ const (
 func (s *shim) mirror(ctx context.Context, box *compartment) {
 	changed := make(chan struct{}, 1)
 	go func() {
-		err := box.watch(ctx, func() {
-			select {
-			case changed <- struct{}{}:
-			default:
+		for ctx.Err() == nil {
+			err := box.watch(ctx, func() {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			})
+			if err != nil {
+				fmt.Fprintln(s.stderr, "bulkhead:", err)
 			}
-		})
-		if err != nil {
-			fmt.Fprintln(s.stderr, "bulkhead:", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(mirrorAgain):
+			}
 		}
 	}()
-	changed <- struct{}{} // what changed before there was somebody to see it
 	said := ""
 	var again <-chan time.Time
 	for {
@@ -354,7 +386,9 @@ func (s *shim) mirror(ctx context.Context, box *compartment) {
 			return
 		case <-time.After(mirrorPause):
 		}
-		err := box.sync(ctx)
+		limited, cancel := within(ctx, answerWait)
+		err := box.sync(limited)
+		cancel()
 		if again = nil; err == nil {
 			said = ""
 			continue

@@ -47,6 +47,7 @@ func TestReaper(t *testing.T) {
 		t.Errorf("it ended with %v", st)
 	}
 	// One that has ended before anybody asked.
+	over := r.launch()
 	pid, err := sh(t, "kill -KILL $$")()
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +66,17 @@ func TestReaper(t *testing.T) {
 	}
 	if len(r.orphans) != maxOrphans || len(r.order) != maxOrphans {
 		t.Errorf("%d orphans are kept", len(r.orphans))
+	}
+	// After it, none: a process that has the number of one would be taken for it.
+	other := r.launch()
+	over()
+	if len(r.orphans) != maxOrphans {
+		t.Error("those of a launch were forgotten during it")
+	}
+	other()
+	r.ended(99, 0)
+	if len(r.orphans) != 0 || len(r.order) != 0 {
+		t.Errorf("%d orphans are kept for nobody", len(r.orphans))
 	}
 }
 
@@ -123,6 +135,29 @@ func TestOutput(t *testing.T) {
 			t.Error("a process that was waited for is still there")
 		}
 	}
+}
+
+// TestOutputEnds holds that what a process left in the background cannot keep its streams open by writing for ever.
+func TestOutputEnds(t *testing.T) {
+	t.Parallel()
+	p := &process{ended: make(chan struct{})}
+	rd, wr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wr.Close()
+	close(p.ended)
+	go func() {
+		for _, err := wr.WriteString("y\n"); err == nil; _, err = wr.WriteString("y\n") {
+		}
+	}()
+	host, guest := net.Pipe()
+	go p.output(guest, rd)
+	_ = host.SetDeadline(time.Now().Add(60 * time.Second))
+	if n, err := io.Copy(io.Discard, host); err != nil || n > 2*pipeMost {
+		t.Errorf("%d bytes were carried: %v", n, err)
+	}
+	_ = rd.Close()
 }
 
 func TestRefusals(t *testing.T) {

@@ -30,10 +30,11 @@ type nics struct {
 	box     *netlink.Handle
 	boxF    int
 	fetched int
+	told    map[string][]proto.Neighbour // by MAC: what the host had us make
 }
 
 func newNICs(pen int) (*nics, error) {
-	n := &nics{}
+	n := &nics{told: map[string][]proto.Neighbour{}}
 	var err error
 	// The families are named, as the kernel need not have all.
 	if n.pen, err = netlink.NewHandleAt(netns.NsHandle(pen), unix.NETLINK_ROUTE); err != nil {
@@ -87,13 +88,15 @@ func makeCompartment() (fd int, err error) {
 // nicWait is how long a NIC that was plugged in may take to show.
 const nicWait = 10 * time.Second
 
+// byMAC finds a NIC by the address that it was made with. The container may have given it another.
 func byMAC(h *netlink.Handle, mac net.HardwareAddr) (netlink.Link, error) {
 	links, err := h.LinkList()
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range links {
-		if bytes.Equal(l.Attrs().HardwareAddr, mac) {
+		a := l.Attrs()
+		if bytes.Equal(a.PermHWAddr, mac) || len(a.PermHWAddr) == 0 && bytes.Equal(a.HardwareAddr, mac) {
 			return l, nil
 		}
 	}
@@ -155,6 +158,7 @@ func (n *nics) remove(c proto.NIC) error {
 	if err != nil {
 		return fmt.Errorf("take NIC down: %w", err)
 	}
+	delete(n.told, c.MAC)
 	l, err := byMAC(n.box, mac)
 	if err != nil || l == nil {
 		return err
@@ -188,7 +192,7 @@ func (n *nics) configure(l netlink.Link, c proto.NIC) error {
 	if err := n.box.LinkSetUp(l); err != nil {
 		return err
 	}
-	return errors.Join(n.addresses(l, c.Addresses), n.routes(l, c.Routes), n.neighbours(l, c.Neighbours))
+	return errors.Join(n.addresses(l, c.Addresses), n.routes(l, c.Routes), n.neighbours(l, c))
 }
 
 func (n *nics) addresses(l netlink.Link, want []proto.Address) error {
@@ -230,7 +234,10 @@ func (n *nics) addresses(l netlink.Link, want []proto.Address) error {
 
 // routes replaces those with the mark of the host's, beside which there are the kernel's and what the container made.
 func (n *nics) routes(l netlink.Link, want []proto.Route) error {
-	const ours = 98
+	const (
+		ours      = 98
+		ip6Metric = 1024 // the kernel's word for none
+	)
 	index := l.Attrs().Index
 	have, err := n.box.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: index, Protocol: ours}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
@@ -253,7 +260,7 @@ func (n *nics) routes(l netlink.Link, want []proto.Route) error {
 		if err := n.box.RouteReplace(r); err != nil {
 			errs = append(errs, fmt.Errorf("add route %s: %w", w.Dst, err))
 		}
-		keep[w.Dst.String()+w.Via.String()] = true
+		keep[fmt.Sprint(w.Dst, w.Via, w.Metric)] = true
 	}
 	for _, h := range have {
 		dst, ok := prefixOf(h.Dst)
@@ -264,16 +271,32 @@ func (n *nics) routes(l netlink.Link, want []proto.Route) error {
 			}
 		}
 		via, _ := netip.AddrFromSlice(h.Gw)
-		if !keep[dst.String()+via.Unmap().String()] {
-			errs = append(errs, n.box.RouteDel(&h))
+		metric := h.Priority
+		if dst.Addr().Is6() && metric == ip6Metric && !keep[fmt.Sprint(dst, via.Unmap(), metric)] {
+			metric = 0
+		}
+		if !keep[fmt.Sprint(dst, via.Unmap(), metric)] {
+			if err := n.box.RouteDel(&h); err != nil && !errors.Is(err, unix.ESRCH) { // it was replaced, or is gone with its address
+				errs = append(errs, fmt.Errorf("remove route %s: %w", dst, err))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (n *nics) neighbours(l netlink.Link, want []proto.Neighbour) error {
+// neighbours makes what the host wants, and takes away what it wanted before: others are the container's own.
+func (n *nics) neighbours(l netlink.Link, c proto.NIC) error {
 	var errs []error
-	for _, w := range want {
+	for _, old := range n.told[c.MAC] {
+		if !slices.ContainsFunc(c.Neighbours, func(w proto.Neighbour) bool { return w.Addr == old.Addr }) {
+			err := n.box.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: old.Addr.AsSlice()})
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("remove neighbour %s: %w", old.Addr, err))
+			}
+		}
+	}
+	n.told[c.MAC] = c.Neighbours
+	for _, w := range c.Neighbours {
 		mac, err := net.ParseMAC(w.MAC)
 		if err == nil {
 			err = n.box.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, State: netlink.NUD_PERMANENT, IP: w.Addr.AsSlice(), HardwareAddr: mac})

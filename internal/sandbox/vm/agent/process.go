@@ -199,6 +199,7 @@ func (ps *processes) launch(name string, tty, stdin bool, size proto.Size, args 
 		defer console.Close()
 		files.console = []string{"--console-socket", path}
 	}
+	defer ps.reaper.launch()()
 	argv := append([]string{RuntimePath, "--root", runtimeRoot, "--log", files.log, "--log-format", "json"}, args(files)...)
 	ends, err := ps.start(func() (int, error) {
 		return syscall.ForkExec(RuntimePath, argv, &syscall.ProcAttr{
@@ -243,8 +244,13 @@ func (t *theirs) close() {
 	}
 }
 
-func (p *process) streams(tty, stdin bool) (*theirs, error) {
+func (p *process) streams(tty, stdin bool) (_ *theirs, err error) {
 	t := &theirs{}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -256,6 +262,7 @@ func (p *process) streams(tty, stdin bool) (*theirs, error) {
 	t.files[0] = null
 	if stdin {
 		_ = null.Close()
+		t.files[0] = nil
 		if t.files[0], p.stdin, err = os.Pipe(); err != nil {
 			return nil, err
 		}
@@ -416,7 +423,11 @@ func (p *process) input(c net.Conn) {
 }
 
 // drained is how long the output of a process that has ended is waited for: what it left behind in the background may hold its pipes.
-const drained = 200 * time.Millisecond
+// It may write to them for ever, so no more is carried after the end than a pipe can have held at it.
+const (
+	drained  = 200 * time.Millisecond
+	pipeMost = 1 << 20
+)
 
 func (p *process) output(c net.Conn, from *os.File) {
 	defer c.Close()
@@ -430,7 +441,7 @@ func (p *process) output(c net.Conn, from *os.File) {
 		}
 	}()
 	buf := make([]byte, 32<<10)
-	for {
+	for after := 0; after < pipeMost; {
 		n, err := from.Read(buf)
 		if n > 0 {
 			if _, werr := c.Write(buf[:n]); werr != nil {
@@ -438,6 +449,7 @@ func (p *process) output(c net.Conn, from *os.File) {
 			}
 			select {
 			case <-p.ended:
+				after += n
 				_ = from.SetReadDeadline(time.Now().Add(drained))
 			default:
 			}

@@ -14,9 +14,11 @@ import (
 type reaper struct {
 	mu      sync.Mutex
 	waiting map[int]chan unix.WaitStatus
-	// orphans ended before anybody asked for them: the first process of a container may, before its runtime has told its number.
-	orphans map[int]unix.WaitStatus
-	order   []int
+	// orphans ended before anybody asked for them: the first process of a container may, before its runtime has told its number. They
+	// are kept for as long as a launch is under way, since numbers are used again.
+	orphans  map[int]unix.WaitStatus
+	order    []int
+	launches int
 }
 
 const maxOrphans = 1024
@@ -57,12 +59,30 @@ func (r *reaper) ended(pid int, st unix.WaitStatus) {
 		ch <- st
 		return
 	}
+	if r.launches == 0 {
+		return
+	}
 	if len(r.order) == maxOrphans {
 		delete(r.orphans, r.order[0])
 		r.order = r.order[1:]
 	}
 	r.orphans[pid] = st
 	r.order = append(r.order, pid)
+}
+
+// launch begins a time in which a process may have to be adopted that has ended before.
+func (r *reaper) launch() (over func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.launches++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.launches--; r.launches == 0 {
+			clear(r.orphans)
+			r.order = nil
+		}
+	}
 }
 
 // start starts a process and tells its end.

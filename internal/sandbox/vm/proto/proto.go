@@ -5,7 +5,7 @@
 // and only for requests that say so (Stdio). A stream's end is the end of what it carries.
 //
 // The host does not trust the guest: whoever runs in the VM may have taken its kernel. A frame is bounded before it is read, a
-// call ends when its caller's patience does, and a guest that opens a stream is not spoken with any more.
+// call ends when its caller's patience does, and a guest that opens a stream or has us answer pings is not spoken with any more.
 package proto
 
 import (
@@ -16,8 +16,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/yamux"
 )
@@ -107,24 +110,19 @@ func config() *yamux.Config {
 const maxOpen = 256
 
 // Client is the host's side.
-type Client struct{ session *yamux.Session }
+type Client struct {
+	session *yamux.Session
+	guard   *guard
+}
 
 // NewClient speaks over a connection, which it owns from now on.
 func NewClient(conn io.ReadWriteCloser) (*Client, error) {
-	s, err := yamux.Client(conn, config())
+	g := &guard{ReadWriteCloser: conn}
+	s, err := yamux.Client(g, config())
 	if err != nil {
 		return nil, fmt.Errorf("speak with the guest: %w", err)
 	}
-	c := &Client{session: s}
-	go c.refuse()
-	return c, nil
-}
-
-// refuse ends the session when the guest opens a stream, which ours never does: each would have a buffer of the host's.
-func (c *Client) refuse() {
-	if _, err := c.session.Accept(); err == nil {
-		_ = c.session.Close()
-	}
+	return &Client{session: s, guard: g}, nil
 }
 
 // Done is closed when the guest is not there any more.
@@ -146,7 +144,7 @@ func (c *Client) Call(ctx context.Context, op string, in, out any) error {
 func (c *Client) Stream(ctx context.Context, op string, in, out any) (net.Conn, error) {
 	s, err := c.open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("ask the guest for %s: %w", op, err)
+		return nil, fmt.Errorf("ask the guest for %s: %w", op, c.guard.reason(err))
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
 	err = ask(s, op, in, out)
@@ -158,7 +156,7 @@ func (c *Client) Stream(ctx context.Context, op string, in, out any) (net.Conn, 
 		if said, ok := errors.AsType[*Error](err); ok {
 			return nil, said
 		}
-		return nil, fmt.Errorf("ask the guest for %s: %w", op, err)
+		return nil, fmt.Errorf("ask the guest for %s: %w", op, c.guard.reason(err))
 	}
 	return s, nil
 }
@@ -204,7 +202,7 @@ func ask(s net.Conn, op string, in, out any) error {
 		return err
 	}
 	if a.Error != "" {
-		return &Error{Message: a.Error[:min(len(a.Error), maxMessage)]}
+		return &Error{Message: printable(a.Error[:min(len(a.Error), maxMessage)])}
 	}
 	if out == nil {
 		return nil
@@ -213,6 +211,16 @@ func ask(s net.Conn, op string, in, out any) error {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return nil
+}
+
+// printable is what of a guest's text may reach a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // Handler answers requests in the guest. After the answer, carry is called with the stream if it is not nil, which it has to close.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -186,6 +187,19 @@ func TestHostileGuest(t *testing.T) {
 				_, _ = s.Open()
 			}
 		},
+		// Each would be a goroutine of the host's that waits for the guest to read.
+		"pings": func(c net.Conn) {
+			for ping := bytes.Repeat([]byte{0, typePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 0}, 1000); ; {
+				if _, err := c.Write(ping); err != nil {
+					return
+				}
+			}
+		},
+		"pings a byte at a time": func(c net.Conn) {
+			for _, b := range []byte{0, typePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 0} {
+				_, _ = c.Write([]byte{b})
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -196,12 +210,47 @@ func TestHostileGuest(t *testing.T) {
 			case <-time.After(30 * time.Second):
 				t.Fatal("the host goes on speaking with it")
 			}
-			if err := c.Call(t.Context(), OpHello, nil, nil); err == nil {
+			err := c.Call(t.Context(), OpHello, nil, nil)
+			if err == nil {
 				t.Error("a call was answered")
+			}
+			if want := map[string]error{"opens a stream": ErrStream, "pings": ErrPing, "pings a byte at a time": ErrPing}[name]; !errors.Is(err, want) && want != nil {
+				t.Errorf("it is said that %v, not that %v", err, want)
 			}
 		})
 	}
 }
+
+// TestGuard holds that it sees frames for what they are, however they are cut, and lets an agent's through.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	data := append([]byte{0, typeData, 0, 2, 0, 0, 0, 1, 0, 0, 0, 16}, "\x00\x02\x00\x01 no ping ..."...)
+	window := []byte{0, 1, 0, 2, 0, 0, 0, 1, 0, 0, 1, 0} // an acknowledgement, whose length is no body
+	good := slices.Concat(data, window, data, []byte{0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, window)
+	for _, step := range []int{1, 2, 5, 12, 13, 26, len(good)} {
+		for name, tc := range map[string]struct {
+			tail []byte
+			want error
+		}{"good": {nil, io.EOF}, "ping": {[]byte{0, typePing, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, ErrPing}, "stream": {[]byte{0, 1, 0, flagSYN, 0, 0, 0, 2, 0, 0, 0, 0}, ErrStream}} {
+			g := &guard{ReadWriteCloser: rwc{bytes.NewReader(slices.Concat(good, tc.tail))}}
+			buf := make([]byte, step)
+			total, err := 0, error(nil)
+			for err == nil {
+				var n int
+				n, err = g.Read(buf)
+				total += n
+			}
+			if !errors.Is(err, tc.want) || tc.tail == nil && total != len(good) {
+				t.Errorf("%s in steps of %d: %d bytes, %v", name, step, total, err)
+			}
+		}
+	}
+}
+
+type rwc struct{ io.Reader }
+
+func (rwc) Write(p []byte) (int, error) { return len(p), nil }
+func (rwc) Close() error                { return nil }
 
 // TestHostileAnswers are malformed ones, to a call.
 func TestHostileAnswers(t *testing.T) {
@@ -210,15 +259,17 @@ func TestHostileAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const rude = `{"error":"\u001b[2J\u0007no\n"}`
 	for name, tc := range map[string]struct {
 		says []byte
 		want error
 	}{
-		"too large":    {frame(MaxFrame+1, ""), ErrTooLarge},
-		"no JSON":      {frame(1, "{"), ErrMalformed},
-		"another type": {frame(13, `{"body":"no"}`), ErrMalformed},
-		"none":         {nil, io.EOF},
-		"long":         {frame(uint32(len(long)), string(long)), nil},
+		"too large":     {frame(MaxFrame+1, ""), ErrTooLarge},
+		"no JSON":       {frame(1, "{"), ErrMalformed},
+		"another type":  {frame(13, `{"body":"no"}`), ErrMalformed},
+		"none":          {nil, io.EOF},
+		"long":          {frame(uint32(len(long)), string(long)), nil},
+		"for terminals": {frame(uint32(len(rude)), rude), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -243,8 +294,12 @@ func TestHostileAnswers(t *testing.T) {
 			if tc.want != nil && !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
-			if said, ok := errors.AsType[*Error](err); tc.want == nil && (!ok || len(said.Message) != maxMessage) {
+			said, ok := errors.AsType[*Error](err)
+			if name == "long" && (!ok || len(said.Message) != maxMessage) {
 				t.Errorf("a long message came as %.100v", err)
+			}
+			if name == "for terminals" && (!ok || said.Message != " [2J no ") {
+				t.Errorf("what a terminal obeys came as %q", err)
 			}
 		})
 	}
