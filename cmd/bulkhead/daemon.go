@@ -58,6 +58,7 @@ type daemonConfig struct {
 	leaseWait, probe         time.Duration
 	vmKernel, vmAgent        string
 	vmAccel                  string
+	isolation                string
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -97,6 +98,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.certs, "certs", "/etc/bulkhead/certs", "directory with ca.pem, cert.pem and key.pem, for --listen")
 	f.DurationVar(&c.leaseWait, "lease-wait", engine.DefaultLeaseWait, "how long a container's start waits for addresses by DHCP or from routers")
 	f.DurationVar(&c.probe, "probe", engine.DefaultProbe, "how long a LAN is asked whether somebody has a container's static address, before the container gets it; 0 to not ask")
+	f.StringVar(&c.isolation, "isolation", "process", "what keeps containers apart that do not say it: process, or vm for a kernel of their own")
 	f.StringVar(&c.vmKernel, "vm-kernel", "", "DIR: where the kernel of VMs is, as DIR/boot/vmlinuz-* and DIR/lib/modules (default /, which has Debian's linux-image-cloud-amd64 when it is installed)")
 	f.StringVar(&c.vmAgent, "vm-agent", "", "FILE: the first process of VMs (default bulkhead-agent beside this program, or in ../lib/bulkhead)")
 	f.StringVar(&c.vmAccel, "vm-accel", vm.AccelAuto, "what runs VMs: auto, kvm or tcg; auto takes KVM where it is of use, and emulation elsewhere")
@@ -272,6 +274,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Capture:   capturer(p.dev),
 		Promise:   p.dev.Promise,
 		Reach:     p.dev,
+		Isolation: c.isolation,
 		Netns:     p.dev.Identify,
 		Moved:     p.dev.Moved,
 		Ports:     p.filter.Reservations(),

@@ -33,6 +33,9 @@ func (c *daemonConfig) check() error {
 			return fmt.Errorf("%s %q: give an absolute path", f.flag, f.path)
 		}
 	}
+	if c.isolation != "process" && c.isolation != "vm" {
+		return fmt.Errorf("--isolation %q: use process or vm", c.isolation)
+	}
 	switch c.vmAccel {
 	case vm.AccelAuto, vm.AccelKVM, vm.AccelTCG:
 	default:

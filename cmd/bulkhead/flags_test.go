@@ -31,9 +31,11 @@ func TestDaemonSettings(t *testing.T) {
 		"relative agent":  {func(c *daemonConfig) { c.vmAgent = "agent" }, `--vm-agent "agent"`},
 		"VMs by KVM":      {func(c *daemonConfig) { c.vmAccel = "kvm" }, ""},
 		"VMs by magic":    {func(c *daemonConfig) { c.vmAccel = "magic" }, `--vm-accel "magic"`},
+		"VMs for all":     {func(c *daemonConfig) { c.isolation = "vm" }, ""},
+		"a jail":          {func(c *daemonConfig) { c.isolation = "jail" }, `--isolation "jail"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto"}
+			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto", isolation: "process"}
 			tc.change(&c)
 			err := c.check()
 			if tc.want == "" {

@@ -192,6 +192,9 @@ func (e *Engine) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.
 
 // createContainer makes a container; also is part of the change.
 func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, also func(*txn, *containerRow) error) (api.ContainerCreated, error) {
+	if spec.Isolation == "" && !strings.HasPrefix(spec.NetworkMode, "container:") { // who shares a compartment is no VM
+		spec.Isolation = e.opt.Isolation
+	}
 	if err := checkSpec(&spec); err != nil {
 		return api.ContainerCreated{}, err
 	}

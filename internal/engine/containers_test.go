@@ -135,6 +135,23 @@ func TestCreateContainerRefuses(t *testing.T) {
 	}
 }
 
+// A container that says nothing of its isolation has that of the host, but for one that shares another's compartment.
+func TestDefaultIsolation(t *testing.T) {
+	run(t, func(e *env) {
+		e.started("plain", []string{"run"})
+		e.e.opt.Isolation = "vm"
+		e.started("own", []string{"run"})
+		e.started("said", []string{"run"}, func(s *api.ContainerSpec) { s.Isolation = "process" })
+		e.started("beside", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode = "container:plain" })
+		for name, want := range map[string]string{"plain": "process", "own": "vm", "said": "process", "beside": "process"} {
+			c, err := e.e.Container(name)
+			if e.ok(err); c.Spec.Isolation != want {
+				e.t.Errorf("%s: %s, want %s", name, c.Spec.Isolation, want)
+			}
+		}
+	})
+}
+
 // What happens inside a compartment does not happen to the traffic of a VM: nobody shares it, and no side-car is put into it.
 func TestCompartmentOfAVM(t *testing.T) {
 	run(t, func(e *env) {

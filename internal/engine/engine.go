@@ -138,6 +138,8 @@ type Options struct {
 	// Promise gives the ID of an endpoint that a compartment is kept ready for, which is to be given back when that does not come to be. Nil,
 	// or none: any other will do, and takes longer.
 	Promise func() (id hcn.GUID, giveBack func())
+	// Isolation of containers that say none; "": process.
+	Isolation string
 	// Reach asks who can be reached; nil where nobody can be asked.
 	Reach Reach
 	// Netns is the number of the network namespace at a path, which is refused unless it is one that endpoints may be put into,

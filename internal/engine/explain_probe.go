@@ -49,6 +49,9 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	case way.NoProbe != "":
 		return &api.ExplainProbe{Agrees: true, Text: way.NoProbe}, nil
 	case q.From.Kind == plan.PartyPorts:
+		if name := e.vmBehind(q.From.Ports[0]); name != "" {
+			return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: " + name + " runs in a VM, which gets the answers: try from inside, with bulkhead exec " + name}, nil
+		}
 		s.path = q.From.Ports[0].VNIC.Namespace
 	}
 	var p api.ExplainProbe
@@ -77,6 +80,22 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	}
 	p.Agrees = !p.Sent || !known || p.Arrived == way.Reachable || way.Outside && !p.Arrived
 	return &p, verdicts
+}
+
+// vmBehind is the name of the container in a VM that a port's vNIC belongs to; "" without one.
+func (e *Engine) vmBehind(p *plan.Port) string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	ep := e.st.endpoints[p.Endpoint]
+	if ep == nil || e.st.namespaces[ep.Doc.HostComputeNamespace] == nil {
+		return ""
+	}
+	for _, id := range e.st.namespaces[ep.Doc.HostComputeNamespace].Containers {
+		if c := e.st.containers[id]; c != nil && c.Doc.Spec.Isolation == isolationVM {
+			return c.Doc.Name
+		}
+	}
+	return ""
 }
 
 // trace begins to trace a packet that is sent next.

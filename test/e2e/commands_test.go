@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,10 +23,17 @@ import (
 )
 
 // limit bounds every command, and patience every wait for a condition.
-const (
-	limit    = 40 * time.Second
-	patience = 40 * time.Second
-)
+var limit, patience = waits() //nolint:gochecknoglobals // set once
+
+func waits() (limit, patience time.Duration) {
+	if os.Getenv(isolationEnv) != "" { // an emulated kernel boots first, and several at a time
+		return 3 * time.Minute, 3 * time.Minute
+	}
+	return 40 * time.Second, 40 * time.Second
+}
+
+// isolationEnv has daemons told what keeps containers apart, for stories that hold with either: make e2e with it set to vm.
+const isolationEnv = "BULKHEAD_E2E_ISOLATION"
 
 type command = func(ts *testscript.TestScript, neg bool, args []string)
 
@@ -323,6 +331,9 @@ func (w *world) startDaemon(ts *testscript.TestScript, args []string) error {
 			continue
 		}
 		words = append(words, a)
+	}
+	if isolation := os.Getenv(isolationEnv); isolation != "" && !slices.Contains(words, "--vm-kernel") {
+		words = append(words, "--isolation", isolation, "--vm-kernel", ts.Getenv("VMKERNEL"), "--vm-agent", filepath.Join(made.dir, "bulkhead-agent"), "--vm-accel", "tcg")
 	}
 	c := w.prepare(context.WithoutCancel(w.t.Context()), ts, words)
 	c.Env = append(c.Env, env...)

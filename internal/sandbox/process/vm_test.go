@@ -49,6 +49,33 @@ func TestVMRefuses(t *testing.T) {
 	}
 }
 
+// TestRefreshEtcRefuses holds that what somebody has put in the place of the daemon's files is not read, nor written to.
+func TestRefreshEtcRefuses(t *testing.T) {
+	t.Parallel()
+	r := &Runtime{runDir: t.TempDir()}
+	cfg := api.SandboxConfig{ID: strings.Repeat("d", 64), Hosts: "127.0.0.1 localhost\n", ResolvConf: "nameserver 192.0.2.1\n", Hostname: "h"}
+	etc := filepath.Join(r.bundle(cfg.ID), etcDir)
+	must(t, os.MkdirAll(etc, 0o700))
+	must(t, r.writeEtc(cfg))
+	must(t, r.RefreshEtc(cfg.ID, "127.0.0.2 new\n", cfg.ResolvConf))
+	hosts := filepath.Join(etc, "hosts")
+	elsewhere := filepath.Join(t.TempDir(), "shadow")
+	must(t, os.WriteFile(elsewhere, []byte("127.0.0.2 new\n"), 0o600)) // which it would take for its own
+	for name, put := range map[string]func() error{
+		"a link": func() error { return os.Symlink(elsewhere, hosts) },
+		"a pipe": func() error { return unix.Mkfifo(hosts, 0o600) },
+	} {
+		must(t, os.Remove(hosts))
+		must(t, put())
+		if err := r.RefreshEtc(cfg.ID, "127.0.0.3 newer\n", cfg.ResolvConf); err == nil {
+			t.Errorf("%s was taken for the file", name)
+		}
+	}
+	if text, err := os.ReadFile(elsewhere); err != nil || string(text) != "127.0.0.2 new\n" {
+		t.Errorf("a file elsewhere holds %q now (%v)", text, err)
+	}
+}
+
 // TestVMFiles holds what the daemon takes from files that the shim has written, or a guest that broke out of its VM.
 func TestVMFiles(t *testing.T) {
 	t.Parallel()
