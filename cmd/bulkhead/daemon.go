@@ -290,6 +290,9 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Step:      crashStep(os.Getenv(crashEnv)),
 		Log:       log,
 	})
+	if err == nil {
+		p.cluster.Recall()
+	}
 	return err
 }
 

@@ -66,7 +66,8 @@ type Host struct {
 	// owed: the engine could not keep this host's blocks.
 	owed     bool
 	keeper   keeper
-	informed bool // the agent has told what there is
+	informed bool // it is known what there is
+	recalled bool // and that from the last daemon alone, whose agent's place none has taken yet
 }
 
 // Open reads the host's membership. The engine, which needs the Host itself, is asked for when it is needed first. Secure says how it is
@@ -75,6 +76,7 @@ func Open(opt overlay.Options, e func() Engine, facts func(context.Context) (pla
 	h := &Host{engine: e, facts: facts, log: opt.Log, wake: make(chan struct{}, 1), keeper: keeper{status: secure}}
 	opt.Changed, opt.Probe, opt.Answer = h.Changed, h.probe, h.answer
 	var err error
+	h.forget()
 	h.member, err = overlay.Open(opt)
 	return h, err
 }
@@ -95,7 +97,6 @@ func (h *Host) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.member.Run(ctx) })
 	defer wg.Wait()
-	h.forget()
 	again := time.NewTicker(retryNetworks)
 	defer again.Stop()
 	keys := time.NewTicker(keysEvery)
@@ -155,7 +156,7 @@ func (h *Host) take(ctx context.Context) {
 	if a == nil && h.member.Joined() { // it could not start again: what it told still holds
 		return
 	}
-	if a != h.from {
+	if a != h.from || h.recalled {
 		h.leftOrJoined(ctx, a)
 	}
 	if a == nil {
@@ -166,19 +167,45 @@ func (h *Host) take(ctx context.Context) {
 	}
 }
 
+// Recall tells the engine what the last daemon knew of other hosts, before the loop compares anything: without it, and while etcd is away,
+// what goes to them would be taken for nobody's. Networks and blocks are in the engine's own store. It is called before Run.
+func (h *Host) Recall() {
+	u, ok := h.member.Recall()
+	if !ok {
+		return
+	}
+	h.recalled = true
+	h.note(u)
+	h.tell(h.member.Addrs(), u)
+	h.tellBalancers(u.Balancers)
+	h.log.Info("what was known of the cluster is so until etcd has been read", "hosts", len(h.hosts), "endpoints", len(h.told))
+}
+
 // follow carries what an agent tells to the engine.
 func (h *Host) follow(ctx context.Context, a *overlay.Agent, u overlay.Update) {
+	h.note(u)
+	if !u.Recalled {
+		h.set(ctx, a, u)
+	}
+	h.tell(a.Self().Addrs, u)
+	h.tellBalancers(u.Balancers)
+}
+
+// note keeps what is told of networks and hosts.
+func (h *Host) note(u overlay.Update) {
 	follow(h.nets, u.Networks)
 	follow(h.hosts, u.Hosts)
 	h.informed = true
+}
+
+// set has the engine's networks and blocks follow.
+func (h *Host) set(ctx context.Context, a *overlay.Agent, u overlay.Update) {
 	if u.First || len(u.Networks) > 0 {
 		h.setNetworks(ctx)
 	}
 	if u.Blocks != nil || len(u.Networks) > 0 {
 		h.setBlocks(a)
 	}
-	h.tell(a, u)
-	h.tellBalancers(u.Balancers)
 }
 
 // follow brings a copy up to date; nil is gone.
@@ -192,6 +219,12 @@ func follow[T any](have, now map[hcn.GUID]*T) {
 
 // leftOrJoined takes back what another membership told.
 func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
+	had, goesOn := h.from != nil || h.recalled, h.recalled && a != nil && a.GoesOn()
+	if h.recalled = false; goesOn {
+		h.from = a
+		h.publishAgain(a)
+		return
+	}
 	var gone []hcn.GUID
 	for k := range h.told {
 		gone = append(gone, k.ID)
@@ -200,7 +233,6 @@ func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
 	if len(h.spread) > 0 {
 		h.engine().ChangeClusterBalancers(nil, slices.Collect(maps.Keys(h.spread)))
 	}
-	had := h.from != nil
 	h.forget()
 	h.from = a
 	if a == nil {
@@ -209,10 +241,15 @@ func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
 		}
 		return
 	}
+	h.publishAgain(a)
+}
+
+// publishAgain tells an agent what the engine has said last.
+func (h *Host) publishAgain(a *overlay.Agent) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	a.Publish(h.published)
 	a.PublishBalancers(h.balancers)
-	h.mu.Unlock()
 }
 
 // Complete adds to what is known of this host what the ways to the others carry. A nil Host knows nothing, as the daemon begins.
@@ -249,9 +286,9 @@ func (h *Host) setNetworks(ctx context.Context) {
 	h.mu.Unlock()
 }
 
-// tell names endpoints on other hosts to the engine. Tunnels end at an address of the family of this host's first.
-func (h *Host) tell(a *overlay.Agent, u overlay.Update) {
-	v4 := a.Self().Addrs[0].Is4()
+// tell names endpoints on other hosts to the engine. Tunnels end at an address of the family of this host's first, of addrs.
+func (h *Host) tell(addrs []netip.Addr, u overlay.Update) {
+	v4 := addrs[0].Is4()
 	var set []plan.Remote
 	var gone []hcn.GUID
 	for k, ep := range u.Endpoints {

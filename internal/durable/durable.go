@@ -4,6 +4,7 @@ package durable
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,20 +18,27 @@ func IsTemporary(name string) bool { return strings.HasPrefix(name, temporary) }
 
 // WriteFile replaces a file, which its owner alone may read and write.
 func WriteFile(path string, data []byte) error {
-	if err := write(path, data); err != nil {
+	return Write(path, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// Write does so with what fill writes, piece by piece.
+func Write(path string, fill func(w io.Writer) error) error {
+	if err := write(path, fill); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
 
-func write(path string, data []byte) error {
+func write(path string, fill func(w io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), temporary)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // it is not there any more when all went well
-	_, err = f.Write(data)
-	if err == nil {
+	if err = fill(f); err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

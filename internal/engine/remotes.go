@@ -9,7 +9,8 @@ import (
 )
 
 // Endpoints on other hosts are known from documents, which are stored like any, or told by a control plane. What is told is
-// kept in memory only: its source tells it again after a restart. Until then the data path does without, from the first comparison on.
+// kept in memory only: its source tells it again after a restart, before Run if it can. What it has not told then, the data path does
+// without from the first comparison on.
 
 // ReplaceRemotes makes what a source tells of a network exactly these endpoints. It does not wait for the data path.
 func (e *Engine) ReplaceRemotes(source string, network hcn.GUID, all []plan.Remote) {

@@ -39,6 +39,10 @@ type Config struct {
 	Measured func(found []PathFound) (held int)
 	// Answer answers questions of other hosts; nil: this host answers none.
 	Answer Answerer
+	// Memory is a file that keeps what is known of the cluster for the next agent, Boot the run of the host; "": nothing is kept.
+	Memory string
+	// known is what was read from there, nil: nothing.
+	known *cache
 	// Changed is called, without locks, when Take has something new; it must not block.
 	Changed func()
 	// Seen is called with the revision of each batch of events as it is taken in; for measurements.
@@ -56,11 +60,13 @@ type Agent struct {
 	mu     sync.Mutex
 	cache  *cache
 	synced bool
-	moved  chan struct{} // closed and replaced when the cache has moved on
-	checks chan struct{} // the same, when a check of the underlay has
-	self   Host
-	rereg  bool             // the host's own record has changed
-	lease  clientv3.LeaseID // 0 without one
+	// recalled: until it is synced, the cache has what the last agent knew.
+	recalled bool
+	moved    chan struct{} // closed and replaced when the cache has moved on
+	checks   chan struct{} // the same, when a check of the underlay has
+	self     Host
+	rereg    bool             // the host's own record has changed
+	lease    clientv3.LeaseID // 0 without one
 
 	want        map[pair]wanted
 	pub         map[pair]published
@@ -77,7 +83,8 @@ type Agent struct {
 
 	session, watching error // why there is none just now
 
-	wake chan struct{}
+	wake    chan struct{}
+	unsaved chan struct{} // has something while the file lacks what is in the cache
 }
 
 // wanted is an endpoint that should be published.
@@ -111,10 +118,14 @@ func New(cfg Config) *Agent {
 		cfg.Seen = func(int64) {}
 	}
 	k := keys{cfg.Prefix}
+	known := cfg.known
+	if known == nil {
+		known = newCache(k, cfg.Host.ID)
+	}
 	cfg.Host.Schema = Schema
 	cfg.Host.Session = string(hcn.NewGUID())
 	return &Agent{
-		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: newCache(k, cfg.Host.ID), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
+		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: known, recalled: cfg.known != nil, unsaved: make(chan struct{}, 1), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
 		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
 		own: newOwnBalancers(), waiting: map[hcn.GUID]chan answer{}, asked: make(chan asked, mostAsked), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
@@ -153,6 +164,9 @@ func (a *Agent) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.again(ctx, "lease", &a.session, a.hold) })
 	wg.Go(func() { a.again(ctx, "watch", &a.watching, a.watch) })
+	if a.cfg.Memory != "" {
+		wg.Go(func() { a.remember(ctx) })
+	}
 	if a.cfg.Probe != nil {
 		wg.Go(func() { a.answerChecks(ctx) })
 	}
@@ -242,8 +256,10 @@ func (a *Agent) kick() {
 
 // Update is what changed since it was asked for last, as it is now. Entries are not to be changed.
 type Update struct {
-	// First: it is all that there is. What was known from before and is not in it is gone.
+	// First: with it all is told that there is. What was known from before and was not told is gone.
 	First bool
+	// Recalled: it is what the last agent knew, and etcd has not been asked yet. Nothing is to be taken away for it.
+	Recalled bool
 	// Networks, Hosts and Endpoints by ID; nil is gone. Endpoints are those of other hosts.
 	Networks  map[hcn.GUID]*Network
 	Hosts     map[hcn.GUID]*Host
@@ -258,53 +274,26 @@ type Update struct {
 type EndpointKey struct{ Network, ID hcn.GUID }
 
 // Take gives what changed since the last call, and false while there is nothing to take: before the first snapshot,
-// nothing is known, which does not mean that there is nothing.
+// nothing is known but what was recalled, which does not mean that there is nothing.
 func (a *Agent) Take() (Update, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.synced || a.taken && a.cache.dirty.empty() {
+	first := a.synced && !a.taken
+	if !a.synced && !a.recalled || !first && a.cache.dirty.empty() {
 		return Update{}, false
 	}
-	d := a.cache.take()
-	u := Update{
-		First:    !a.taken,
-		Networks: make(map[hcn.GUID]*Network, len(d.networks)), Hosts: make(map[hcn.GUID]*Host, len(d.hosts)),
-		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)), Balancers: make(map[BalancerKey]*Balancer, len(d.balancers)),
-	}
-	for id := range d.networks {
-		u.Networks[id] = nil
-		if it, _ := a.cache.network(id); it != nil {
-			n := it.v
-			n.Revision = it.rev
-			u.Networks[id] = &n
-		}
-	}
-	for id := range d.hosts {
-		u.Hosts[id] = nil
-		if it := a.cache.hosts[id]; it != nil {
-			u.Hosts[id] = &it.v
-		}
-	}
-	for at := range d.endpoints {
-		it, _ := a.cache.endpoint(at.network, at.host)
-		key := EndpointKey{at.network, at.host}
-		u.Endpoints[key] = nil
-		if it != nil && it.v.Host != a.self.ID {
-			u.Endpoints[key] = &it.v
-		}
-	}
-	for k := range d.balancers {
-		u.Balancers[k] = nil
-		if it := a.cache.balancers.all[k]; it != nil && k.Host != a.self.ID && a.cache.balancerCounts(it) == nil {
-			u.Balancers[k] = &it.v
-		}
-	}
-	if d.blocks || u.First {
+	blocks := a.cache.dirty.blocks
+	u := a.cache.changes()
+	u.First, u.Recalled = first, !a.synced
+	if a.synced && (blocks || first) {
 		u.Blocks = a.blocks()
 	}
-	a.taken = true
+	a.taken = a.synced
 	return u, true
 }
+
+// GoesOn tells that the agent knew what the last one did as it began.
+func (a *Agent) GoesOn() bool { return a.cfg.known != nil }
 
 // Status is how it is with the cluster, seen from here.
 type Status struct {

@@ -83,7 +83,7 @@ func TestCluster(t *testing.T) {
 func TestReturn(t *testing.T) {
 	s := startEtcd(t, 1)
 	s.found()
-	a, b := s.host(1), s.host(2)
+	a, b := s.host(1), s.host(2, remembers(t))
 	a.connected()
 	b.connected()
 	n := a.network("blue", "10.77.0.0/20")
@@ -110,8 +110,28 @@ func TestReturn(t *testing.T) {
 		t.Errorf("the endpoint was written again: %v, before %v", after.Kvs, before.Kvs)
 	}
 
+	// One that starts while it cannot ask knows what its last agent did. What ended meanwhile goes when it can.
+	b.stop()
+	b.link.Cut()
+	b.start(s, "boot 2")
+	if b.take(); b.fact(n.ID, id) == nil || b.nets[n.ID] == nil || b.hosts[a.id] == nil || b.firsts != 0 {
+		t.Errorf("it has forgotten: %v %v %v, told %d times that this is all", b.facts, b.nets, b.hosts, b.firsts)
+	}
 	a.stop()
+	eventually(t, "its lease ends", func() bool {
+		res, err := s.dial().Get(t.Context(), a.keys.host(a.id))
+		return err == nil && len(res.Kvs) == 0
+	})
+	if b.take(); b.fact(n.ID, id) == nil {
+		t.Error("who cannot ask has heard of it")
+	}
+	b.link.Heal()
 	eventually(t, "its names are gone", func() bool { return b.fact(n.ID, id) == nil })
+	b.connected()
+	if b.mu.Lock(); b.nets[n.ID] == nil || b.hosts[a.id] != nil || b.firsts != 1 {
+		t.Errorf("after: %v %v, told %d times that this is all", b.nets, b.hosts, b.firsts)
+	}
+	b.mu.Unlock()
 	a.start(s, "boot 2")
 	a.Publish(eps)
 	eventually(t, "it is back", func() bool { return b.fact(n.ID, id) != nil })

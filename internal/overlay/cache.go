@@ -26,6 +26,8 @@ type cache struct {
 	self hcn.GUID
 
 	rev      int64 // of the newest change that is in here
+	recalled bool  // it is from a file, and not from etcd
+	unsaved  bool  // of what a file keeps, something has changed
 	schema   *item[schemaRecord]
 	hosts    map[hcn.GUID]*item[Host]
 	networks map[hcn.GUID]*item[Network]
@@ -133,6 +135,7 @@ func (c *cache) put(e entry) {
 	c.rev = max(c.rev, e.rev)
 	c.solved(e.key)
 	p, err := c.keys.parse(e.key)
+	c.unsaved = c.unsaved || kept[p.kind]
 	if err != nil {
 		if !e.deleted {
 			c.problem(e.key, err)
@@ -480,7 +483,46 @@ func (c *cache) nameByBlocks(id hcn.GUID) string {
 	return ""
 }
 
-// reset replaces everything by a snapshot, and marks what that changed.
+// changes are those since they were asked for last.
+func (c *cache) changes() Update {
+	d := c.take()
+	u := Update{
+		Networks: make(map[hcn.GUID]*Network, len(d.networks)), Hosts: make(map[hcn.GUID]*Host, len(d.hosts)),
+		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)), Balancers: make(map[BalancerKey]*Balancer, len(d.balancers)),
+	}
+	for id := range d.networks {
+		u.Networks[id] = nil
+		if it, _ := c.network(id); it != nil {
+			n := it.v
+			n.Revision = it.rev
+			u.Networks[id] = &n
+		}
+	}
+	for id := range d.hosts {
+		u.Hosts[id] = nil
+		if it := c.hosts[id]; it != nil {
+			u.Hosts[id] = &it.v
+		}
+	}
+	for at := range d.endpoints {
+		it, _ := c.endpoint(at.network, at.host)
+		key := EndpointKey{at.network, at.host}
+		u.Endpoints[key] = nil
+		if it != nil && it.v.Host != c.self {
+			u.Endpoints[key] = &it.v
+		}
+	}
+	for k := range d.balancers {
+		u.Balancers[k] = nil
+		if it := c.balancers.all[k]; it != nil && k.Host != c.self && c.balancerCounts(it) == nil {
+			u.Balancers[k] = &it.v
+		}
+	}
+	return u
+}
+
+// reset replaces everything by a snapshot, and marks what that changed. What was recalled counts for nothing: it may be damaged, or of
+// an etcd that was put back to what it was once.
 func (c *cache) reset(entries []entry, rev int64) {
 	seen := make(map[string]struct{}, len(entries))
 	for _, e := range entries {
@@ -493,11 +535,11 @@ func (c *cache) reset(entries []entry, rev int64) {
 		}
 	}
 	for _, e := range entries {
-		if c.revOf(e.key) != e.rev {
+		if c.recalled || c.revOf(e.key) != e.rev {
 			c.put(e)
 		}
 	}
-	c.rev = rev
+	c.rev, c.recalled = rev, false
 }
 
 // known lists the keys of all that is in here, problems too.

@@ -33,7 +33,7 @@ const (
 
 // Options of a Cluster.
 type Options struct {
-	// Dir keeps what must outlive a restart of the host, RunDir the pid file of etcd.
+	// Dir keeps what must outlive a restart of the host, RunDir the pid file of etcd and what is known of other hosts.
 	Dir, RunDir string
 	// Version of the program, Boot the run of the host.
 	Version, Boot string
@@ -63,6 +63,7 @@ type Cluster struct {
 	// trouble is why the parts of the membership do not run.
 	trouble error
 	agent   *Agent
+	known   *cache // what the last daemon knew, until the agent has it
 }
 
 // config is what is kept of a membership.
@@ -107,6 +108,7 @@ func Open(opt Options) (*Cluster, error) {
 	c := &Cluster{opt: opt, log: opt.Log, again: make(chan struct{}, 1)}
 	b, err := os.ReadFile(c.file(fileConfig))
 	if errors.Is(err, os.ErrNotExist) {
+		c.forgetMemory()
 		if _, err := os.Stat(opt.Dir); err == nil {
 			EndMember(opt.Dir, opt.RunDir)
 			if err := os.RemoveAll(opt.Dir); err != nil {
@@ -169,6 +171,7 @@ func (c *Cluster) resume(ctx context.Context) {
 		c.mu.Unlock()
 		c.change.Unlock()
 		if err == nil {
+			c.opt.Changed() // there is an agent, whether or not it has read anything
 			return
 		}
 		c.log.Error("be in the cluster again", "error", err)
@@ -192,6 +195,16 @@ func (c *Cluster) Joined() bool {
 	return c.cfg != nil
 }
 
+// Addrs are this host's, by which the others know it; none while it is in no cluster.
+func (c *Cluster) Addrs() []netip.Addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg == nil {
+		return nil
+	}
+	return c.cfg.Addrs
+}
+
 // up starts the parts of a membership.
 func (c *Cluster) up(cfg *config) error {
 	c.mu.Lock()
@@ -209,12 +222,23 @@ func (c *Cluster) up(cfg *config) error {
 		if r.cli != nil {
 			r.cli.Close()
 		}
+		c.keepKnown(r.agent)
 		return err
 	}
 	c.mu.Lock()
 	c.run, c.agent = r, r.agent
 	c.mu.Unlock()
 	return nil
+}
+
+// keepKnown has the next agent go on with what one knew that has ended, if that went on with something itself.
+func (c *Cluster) keepKnown(a *Agent) {
+	if a == nil || !a.GoesOn() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known, a.cache.recalled = a.cache, true
 }
 
 func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
@@ -243,7 +267,15 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 			h.Keys = public
 		}
 	}
+	c.mu.Lock()
+	known := c.known
+	c.known = nil
+	c.mu.Unlock()
+	if known != nil && (known.self != cfg.Host || known.keys.prefix != cfg.Etcd.Prefix) {
+		known = nil // of another membership
+	}
 	r.agent = New(Config{
+		Memory: c.memory(), known: known,
 		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe, Answer: c.opt.Answer,
 		Measured: func(found []PathFound) int { return c.measured(r.agent, found) },
 		Why:      func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },

@@ -130,6 +130,7 @@ func (c *Cluster) abandon(cfg *config) {
 		r.member.stop()
 	}
 	EndMember(c.opt.Dir, c.opt.RunDir)
+	c.forgetMemory()
 	c.mu.Lock()
 	c.agent = nil
 	c.mu.Unlock()

@@ -298,14 +298,18 @@ type testHost struct {
 	hosts  map[hcn.GUID]*Host
 	lbs    map[BalancerKey]*Balancer
 	blocks map[hcn.GUID][]netip.Prefix
+	firsts int // how often it was told that it knows all
 }
 
 const testTTL = 3 * time.Second
 
 // host starts a host of the cluster; n numbers it.
-func (s *store) host(n int) *testHost {
+func (s *store) host(n int, prepare ...func(*Config)) *testHost {
 	s.t.Helper()
 	h := &testHost{t: s.t, name: fmt.Sprintf("h%d", n), link: s.connect(), id: guid(0xa, n)}
+	for _, p := range prepare {
+		h.prepare = p
+	}
 	h.start(s, fmt.Sprintf("boot %d", n))
 	return h
 }
@@ -316,6 +320,18 @@ func guid(kind, n int) hcn.GUID {
 		panic(err)
 	}
 	return g
+}
+
+// remembers has a host's agents go on with what the last one knew, as Cluster does.
+func remembers(t *testing.T) func(*Config) {
+	path := filepath.Join(t.TempDir(), fileMemory)
+	return func(cfg *Config) {
+		cfg.Memory = path
+		var err error
+		if cfg.known, err = recall(path, cfg.Prefix, cfg.Host.ID, cfg.Host.Boot); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // start runs the host's agent, with nothing known from before.
@@ -331,7 +347,7 @@ func (h *testHost) start(s *store, boot string) {
 	_, _ = fmt.Sscanf(h.name, "h%d", &n)
 	h.mu.Lock()
 	h.facts, h.nets, h.hosts = map[EndpointKey]*Endpoint{}, map[hcn.GUID]*Network{}, map[hcn.GUID]*Host{}
-	h.lbs = map[BalancerKey]*Balancer{}
+	h.lbs, h.firsts = map[BalancerKey]*Balancer{}, 0
 	h.mu.Unlock()
 	agent := Config{
 		Client: cli, Prefix: "/test", TTL: testTTL, Changed: h.take, Log: testLog(h.t, h.name),
@@ -362,6 +378,9 @@ func (h *testHost) take() {
 	u, ok := h.Take()
 	if !ok {
 		return
+	}
+	if u.First {
+		h.firsts++
 	}
 	for id, n := range u.Networks {
 		if h.nets[id] = n; n == nil {

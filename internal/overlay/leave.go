@@ -55,8 +55,9 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 	}
 	c.down()
 	EndMember(c.opt.Dir, c.opt.RunDir)
+	c.forgetMemory()
 	c.mu.Lock()
-	c.cfg, c.agent = nil, nil
+	c.cfg, c.agent, c.known = nil, nil, nil
 	c.mu.Unlock()
 	c.opt.Changed()
 	if err := os.RemoveAll(c.opt.Dir); err != nil {

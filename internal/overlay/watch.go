@@ -62,6 +62,7 @@ func (a *Agent) list(ctx context.Context) error {
 	a.cache.reset(entries, rev)
 	a.takeOwn(entries, rev)
 	a.synced = true
+	a.saveSoon()
 	a.advance()
 	a.advanceChecks()
 	a.mu.Unlock()
@@ -260,6 +261,7 @@ func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 		a.cache.rev = max(a.cache.rev, res.Header.Revision)
 	}
 	dirty := !a.cache.dirty.empty()
+	a.saveSoon()
 	a.advance()
 	a.mu.Unlock()
 	if len(res.Events) > 0 {

@@ -281,11 +281,30 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 	reaches(b, "late", "web1")
 	balanced(true)
 
-	// The daemon's restart is no event. The end of its host is: what was there is gone for the others, until the host is back.
+	// The daemon's restart is no event, not even while etcd is away. What changes meanwhile is made known when it is back.
+	c.do("run", "-d", "--name", "short", "--network", "blue", "box", "sleep", "1000")
+	knows(b, "late", "short", true)
+	knows(a, "web1", "short", true)
+	freeze(a, b, c)
+	a.do("exec", "web1", "sh", "-c", "ping -i 0.1 web2 >/pings & echo $! >/pinging")
 	b.stop(syscall.SIGKILL)
 	b.start()
-	b.sees("it is back", func(c api.Cluster) bool { return c.Connected })
+	reaches(b, "late", "web1")
+	reaches(b, "late", "web3")
+	reaches(a, "web1", "late")
+	a.do("exec", "web1", "sh", "-c", "kill -INT $(cat /pinging)")
+	if out := a.do("exec", "web1", "tail", "-n", "2", "/pings"); !strings.Contains(out, " 0% packet loss") {
+		t.Errorf("while the daemon was restarted without etcd: %s", out)
+	}
+	c.do("rm", "-f", "short")
+	knows(b, "late", "short", true)
+	thaw(a, b, c)
+	knows(b, "late", "short", false)
+	knows(a, "web1", "short", false)
+	b.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
 	reaches(a, "web1", "web2")
+
+	// The end of its host is one: what was there is gone for the others, until the host is back.
 	b.stop(syscall.SIGKILL)
 	b.Run(t, "pkill", "-KILL", "etcd") // in the host's own PID namespace
 	a.sees("the dead host is gone", func(c api.Cluster) bool { return c.Connected && alive(c) == 2 })
@@ -314,6 +333,19 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 			}
 			return err
 		})
+	}
+}
+
+// freeze has etcd answer nobody, until thaw.
+func freeze(nodes ...*node) {
+	for _, n := range nodes {
+		n.Run(n.t, "pkill", "-STOP", "etcd") // in the host's own PID namespace
+	}
+}
+
+func thaw(nodes ...*node) {
+	for _, n := range nodes {
+		n.Run(n.t, "pkill", "-CONT", "etcd")
 	}
 }
 

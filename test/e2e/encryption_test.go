@@ -81,8 +81,10 @@ func encryptedNetwork(t *testing.T, a, b, c *node) {
 		}
 		return nil
 	})
+	freeze(a, b, c) // the next daemon knows the others' keys from the last
 	b.start()
 	goesOn("with a new process")
+	thaw(a, b, c)
 	b.Run(t, "ip", "netns", "del", "hns-wireguard") // the process is in it still
 	goesOn("with another compartment")
 	if g := a.do("cluster", "rotate-keys"); g != "2" {
