@@ -68,10 +68,10 @@ type Agent struct {
 	rereg    bool             // the host's own record has changed
 	lease    clientv3.LeaseID // 0 without one
 
-	want        map[pair]wanted
-	pub         map[pair]published
-	todo        map[pair]struct{}
-	unpublished map[pair]string
+	want        map[place]wanted
+	pub         map[place]published
+	todo        map[place]struct{}
+	unpublished map[place]string
 	own         ownBalancers
 	fresh       map[ownBlock]int64       // blocks that this host has leased, with the revision, until the watch has seen it
 	waiting     map[hcn.GUID]chan answer // who waits for an answer, by the question
@@ -126,7 +126,7 @@ func New(cfg Config) *Agent {
 	cfg.Host.Session = string(hcn.NewGUID())
 	return &Agent{
 		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: known, recalled: cfg.known != nil, unsaved: make(chan struct{}, 1), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
-		want: map[pair]wanted{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, unpublished: map[pair]string{},
+		want: map[place]wanted{}, pub: map[place]published{}, todo: map[place]struct{}{}, unpublished: map[place]string{},
 		own: newOwnBalancers(), waiting: map[hcn.GUID]chan answer{}, asked: make(chan asked, mostAsked), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
 }
@@ -215,10 +215,10 @@ const (
 
 // Publish says what this host has: all of it. The agent sees to the rest.
 func (a *Agent) Publish(eps []Endpoint) {
-	next := make(map[pair]wanted, len(eps))
+	next := make(map[place]wanted, len(eps))
 	for i := range eps {
 		e := &eps[i]
-		next[pair{e.Network, e.ID}] = wanted{raw: encode(e), addrs: e.Addrs}
+		next[place{e.Network, e.ID}] = wanted{raw: encode(e), addrs: e.Addrs}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -370,10 +370,10 @@ func (a *Agent) Status() Status {
 		s.Networks = append(s.Networks, n)
 	}
 	for at, why := range a.unpublished {
-		s.Problems[a.keys.endpoint(at.network, a.self.ID, at.host)] = why
+		s.Problems[a.keys.endpoint(at.network, a.self.ID, at.id)] = why
 	}
 	for at, why := range a.own.refused {
-		s.Problems[a.keys.balancer(at.network, a.self.ID, at.host)] = why
+		s.Problems[a.keys.balancer(at.network, a.self.ID, at.id)] = why
 	}
 	a.hiddenProblems(s.Problems)
 	s.Balancers = c.sortedBalancers()

@@ -208,22 +208,22 @@ func (c *cache) sortedBalancers() (out []Balancer) {
 	return out
 }
 
-// ownBalancers are what this host has to publish. Places are named by network and ID.
+// ownBalancers are what this host has to publish.
 type ownBalancers struct {
-	want map[pair]Balancer
+	want map[place]Balancer
 	// held are wanted, too: somebody is about to make them, and wants to know first that they are his.
-	held map[pair]*Balancer
-	pub  map[pair]published
-	todo map[pair]struct{}
+	held map[place]*Balancer
+	pub  map[place]published
+	todo map[place]struct{}
 	// refused says why one is not published.
-	refused map[pair]string
+	refused map[place]string
 }
 
 func newOwnBalancers() ownBalancers {
-	return ownBalancers{want: map[pair]Balancer{}, held: map[pair]*Balancer{}, pub: map[pair]published{}, todo: map[pair]struct{}{}, refused: map[pair]string{}}
+	return ownBalancers{want: map[place]Balancer{}, held: map[place]*Balancer{}, pub: map[place]published{}, todo: map[place]struct{}{}, refused: map[place]string{}}
 }
 
-func (o *ownBalancers) wanted(at pair) (Balancer, bool) {
+func (o *ownBalancers) wanted(at place) (Balancer, bool) {
 	if b := o.held[at]; b != nil {
 		return *b, true
 	}
@@ -245,9 +245,9 @@ func (o *ownBalancers) allAgain() {
 func (a *Agent) PublishBalancers(all []Balancer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next := make(map[pair]Balancer, len(all))
+	next := make(map[place]Balancer, len(all))
 	for _, b := range all {
-		at := pair{b.Network, b.ID}
+		at := place{b.Network, b.ID}
 		b.Host = ""
 		if old, ok := a.own.want[at]; !ok || encode(old) != encode(b) {
 			a.own.todo[at] = struct{}{}
@@ -268,7 +268,7 @@ func (a *Agent) PublishBalancers(all []Balancer) {
 func (a *Agent) ClaimBalancer(ctx context.Context, b Balancer) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
 	defer cancel()
-	at := pair{b.Network, b.ID}
+	at := place{b.Network, b.ID}
 	b.Host = ""
 	a.mu.Lock()
 	a.own.held[at] = &b
@@ -304,7 +304,7 @@ func (a *Agent) ClaimBalancer(ctx context.Context, b Balancer) (release func(), 
 	return nil, fmt.Errorf("claim load balancer %s: others make some without a pause: %w", b.ID, ErrAway)
 }
 
-func (a *Agent) tryClaim(ctx context.Context, at pair, b *Balancer) (int64, error) {
+func (a *Agent) tryClaim(ctx context.Context, at place, b *Balancer) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	a.mu.Lock()
@@ -371,21 +371,21 @@ type balancerTxn struct {
 	guards  []clientv3.Cmp
 	ops     []clientv3.Op
 	bytes   int
-	becomes map[pair]published
+	becomes map[place]published
 }
 
 // balancerTxn begins one, which holds only while this host has its key by its lease, the network is there, and all that was written of
 // the network's load balancers is in the cache. Locked: a.mu.
 func (a *Agent) balancerTxn(network hcn.GUID, lease clientv3.LeaseID) *balancerTxn {
 	of := a.keys.balancersOf(network)
-	return &balancerTxn{lease: lease, becomes: map[pair]published{}, guards: []clientv3.Cmp{
+	return &balancerTxn{lease: lease, becomes: map[place]published{}, guards: []clientv3.Cmp{
 		clientv3.Compare(clientv3.LeaseValue(a.keys.host(a.self.ID)), "=", lease), present(a.keys.network(network)),
 		clientv3.Compare(clientv3.ModRevision(of), "<", a.cache.rev+1).WithPrefix(),
 	}}
 }
 
-func (t *balancerTxn) put(a *Agent, at pair, raw string) {
-	t.ops = append(t.ops, clientv3.OpPut(a.keys.balancer(at.network, a.self.ID, at.host), raw, clientv3.WithLease(t.lease)))
+func (t *balancerTxn) put(a *Agent, at place, raw string) {
+	t.ops = append(t.ops, clientv3.OpPut(a.keys.balancer(at.network, a.self.ID, at.id), raw, clientv3.WithLease(t.lease)))
 	t.bytes += len(raw)
 	t.becomes[at] = published{raw: raw, lease: t.lease}
 }
@@ -456,13 +456,13 @@ func (a *Agent) publishBalancers(ctx context.Context, lease clientv3.LeaseID) er
 }
 
 // nextBalancers takes what is to be done off the list: what is to go, and as much of one network as fits a transaction. Locked: a.mu.
-func (a *Agent) nextBalancers(lease clientv3.LeaseID) (t *balancerTxn, gone []pair) {
+func (a *Agent) nextBalancers(lease clientv3.LeaseID) (t *balancerTxn, gone []place) {
 	t = &balancerTxn{}
 	if !a.synced {
 		return t, nil // not before it is known what is there
 	}
 	network, taken := hcn.GUID(""), map[claim]bool{}
-	for _, at := range slices.SortedFunc(maps.Keys(a.own.todo), comparePairs) {
+	for _, at := range slices.SortedFunc(maps.Keys(a.own.todo), comparePlaces) {
 		b, ok := a.own.wanted(at)
 		have := a.own.pub[at]
 		if !ok {
@@ -505,16 +505,16 @@ func (a *Agent) nextBalancers(lease clientv3.LeaseID) (t *balancerTxn, gone []pa
 	return t, gone
 }
 
-func comparePairs(a, b pair) int {
-	return cmp.Or(strings.Compare(string(a.network), string(b.network)), strings.Compare(string(a.host), string(b.host)))
+func comparePlaces(a, b place) int {
+	return cmp.Or(strings.Compare(string(a.network), string(b.network)), strings.Compare(string(a.id), string(b.id)))
 }
 
 // withdraw removes what this host publishes and has no more.
-func (a *Agent) withdraw(ctx context.Context, gone []pair) error {
+func (a *Agent) withdraw(ctx context.Context, gone []place) error {
 	for part := range slices.Chunk(gone, batch) {
-		t := &balancerTxn{becomes: map[pair]published{}}
+		t := &balancerTxn{becomes: map[place]published{}}
 		for _, at := range part {
-			t.ops = append(t.ops, clientv3.OpDelete(a.keys.balancer(at.network, a.self.ID, at.host)))
+			t.ops = append(t.ops, clientv3.OpDelete(a.keys.balancer(at.network, a.self.ID, at.id)))
 			t.becomes[at] = published{}
 		}
 		tctx, cancel := context.WithTimeout(ctx, opTimeout)
@@ -540,7 +540,7 @@ func (a *Agent) balancerEvent(p parsed, e entry) {
 		a.retryBalancers(p.network)
 		return
 	}
-	at := pair{p.network, p.id}
+	at := place{p.network, p.id}
 	if e.rev <= a.own.pub[at].rev {
 		return
 	}
@@ -572,10 +572,10 @@ func (a *Agent) retryBalancers(network hcn.GUID) {
 
 // missedBalancers compares what a snapshot has of this host's load balancers with what we know. Locked: a.mu.
 func (a *Agent) missedBalancers(entries []entry, rev int64) {
-	seen := map[pair]bool{}
+	seen := map[place]bool{}
 	for _, e := range entries {
 		if p, err := a.keys.parse(e.key); err == nil && p.kind == kindBalancer && p.host == a.self.ID {
-			seen[pair{p.network, p.id}] = true
+			seen[place{p.network, p.id}] = true
 		}
 	}
 	for at, p := range a.own.pub {

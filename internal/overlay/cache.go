@@ -61,19 +61,23 @@ type item[T any] struct {
 	lease   int64
 }
 
-type pair struct{ network, host hcn.GUID }
+// pair is a host on a network, place an endpoint or a load balancer on one.
+type (
+	pair  struct{ network, host hcn.GUID }
+	place struct{ network, id hcn.GUID }
+)
 
 // dirty is what changed since it was taken.
 type dirty struct {
 	networks  map[hcn.GUID]struct{}
 	hosts     map[hcn.GUID]struct{}
-	endpoints map[pair]struct{} // network and endpoint
+	endpoints map[place]struct{}
 	balancers map[BalancerKey]struct{}
 	blocks    bool
 }
 
 func newDirty() dirty {
-	return dirty{networks: map[hcn.GUID]struct{}{}, hosts: map[hcn.GUID]struct{}{}, endpoints: map[pair]struct{}{}, balancers: map[BalancerKey]struct{}{}}
+	return dirty{networks: map[hcn.GUID]struct{}{}, hosts: map[hcn.GUID]struct{}{}, endpoints: map[place]struct{}{}, balancers: map[BalancerKey]struct{}{}}
 }
 
 func (d *dirty) empty() bool {
@@ -240,7 +244,7 @@ func inner[A, B comparable, T any](m map[A]map[B]T, a A) map[B]T {
 }
 
 func (c *cache) putEndpoint(p parsed, it *item[Endpoint], key string) {
-	c.dirty.endpoints[pair{p.network, p.id}] = struct{}{}
+	c.dirty.endpoints[place{p.network, p.id}] = struct{}{}
 	old := c.endpoints[p.network][p.id]
 	for i, o := range old {
 		if o.v.Host != p.host {
@@ -315,7 +319,7 @@ func (c *cache) touchClaims(net hcn.GUID, list []*item[Endpoint]) {
 		return
 	}
 	for _, it := range list {
-		c.dirty.endpoints[pair{net, it.v.ID}] = struct{}{}
+		c.dirty.endpoints[place{net, it.v.ID}] = struct{}{}
 	}
 }
 
@@ -335,7 +339,7 @@ func (c *cache) touchHost(id hcn.GUID) {
 func (c *cache) touchNetwork(id hcn.GUID) {
 	c.dirty.networks[id] = struct{}{}
 	for ep := range c.endpoints[id] {
-		c.dirty.endpoints[pair{id, ep}] = struct{}{}
+		c.dirty.endpoints[place{id, ep}] = struct{}{}
 	}
 	for k := range c.balancers.all {
 		if k.Network == id {
@@ -366,7 +370,7 @@ func (c *cache) touchBlock(net hcn.GUID, it *item[block]) {
 
 func (c *cache) touchAll(net hcn.GUID, eps map[hcn.GUID]struct{}) {
 	for ep := range eps {
-		c.dirty.endpoints[pair{net, ep}] = struct{}{}
+		c.dirty.endpoints[place{net, ep}] = struct{}{}
 	}
 }
 
@@ -505,8 +509,8 @@ func (c *cache) changes() Update {
 		}
 	}
 	for at := range d.endpoints {
-		it, _ := c.endpoint(at.network, at.host)
-		key := EndpointKey{at.network, at.host}
+		it, _ := c.endpoint(at.network, at.id)
+		key := EndpointKey{at.network, at.id}
 		u.Endpoints[key] = nil
 		if it != nil && it.v.Host != c.self {
 			u.Endpoints[key] = &it.v

@@ -242,13 +242,13 @@ type pubBatch struct {
 	network hcn.GUID
 	guards  []clientv3.Cmp
 	ops     []clientv3.Op
-	becomes map[pair]published
+	becomes map[place]published
 }
 
 // nextBatch takes what is to be done off the list, as much as fits one transaction. It writes only while this host holds its key by
 // its lease, the network is there, and the blocks are this host's: an address cannot be published by two. Locked: a.mu.
 func (a *Agent) nextBatch(lease clientv3.LeaseID) pubBatch {
-	b := pubBatch{becomes: map[pair]published{}}
+	b := pubBatch{becomes: map[place]published{}}
 	if !a.synced {
 		return b // not before it is known what is there
 	}
@@ -261,7 +261,7 @@ func (a *Agent) nextBatch(lease clientv3.LeaseID) pubBatch {
 			continue
 		}
 		want, have := a.want[at], a.pub[at]
-		key := a.keys.endpoint(at.network, a.self.ID, at.host)
+		key := a.keys.endpoint(at.network, a.self.ID, at.id)
 		if want.raw == "" {
 			delete(a.todo, at)
 			delete(a.unpublished, at)
@@ -296,7 +296,7 @@ func (a *Agent) nextBatch(lease clientv3.LeaseID) pubBatch {
 	return b
 }
 
-func (b *pubBatch) add(k keys, at pair, self hcn.GUID, lease clientv3.LeaseID, op clientv3.Op, p published) {
+func (b *pubBatch) add(k keys, at place, self hcn.GUID, lease clientv3.LeaseID, op clientv3.Op, p published) {
 	if len(b.ops) == 0 {
 		b.network = at.network
 		b.guards = append(b.guards, clientv3.Compare(clientv3.LeaseValue(k.host(self)), "=", lease))

@@ -275,10 +275,10 @@ func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 
 // takeOwn compares what a snapshot has of this host's endpoints with what we know. Locked: a.mu.
 func (a *Agent) takeOwn(entries []entry, rev int64) {
-	seen := map[pair]bool{}
+	seen := map[place]bool{}
 	for _, e := range entries {
 		if p, err := a.keys.parse(e.key); err == nil && p.kind == kindEndpoint && p.host == a.self.ID {
-			seen[pair{p.network, p.id}] = true
+			seen[place{p.network, p.id}] = true
 		}
 		a.ownEvent(e)
 	}
@@ -332,7 +332,7 @@ func (a *Agent) ownEvent(e entry) {
 	case p.kind == kindQuestion, p.kind == kindAnswer:
 		a.askEvent(p, e)
 	case p.kind == kindEndpoint && p.host == a.self.ID:
-		at := pair{p.network, p.id}
+		at := place{p.network, p.id}
 		have := a.pub[at]
 		if e.rev <= have.rev {
 			return
