@@ -28,7 +28,7 @@ any of them makes networks.`,
   bulkhead join TOKEN
   bulkhead network create --type overlay blue
   bulkhead cluster ls`,
-		newClusterInitCmd(a), newClusterLsCmd(a), newClusterStatusCmd(a), newClusterCheckCmd(a), newClusterTokenCmd(a), newClusterLeaveCmd(a), newClusterForgetCmd(a), newClusterRotateKeysCmd(a))
+		newClusterInitCmd(a), newClusterLsCmd(a), newClusterStatusCmd(a), newClusterCheckCmd(a), newClusterTokenCmd(a), a.planned(newClusterLeaveCmd(a)), newClusterForgetCmd(a), newClusterRotateKeysCmd(a))
 }
 
 // hostFlags describe this host to a cluster.

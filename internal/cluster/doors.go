@@ -131,6 +131,12 @@ func (h *Host) LeaveCluster(ctx context.Context, force bool) error {
 		return api.Errorf(api.KindConflict, "%d endpoints of this host are on networks of the cluster: %.200s", len(users), strings.Join(users, ", ")).
 			Hint("bulkhead rm -f or bulkhead network disconnect their containers; bulkhead cluster leave --force takes the networks from under them")
 	}
+	if h.engine().Rehearsing(ctx) {
+		if err := h.member.MayLeave(ctx, force); err != nil {
+			return asClusterError(err)
+		}
+		return h.engine().RehearseClusterLeave(ctx)
+	}
 	return asClusterError(h.member.Leave(ctx, force))
 }
 

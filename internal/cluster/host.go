@@ -34,6 +34,9 @@ type Engine interface {
 	ChangeClusterBalancers(set []plan.LoadBalancer, gone []hcn.GUID)
 	SetClusterKeys(s *plan.Secure)
 	ClusterUsers() []string
+	Rehearsing(ctx context.Context) bool
+	RehearseClusterNetwork(ctx context.Context, c engine.ClusterNetwork) error
+	RehearseClusterLeave(ctx context.Context) error
 	ExplainFor(ctx context.Context, q engine.ExplainQuestion) (api.Explanation, error)
 	Network(id hcn.GUID) (hcn.HostComputeNetwork, error)
 	Wake(cause string)
@@ -269,7 +272,7 @@ func (h *Host) setNetworks(ctx context.Context) {
 	if h.from != nil {
 		self := h.from.Self()
 		for _, n := range h.nets {
-			all = append(all, engine.ClusterNetwork{Doc: n.Doc, Revision: n.Revision, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC), Inner: h.inner(self.ID)})
+			all = append(all, h.ofHost(n, &self))
 		}
 	}
 	tctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -284,6 +287,11 @@ func (h *Host) setNetworks(ctx context.Context) {
 	h.mu.Lock()
 	h.problems = problems
 	h.mu.Unlock()
+}
+
+// ofHost is a network of the cluster as this host has it.
+func (h *Host) ofHost(n *overlay.Network, self *overlay.Host) engine.ClusterNetwork {
+	return engine.ClusterNetwork{Doc: n.Doc, Revision: n.Revision, Provider: self.Addrs[0], Router: plan.MAC(self.RouterMAC), Inner: h.inner(self.ID)}
 }
 
 // tell names endpoints on other hosts to the engine. Tunnels end at an address of the family of this host's first, of addrs.

@@ -19,7 +19,7 @@ func (h *Host) CreateClusterNetwork(ctx context.Context, doc hcn.HostComputeNetw
 		return doc, api.Errorf(api.KindConflict, "an overlay network is one of a cluster, and this host is in none").
 			Hint("bulkhead cluster init begins one, bulkhead join TOKEN joins one; or name the virtual network with --vsid, for a network that is only this host's")
 	}
-	n, err := a.CreateNetwork(ctx, func(t overlay.Taken) (overlay.Network, error) {
+	prepare := func(t overlay.Taken) (overlay.Network, error) {
 		var taken []netip.Prefix
 		for i := range t.Networks {
 			taken = append(taken, t.Networks[i].Prefixes()...)
@@ -40,7 +40,16 @@ func (h *Host) CreateClusterNetwork(ctx context.Context, doc hcn.HostComputeNetw
 			}
 		}
 		return overlay.Network{ID: full.ID, Name: full.Name, VNI: vni, Doc: full}, nil
-	})
+	}
+	if h.engine().Rehearsing(ctx) {
+		n, err := a.PickNetwork(ctx, prepare)
+		if err != nil {
+			return doc, asClusterError(err)
+		}
+		self := a.Self()
+		return n.Doc, h.engine().RehearseClusterNetwork(ctx, h.ofHost(&n, &self))
+	}
+	n, err := a.CreateNetwork(ctx, prepare)
 	if err != nil {
 		return doc, asClusterError(err)
 	}

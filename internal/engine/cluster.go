@@ -121,6 +121,24 @@ func (e *Engine) SetClusterNetworks(ctx context.Context, all []ClusterNetwork) m
 	return errs
 }
 
+// RehearseClusterNetwork rehearses that a network of the cluster comes to this host.
+func (e *Engine) RehearseClusterNetwork(ctx context.Context, c ClusterNetwork) error {
+	return e.adoptNetwork(ctx, &c)
+}
+
+// RehearseClusterLeave rehearses that they all go from it.
+func (e *Engine) RehearseClusterLeave(ctx context.Context) error {
+	_, err := e.commitOr(ctx, func(t *txn) error {
+		for id, n := range maps.Clone(t.st.networks) {
+			if n.Cluster {
+				t.dropNetwork(id)
+			}
+		}
+		return nil
+	})
+	return err
+}
+
 // adoptNetwork makes a network of the cluster on this host.
 func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 	id := c.Doc.ID
@@ -140,7 +158,7 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 	if err := e.refreshFacts(ctx); err != nil {
 		return err
 	}
-	rev, err := e.commit(func(t *txn) error {
+	rev, err := e.commitOr(ctx, func(t *txn) error {
 		t.adopting = true
 		row, err := t.newNetwork(id, *doc, 0)
 		if err != nil {

@@ -30,6 +30,9 @@ type rehearsal struct {
 
 type rehearsalKey struct{}
 
+// Rehearsing tells whether nothing may be done but what the engine takes back: whoever has a part in a change outside of the engine asks.
+func (*Engine) Rehearsing(ctx context.Context) bool { return rehearsing(ctx) != nil }
+
 // errRehearsed ends an operation after its transaction.
 var errRehearsed = errors.New("rehearsed")
 

@@ -69,7 +69,7 @@ type Taken struct {
 // network was made meanwhile.
 func (a *Agent) CreateNetwork(ctx context.Context, prepare func(Taken) (Network, error)) (Network, error) {
 	for range 20 {
-		n, rev, err := a.tryNetwork(ctx, prepare)
+		n, rev, err := a.tryNetwork(ctx, prepare, false)
 		if err != nil {
 			return Network{}, err
 		}
@@ -83,7 +83,13 @@ func (a *Agent) CreateNetwork(ctx context.Context, prepare func(Taken) (Network,
 	return Network{}, fmt.Errorf("make a network: others make networks without a pause: %w", ErrAway)
 }
 
-func (a *Agent) tryNetwork(ctx context.Context, prepare func(Taken) (Network, error)) (Network, int64, error) {
+// PickNetwork is the network that CreateNetwork would make now. Nothing is written.
+func (a *Agent) PickNetwork(ctx context.Context, prepare func(Taken) (Network, error)) (Network, error) {
+	n, _, err := a.tryNetwork(ctx, prepare, true)
+	return n, err
+}
+
+func (a *Agent) tryNetwork(ctx context.Context, prepare func(Taken) (Network, error), dry bool) (Network, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	res, err := a.cli.Txn(ctx).Then(
@@ -132,6 +138,9 @@ func (a *Agent) tryNetwork(ctx context.Context, prepare func(Taken) (Network, er
 	value := encode(&n)
 	if most := maxValue[kindNetwork]; len(value) > most {
 		return Network{}, 0, fmt.Errorf("network %q: its document has %d bytes, a network of the cluster may have %d: take policies out of it", n.Name, len(value), most)
+	}
+	if dry {
+		return n, 0, nil
 	}
 	put, err := a.cli.Txn(ctx).
 		If(clientv3.Compare(clientv3.ModRevision(a.keys.allocator()), "=", mod), absent(a.keys.network(n.ID)), present(a.keys.schema())).

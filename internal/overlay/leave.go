@@ -23,22 +23,10 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 	c.mu.Lock()
 	cfg, r, a := c.cfg, c.run, c.agent
 	c.mu.Unlock()
-	if cfg == nil {
-		return errNotJoined
-	}
 	ctx, cancel := context.WithTimeout(ctx, 8*opTimeout)
 	defer cancel()
-	if !force {
-		if r == nil || !a.Status().Connected {
-			why := "it is not connected"
-			if a != nil {
-				why = a.Status().Problem
-			}
-			return fmt.Errorf("the cluster cannot be told that this host leaves (%s): wait until it is back, or leave with --force and `bulkhead cluster forget %s` on another host", why, cfg.Name)
-		}
-		if err := c.mayGo(ctx, cfg, r); err != nil {
-			return err
-		}
+	if err := c.mayLeave(ctx, cfg, r, a, force); err != nil {
+		return err
 	}
 	if a != nil && r != nil {
 		if err := c.retireForGood(ctx, cfg, r, a); err != nil && !force {
@@ -64,6 +52,30 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 		return fmt.Errorf("remove the cluster's files: %w", err)
 	}
 	return nil
+}
+
+// MayLeave is what Leave would be refused for.
+func (c *Cluster) MayLeave(ctx context.Context, force bool) error {
+	c.mu.Lock()
+	cfg, r, a := c.cfg, c.run, c.agent
+	c.mu.Unlock()
+	return c.mayLeave(ctx, cfg, r, a, force)
+}
+
+func (c *Cluster) mayLeave(ctx context.Context, cfg *config, r *running, a *Agent, force bool) error {
+	switch {
+	case cfg == nil:
+		return errNotJoined
+	case force:
+		return nil
+	case r == nil || !a.Status().Connected:
+		why := "it is not connected"
+		if a != nil {
+			why = a.Status().Problem
+		}
+		return fmt.Errorf("the cluster cannot be told that this host leaves (%s): wait until it is back, or leave with --force and `bulkhead cluster forget %s` on another host", why, cfg.Name)
+	}
+	return c.mayGo(ctx, cfg, r)
 }
 
 // comeBack starts the parts again after leaving has failed; Run tries again where it cannot. Locked: c.change.

@@ -25,7 +25,7 @@ func planned() []string {
 		base := "/hcn/v2/" + kind
 		out = append(out, "POST "+base, "POST "+base+"/{id}/modify", "DELETE "+base+"/{id}")
 	}
-	return append(out, "POST /v1/networks",
+	return append(out, "POST /v1/networks", "POST /v1/cluster/networks", "POST /v1/cluster/leave",
 		"POST /v1/compartments", "DELETE /v1/compartments/{id}",
 		"POST /v1/containers", "POST /v1/containers/{ref}/start", "POST /v1/containers/{ref}/stop", "POST /v1/containers/{ref}/restart", "POST /v1/containers/{ref}/isolation", "DELETE /v1/containers/{ref}",
 		"POST /v1/containers/{ref}/publish", "DELETE /v1/containers/{ref}/publish",

@@ -206,6 +206,14 @@ func TestCluster(t *testing.T) {
 // dies, vanish for the others, while it goes on making some; and all is well after.
 func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 	t.Helper()
+	told := func(n *node, want string, args ...string) {
+		t.Helper()
+		if out := n.do(append(args, "--dry-run")...); !strings.Contains(out, want) {
+			t.Errorf("bulkhead %s would do %s; want %s", strings.Join(args, " "), out, want)
+		}
+	}
+	told(a, "(network blue)", "network", "create", "-d", "overlay", "blue")
+	a.refused("blue", "network", "inspect", "blue")
 	id := a.do("network", "create", "-d", "overlay", "blue")
 	for i, n := range []*node{a, b, c} {
 		n.until("the network is there", func() error {
@@ -215,9 +223,14 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 			}
 			return err
 		})
+		if i == 2 {
+			told(n, "- switch", "cluster", "leave")
+			told(n, "- switch", "network", "rm", "blue")
+		}
 		n.do("image", "import", "--cmd", "sh", made.image, "box")
 		n.do("run", "-d", "--name", fmt.Sprintf("web%d", i+1), "--network", "blue", "box", "httpd", "-f", "-h", "/www")
 	}
+	c.refused("endpoints of this host are on networks of the cluster", "cluster", "leave", "--dry-run")
 	reaches := func(n *node, from, to string) {
 		t.Helper()
 		n.until(from+" reaches "+to, func() error {
