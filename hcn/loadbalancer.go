@@ -111,6 +111,21 @@ type HostComputeLoadBalancer struct {
 	SchemaVersion        SchemaVersion             `json:",omitzero"`
 }
 
+// HostOnlyParams are AdditionalParams with our one addition: on a network of a cluster the load balancer is this host's alone, and may
+// have services and a name that those of other hosts have, too. It is for who makes the same one on each host.
+const HostOnlyParams = `{"Bulkhead.HostOnly":true}`
+
+// HostOnly tells that no other host is to know of the load balancer.
+func (l *HostComputeLoadBalancer) HostOnly() bool {
+	if len(l.AdditionalParams) == 0 {
+		return false
+	}
+	var p struct {
+		HostOnly bool `json:"Bulkhead.HostOnly"`
+	}
+	return json.Unmarshal(l.AdditionalParams, &p) == nil && p.HostOnly
+}
+
 // Clone makes an independent copy.
 func (l *HostComputeLoadBalancer) Clone() *HostComputeLoadBalancer {
 	if l == nil {

@@ -5,8 +5,43 @@ import "slices"
 // remotePolicies are those of a remote endpoint: where it is, and what it is called.
 var remotePolicies = []EndpointPolicyType{ProviderAddress, Aliases, L2Driver, EncapOverhead}
 
-// validateRemote holds an endpoint of an overlay against what it is: here, or on another host.
+// ByHost tells that an endpoint is neither on this network nor on another host's part of it: its addresses are in none of the network's
+// subnets, and the network's endpoints reach them by the host. It is there to be a back end of load balancers.
+func (e *HostComputeEndpoint) ByHost(n *HostComputeNetwork) bool {
+	if e.Flags&RemoteEndpoint == 0 || len(e.IpConfigurations) == 0 || !n.ByHost() {
+		return false
+	}
+	for _, c := range e.IpConfigurations {
+		if a, err := parseAddr(c.IpAddress); err != nil || !c.IpSubnetId.IsZero() || n.SubnetOf(a) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// ByHost tells that endpoints of the network reach what is outside of it by the host.
+func (n *HostComputeNetwork) ByHost() bool {
+	return n.Type == NAT || n.Type == Overlay && slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
+}
+
+// validateByHost refuses what means nothing for an endpoint that the host reaches.
+func (e *HostComputeEndpoint) validateByHost() error {
+	for i, p := range e.Policies {
+		if p.Type != ProviderAddress && p.Type != L2Driver && p.Type != EncapOverhead {
+			return invalid(ErrInvalidRemoteEndpointOperation, policyPath(i), "%s has no effect on an endpoint that is reached by the host: leave it out", p.Type)
+		}
+	}
+	return nil
+}
+
+// validateRemote holds an endpoint against what it is: here, on another host, or reached by this one.
 func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
+	if e.ByHost(n) {
+		return e.validateByHost()
+	}
+	if n.Type == NAT && e.Flags&RemoteEndpoint != 0 {
+		return invalid(ErrRequestUnsupported, "Flags", "RemoteEndpoint on network %s of type NAT, which no other host has a part of: leave the flag out, or give only addresses that are in none of its subnets", n.label())
+	}
 	if n.Type != Overlay {
 		return nil
 	}

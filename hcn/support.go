@@ -218,7 +218,7 @@ func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
 	if err := e.checkDhcpOn(t); err != nil {
 		return err
 	}
-	if e.Flags&RemoteEndpoint != 0 && t != Overlay {
+	if e.Flags&RemoteEndpoint != 0 && t != Overlay && t != NAT {
 		return unsupported("Flags", "RemoteEndpoint on a network of type "+t.String())
 	}
 	for i, p := range e.Policies {

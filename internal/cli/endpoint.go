@@ -100,7 +100,7 @@ func newEndpointCreateCmd(a *app) *cobra.Command {
 	var n networkFlags
 	var ports publishFlags
 	var priority int
-	var isolated, dnsFirst bool
+	var isolated, dnsFirst, byHost bool
 	cmd := &cobra.Command{
 		Use:   "create [flags]",
 		Short: "Create an endpoint on a network",
@@ -133,6 +133,9 @@ removed; namespace attach gives a compartment the vNIC.`,
 				return err
 			}
 			doc := endpointDocument(name, in.ID, to, published)
+			if byHost {
+				doc.Flags |= hcn.RemoteEndpoint
+			}
 			if elsewhere != "" {
 				doc.Flags |= hcn.RemoteEndpoint
 				doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.ProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: elsewhere}))
@@ -156,6 +159,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 	flags.StringVar(&iface, "interface", "", "name of the interface in the compartment")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route of the compartment")
 	flags.StringVar(&elsewhere, "remote-host", "", "the endpoint is on another host of an overlay, which has this address; give its --ip and --mac-address there")
+	flags.BoolVar(&byHost, "by-host", false, "the endpoint is a machine outside of the network, which is reached by the host at --ip and --ip6: as a back end of load balancers")
 	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
 	flags.BoolVar(&dnsFirst, "dns-first", false, dnsFirstUsage)
 	addPublishFlags(cmd, &ports)

@@ -69,7 +69,7 @@ func (t *txn) pickAddresses(doc *hcn.HostComputeEndpoint, n *plan.Network) error
 		if err := checkBlock(n, a.Unmap()); err != nil && doc.Flags&hcn.RemoteEndpoint == 0 {
 			return err
 		}
-		if t.isHosts(a.Unmap()) {
+		if t.isHosts(a.Unmap()) && !doc.ByHost(&n.Doc) {
 			return hcn.Errorf(hcn.ErrAddrInvalidOrReserved, "%s: %s is an address of this host: choose another", at, a)
 		}
 		if holder, ok := t.st.addrs[n.Doc.ID][a.Unmap()]; ok {

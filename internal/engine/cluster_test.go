@@ -390,7 +390,16 @@ func TestSharedBalancers(t *testing.T) {
 			e.t.Error("it is changed without the cluster")
 		}
 		own := must(e.e.CreateLoadBalancer(ctx, "", lb("", "10.96.0.12", "80")))(e)
+		// One that says that it is this host's alone asks nobody, and nobody is told.
+		hostOnly := lb("web", "10.96.0.13", "80")
+		hostOnly.AdditionalParams = []byte(hcn.HostOnlyParams)
+		hostOnly = must(e.e.CreateLoadBalancer(ctx, "", hostOnly))(e)
 		b.claims = nil
+		e.e.publishBalancers()
+		if d := cmp.Diff([]string{"", "web"}, published()); d != "" {
+			e.t.Error(d)
+		}
+		e.ok(e.e.DeleteLoadBalancer(ctx, hostOnly.ID))
 
 		// Of another host: a back end there, which is known; and one service that is this host's.
 		e.e.ChangeClusterEndpoints([]plan.Remote{{Endpoint: "E0000000-0000-4000-8000-000000000001", Network: n, Addrs: []netip.Addr{netip.MustParseAddr("10.61.0.77")}, MAC: plan.MAC{2, 7}, Provider: netip.MustParseAddr("192.0.2.7"), Host: "beta"}}, nil)

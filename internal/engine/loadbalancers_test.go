@@ -21,6 +21,45 @@ func lbDoc(n int, ends ...hcn.GUID) string {
 		"PortMappings":[{"Protocol":6,"ExternalPort":80,"InternalPort":8080}]}`, n, v2, n+1, n+1, toJSON(ends))
 }
 
+// TestBackendsByTheHost: what is outside of a network can be a back end, too, an address of the host included; other networks' endpoints
+// that are remote cannot be.
+func TestBackendsByTheHost(t *testing.T) {
+	run(t, func(e *env) {
+		e.w.facts.HostAddrs = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}
+		e.e.Wake("addresses")
+		e.settle()
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		far := func(ip string) (*hcn.HostComputeEndpoint, error) {
+			ep, err := e.endpoint(fmt.Sprintf(`{"HostComputeNetwork":%q,%s,"Flags":1,"IpConfigurations":[{"IpAddress":%q}]}`, n.ID, v2, ip))
+			return &ep, err
+		}
+		own := "192.0.2.1"
+		ends := []hcn.GUID{must(far(own))(e).ID, must(far("203.0.113.9"))(e).ID, must(far("2001:db8:9::9"))(e).ID}
+		if _, err := far("203.0.113.9"); hcn.CodeOf(err) != hcn.ErrAddrInvalidOrReserved {
+			e.t.Errorf("the same again: %v", err)
+		}
+		if _, err := far("10.7.0.99"); hcn.CodeOf(err) != hcn.ErrRequestUnsupported {
+			e.t.Errorf("one in a subnet: %v", err)
+		}
+		lb := must(e.balancer(lbDoc(1, ends...)))(e)
+		e.settle()
+		var got []string
+		for _, s := range e.e.plan.Balancers[lb.ID].Services {
+			if !s.Host {
+				for _, b := range s.Backends {
+					got = append(got, b.String())
+				}
+			}
+		}
+		slices.Sort(got)
+		want := []string{own + ":8080", "203.0.113.9:8080", "[2001:db8:9::9]:8080"}
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			e.t.Errorf("back ends %q, want %q", got, want)
+		}
+	})
+}
+
 func TestLoadBalancers(t *testing.T) {
 	run(t, func(e *env) {
 		n := must(e.network(netDoc("a", "NAT", 7)))(e)

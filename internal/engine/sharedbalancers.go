@@ -13,10 +13,10 @@ import (
 // balance for their own containers. Where a host has a service itself, that counts on it.
 
 // sharesBalancer tells that other hosts are to know of a load balancer: its network is the cluster's, and it has virtual addresses. At
-// the host's own addresses it is for who comes to this host.
+// the host's own addresses it is for who comes to this host, and a document can say so of any.
 func (s *state) sharesBalancer(row *plan.LoadBalancer) bool {
 	n := s.networks[row.Network]
-	return n != nil && n.Cluster && len(row.Doc.FrontendVIPs) > 0
+	return n != nil && n.Cluster && len(row.Doc.FrontendVIPs) > 0 && !row.Doc.HostOnly()
 }
 
 // sharedForm is what others are told of it.
@@ -94,7 +94,7 @@ func (e *Engine) publishBalancers() {
 
 // sharedFree refuses a load balancer with a name that has services of another host's, as far as it is known here; the cluster knows for sure.
 func (t *txn) sharedFree(row *plan.LoadBalancer, n *plan.Network) error {
-	if row.Doc.Name == "" || !n.Cluster {
+	if row.Doc.Name == "" || !n.Cluster || row.Doc.HostOnly() {
 		return nil
 	}
 	for _, f := range frontends(row) {

@@ -110,6 +110,9 @@ func (e *explainer) toService(k Packet, from *Port, sw *Switch) {
 		e.deliver(to, e.Src, seen, seen.Addr().String())
 	case ToHost:
 		host := e.plan.Ports[got.To]
+		asked, port := e.Dst, e.q.Port
+		defer func() { e.Dst, e.q.Port = asked, port }()
+		e.Dst, e.q.Port = seen.Addr(), seen.Port() // a back end outside of the network
 		e.intoHost(from, sw, hostDevice(sw, host))
 	case ToRemote:
 		e.remote(from, sw, seen)

@@ -43,7 +43,7 @@ func (e *explainer) intoHost(from *Port, sw *Switch, device string) {
 		e.routedByHost(from, sw, device)
 		return
 	}
-	if sw.Mode != ModeNAT {
+	if sw.Mode != ModeNAT && from.OutboundOf(e.Src) == nil { // an overlay with a way to the host forwards for those that have the policy
 		e.fail(layerNAT, "", "", "network %s is not of type NAT: nothing of it is forwarded", sw.Name)
 		return
 	}
