@@ -100,6 +100,11 @@ test-machine: go-ready ## boot, reboot and cut the power of a machine with syste
 	@[ -n "$(IS_ROOT)" ] || { echo "test-machine: needs root: sudo make test-machine" >&2; exit 1; }
 	./scripts/test-machine.sh
 
+.PHONY: test-vm-leaks
+test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED])
+	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-leaks: needs root: sudo make test-vm-leaks" >&2; exit 1; }
+	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) $(GO) test -timeout 90m -count 1 -v -run 'Stories/vmleak$$' ./test/e2e
+
 .PHONY: test-unit
 test-unit: go-ready ## run the tests that need no privileges
 	$(GOTESTSUM) -short -timeout 5m $(TESTFLAGS) ./...

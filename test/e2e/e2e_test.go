@@ -141,6 +141,13 @@ func TestStories(t *testing.T) {
 		Cmds:  commands(),
 		// A name that is misspelt would otherwise be an empty word.
 		RequireUniqueNames: true,
+		// What is said of VMs, and what they differ in: [vm] and [!vm].
+		Condition: func(name string) (bool, error) {
+			if name != "vm" {
+				return false, fmt.Errorf("there is no condition %q", name)
+			}
+			return os.Getenv(isolationEnv) == "vm", nil
+		},
 	})
 }
 
@@ -190,6 +197,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("VMKERNEL", guest)
+	env.Setenv("VMLEAKS", cmp.Or(os.Getenv("BULKHEAD_VM_LEAKS"), "2"))
 	env.Setenv("CGROUP", w.host.CgroupParent())
 	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "5"))
 	w.before = w.host.Snapshot(t)
