@@ -16,6 +16,9 @@ type ContainerSpec struct {
 	// kernel and is no security boundary against hostile code. With "vm" the container
 	// has a kernel of its own, in a utility VM.
 	Isolation string `json:"isolation,omitempty"`
+	// GuestKernel is the image of the kernel that the VM is to have. When it is empty, the kernel that is installed on
+	// the host is taken if it is what Image demands, or else the newest kernel among the images that is.
+	GuestKernel string `json:"guestKernel,omitempty"`
 
 	Hostname   string   `json:"hostname,omitempty"`
 	User       string   `json:"user,omitempty"`       // user[:group], names or numbers
@@ -146,6 +149,8 @@ type Container struct {
 	Created time.Time     `json:"created"`
 	Spec    ContainerSpec `json:"spec"`
 	ImageID string        `json:"imageId"` // digest of the manifest it was made from
+	// GuestKernelID is the digest of the manifest of its kernel's image, "" for the kernel that is installed.
+	GuestKernelID string `json:"guestKernelId,omitempty"`
 	// Runtime is that of a container which another one runs, "" for ours. Of such a container is known what its runtime told, and
 	// where it is attached.
 	Runtime string         `json:"runtime,omitempty"`
@@ -221,8 +226,10 @@ type StopRequest struct {
 // started again.
 type IsolationRequest struct {
 	Isolation string `json:"isolation"` // "process" or "vm"
-	Signal    string `json:"signal,omitempty"`
-	Timeout   *int   `json:"timeout,omitempty"`
+	// GuestKernel is as in ContainerSpec, for "vm". Given to a container that has VM isolation already, it changes the kernel.
+	GuestKernel string `json:"guestKernel,omitempty"`
+	Signal      string `json:"signal,omitempty"`
+	Timeout     *int   `json:"timeout,omitempty"`
 }
 
 // IsolationChange is what became of the request.

@@ -16,6 +16,8 @@ type SandboxConfig struct {
 	// first, as overlayfs wants them in lowerdir.
 	Image  ImageConfig
 	Layers []string
+	// GuestKernel is the unpacked image of the kernel that a VM is to have; "": the one that is installed.
+	GuestKernel string
 	// NetnsPath of the compartment.
 	NetnsPath string
 	// Hosts, ResolvConf and Hostname are the container's private /etc/hosts,

@@ -280,6 +280,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Ports:     p.filter.Reservations(),
 		Sandbox:   sandbox{p.runtime},
 		Images:    imageStore{p.images},
+		Kernels:   kernels{p.images, p.vms},
 		Leftovers: leftovers(p.dev, c.bpfDir),
 		Leases:    newLeases(p.dev, func() *engine.Engine { return p.engine }, log),
 		LeaseWait: c.leaseWait,

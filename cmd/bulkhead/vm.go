@@ -48,7 +48,7 @@ func (c *daemonConfig) newVMs(log *slog.Logger) (*vm.Host, error) {
 // vmCheck says whether containers can have a kernel of their own here. That they cannot is no fault of a host that does without.
 func vmCheck(ctx context.Context, vms *vm.Host) api.Check {
 	c := api.Check{Name: "vm isolation", Status: "ok"}
-	description, warning, err := vms.Check(ctx)
+	description, warning, err := vms.Check(ctx, "")
 	switch {
 	case err != nil:
 		c.Detail, c.Next = "not set up: "+err.Error(), "docs/isolation.md, if containers are to have a kernel of their own"

@@ -110,6 +110,8 @@ func TestChanges(t *testing.T) {
 		"start web db", "stop -t 3 web", "stop web", "restart -s INT web", "kill web", "kill -s HUP web", "rm -f -v web",
 		"wait web", "exec -d web /bin/true",
 		"container isolation web vm", "container isolation -t 3 web process --dry-run", "container isolation web",
+		"container isolation web vm --guest-kernel kernels/debian:6.1", "create --isolation vm --guest-kernel kernel:6.1 x", "create --guest-kernel kernel:6.1 x",
+		"image import-kernel --root testdata/kernel kernel:6.1", "image import-kernel --root testdata kernel:6.1", "image import-kernel --root testdata/kernel --version ../7 kernel:7",
 		"publish add web 53:53/udp --expose lan", "publish rm web 53:53/udp --expose lan", "publish add web 1:1 --expose nowhere",
 		"network create --subnet 10.7.0.0/24 --exclude 10.7.0.1-10.7.0.9 --exclude 10.7.0.50 --ip-range 10.7.0.128/25 --ipv6=false lan",
 		"network create --type internal --subnet 10.7.0.0/24 --subnet fd00:7::/64 --gateway fd00:7::fe --dns 192.0.2.53 --persistent=false lan",

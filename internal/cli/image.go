@@ -22,7 +22,7 @@ func newImageCmd(a *app) *cobra.Command {
 	list.Example = "  bulkhead image ls"
 	return group("image", "Images", "Images come from OCI registries, or from an archive of a root file system.",
 		"  bulkhead image pull registry.example/web:1\n  bulkhead image ls",
-		list, newPullCmd(a), newPushCmd(a), newImageImportCmd(a), newInspectKindCmd(a, "image", kindImage),
+		list, newPullCmd(a), newPushCmd(a), newImageImportCmd(a), newImportKernelCmd(a), newInspectKindCmd(a, "image", kindImage),
 		newImageRmCmd(a), newImagePruneCmd(a), newImageTagCmd(a), newLoginCmd(a), newLogoutCmd(a))
 }
 

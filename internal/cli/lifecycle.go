@@ -163,6 +163,7 @@ func newRestartCmd(a *app) *cobra.Command {
 
 func newIsolationCmd(a *app) *cobra.Command {
 	var f stopFlags
+	var kernel string
 	cmd := &cobra.Command{
 		Use:   "isolation [flags] NAME process|vm",
 		Short: "Change a container's isolation",
@@ -189,7 +190,7 @@ stop does, and started again; its restart policy does not matter.`,
 			if err != nil {
 				return err
 			}
-			change, err := c.IsolateContainer(cmd.Context(), args[0], api.IsolationRequest{Isolation: args[1], Signal: how.Signal, Timeout: how.Timeout})
+			change, err := c.IsolateContainer(cmd.Context(), args[0], api.IsolationRequest{Isolation: args[1], GuestKernel: kernel, Signal: how.Signal, Timeout: how.Timeout})
 			if err != nil {
 				return err
 			}
@@ -208,6 +209,8 @@ stop does, and started again; its restart policy does not matter.`,
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&kernel, "guest-kernel", "", "image of the kernel that it is to have, as with run; changes the kernel of one that has VM isolation")
+	completeFlag(cmd, "guest-kernel", a.completeKernels)
 	return cmd
 }
 

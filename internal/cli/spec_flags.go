@@ -53,6 +53,7 @@ func (f *specFlags) add(a *app, cmd *cobra.Command) {
 	flags.StringVar(&f.entrypoint, "entrypoint", "", "program to start instead of the image's")
 	flags.StringVarP(&s.Hostname, "hostname", "h", "", "host name in the container")
 	flags.StringVar(&s.Isolation, "isolation", "", "what keeps the container apart: process (the default), or vm for a kernel of its own")
+	flags.StringVar(&s.GuestKernel, "guest-kernel", "", "image of the kernel that a container with VM isolation is to have (default the one that is installed, or one among the images that is what the container's image demands)")
 	flags.StringVar(&f.pull, "pull", pullMissing, "when to pull the image: always, missing or never")
 	flags.StringVar(&f.cidFile, "cidfile", "", "write the container's ID to a new file")
 	flags.StringVar(&f.restart, "restart", "no", "restart the container when it ends: no, on-failure[:N], always or unless-stopped")
@@ -66,6 +67,7 @@ func (f *specFlags) add(a *app, cmd *cobra.Command) {
 	complete(cmd, "pull", pullAlways, pullMissing, pullNever)
 	complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
 	complete(cmd, "isolation", "process", "vm")
+	completeFlag(cmd, "guest-kernel", a.completeKernels)
 }
 
 func (f *specFlags) addFiles(cmd *cobra.Command) {
@@ -147,6 +149,8 @@ func (f *specFlags) check(spec api.ContainerSpec) error {
 		return api.Errorf(api.KindInvalid, "--rm and --restart %s contradict each other", f.restart).Hint("drop one of them")
 	case !slices.Contains([]string{"", "process", "vm"}, spec.Isolation):
 		return api.Errorf(api.KindUnsupported, "--isolation %q is not known", spec.Isolation).Hint("use --isolation process or --isolation vm")
+	case spec.GuestKernel != "" && spec.Isolation != "vm":
+		return api.Errorf(api.KindInvalid, "--guest-kernel is for containers with a kernel of their own").Hint("add --isolation vm, or drop it")
 	case spec.NetworkMode != "" && len(spec.Publish) > 0:
 		return api.Errorf(api.KindInvalid, "--network %s has no ports of its own to publish", spec.NetworkMode).
 			Hint("publish at the container whose compartment it is, or drop -p")

@@ -203,9 +203,9 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 		return api.ContainerCreated{}, err
 	}
 	id := newContainerID()
-	warnings, err := e.opt.Sandbox.Check(api.SandboxConfig{ID: id, Name: spec.Name, Spec: spec, Image: img.Config, Hostname: hostnameOf(id, &spec)})
+	kernel, warnings, err := e.checkSandbox(ctx, id, spec, img)
 	if err != nil {
-		return api.ContainerCreated{}, api.Errorf(api.KindInvalid, "create container %s: %w", cmp.Or(spec.Name, "of image "+spec.Image), err)
+		return api.ContainerCreated{}, sandboxError("create container "+cmp.Or(spec.Name, "of image "+spec.Image), err)
 	}
 	// Unpacking now finds out what is wrong with the image before anything is
 	// made for it.
@@ -223,6 +223,8 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 	create := func(t *txn) error {
 		var err error
 		if row, err = t.newContainer(id, first, spec, img); err == nil {
+			row.Doc.GuestKernelID = kernel
+			t.putContainer(id, row)
 			err = also(t, row)
 		}
 		return err
@@ -290,6 +292,9 @@ func checkSpec(s *api.ContainerSpec) error {
 		}
 	default:
 		return api.Errorf(api.KindUnsupported, "isolation: %.40q is not known: use process or vm", s.Isolation)
+	}
+	if s.GuestKernel != "" && s.Isolation != isolationVM {
+		return api.Errorf(api.KindInvalid, "guestKernel: a container with process isolation has the host's kernel: use isolation vm, or leave it out")
 	}
 	switch s.Restart.Name {
 	case "", "no", "on-failure", "always", "unless-stopped":

@@ -114,6 +114,15 @@ type Images interface {
 	Layers(ctx context.Context, id string) ([]string, error)
 }
 
+// Kernels knows which kernels there are, and what images demand of one.
+type Kernels interface {
+	// Host says what the host's kernel lacks for an image.
+	Host(imageID string) error
+	// Guest picks the kernel of a VM for an image, which has what that demands: want, the name of a kernel's image, or when that is
+	// empty the installed one, or else the newest of the images. It gives the ID of an image; "": the installed one.
+	Guest(ctx context.Context, imageID, want string) (kernelID string, err error)
+}
+
 // Options are what an Engine needs of the world around it.
 type Options struct {
 	DB *store.DB
@@ -151,6 +160,7 @@ type Options struct {
 	Ports   Reserver
 	Sandbox Sandbox
 	Images  Images
+	Kernels Kernels
 	// Leases is nil where nobody asks LANs for addresses; a container's start waits LeaseWait for them, or DefaultLeaseWait.
 	Leases    Leases
 	LeaseWait time.Duration

@@ -142,7 +142,7 @@ func (e *env) prepare() {
 	e.db = db
 	e.sb = sandbox{w: e.w, gen: gen, exits: new([]chan api.SandboxExit)}
 	opt := Options{
-		DB: db, Passing: e.passing, Ports: reserver{e.w, gen}, Sandbox: e.sb, Images: images{}, Step: e.step,
+		DB: db, Passing: e.passing, Ports: reserver{e.w, gen}, Sandbox: e.sb, Images: images{}, Kernels: kernels{e.w}, Step: e.step,
 		Facts: func(context.Context) (plan.Facts, error) {
 			e.w.mu.Lock()
 			defer e.w.mu.Unlock()

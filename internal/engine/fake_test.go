@@ -40,6 +40,7 @@ type world struct {
 	startErr error
 	onStart  func() // when a process is let go
 	noVM     error  // why there are no VMs
+	noKernel error  // what the host's kernel, and the installed one, lack
 	// onCreate is called outside the lock and may take its time.
 	onCreate func()
 	clock    int
@@ -460,6 +461,21 @@ func (w *world) takeHostPort(proto uint8, addr string, port uint16) {
 	w.host[hostPort{proto, netip.MustParseAddr(addr), port}] = "nginx (pid 812)"
 }
 
+// kernels are the host's, the installed one of VMs, and one by the name of "kernel".
+type kernels struct{ w *world }
+
+func (k kernels) Host(string) error { return k.w.noKernel }
+
+func (k kernels) Guest(_ context.Context, _, want string) (string, error) {
+	switch {
+	case want == "kernel", want == "" && k.w.noKernel != nil:
+		return "sha256:2", nil
+	case want != "":
+		return "", api.Errorf(api.KindNotFound, "image %q is not here", want)
+	}
+	return "", nil
+}
+
 // images holds one image.
 type images struct{}
 
@@ -474,7 +490,12 @@ func (i images) List() ([]api.Image, error) {
 	img, err := i.Inspect("img")
 	return []api.Image{img}, err
 }
-func (images) Layers(context.Context, string) ([]string, error) { return []string{"/layer"}, nil }
+func (images) Layers(_ context.Context, id string) ([]string, error) {
+	if id == "sha256:2" {
+		return []string{"/kernel"}, nil
+	}
+	return []string{"/layer"}, nil
+}
 
 func (i images) Pull(_ context.Context, r api.PullRequest, _ func(api.ImageProgress)) (api.Image, error) {
 	return i.Inspect(r.Reference)

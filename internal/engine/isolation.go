@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -22,13 +23,14 @@ func (e *Engine) IsolateContainer(ctx context.Context, ref string, r api.Isolati
 	release := func() { unlock(); unlock = func() {} }
 	defer func() { unlock() }()
 	done.Name = c.Doc.Name
-	if r.Isolation == cmp.Or(c.Doc.Spec.Isolation, isolationProcess) {
+	if r.Isolation == cmp.Or(c.Doc.Spec.Isolation, isolationProcess) && (r.GuestKernel == "" || r.GuestKernel == c.Doc.Spec.GuestKernel) {
 		return done, nil
 	}
-	if done.Warnings, err = e.checkIsolation(c, r.Isolation); err != nil {
-		return done, named("change the isolation of", c.Doc.Name, err, "bulkhead inspect "+c.Doc.Name)
+	kernel, warnings, err := e.checkIsolation(ctx, c, r)
+	if done.Warnings = warnings; err != nil {
+		return done, sandboxError("change the isolation of container "+c.Doc.Name, err)
 	}
-	change := func(t *txn, c *containerRow) error { return t.isolate(c, r.Isolation) }
+	change := func(t *txn, c *containerRow) error { return t.isolate(c, r, kernel) }
 	runs := c.Doc.State.Status == api.StatusRunning
 	if rehearsing(ctx) != nil {
 		_, _, err := e.ctrs.changeOr(ctx, c.Doc.ID, func(t *txn, c *containerRow) error {
@@ -65,35 +67,87 @@ func (e *Engine) isolated(c *containerRow, isolation string) {
 	e.event("container", "isolate", c.Doc.ID, c.Doc.Name, map[string]string{"isolation": isolation})
 }
 
-// checkIsolation refuses what a container cannot have with an isolation, and what this host lacks for it.
-func (e *Engine) checkIsolation(c *containerRow, isolation string) (warnings []string, err error) {
+// checkIsolation refuses what a container cannot have with an isolation, and what this host lacks for it. It gives the image of the
+// kernel that it is to have.
+func (e *Engine) checkIsolation(ctx context.Context, c *containerRow, r api.IsolationRequest) (kernel string, warnings []string, err error) {
 	spec := c.Doc.Spec
-	if spec.Isolation = isolation; isolation == "" {
-		return nil, api.Errorf(api.KindInvalid, "isolation: it is missing").Hint("use process or vm")
+	spec.Isolation, spec.GuestKernel = r.Isolation, r.GuestKernel
+	if r.Isolation == "" {
+		return "", nil, api.Errorf(api.KindInvalid, "isolation: it is missing").Hint("use process or vm")
 	}
 	if err := checkSpec(&spec); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	switch s := c.Doc.State; {
 	case s.Paused:
-		return nil, api.Errorf(api.KindConflict, "it is paused").Hint("bulkhead unpause %s", c.Doc.Name)
+		return "", nil, api.Errorf(api.KindConflict, "it is paused").Hint("bulkhead unpause %s", c.Doc.Name)
 	case s.Status == api.StatusStopping, s.Status == api.StatusRemoving:
-		return nil, api.Errorf(api.KindConflict, "it is %s", s.Status).Hint("try again when it has ended: bulkhead wait %s", c.Doc.Name)
+		return "", nil, api.Errorf(api.KindConflict, "it is %s", s.Status).Hint("try again when it has ended: bulkhead wait %s", c.Doc.Name)
 	}
 	img, err := e.opt.Images.Inspect(c.Doc.ImageID)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	warnings, err = e.opt.Sandbox.Check(api.SandboxConfig{ID: c.Doc.ID, Name: c.Doc.Name, Spec: spec, Image: img.Config, Hostname: hostnameOf(c.Doc.ID, &spec)})
+	return e.checkSandbox(ctx, c.Doc.ID, spec, img)
+}
+
+// sandboxError says what was being done; what a sandbox refuses is the document's fault.
+func sandboxError(doing string, err error) error {
+	if a, ok := errors.AsType[*api.Error](err); ok {
+		return api.Errorf(a.Kind, "%s: %w", doing, err).Hint("%s", a.Next)
+	}
+	return api.Errorf(api.KindInvalid, "%s: %w", doing, err)
+}
+
+// checkSandbox picks the kernel for a container, and refuses what cannot be as far as that shows beforehand.
+func (e *Engine) checkSandbox(ctx context.Context, id string, spec api.ContainerSpec, img api.Image) (kernel string, warnings []string, err error) {
+	kernel, dir, err := e.pickKernel(ctx, spec, img.ID)
 	if err != nil {
-		return nil, api.Errorf(api.KindInvalid, "%w", err)
+		return "", nil, err
 	}
-	return warnings, nil
+	warnings, err = e.opt.Sandbox.Check(api.SandboxConfig{
+		ID: id, Name: spec.Name, Spec: spec, Image: img.Config, GuestKernel: dir, Hostname: hostnameOf(id, &spec),
+	})
+	return kernel, warnings, err
+}
+
+// pickKernel finds the kernel that a container of an image is to run on, and refuses the image where there is none that it can.
+func (e *Engine) pickKernel(ctx context.Context, spec api.ContainerSpec, image string) (kernel, dir string, err error) {
+	if spec.Isolation != isolationVM {
+		return "", "", e.opt.Kernels.Host(image)
+	}
+	if kernel, err = e.opt.Kernels.Guest(ctx, image, spec.GuestKernel); err != nil || kernel == "" {
+		return "", "", err
+	}
+	dir, err = e.kernelDir(ctx, kernel)
+	return kernel, dir, err
+}
+
+// kernelDir unpacks the image of a kernel.
+func (e *Engine) kernelDir(ctx context.Context, kernel string) (string, error) {
+	dirs, err := e.opt.Images.Layers(ctx, kernel)
+	if err != nil {
+		return "", fmt.Errorf("unpack its kernel's image: %w", err)
+	}
+	if len(dirs) != 1 {
+		return "", api.Errorf(api.KindInvalid, "image %.19s has %d layers, and the image of a kernel has one", kernel, len(dirs)).Hint("bulkhead image import-kernel makes one")
+	}
+	return dirs[0], nil
+}
+
+// kernelOf is where the kernel is that a container starts with. It keeps the image that it was given; the host's kernel and the
+// installed one may be others by now.
+func (e *Engine) kernelOf(ctx context.Context, c *containerRow) (dir string, err error) {
+	if c.Doc.GuestKernelID != "" {
+		return e.kernelDir(ctx, c.Doc.GuestKernelID)
+	}
+	_, dir, err = e.pickKernel(ctx, c.Doc.Spec, c.Doc.ImageID)
+	return dir, err
 }
 
 // isolate changes the row, if what others have of the container allows it.
-func (t *txn) isolate(c *containerRow, isolation string) error {
-	if isolation == isolationVM {
+func (t *txn) isolate(c *containerRow, r api.IsolationRequest, kernel string) error {
+	if r.Isolation == isolationVM {
 		for _, other := range t.st.containers {
 			if other.Shares == c.Doc.ID {
 				return api.Errorf(api.KindConflict, "change the isolation of container %s: container %s shares its compartment, and only one container can be in that of a VM", c.Doc.Name, other.Doc.Name).
@@ -106,7 +160,7 @@ func (t *txn) isolate(c *containerRow, isolation string) error {
 			}
 		}
 	}
-	c.Doc.Spec.Isolation = isolation
+	c.Doc.Spec.Isolation, c.Doc.Spec.GuestKernel, c.Doc.GuestKernelID = r.Isolation, r.GuestKernel, kernel
 	return nil
 }
 

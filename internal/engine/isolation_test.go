@@ -217,3 +217,56 @@ func TestCutIsolation(t *testing.T) {
 	}
 	t.Fatal("the operation has no end")
 }
+
+// TestKernels: a container has a kernel that its image can run on, or is refused.
+func TestKernels(t *testing.T) {
+	vm := func(kernel string) func(*api.ContainerSpec) {
+		return func(s *api.ContainerSpec) { s.Isolation, s.GuestKernel = "vm", kernel }
+	}
+	has := func(e *env, id, kernel, dir string) {
+		e.t.Helper()
+		if got := must(e.e.Container(id))(e).GuestKernelID; got != kernel || e.w.ctrs[id].cfg.GuestKernel != dir {
+			e.t.Errorf("kernel %q at %q, want %q at %q", got, e.w.ctrs[id].cfg.GuestKernel, kernel, dir)
+		}
+	}
+	t.Run("of its image's choice", func(t *testing.T) {
+		run(t, func(e *env) {
+			e.w.noKernel = api.Errorf(api.KindUnsupported, "it wants another")
+			e.wantKind(second(e.create("c", []string{"run"})), api.KindUnsupported)
+			has(e, e.started("vm", []string{"run"}, vm("")), "sha256:2", "/kernel")
+			if used := e.e.imagesInUse(); !cmp.Equal(used, []string{"sha256:1", "sha256:2"}) {
+				e.t.Errorf("in use: %v", used)
+			}
+			e.wantKind(second(e.isolate("vm", "process")), api.KindUnsupported)
+		})
+	})
+	t.Run("of the user's choice", func(t *testing.T) {
+		run(t, func(e *env) {
+			e.wantKind(second(e.create("c", nil, vm("other"))), api.KindNotFound)
+			e.wantKind(second(e.create("c", nil, vm("kernel"), func(s *api.ContainerSpec) { s.Isolation = "" })), api.KindInvalid)
+			id := e.started("c", []string{"run"}, vm("kernel"))
+			has(e, id, "sha256:2", "/kernel")
+			if got := must(e.isolate("c", "vm"))(e); got.Changed {
+				e.t.Errorf("it has a kernel of its own already: %+v", got)
+			}
+			must(e.isolate("c", "process"))(e)
+			has(e, id, "", "")
+			must(e.isolate("c", "vm"))(e)
+			has(e, id, "", "")
+			must(e.e.IsolateContainer(bg, "c", api.IsolationRequest{Isolation: "vm", GuestKernel: "kernel"}))(e)
+			has(e, id, "sha256:2", "/kernel")
+		})
+	})
+	t.Run("of a host that has another by now", func(t *testing.T) {
+		run(t, func(e *env) {
+			c, own := e.started("c", []string{"run"}), e.started("own", []string{"run"}, vm(""))
+			has(e, own, "", "")
+			e.ok(e.e.StopContainer(bg, c, api.StopRequest{}))
+			e.ok(e.e.StopContainer(bg, own, api.StopRequest{}))
+			e.w.noKernel = api.Errorf(api.KindUnsupported, "it wants another")
+			e.wantKind(e.e.StartContainer(bg, c), api.KindUnsupported)
+			e.ok(e.e.StartContainer(bg, own))
+			has(e, own, "", "/kernel")
+		})
+	})
+}

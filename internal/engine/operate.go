@@ -197,7 +197,7 @@ func (e *Engine) askToEnd(ctx context.Context, before *containerRow, r api.StopR
 	if err != nil && !e.gone(ctx, row.Doc.ID) {
 		_, _, cerr := e.ctrs.change(row.Doc.ID, func(_ *txn, c *containerRow) error {
 			c.Want, c.Stopped, c.Stopping, c.Doc.State.Status = before.Want, before.Stopped, nil, api.StatusRunning
-			c.Doc.Spec.Isolation = before.Doc.Spec.Isolation
+			c.Doc.Spec, c.Doc.GuestKernelID = before.Doc.Spec, before.Doc.GuestKernelID
 			return nil
 		})
 		return nil, api.Errorf(api.KindInvalid, "send %.40s to container %s: %w", signal, row.Doc.Name, errors.Join(err, cerr))

@@ -63,7 +63,7 @@ func (e *Engine) counted(img api.Image) api.Image {
 	defer e.mu.RUnlock()
 	img.Containers = 0
 	for _, c := range e.st.containers {
-		if c.Doc.ImageID == img.ID {
+		if c.Doc.ImageID == img.ID || c.Doc.GuestKernelID == img.ID {
 			img.Containers++
 		}
 	}
@@ -82,6 +82,9 @@ func (e *Engine) imagesInUse() []string {
 	var out []string
 	for _, c := range e.st.containers {
 		out = append(out, c.Doc.ImageID)
+		if c.Doc.GuestKernelID != "" {
+			out = append(out, c.Doc.GuestKernelID)
+		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out)

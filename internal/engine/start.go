@@ -328,8 +328,12 @@ func (e *Engine) sandboxConfig(ctx context.Context, c *containerRow) (api.Sandbo
 	if err != nil {
 		return api.SandboxConfig{}, fmt.Errorf("unpack its image: %w", err)
 	}
+	kernel, err := e.kernelOf(ctx, c)
+	if err != nil {
+		return api.SandboxConfig{}, err
+	}
 	cfg := api.SandboxConfig{
-		ID: c.Doc.ID, Name: c.Doc.Name, Spec: c.Doc.Spec, Image: img.Config, Layers: layers,
+		ID: c.Doc.ID, Name: c.Doc.Name, Spec: c.Doc.Spec, Image: img.Config, Layers: layers, GuestKernel: kernel,
 		NetnsPath: plan.NamespacePath(c.Doc.Namespace),
 	}
 	e.mu.RLock()

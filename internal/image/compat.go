@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,8 +9,9 @@ import (
 	"strings"
 )
 
-// An image shares the host's kernel under process isolation, so it may say which kernel it needs. The
-// demands are manifest annotations or config labels; where both are given, both must hold.
+// An image may say which kernel it needs: the host's under process isolation, a guest's with VM isolation. The
+// demands are manifest annotations or config labels; where both are given, both must hold. An image is pulled
+// whatever it demands of a kernel: what its containers will have is not known then.
 //
 //	net.bulkhead.kernel.min-version   "5.15": this release or newer
 //	net.bulkhead.kernel.max-version   "6.12": this series (any 6.12.x) or older
@@ -37,6 +39,7 @@ type Facts struct {
 
 // IncompatibleError says that an image cannot run on a host, and why.
 type IncompatibleError struct {
+	Where  string // what it does not fit; "": this host
 	Field  string // "os", "architecture", "variant", "platform", or the annotation's key
 	Wanted string // what the image demands
 	Have   string // what the host has
@@ -44,21 +47,23 @@ type IncompatibleError struct {
 }
 
 func (e *IncompatibleError) Error() string {
-	s := fmt.Sprintf("image does not fit this host: %s: wanted %s, have %s", e.Field, e.Wanted, e.Have)
+	s := fmt.Sprintf("image does not fit %s: %s: wanted %s, have %s", cmp.Or(e.Where, "this host"), e.Field, e.Wanted, e.Have)
 	if e.Advice != "" {
 		s += " (" + e.Advice + ")"
 	}
 	return s
 }
 
-const adviceKernel = "run it on a host with such a kernel, or with VM isolation"
+const adviceKernel = "run it with a kernel of its own that is so: --isolation vm"
 
-// Check says whether an image can run on a kernel and processor. It is pure; the error is an
+// CheckPlatform says whether an image is for a kind of processor. It is pure; the error is an
 // [IncompatibleError].
-func Check(img Image, f Facts) error {
-	if err := checkPlatform(img.OS, img.Architecture, img.Variant, f); err != nil {
-		return err
-	}
+func CheckPlatform(img Image, f Facts) error {
+	return checkPlatform(img.OS, img.Architecture, img.Variant, f)
+}
+
+// CheckKernel says whether an image can run on a kernel. It is pure; the error is an [IncompatibleError].
+func CheckKernel(img Image, f Facts) error {
 	for _, demands := range []map[string]string{img.Annotations, img.Config.Labels} {
 		for _, key := range slices.Sorted(maps.Keys(demands)) {
 			if !strings.HasPrefix(key, kernelPrefix) {

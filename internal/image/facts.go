@@ -70,7 +70,7 @@ func readKernelConfig(paths ...string) (map[string]string, error) {
 			raw, err = gunzip(raw)
 		}
 		if err == nil {
-			return parseKernelConfig(raw), nil
+			return ParseKernelConfig(raw), nil
 		}
 		if first == nil {
 			first = fmt.Errorf("read kernel configuration: %w", err)
@@ -87,7 +87,8 @@ func gunzip(raw []byte) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(zr, maxDocument))
 }
 
-func parseKernelConfig(raw []byte) map[string]string {
+// ParseKernelConfig reads the file that a kernel was built from.
+func ParseKernelConfig(raw []byte) map[string]string {
 	cfg := map[string]string{}
 	for sc := bufio.NewScanner(bytes.NewReader(raw)); sc.Scan(); {
 		name, value, ok := strings.Cut(sc.Text(), "=")

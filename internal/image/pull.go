@@ -30,11 +30,10 @@ type PullOptions struct {
 	Fallback  *Credentials   // for the registry itself, if the auth files have none
 	Mirrors   []string       // instead of the registry's configured ones, if not nil; see [Registry]
 	PlainHTTP bool           // allow HTTP without TLS to the registry itself
-	Facts     *Facts         // check against this instead of the store's, for a container with another kernel
 	Progress  func(Progress) // called one at a time; must not block
 }
 
-// Pull makes sure that the store has an image, fetched, verified, checked against the host and unpacked,
+// Pull makes sure that the store has an image, fetched, verified, checked against the host's processor and unpacked,
 // under the name given. If it fails, the store is as it was.
 func (s *Store) Pull(ctx context.Context, name string, opts PullOptions) (Image, error) {
 	ref, err := parseReference(name)
@@ -50,15 +49,12 @@ func (s *Store) Pull(ctx context.Context, name string, opts PullOptions) (Image,
 
 func (s *Store) pull(ctx context.Context, ref reference, opts PullOptions) (Image, error) {
 	facts := s.opts.Facts
-	if opts.Facts != nil {
-		facts = *opts.Facts
-	}
 	switch opts.Policy {
 	case PullAlways:
 	case PullMissing, PullNever, "":
 		img, err := s.Inspect(ref.String())
 		if err == nil {
-			return img, Check(img, facts)
+			return img, CheckPlatform(img, facts)
 		}
 		if !errors.Is(err, ErrNotFound) || opts.Policy == PullNever {
 			return Image{}, err
@@ -172,7 +168,7 @@ func (p *puller) fetch(ctx context.Context, c *conn, rawManifest []byte, doc doc
 	if err != nil {
 		return Image{}, err
 	}
-	if err := Check(img, p.facts); err != nil {
+	if err := CheckPlatform(img, p.facts); err != nil {
 		return Image{}, err
 	}
 	unpin := s.pin(pins(img)...)

@@ -141,6 +141,9 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Facts are those that images are checked against.
+func (s *Store) Facts() Facts { return s.opts.Facts }
+
 // LayersDir is the directory that holds the unpacked layers.
 func (s *Store) LayersDir() string { return filepath.Join(s.dir, "layers") }
 

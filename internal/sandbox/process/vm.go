@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,7 +81,7 @@ func (r *Runtime) checkVM(cfg api.SandboxConfig, plan mountPlan) (warnings []str
 	if _, warnings, err = r.buildSpec(cfg, guestFacts(f)); err != nil {
 		return nil, err
 	}
-	_, warning, err := r.vm.Check(context.Background())
+	_, warning, err := r.vm.Check(context.Background(), cfg.GuestKernel)
 	if warning != "" {
 		warnings = append(warnings, warning)
 	}
@@ -125,7 +126,7 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 		limits.Memory = nil
 	}
 	spec, err := r.vm.Prepare(ctx, vm.Container{
-		Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath,
+		Kernel: cfg.GuestKernel, InUse: r.vmFiles, Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath,
 		Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin, CPUs: cfg.Spec.Resources.CPUs, Memory: cfg.Spec.Resources.Memory,
 		Limits: limits, Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore, Capabilities: own,
 	})
@@ -139,6 +140,27 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 		spec.Linux.Resources.Pids = nil
 	}
 	return spec, nil
+}
+
+// vmFiles are the directories that the VMs of containers are started from.
+func (r *Runtime) vmFiles() (dirs []string) {
+	bundles, err := filepath.Glob(filepath.Join(r.bundle("*"), guestFile))
+	if err != nil {
+		return nil // a pattern of ours
+	}
+	for _, guest := range bundles {
+		var spec specs.Spec
+		data, err := os.ReadFile(filepath.Join(filepath.Dir(guest), configFile))
+		if err != nil || json.Unmarshal(data, &spec) != nil {
+			continue // it is being made, or taken away
+		}
+		for _, m := range spec.Mounts {
+			if m.Destination == vm.FilesDir {
+				dirs = append(dirs, m.Source)
+			}
+		}
+	}
+	return dirs
 }
 
 // awaitVM waits until the container runs in its VM.

@@ -7,9 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,9 +55,11 @@ type Files struct {
 
 // Sources are what they are made of.
 type Sources struct {
-	KernelRoots []string // see FindKernel
-	Agent       string   // see FindAgent
-	Runtime     string   // see FindRuntime
+	Kernel  Kernel // see FindKernel and KernelOfImage
+	Agent   string // see FindAgent
+	Runtime string // see FindRuntime
+	// InUse are directories of files that VMs have been started from and may need once more.
+	InUse func() []string
 }
 
 // Store keeps Files, made anew when one of their sources has changed.
@@ -72,32 +76,32 @@ const storeFormat = "1"
 
 // Get gives the files, and makes them where they are not there. QEMU reads them as another user.
 func (s *Store) Get(ctx context.Context, src Sources) (Files, error) {
-	k, err := FindKernel(src.KernelRoots...)
-	if err != nil {
-		return Files{}, err
-	}
-	key, err := keyOf(k, src)
+	key, err := keyOf(src)
 	if err != nil {
 		return Files{}, fmt.Errorf("prepare the files of VMs: %w", err)
 	}
 	dir := filepath.Join(s.dir, key)
-	f := Files{Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Version: k.Version}
+	f := Files{Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Version: src.Kernel.Version}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := os.Stat(dir); err == nil {
+	now := time.Now()
+	if err := os.Chtimes(dir, now, now); err == nil { // when it was used last
 		return f, nil
 	}
-	if err := s.build(ctx, dir, k, src); err != nil {
+	if err := s.build(ctx, dir, src); err != nil {
 		return Files{}, fmt.Errorf("prepare the files of VMs: %w", err)
 	}
+	s.prune(dir, src.InUse)
 	return f, nil
 }
 
 // keyOf names what was made by what it was made of: which file, and its size and time.
-func keyOf(k Kernel, src Sources) (string, error) {
+func keyOf(src Sources) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, storeFormat, k.Modules, strings.Join(wantedModules(), " "))
-	for _, file := range []string{k.Image, k.Modules, src.Agent, src.Runtime} {
+	k := src.Kernel
+	modules := filepath.Join(k.Root, k.Modules)
+	fmt.Fprintln(h, storeFormat, modules, strings.Join(wantedModules(), " "))
+	for _, file := range []string{filepath.Join(k.Root, k.Image), modules, src.Agent, src.Runtime} {
 		st, err := os.Stat(file)
 		if err != nil {
 			return "", err
@@ -107,14 +111,9 @@ func keyOf(k Kernel, src Sources) (string, error) {
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
-// build makes them under another name and renames, so that a crash leaves no half of them. What older sources gave is removed: VMs
-// that run have it open.
-func (s *Store) build(ctx context.Context, dir string, k Kernel, src Sources) (err error) {
+// build makes them under another name and renames, so that a crash leaves no half of them.
+func (s *Store) build(ctx context.Context, dir string, src Sources) (err error) {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return err
-	}
-	old, err := os.ReadDir(s.dir)
-	if err != nil {
 		return err
 	}
 	tmp, err := os.MkdirTemp(s.dir, ".new-")
@@ -122,11 +121,20 @@ func (s *Store) build(ctx context.Context, dir string, k Kernel, src Sources) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	image, err := os.ReadFile(k.Image)
+	files, done, err := src.Kernel.files()
 	if err != nil {
 		return err
 	}
-	modules, err := LoadOrder(ctx, k.Modules, wantedModules())
+	defer done()
+	image, err := readFile(files, src.Kernel.Image, maxImage)
+	if err != nil {
+		return err
+	}
+	dirOfModules, err := fs.Sub(files, src.Kernel.Modules)
+	if err != nil {
+		return err
+	}
+	modules, err := LoadOrder(ctx, dirOfModules, wantedModules())
 	if err != nil {
 		return err
 	}
@@ -146,11 +154,29 @@ func (s *Store) build(ctx context.Context, dir string, k Kernel, src Sources) (e
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, dir); err != nil {
-		return err
+	return os.Rename(tmp, dir)
+}
+
+// unusedFor is how long files are kept that no VM needs: several kernels may be in turns, and a container that is being started is
+// not among those that have them in use yet.
+const unusedFor = 24 * time.Hour
+
+// prune removes what other sources gave. A VM that runs reads its files once more where its first start comes to nothing.
+func (s *Store) prune(keep string, inUse func() []string) {
+	all, err := os.ReadDir(s.dir)
+	if err != nil {
+		return
 	}
-	for _, e := range old {
-		_ = os.RemoveAll(filepath.Join(s.dir, e.Name()))
+	kept := []string{keep}
+	if inUse != nil {
+		kept = append(kept, inUse()...)
 	}
-	return nil
+	for _, e := range all {
+		dir := filepath.Join(s.dir, e.Name())
+		st, err := e.Info()
+		if err != nil || slices.Contains(kept, dir) || time.Since(st.ModTime()) < unusedFor {
+			continue
+		}
+		_ = os.RemoveAll(dir)
+	}
 }

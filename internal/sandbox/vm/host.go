@@ -64,7 +64,8 @@ type tools struct {
 	accel     Accel
 }
 
-func (h *Host) tools(ctx context.Context) (t tools, err error) {
+// tools finds them; image is the directory of a guest kernel's image, "": the kernel that is installed here.
+func (h *Host) tools(ctx context.Context, image string) (t tools, err error) {
 	if runtime.GOARCH != "amd64" {
 		return t, fmt.Errorf("%w: it is made for x86-64 hosts, this one is %s", ErrUnavailable, runtime.GOARCH)
 	}
@@ -74,7 +75,7 @@ func (h *Host) tools(ctx context.Context) (t tools, err error) {
 	if t.virtiofsd, err = FindVirtiofsd(ctx); err != nil {
 		return t, err
 	}
-	if t.kernel, err = FindKernel(h.opt.KernelRoots...); err != nil {
+	if t.kernel, err = h.Kernel(image); err != nil {
 		return t, err
 	}
 	if t.runtime, err = FindRuntime(); err != nil {
@@ -89,9 +90,17 @@ func (h *Host) tools(ctx context.Context) (t tools, err error) {
 	return t, err
 }
 
-// Check tells what is missing on this host, and what VMs on it are.
-func (h *Host) Check(ctx context.Context) (description, warning string, err error) {
-	t, err := h.tools(ctx)
+// Kernel finds the kernel in the directory of an image's layer, or with "" the one that is installed here.
+func (h *Host) Kernel(image string) (Kernel, error) {
+	if image != "" {
+		return KernelOfImage(image)
+	}
+	return FindKernel(h.opt.KernelRoots...)
+}
+
+// Check tells what is missing on this host, and what VMs on it are with the kernel of an image, or the installed one.
+func (h *Host) Check(ctx context.Context, image string) (description, warning string, err error) {
+	t, err := h.tools(ctx, image)
 	if err != nil {
 		return "", "", err
 	}
@@ -108,11 +117,13 @@ func (a Accel) warning() string {
 
 // Container is a container that is to run in a VM.
 type Container struct {
-	Dir    string      // shared with the shim: see ShimDir
-	Root   string      // an empty directory, for the shim's own root file system
-	Rootfs string      // the container's, mounted
-	Netns  string      // the path of its compartment; "": it has none
-	Spec   *specs.Spec // for the guest, but with the paths of this host
+	Kernel string          // the directory of a guest kernel's image; "": the installed one
+	InUse  func() []string // see Sources
+	Dir    string          // shared with the shim: see ShimDir
+	Root   string          // an empty directory, for the shim's own root file system
+	Rootfs string          // the container's, mounted
+	Netns  string          // the path of its compartment; "": it has none
+	Spec   *specs.Spec     // for the guest, but with the paths of this host
 	TTY    bool
 	Stdin  bool
 	CPUs   float64 // the limit; 0: none
@@ -123,6 +134,9 @@ type Container struct {
 	// Capabilities that we have to give.
 	Capabilities []string
 }
+
+// FilesDir is where the shim finds what its VM is started from.
+const FilesDir = "/files"
 
 const (
 	// baseMemory is for the guest's kernel and the agent, beside what a container may use.
@@ -135,11 +149,11 @@ const (
 
 // Prepare writes what the shim starts, and gives its own OCI document.
 func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
-	t, err := h.tools(ctx)
+	t, err := h.tools(ctx, c.Kernel)
 	if err != nil {
 		return nil, err
 	}
-	files, err := h.store.Get(ctx, Sources{KernelRoots: h.opt.KernelRoots, Agent: t.agent, Runtime: t.runtime})
+	files, err := h.store.Get(ctx, Sources{Kernel: t.kernel, Agent: t.agent, Runtime: t.runtime, InUse: c.InUse})
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +180,7 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 			QEMU: t.qemu, Virtiofsd: t.virtiofsd, ShareDir: "/share", User: nobody, Groups: kvmGroups(t.accel),
 			Hardware: Hardware{
 				Accel: t.accel.Name, CPUs: processors(t.accel, c.CPUs), Memory: memoryOf(c.Memory),
-				Kernel: "/files/kernel", Initrd: "/files/initrd", Share: true,
+				Kernel: FilesDir + "/kernel", Initrd: FilesDir + "/initrd", Share: true,
 			},
 		},
 		Run: proto.Run{Share: shareTag, Spec: guestSpec, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
@@ -276,7 +290,7 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=1024k"}},
 		}, system, []specs.Mount{
 			{Destination: "/bulkhead", Type: "bind", Source: h.opt.Self, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev"}},
-			{Destination: "/files", Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
+			{Destination: FilesDir, Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: ShimDir, Type: "bind", Source: c.Dir, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}},
 		}, shared),
 		Linux: &specs.Linux{

@@ -7,9 +7,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,10 +22,131 @@ import (
 
 // Kernel is a guest kernel with its modules.
 type Kernel struct {
-	Image   string // vmlinuz
-	Modules string // the directory of its version
+	Root    string // the directory that has boot and lib/modules
+	Image   string // vmlinuz, below it
+	Modules string // the directory of its version, below it
 	Version string
+	// Foreign says that it came with an image, and is read as what somebody else wrote: no link in it leads out of its root.
+	Foreign bool
 }
+
+// The most that is read of a kernel's files: real ones are a tenth of it.
+const (
+	maxImage   = 128 << 20
+	maxModule  = 16 << 20
+	maxModules = 32 << 20 // that are needed, together
+	maxText    = 4 << 20
+)
+
+// files opens the kernel's root.
+func (k Kernel) files() (fs.FS, func(), error) {
+	if !k.Foreign {
+		return os.DirFS(k.Root), func() {}, nil
+	}
+	root, err := os.OpenRoot(k.Root)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the guest kernel: %w", err)
+	}
+	return root.FS(), func() { _ = root.Close() }, nil
+}
+
+// readFile reads a regular file, whole or not at all.
+func readFile(files fs.FS, name string, most int64) ([]byte, error) {
+	st, err := fs.Stat(files, name) // before it is opened: a pipe would wait for somebody
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > most {
+		return nil, fmt.Errorf("%s is no regular file of at most %d bytes", name, most)
+	}
+	f, err := files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		err = fmt.Errorf("%s has more than %d bytes", name, most)
+	}
+	return data, err
+}
+
+// Config is the file that the kernel was built from; nil where it is not beside it.
+func (k Kernel) Config() ([]byte, error) {
+	files, done, err := k.files()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	config, err := readFile(files, path.Join("boot", "config-"+k.Version), maxText)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration of guest kernel %s: %w", k.Version, err)
+	}
+	return config, nil
+}
+
+// KernelOfImage finds the kernel in the one layer of an image. It is the version that its file says, whatever its name: what images
+// demand is checked against that.
+func KernelOfImage(dir string) (Kernel, error) {
+	k := Kernel{Root: dir, Foreign: true}
+	files, done, err := k.files()
+	if err != nil {
+		return k, err
+	}
+	defer done()
+	found, err := fs.Glob(files, "boot/vmlinuz-*")
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("it has %d files boot/vmlinuz-VERSION, and not one", len(found))
+	}
+	if err != nil {
+		return k, fmt.Errorf("find the kernel of an image: %w", err)
+	}
+	k.Image, k.Version = found[0], strings.TrimPrefix(path.Base(found[0]), "vmlinuz-")
+	for _, lib := range []string{"lib", "usr/lib"} {
+		modules := path.Join(lib, "modules", k.Version)
+		if st, err := fs.Stat(files, path.Join(modules, "kernel")); err == nil && st.IsDir() {
+			k.Modules = modules
+			break
+		}
+	}
+	if k.Modules == "" {
+		return k, fmt.Errorf("find the kernel of an image: it has no modules for %s in lib/modules/%s", k.Image, k.Version)
+	}
+	image, err := readFile(files, k.Image, maxImage)
+	if err != nil {
+		return k, fmt.Errorf("find the kernel of an image: %w", err)
+	}
+	if says := imageVersion(image); says != k.Version {
+		return k, fmt.Errorf("find the kernel of an image: %s says that it is version %.100q", k.Image, says)
+	}
+	return k, nil
+}
+
+// imageVersion reads the version in the header of a kernel's image; "" where there is none.
+func imageVersion(image []byte) string {
+	const (
+		setup   = 0x200
+		pointer = 0x20e
+	)
+	if len(image) < 0x260 || string(image[magic:magic+4]) != "HdrS" {
+		return ""
+	}
+	at := int(binary.LittleEndian.Uint16(image[pointer:])) + setup
+	if at == setup || at >= len(image) {
+		return ""
+	}
+	text := image[at:min(at+256, len(image))]
+	if end := bytes.IndexAny(text, " \x00"); end >= 0 {
+		text = text[:end]
+	}
+	return string(text)
+}
+
+// magic is where the header of an image says "HdrS".
+const magic = 0x202
 
 // kernelPackage is the one that fits: small, with all the drivers of virtual hardware and no others.
 const kernelPackage = "linux-image-cloud-amd64"
@@ -40,18 +163,21 @@ func FindKernel(roots ...string) (Kernel, error) {
 		for _, image := range images {
 			version := strings.TrimPrefix(filepath.Base(image), "vmlinuz-")
 			for _, lib := range []string{"lib", "usr/lib"} {
-				modules := filepath.Join(root, lib, "modules", version)
-				if st, err := os.Stat(filepath.Join(modules, "kernel")); err == nil && st.IsDir() {
-					return Kernel{Image: image, Modules: modules, Version: version}, nil
+				modules := path.Join(lib, "modules", version)
+				if st, err := os.Stat(filepath.Join(root, modules, "kernel")); err == nil && st.IsDir() {
+					return Kernel{Root: root, Image: path.Join("boot", filepath.Base(image)), Modules: modules, Version: version}, nil
 				}
 			}
 		}
 	}
 	return Kernel{}, &MissingError{
 		What: "a guest kernel", Package: kernelPackage,
-		Detail: "looked for boot/vmlinuz-*-cloud-amd64 with its lib/modules below " + strings.Join(roots, ", ") + "; a daemon may be told another place: --vm-kernel DIR",
+		Detail: "looked for boot/vmlinuz-*-cloud-amd64 with its lib/modules below " + strings.Join(roots, ", ") + "; a daemon may be told another place: --vm-kernel DIR, and an image of a kernel may be pulled",
 	}
 }
+
+// Newer compares versions.
+func (k Kernel) Newer(than Kernel) bool { return compareVersions(k.Version, than.Version) > 0 }
 
 // compareVersions orders names with numbers in them as people do: 6.1.0-9 before 6.1.0-57.
 func compareVersions(a, b string) int {
@@ -85,7 +211,6 @@ func digits(s string) string {
 func Unpack(image []byte) []byte {
 	const (
 		setupSects    = 0x1f1
-		magic         = 0x202 // "HdrS"
 		payloadOffset = 0x248
 		payloadLength = 0x24c
 	)
@@ -135,7 +260,9 @@ func unpackLegacyLZ4(p []byte) ([]byte, error) {
 			return nil, fmt.Errorf("unpack the kernel: %w", err)
 		}
 		out = append(out, block[:k]...)
-		p = p[4+n:]
+		if p = p[4+n:]; len(out) > total {
+			break
+		}
 	}
 	if len(out) != total {
 		return nil, fmt.Errorf("unpacked %d bytes of %d", len(out), total)
@@ -155,22 +282,26 @@ type Module struct {
 }
 
 // LoadOrder reads modules and all that they need from a directory of modules. What a kernel has built in is in none of its files.
-func LoadOrder(ctx context.Context, dir string, wanted []string) ([]Module, error) {
+func LoadOrder(ctx context.Context, dir fs.FS, wanted []string) ([]Module, error) {
 	files := map[string]string{}
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if name, _, ok := strings.Cut(e.Name(), ".ko"); err == nil && ok && !e.IsDir() {
+	err := fs.WalkDir(dir, ".", func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name, _, ok := strings.Cut(e.Name(), ".ko"); ok && e.Type().IsRegular() {
 			files[plainName(name)] = path
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("find guest modules: %w", err)
 	}
-	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
+	builtin, err := readFile(dir, "modules.builtin", maxText)
 	if err != nil {
 		return nil, fmt.Errorf("find guest modules: %w", err)
 	}
 	var order []Module
+	var total int
 	seen := map[string]bool{}
 	var need func(name, by string) error
 	need = func(name, by string) error {
@@ -185,11 +316,14 @@ func LoadOrder(ctx context.Context, dir string, wanted []string) ([]Module, erro
 					return nil
 				}
 			}
-			return fmt.Errorf("find guest modules: the kernel in %s has no module %s, which %s needs", dir, name, by)
+			return fmt.Errorf("find guest modules: the kernel has no module %s, which %s needs", name, by)
 		}
-		data, err := readModule(ctx, path)
+		data, err := readModule(ctx, dir, path)
 		if err != nil {
 			return err
+		}
+		if total += len(data); total > maxModules {
+			return fmt.Errorf("find guest modules: those that are needed have more than %d bytes", maxModules)
 		}
 		depends, err := moduleDepends(data)
 		if err != nil {
@@ -213,25 +347,47 @@ func LoadOrder(ctx context.Context, dir string, wanted []string) ([]Module, erro
 
 func plainName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
-func readModule(ctx context.Context, path string) ([]byte, error) {
-	switch filepath.Ext(path) {
+func readModule(ctx context.Context, dir fs.FS, name string) ([]byte, error) {
+	data, err := readFile(dir, name, maxModule)
+	if err != nil {
+		return nil, fmt.Errorf("read guest module: %w", err)
+	}
+	switch path.Ext(name) {
 	case ".ko":
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("read guest module: %w", err)
-		}
 		return data, nil
 	case ".xz":
-		if _, err := exec.LookPath("xz"); err != nil {
-			return nil, &MissingError{What: "xz, which guest modules are packed with,", Package: "xz-utils"}
-		}
-		data, err := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", path).Output()
+		plain, err := unxz(ctx, data)
 		if err != nil {
-			return nil, fmt.Errorf("unpack guest module %s: %w", path, err)
+			return nil, fmt.Errorf("unpack guest module %s: %w", name, err)
 		}
-		return data, nil
+		return plain, nil
 	}
-	return nil, fmt.Errorf("read guest module %s: it is packed in a way that is not known here: use Debian's %s", path, kernelPackage)
+	return nil, fmt.Errorf("read guest module %s: it is packed in a way that is not known here: use Debian's %s", name, kernelPackage)
+}
+
+// unxz unpacks a module, up to the size that one may have.
+func unxz(ctx context.Context, data []byte) ([]byte, error) {
+	if _, err := exec.LookPath("xz"); err != nil {
+		return nil, &MissingError{What: "xz, which guest modules are packed with,", Package: "xz-utils"}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", "--memlimit-decompress=256MiB")
+	cmd.Stdin = bytes.NewReader(data)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	plain, err := io.ReadAll(io.LimitReader(out, maxModule+1))
+	if len(plain) > maxModule {
+		cancel()
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("it has more than %d bytes", maxModule)
+	}
+	return plain, errors.Join(err, cmd.Wait())
 }
 
 // moduleDepends reads "depends=a,b" of a module's own description.

@@ -49,7 +49,11 @@ func bench(t *testing.T) (Config, string) {
 		t.Fatal(err)
 	}
 	store := NewStore(filepath.Join(dir, "files"))
-	src := Sources{KernelRoots: []string{kernelDir, "/"}, Agent: agentFile, Runtime: guestRuntime}
+	kernel, err := FindKernel(kernelDir, "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := Sources{Kernel: kernel, Agent: agentFile, Runtime: guestRuntime}
 	files, err := store.Get(t.Context(), src)
 	if err != nil {
 		t.Fatal(err)

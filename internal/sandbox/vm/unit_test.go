@@ -104,7 +104,7 @@ func TestFindKernel(t *testing.T) {
 	make("6.12.1-cloud-amd64", false) // its modules are not there
 	make("6.99.0-amd64", true)        // made for real hardware
 	k, err := FindKernel(t.TempDir(), dir)
-	if err != nil || k.Version != "6.1.0-57-cloud-amd64" || k.Modules != filepath.Join(dir, "lib/modules/6.1.0-57-cloud-amd64") {
+	if err != nil || k.Version != "6.1.0-57-cloud-amd64" || k.Root != dir || k.Modules != "lib/modules/6.1.0-57-cloud-amd64" {
 		t.Errorf("found %+v, %v", k, err)
 	}
 }
@@ -178,7 +178,7 @@ func TestLoadOrder(t *testing.T) {
 		write(t, filepath.Join(dir, path), module(depends))
 	}
 	write(t, filepath.Join(dir, "modules.builtin"), "kernel/x/built-in.ko\n")
-	got, err := LoadOrder(t.Context(), dir, []string{"virtio_net", "virtio", "built_in"})
+	got, err := LoadOrder(t.Context(), os.DirFS(dir), []string{"virtio_net", "virtio", "built_in"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestLoadOrder(t *testing.T) {
 	if diff := cmp.Diff([]string{"virtio_ring.ko", "virtio.ko", "net_failover.ko", "virtio_net.ko"}, names); diff != "" {
 		t.Error(diff)
 	}
-	if _, err := LoadOrder(t.Context(), dir, []string{"broken"}); err == nil || !strings.Contains(err.Error(), "no module gone, which broken needs") {
+	if _, err := LoadOrder(t.Context(), os.DirFS(dir), []string{"broken"}); err == nil || !strings.Contains(err.Error(), "no module gone, which broken needs") {
 		t.Errorf("a module that is not there: %v", err)
 	}
 }
@@ -388,4 +388,190 @@ func marshal(t *testing.T, v any) json.RawMessage {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// kernelImage is the smallest file that says which version it is.
+func kernelImage(version string) string {
+	b := make([]byte, 4096)
+	copy(b[0x202:], "HdrS")
+	binary.LittleEndian.PutUint16(b[0x20e:], 0x100)
+	copy(b[0x300:], version+" (somebody@somewhere) #1 SMP\x00")
+	return string(b)
+}
+
+func TestKernelOfImage(t *testing.T) {
+	t.Parallel()
+	secret := filepath.Join(t.TempDir(), "secret")
+	write(t, secret, kernelImage("6.1.0-x"))
+	for _, tc := range []struct {
+		name, err string
+		change    func(t *testing.T, dir string)
+	}{
+		{"whole", "", nil},
+		{"modules in usr", "", func(t *testing.T, dir string) {
+			t.Helper()
+			if err := errors.Join(os.Mkdir(filepath.Join(dir, "usr"), 0o755), os.Rename(filepath.Join(dir, "lib"), filepath.Join(dir, "usr/lib"))); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"of another version", `says that it is version "6.9.9"`, func(t *testing.T, dir string) {
+			t.Helper()
+			write(t, filepath.Join(dir, "boot/vmlinuz-6.1.0-x"), kernelImage("6.9.9"))
+		}},
+		{"no kernel", "says that it is version", func(t *testing.T, dir string) {
+			t.Helper()
+			write(t, filepath.Join(dir, "boot/vmlinuz-6.1.0-x"), "MZ")
+		}},
+		{"a version beyond its end", "says that it is version", func(t *testing.T, dir string) {
+			t.Helper()
+			b := []byte(kernelImage("6.1.0-x"))
+			binary.LittleEndian.PutUint16(b[0x20e:], 0xffff)
+			write(t, filepath.Join(dir, "boot/vmlinuz-6.1.0-x"), string(b))
+		}},
+		{"two", "it has 2 files", func(t *testing.T, dir string) {
+			t.Helper()
+			write(t, filepath.Join(dir, "boot/vmlinuz-6.1.0-y"), kernelImage("6.1.0-y"))
+		}},
+		{"none", "it has 0 files", func(t *testing.T, dir string) {
+			t.Helper()
+			if err := os.RemoveAll(filepath.Join(dir, "boot")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"without modules", "no modules", func(t *testing.T, dir string) {
+			t.Helper()
+			if err := os.RemoveAll(filepath.Join(dir, "lib")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a link to the host's files", "escapes", func(t *testing.T, dir string) {
+			t.Helper()
+			file := filepath.Join(dir, "boot/vmlinuz-6.1.0-x")
+			if err := errors.Join(os.Remove(file), os.Symlink(secret, file)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a pipe", "no regular file", func(t *testing.T, dir string) {
+			t.Helper()
+			file := filepath.Join(dir, "boot/vmlinuz-6.1.0-x")
+			if err := errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"huge", "no regular file of at most", func(t *testing.T, dir string) {
+			t.Helper()
+			if err := os.Truncate(filepath.Join(dir, "boot/vmlinuz-6.1.0-x"), maxImage+1); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"modules elsewhere", "no modules", func(t *testing.T, dir string) {
+			t.Helper()
+			lib := filepath.Join(dir, "lib")
+			if err := errors.Join(os.RemoveAll(lib), os.Symlink("/lib", lib)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			write(t, filepath.Join(dir, "boot/vmlinuz-6.1.0-x"), kernelImage("6.1.0-x"))
+			write(t, filepath.Join(dir, "boot/config-6.1.0-x"), "CONFIG_TUN=m\n")
+			write(t, filepath.Join(dir, "lib/modules/6.1.0-x/kernel/x.ko"), module(""))
+			if tc.change != nil {
+				tc.change(t, dir)
+			}
+			k, err := KernelOfImage(dir)
+			if tc.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.err) {
+					t.Errorf("%v, want %q", err, tc.err)
+				}
+				return
+			}
+			if err != nil || k.Version != "6.1.0-x" {
+				t.Fatalf("%+v, %v", k, err)
+			}
+			if config, err := k.Config(); err != nil || string(config) != "CONFIG_TUN=m\n" {
+				t.Errorf("configuration %q, %v", config, err)
+			}
+		})
+	}
+}
+
+// TestHostileModules: what an image's modules lead to is not read, and there is an end to them.
+func TestHostileModules(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	dir := filepath.Join(root, "lib/modules/1")
+	write(t, filepath.Join(dir, "modules.builtin"), "")
+	write(t, filepath.Join(dir, "kernel/big.ko"), "")
+	write(t, filepath.Join(root, "real.ko"), module(""))
+	if err := errors.Join(os.Truncate(filepath.Join(dir, "kernel/big.ko"), maxModule+1), os.Symlink(filepath.Join(root, "real.ko"), filepath.Join(dir, "kernel/link.ko")),
+		unix.Mkfifo(filepath.Join(dir, "kernel/pipe.ko"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		depends := fmt.Sprintf("m%d", i+1)
+		if i == 2 {
+			depends = ""
+		}
+		file := filepath.Join(dir, fmt.Sprintf("kernel/m%d.ko", i))
+		write(t, file, module(depends))
+		if err := os.Truncate(file, maxModule); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for wanted, want := range map[string]string{"big": "no regular file", "link": "no module link", "pipe": "no module pipe", "m0": "have more than"} {
+		if _, err := LoadOrder(t.Context(), os.DirFS(dir), []string{wanted}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", wanted, err, want)
+		}
+	}
+}
+
+// TestStoreKeepsWhatIsInUse: files of other kernels go when nobody has had them for a day, but for those of VMs that run.
+func TestStoreKeepsWhatIsInUse(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	self := filepath.Join(dir, "program")
+	write(t, self, module("")) // as far as anybody looks
+	s := NewStore(filepath.Join(dir, "vm"))
+	get := func(version string, inUse ...string) string {
+		root := filepath.Join(dir, version)
+		write(t, filepath.Join(root, "boot/vmlinuz-"+version), kernelImage(version))
+		write(t, filepath.Join(root, "lib/modules", version, "modules.builtin"), "virtio_pci.ko\nvirtio_console.ko\nvirtio_net.ko\nvirtiofs.ko\n")
+		f, err := s.Get(t.Context(), Sources{
+			Kernel: Kernel{Root: root, Image: "boot/vmlinuz-" + version, Modules: "lib/modules/" + version, Version: version},
+			Agent:  self, Runtime: self, InUse: func() []string { return inUse },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Dir(f.Kernel)
+	}
+	age := func(dirs ...string) {
+		long := time.Now().Add(-2 * unusedFor)
+		for _, d := range dirs {
+			if err := os.Chtimes(d, long, long); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	there := func(dir string) bool { _, err := os.Stat(filepath.Join(dir, "kernel")); return err == nil }
+	first, second := get("6.1.0-1"), get("6.1.0-2")
+	third := get("6.1.0-3")
+	if !there(first) || !there(second) {
+		t.Error("what was used just now is gone")
+	}
+	age(first, second, third)
+	write(t, filepath.Join(dir, "6.1.0-2/lib/modules/6.1.0-2/touched"), "")
+	if err := os.Chtimes(filepath.Join(dir, "6.1.0-3/lib/modules/6.1.0-3"), time.Time{}, time.Now()); err != nil { // the directory is part of what they are made of
+		t.Fatal(err)
+	}
+	_ = get("6.1.0-4", first)
+	if !there(first) || there(second) || there(third) {
+		t.Errorf("in use %v, others %v and %v", there(first), there(second), there(third))
+	}
+	if again := get("6.1.0-2"); !there(again) {
+		t.Error("a kernel that is used again is not made again")
+	}
 }
