@@ -27,6 +27,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARY  := bin/bulkhead
 PLUGIN  := bin/bulkhead-cni
 AGENT   := bin/bulkhead-agent
+PROXY   := bin/bulkhead-kube-proxy
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .cache/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
@@ -58,11 +59,12 @@ go-ready:
 	@command -v $(GO) >/dev/null || { echo "make: no Go found; install Go 1.21 or newer from https://go.dev/dl, it fetches the version in go.mod by itself" >&2; exit 1; }
 
 .PHONY: build
-build: go-ready ## build bin/bulkhead, its CNI plugin and the agent of its VMs, static (the default)
+build: go-ready ## build bin/bulkhead, its CNI plugin, the agent of its VMs and the controller for Kubernetes, static (the default)
 ifneq ($(HAVE_CMD),)
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/bulkhead
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(PLUGIN) ./cmd/bulkhead-cni
 	GOOS=linux GOARCH=amd64 $(GO) build -ldflags '-s -w' -o $(AGENT) ./cmd/bulkhead-agent
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(PROXY) ./cmd/bulkhead-kube-proxy
 else
 	@echo "build: there is no cmd/bulkhead yet; building the packages only"
 	$(GO) build ./...

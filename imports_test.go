@@ -38,6 +38,7 @@ var mayImport = map[string]string{
 	"internal/engine":        "hcn api internal/store internal/ipam internal/plan",
 	"internal/image":         "",
 	"internal/ipam":          "",
+	"internal/kube":          "hcn api client",
 	"internal/metrics":       "",
 	"internal/overlay":       "hcn internal/durable internal/plan",
 	"internal/plan":          "hcn",
@@ -72,6 +73,12 @@ var (
 		"Setns", "Unshare", "Mount", "Unmount", "MountSetattr", "MoveMount", "OpenTree", "Fsopen", "Fsmount", "PivotRoot",
 	}
 )
+
+// ownProgram are libraries that make a program large and slow to start, with who may have them: programs of their own and what is in those.
+var ownProgram = map[string][]string{
+	"k8s.io/client-go":       {"internal/kube", "cmd/bulkhead-kube-proxy", "test/*"},
+	module + "internal/kube": {"internal/kube", "cmd/bulkhead-kube-proxy"},
+}
 
 func TestImports(t *testing.T) {
 	packages := map[string]bool{}
@@ -125,6 +132,15 @@ func TestImportsRefuses(t *testing.T) {
 		},
 		{pkg: "internal/dataplane/nat", body: `import "` + module + `internal/plan"`},
 		{pkg: "cmd/bulkhead", body: `import "` + module + `internal/dataplane/nat"`},
+		{
+			pkg: "cmd/bulkhead", body: `import "k8s.io/client-go/rest"`,
+			want: "cmd/bulkhead may not import k8s.io/client-go/rest: that is for a program of its own",
+		},
+		{
+			pkg: "cmd/bulkhead", body: `import "` + module + `internal/kube"`,
+			want: "cmd/bulkhead may not import " + module + "internal/kube: that is for a program of its own",
+		},
+		{pkg: "cmd/bulkhead-kube-proxy", body: `import "` + module + `internal/kube"`},
 		{pkg: "internal/util", body: ``, want: "internal/util is not in the table of imports_test.go"},
 		{pkg: "internal/dns", body: `import "` + module + `internal/testhost"`, test: true},
 		{pkg: "internal/dns", body: `import "` + module + `internal/testhost"`, want: "internal/dns may not import internal/testhost"},
@@ -178,6 +194,11 @@ func violations(pkg string, test bool, f *ast.File) []string {
 				name = imp.Name.Name
 			}
 			syscalls[name] = path.Base(target)
+		}
+		for lib, who := range ownProgram {
+			if strings.HasPrefix(target+"/", lib+"/") && !matchesAny(who, pkg) {
+				found = append(found, fmt.Sprintf("%s may not import %s: that is for a program of its own", pkg, target))
+			}
 		}
 		own, ours := strings.CutPrefix(target, module)
 		switch {

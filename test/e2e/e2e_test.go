@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 
 // programs are those that this process is when it is called by such a name, and not the tests.
 func programs() map[string]func(args []string) error {
-	return map[string]func([]string) error{rogueName: rogue, criName: criMain, kubeName: kubeMain}
+	return map[string]func([]string) error{rogueName: rogue, criName: criMain, kubeName: kubeMain, kubeAPIName: kubeAPIMain}
 }
 
 func build(m *testing.M) (int, error) {
@@ -78,7 +78,7 @@ func build(m *testing.M) (int, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 1, err
 	}
-	for name, what := range map[string]string{"bulkhead-cni": "../../cmd/bulkhead-cni", "bulkhead-agent": "../../cmd/bulkhead-agent", "cnitool": "github.com/containernetworking/cni/cnitool"} {
+	for name, what := range map[string]string{"bulkhead-cni": "../../cmd/bulkhead-cni", "bulkhead-agent": "../../cmd/bulkhead-agent", "bulkhead-kube-proxy": "../../cmd/bulkhead-kube-proxy", "cnitool": "github.com/containernetworking/cni/cnitool"} {
 		if err := goBuild(filepath.Join(dir, name), what); err != nil {
 			return 1, err
 		}
