@@ -173,3 +173,24 @@ func TestNoDaemon(t *testing.T) {
 		t.Errorf("features of nobody: %+v", f)
 	}
 }
+
+func TestAddRoute(t *testing.T) {
+	s := serve(t)
+	r, err := hcn.AddRoute([]hcn.HostComputeEndpoint{{Id: "A"}, {Id: "B"}}, "10.9.0.0/16", "10.8.0.1", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.ID != "ID-routes" || len(r.HostComputeEndpoints) != 2 || r.HostComputeEndpoints[1] != "B" {
+		t.Errorf("route %+v", r)
+	}
+	setting, _ := json.Marshal(s.last["Setting"])
+	if want := `[{"DestinationPrefix":"10.9.0.0/16","NeedEncap":true,"NextHop":"10.8.0.1"}]`; string(setting) != want {
+		t.Errorf("it says %s, want %s", setting, want)
+	}
+	if r, err = r.AddEndpoint(&hcn.HostComputeEndpoint{Id: "C"}); err != nil || len(r.HostComputeEndpoints) != 3 {
+		t.Fatalf("with one more: %+v, %v", r, err)
+	}
+	if r, err = r.RemoveEndpoint(&hcn.HostComputeEndpoint{Id: "A"}); err != nil || len(r.HostComputeEndpoints) != 2 || r.HostComputeEndpoints[0] != "B" {
+		t.Errorf("with one less: %+v, %v", r, err)
+	}
+}

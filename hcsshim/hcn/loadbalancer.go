@@ -129,8 +129,39 @@ func GetRouteByID(routeID string) (*HostComputeRoute, error) {
 	return first[HostComputeRoute](sdnRoutes, filtered("ID", routeID), RouteNotFoundError{RouteId: routeID})
 }
 
+// AddRoute makes a route of endpoints.
+func AddRoute(endpoints []HostComputeEndpoint, destinationPrefix string, nextHop string, needEncapsulation bool) (*HostComputeRoute, error) {
+	route := &HostComputeRoute{
+		SchemaVersion: V2SchemaVersion(),
+		Setting:       []SDNRoutePolicySetting{{DestinationPrefix: destinationPrefix, NextHop: nextHop, NeedEncap: needEncapsulation}},
+	}
+	for i := range endpoints {
+		route.HostComputeEndpoints = append(route.HostComputeEndpoints, endpoints[i].Id)
+	}
+	return route.Create()
+}
+
 // Create makes the route.
 func (route *HostComputeRoute) Create() (*HostComputeRoute, error) { return create(sdnRoutes, route) }
+
+// changed deletes and creates it with other endpoints, as this API promises.
+func (route *HostComputeRoute) changed(endpoints []string) (*HostComputeRoute, error) {
+	if err := route.Delete(); err != nil {
+		return nil, err
+	}
+	route.HostComputeEndpoints = endpoints
+	return route.Create()
+}
+
+// AddEndpoint adds an endpoint that has the route.
+func (route *HostComputeRoute) AddEndpoint(endpoint *HostComputeEndpoint) (*HostComputeRoute, error) {
+	return route.changed(append(slices.Clone(route.HostComputeEndpoints), endpoint.Id))
+}
+
+// RemoveEndpoint takes the route from an endpoint.
+func (route *HostComputeRoute) RemoveEndpoint(endpoint *HostComputeEndpoint) (*HostComputeRoute, error) {
+	return route.changed(slices.DeleteFunc(slices.Clone(route.HostComputeEndpoints), func(id string) bool { return id == endpoint.Id }))
+}
 
 // Delete deletes the route.
 func (route *HostComputeRoute) Delete() error { return remove(sdnRoutes, route.ID) }
