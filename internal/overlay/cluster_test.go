@@ -352,6 +352,23 @@ func TestRefused(t *testing.T) {
 	b.nothingLeft()
 }
 
+// TestAddedAgain: a member whose first attempt ended the moment it began is added again.
+func TestAddedAgain(t *testing.T) {
+	s := startEtcd(t, 1)
+	s.found()
+	d := &door{cli: s.dial(), adding: make(chan struct{}, 1), log: testLog(t, "door")}
+	req := &joinRequest{Host: guid(0xa, 2), Peer: "https://192.0.2.9:2390"}
+	for range 3 {
+		var ans joinAnswer
+		if err := d.addMember(t.Context(), req, &ans); err != nil {
+			t.Fatal(err)
+		}
+		if err := removeMember(t.Context(), d.cli, ans.Member); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestOwnEtcd: a cluster in the user's own etcd, with a prefix; and what is refused.
 func TestOwnEtcd(t *testing.T) {
 	s := startEtcd(t, 1)

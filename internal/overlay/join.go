@@ -208,7 +208,12 @@ func (d *door) addMember(ctx context.Context, req *joinRequest, ans *joinAnswer)
 	add := func() error {
 		tctx, cancel := context.WithTimeout(ctx, learnerTime)
 		defer cancel()
-		return patiently(tctx, func() (err error) { res, err = d.cli.MemberAddAsLearner(ctx, []string{req.Peer}); return err })
+		return patiently(tctx, func() (err error) {
+			if res, err = d.cli.MemberAddAsLearner(ctx, []string{req.Peer}); errors.Is(err, rpctypes.ErrMemberNotFound) {
+				return errSameSecond
+			}
+			return err
+		})
 	}
 	err = add()
 	if errors.Is(err, rpctypes.ErrTooManyLearners) && len(never) > 0 {
@@ -232,6 +237,10 @@ func (d *door) addMember(ctx context.Context, req *joinRequest, ans *joinAnswer)
 	ans.Initial, ans.Member, ans.CAKey = strings.Join(initial, ","), res.Member.ID, d.caKey
 	return nil
 }
+
+// errSameSecond is what "member not found" means where one is added: etcd makes a member's ID of its address and the second, and takes none
+// again that was removed. An attempt that fails at once, and is made again, has to be so in another second.
+var errSameSecond = errors.New("a member at its address was removed this very second")
 
 // learnerTime is how long a learner is waited for, of which etcd has one at a time: between room for it and its start is a moment.
 const learnerTime = 10 * time.Second

@@ -225,7 +225,7 @@ func patiently(ctx context.Context, change func() error) error {
 		case err == nil:
 			return nil
 		case errors.Is(err, rpctypes.ErrUnhealthy), errors.Is(err, rpctypes.ErrMemberNotEnoughStarted), errors.Is(err, rpctypes.ErrTooManyLearners),
-			errors.Is(err, rpctypes.ErrMemberLearnerNotReady):
+			errors.Is(err, rpctypes.ErrMemberLearnerNotReady), errors.Is(err, errSameSecond):
 		default:
 			return err
 		}
