@@ -52,6 +52,8 @@ type Host struct {
 	wake   chan struct{}
 	// rotate is the generation of keys that is asked for, 0: none.
 	rotate atomic.Uint32
+	// seen is the host as it was looked at last.
+	seen atomic.Pointer[seen]
 
 	mu        sync.Mutex
 	published []overlay.Endpoint // what the engine has, as it said last
@@ -71,6 +73,8 @@ type Host struct {
 	keeper   keeper
 	informed bool // it is known what there is
 	recalled bool // and that from the last daemon alone, whose agent's place none has taken yet
+	// moved are the addresses that the host was seen to have instead of those that the others know.
+	moved []netip.Addr
 }
 
 // Open reads the host's membership. The engine, which needs the Host itself, is asked for when it is needed first. Secure says how it is
@@ -116,6 +120,7 @@ func (h *Host) Run(ctx context.Context) {
 			h.keys()
 		case <-keys.C:
 			h.keys()
+			h.followAddresses(ctx)
 		case <-again.C:
 			h.retry(ctx)
 		}
@@ -222,7 +227,7 @@ func follow[T any](have, now map[hcn.GUID]*T) {
 
 // leftOrJoined takes back what another membership told.
 func (h *Host) leftOrJoined(ctx context.Context, a *overlay.Agent) {
-	had, goesOn := h.from != nil || h.recalled, h.recalled && a != nil && a.GoesOn()
+	had, goesOn := h.from != nil || h.recalled, a != nil && (h.from != nil || h.recalled) && a.GoesOn(h.from)
 	if h.recalled = false; goesOn {
 		h.from = a
 		h.publishAgain(a)
@@ -260,6 +265,7 @@ func (h *Host) Complete(f *plan.Facts) {
 	if h == nil {
 		return
 	}
+	h.seen.Store(&seen{slices.Clone(f.NICs)})
 	for nic, size := range h.member.PathMTUs() {
 		if n := f.NIC(nic); n != nil {
 			n.PathMTU = size

@@ -62,6 +62,11 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 			Object: "members of etcd", Reason: "there are two, and etcd is away as soon as one of them is: have a third host join with --member, or one of the two leave and join without",
 		})
 	}
+	if m.Lost.IsValid() {
+		out.Problems = append(out.Problems, api.ClusterProblem{
+			Object: "member of etcd on this host", Reason: "it is known by the address " + m.Lost.String() + ", which this host has no more, so nobody reaches it: give the host that address again, or have it leave and join anew with --member",
+		})
+	}
 	if m.Renewal != "" {
 		out.Problems = append(out.Problems, api.ClusterProblem{Object: "certificate of this host for etcd", Reason: "it could not be renewed, and is tried again: " + m.Renewal})
 	}

@@ -149,7 +149,11 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 		if !has.Cluster {
 			return hcn.Errorf(hcn.ErrNetworkAlreadyExists, "a network of this host has its ID %s: delete that one", id)
 		}
-		return e.followNetwork(ctx, &c.Doc, c.Revision)
+		err := e.followNetwork(ctx, &c.Doc, c.Revision)
+		if movedDoc(has, c) != nil {
+			err = errors.Join(err, e.moveTunnels(ctx, c))
+		}
+		return err
 	}
 	doc := c.Doc.Clone()
 	doc.Policies = append(doc.Policies,
@@ -177,6 +181,46 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *ClusterNetwork) error {
 	}
 	if err := e.applied(ctx, rev, objectsOf(doc)...); err != nil {
 		return fmt.Errorf("make its switch: %w", err)
+	}
+	return nil
+}
+
+// movedDoc is a network's document with the address from which tunnels come now, another one on the same NIC; nil: it names that.
+func movedDoc(n *plan.Network, c *ClusterNetwork) *hcn.HostComputeNetwork {
+	now := hcn.NewNetworkPolicy(hcn.NetworkProviderAddress, hcn.ProviderAddressPolicySetting{ProviderAddress: c.Provider.String()})
+	i := slices.IndexFunc(n.Doc.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.NetworkProviderAddress })
+	if i < 0 || string(n.Doc.Policies[i].Settings) == string(now.Settings) {
+		return nil
+	}
+	doc := n.Doc.Clone()
+	doc.Policies[i] = now
+	doc.Version++
+	return doc
+}
+
+// moveTunnels has the row say so. The plan follows what the NIC has by itself.
+func (e *Engine) moveTunnels(ctx context.Context, c *ClusterNetwork) error {
+	id := c.Doc.ID
+	rev, err := e.commit(func(t *txn) error {
+		old := t.st.networks[id]
+		if old == nil {
+			return nil
+		}
+		doc := movedDoc(old, c)
+		if doc == nil {
+			return nil
+		}
+		row := *old
+		row.Doc = *doc
+		t.putNetwork(id, &row)
+		t.tell(queued{ev: api.Event{Kind: "network", Action: "modify", ID: string(id), Name: doc.Name}, on: networkObjects(id)})
+		return nil
+	})
+	if err == nil {
+		err = e.applied(ctx, rev, objectsOf(&c.Doc)...)
+	}
+	if err != nil {
+		return fmt.Errorf("have its tunnels come from %s: %w", c.Provider, err)
 	}
 	return nil
 }

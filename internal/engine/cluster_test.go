@@ -131,6 +131,35 @@ func inCluster(t *testing.T, b *blocks, fn func(e *env), more ...hcn.Subnet) {
 	})
 }
 
+// TestTunnelsMove: the document of a network names the address by which the cluster knows the host now, and nothing else of it changes.
+func TestTunnelsMove(t *testing.T) {
+	b := &blocks{}
+	inCluster(t, b, func(e *env) {
+		n := hcn.GUID("B0000000-0000-4000-8000-000000000001")
+		row := func() *plan.Network {
+			e.e.mu.RLock()
+			defer e.e.mu.RUnlock()
+			return e.e.st.networks[n]
+		}
+		before := row()
+		set := func(provider string) {
+			c := ClusterNetwork{Doc: b.doc, Provider: netip.MustParseAddr(provider), Router: plan.MAC{2, 1}}
+			if errs := e.e.SetClusterNetworks(context.Background(), []ClusterNetwork{c}); len(errs) > 0 {
+				e.t.Fatal(errs)
+			}
+		}
+		if set("192.0.2.1"); row().Doc.Version != before.Doc.Version {
+			e.t.Error("it has changed where nothing has")
+		}
+		set("192.0.2.9")
+		after := row()
+		got, err := hcn.NetworkSettingsOf[hcn.ProviderAddressPolicySetting](after.Doc.Policies)
+		if err != nil || len(got) != 1 || got[0].ProviderAddress != "192.0.2.9" || len(after.Doc.Policies) != len(before.Doc.Policies) || after.Doc.Version == before.Doc.Version || after.Uplink != before.Uplink || after.GatewayMAC != before.GatewayMAC {
+			e.t.Errorf("%+v, was %+v: %v", after, before, err)
+		}
+	})
+}
+
 // TestBlocksAreLeasedAsNeeded: a change that finds none, or a full one, is made again with another, by everything that makes
 // endpoints; and what it was given is not worn by that.
 func TestBlocksAreLeasedAsNeeded(t *testing.T) {

@@ -41,8 +41,9 @@ type Config struct {
 	Answer Answerer
 	// Memory is a file that keeps what is known of the cluster for the next agent, Boot the run of the host; "": nothing is kept.
 	Memory string
-	// known is what was read from there, nil: nothing.
+	// known is what was read from there, or what another agent has handed over, after; nil: nothing.
 	known *cache
+	after *Agent
 	// Changed is called, without locks, when Take has something new; it must not block.
 	Changed func()
 	// Seen is called with the revision of each batch of events as it is taken in; for measurements.
@@ -292,8 +293,21 @@ func (a *Agent) Take() (Update, bool) {
 	return u, true
 }
 
-// GoesOn tells that the agent knew what the last one did as it began.
-func (a *Agent) GoesOn() bool { return a.cfg.known != nil }
+// GoesOn tells that the agent knew what another one did as it began: one of this daemon, or, if that is nil, that of the last daemon.
+func (a *Agent) GoesOn(after *Agent) bool { return a.cfg.known != nil && a.cfg.after == after }
+
+// handOver gives what an agent knows that has ended to the next one; nil: it knows nothing. Others may still ask the old one.
+func (a *Agent) handOver() *cache {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.cache
+	if !a.synced && !a.recalled {
+		return nil
+	}
+	c.recalled, c.unsaved = true, true
+	a.cache, a.synced, a.recalled = newCache(a.keys, a.self.ID), false, false
+	return c
+}
 
 // Status is how it is with the cluster, seen from here.
 type Status struct {

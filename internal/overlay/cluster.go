@@ -63,7 +63,9 @@ type Cluster struct {
 	// trouble is why the parts of the membership do not run.
 	trouble error
 	agent   *Agent
-	known   *cache // what the last daemon knew, until the agent has it
+	// known is what the last daemon knew, or the agent after, until the next agent has it.
+	known *cache
+	after *Agent
 }
 
 // config is what is kept of a membership.
@@ -78,6 +80,8 @@ type config struct {
 	Since   time.Time    `json:"since"`
 	// Member is set on hosts that run a member of it.
 	Member *memberConfig `json:"member,omitempty"`
+	// NIC had the first of Addrs when that was looked for last; "" if never.
+	NIC string `json:"nic,omitempty"`
 	// RouterMAC is the host's on all overlay networks.
 	RouterMAC MAC `json:"routerMac"`
 	// Paths are the ways to other hosts that carry less than the NIC.
@@ -85,6 +89,11 @@ type config struct {
 }
 
 const configVersion = 1
+
+// lostMember tells that the host has a member of etcd at an address that is no more its own: nobody reaches it there.
+func (c *config) lostMember() bool {
+	return c.Member != nil && len(c.Member.Addrs) > 0 && !slices.Contains(c.Addrs, c.Member.Addrs[0])
+}
 
 // running are the parts of a membership that run.
 type running struct {
@@ -205,6 +214,65 @@ func (c *Cluster) Addrs() []netip.Addr {
 	return c.cfg.Addrs
 }
 
+// NIC is the one that had the first of Addrs when that was looked for last, "" if never.
+func (c *Cluster) NIC() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg == nil {
+		return ""
+	}
+	return c.cfg.NIC
+}
+
+// SetNIC keeps that.
+func (c *Cluster) SetNIC(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg == nil || c.cfg.NIC == name {
+		return nil
+	}
+	next := *c.cfg
+	next.NIC = name
+	if err := c.save(&next); err != nil {
+		return err
+	}
+	c.cfg = &next
+	return nil
+}
+
+// Move has the others reach this host at other addresses, for it has lost those that they know. The parts of the membership start again:
+// connections from an address that is no more would be waited for until somebody gives them up. Lease and keys stay, and the next agent
+// goes on with what this one knows. A member of etcd stays where it is: the others know it by its address, and so does its certificate.
+func (c *Cluster) Move(addrs []netip.Addr) error {
+	if !c.change.TryLock() {
+		return errors.New("this host is joining or leaving a cluster just now")
+	}
+	defer c.change.Unlock()
+	c.mu.Lock()
+	cfg, a := c.cfg, c.agent
+	c.mu.Unlock()
+	if cfg == nil {
+		return errNotJoined
+	}
+	next := *cfg
+	next.Addrs = addrs
+	if err := (&Host{ID: next.Host, Name: next.Name, Addrs: addrs}).check(); err != nil {
+		return err
+	}
+	c.down()
+	c.keepKnown(a, a)
+	c.mu.Lock()
+	next.Etcd, next.Paths = c.cfg.Etcd, c.cfg.Paths // what was found out meanwhile
+	if err := c.save(&next); err != nil {
+		c.log.Warn("keep the host's new addresses", "error", err) // they are found again
+	}
+	c.cfg = &next
+	c.mu.Unlock()
+	c.comeBack()
+	c.opt.Changed()
+	return nil
+}
+
 // up starts the parts of a membership.
 func (c *Cluster) up(cfg *config) error {
 	c.mu.Lock()
@@ -222,7 +290,9 @@ func (c *Cluster) up(cfg *config) error {
 		if r.cli != nil {
 			r.cli.Close()
 		}
-		c.keepKnown(r.agent)
+		if r.agent != nil {
+			c.keepKnown(r.agent, r.agent.cfg.after)
+		}
 		return err
 	}
 	c.mu.Lock()
@@ -231,14 +301,16 @@ func (c *Cluster) up(cfg *config) error {
 	return nil
 }
 
-// keepKnown has the next agent go on with what one knew that has ended, if that went on with something itself.
-func (c *Cluster) keepKnown(a *Agent) {
-	if a == nil || !a.GoesOn() {
+// keepKnown has the next agent go on with what one knew that has ended.
+func (c *Cluster) keepKnown(a, after *Agent) {
+	if a == nil {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.known, a.cache.recalled = a.cache, true
+	if known := a.handOver(); known != nil {
+		c.mu.Lock()
+		c.known, c.after = known, after
+		c.mu.Unlock()
+	}
 }
 
 func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
@@ -259,7 +331,7 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 	}
 	r.cli = cli
 	h := Host{ID: cfg.Host, Name: cfg.Name, Addrs: cfg.Addrs, RouterMAC: cfg.RouterMAC, Version: c.opt.Version, Boot: c.opt.Boot}
-	if cfg.Member != nil {
+	if cfg.Member != nil && !cfg.lostMember() {
 		h.Join = cfg.Member.Port + 2
 	}
 	if ring, err := c.Keyring(); err == nil { // else the others would take this host for one without keys until it shows them again
@@ -268,14 +340,14 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 		}
 	}
 	c.mu.Lock()
-	known := c.known
-	c.known = nil
+	known, after := c.known, c.after
+	c.known, c.after = nil, nil
 	c.mu.Unlock()
 	if known != nil && (known.self != cfg.Host || known.keys.prefix != cfg.Etcd.Prefix) {
 		known = nil // of another membership
 	}
 	r.agent = New(Config{
-		Memory: c.memory(), known: known,
+		Memory: c.memory(), known: known, after: after,
 		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe, Answer: c.opt.Answer,
 		Measured: func(found []PathFound) int { return c.measured(r.agent, found) },
 		Why:      func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
@@ -285,7 +357,7 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 		r.wg.Go(func() { c.followMembers(ctx, cli, cfg) })
 		r.wg.Go(func() { c.keepCertificate(ctx, r, cfg) })
 	}
-	if cfg.Member != nil {
+	if cfg.Member != nil && !cfg.lostMember() {
 		return c.openDoor(ctx, r, cfg)
 	}
 	return nil

@@ -14,12 +14,14 @@ import (
 
 // Membership is a report for people.
 type Membership struct {
-	Joined    bool
-	Cluster   hcn.GUID
-	Host      hcn.GUID
-	Name      string
-	Addrs     []netip.Addr
-	Own       bool
+	Joined  bool
+	Cluster hcn.GUID
+	Host    hcn.GUID
+	Name    string
+	Addrs   []netip.Addr
+	Own     bool
+	// Lost is where this host's member of etcd is said to be, if the host has another address by now.
+	Lost      netip.Addr
 	Etcd      Etcd
 	Since     time.Time
 	Expires   time.Time // of the client certificate
@@ -50,6 +52,9 @@ func (c *Cluster) Status(ctx context.Context) Membership {
 		return Membership{}
 	}
 	m := Membership{Joined: true, Cluster: cfg.Cluster, Host: cfg.Host, Name: cfg.Name, Addrs: cfg.Addrs, Own: cfg.Own, Etcd: cfg.Etcd, Since: cfg.Since}
+	if cfg.lostMember() {
+		m.Lost = cfg.Member.Addrs[0]
+	}
 	if p, err := readPair(cfg.Etcd.Cert, cfg.Etcd.Key, time.Now()); err == nil {
 		m.Expires = p.Leaf.NotAfter
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -188,8 +189,9 @@ func TestCluster(t *testing.T) {
 		t.Error("its membership is left")
 	}
 	a.sees("two hosts and members", func(c api.Cluster) bool { return c.Connected && len(c.Hosts) == 2 && len(c.Etcd) == 2 })
-	c.do("join", "--member", a.do("cluster", "token"))
+	c.do("join", a.do("cluster", "token"))
 	c.sees("it is back", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
+	movedHost(t, a, c)
 
 	encryptedNetwork(t, a, b, c)
 
@@ -349,16 +351,59 @@ func sharedNetwork(t *testing.T, lan *testhost.LAN, a, b, c *node) {
 	}
 }
 
+// movedHost: a host gets another address, and what it has is reached there; nobody sends anything to where it was.
+func movedHost(t *testing.T, a, c *node) {
+	t.Helper()
+	id := a.do("network", "create", "-d", "overlay", "green")
+	c.until("the network is there", func() error { _, err := c.try("network", "inspect", id); return err })
+	c.do("run", "-d", "--name", "server", "--network", "green", "box", "httpd", "-f", "-h", "/www")
+	a.do("run", "-d", "--name", "client", "--network", "green", "box", "sleep", "1000")
+	reached := func() {
+		t.Helper()
+		a.until("the server is reached", func() error {
+			_, err := a.try("exec", "client", "timeout", "2", "wget", "-qO-", "http://server/")
+			return err
+		})
+	}
+	reached()
+	c.Run(t, "sh", "-c", "ip address del 192.0.2.3/24 dev eth0 && ip address add 192.0.2.33/24 dev eth0")
+	a.sees("its new address", func(c api.Cluster) bool {
+		return slices.ContainsFunc(c.Hosts, func(h api.ClusterHost) bool { return h.Name == "node3" && slices.Contains(h.Addresses, "192.0.2.33") })
+	})
+	reached()
+	seen := a.Capture("eth0", "")
+	reached()
+	c.sees("it is connected", func(c api.Cluster) bool { return c.Connected && alive(c) == 3 })
+	to, old := 0, 0
+	for _, f := range seen.Stop() {
+		if text := testhost.Describe(f.Data); f.Outgoing && strings.Contains(text, "> 4789") {
+			if to++; strings.Contains(text, "192.0.2.3 ") || !strings.Contains(text, "192.0.2.33") {
+				old++
+				t.Log(text)
+			}
+		}
+	}
+	if to == 0 || old > 0 {
+		t.Errorf("%d tunnel packets, %d of them to where it was", to, old)
+	}
+	if out := c.do("network", "inspect", id); !strings.Contains(out, "192.0.2.33") || strings.Contains(out, `"192.0.2.3"`) {
+		t.Errorf("its document: %s", out)
+	}
+	a.do("rm", "-f", "client")
+	c.do("rm", "-f", "server")
+	a.until("the network is removed", func() error { _, err := a.try("network", "rm", "green"); return err })
+}
+
 // freeze has etcd answer nobody, until thaw.
 func freeze(nodes ...*node) {
 	for _, n := range nodes {
-		n.Run(n.t, "pkill", "-STOP", "etcd") // in the host's own PID namespace
+		n.Run(n.t, "sh", "-c", "pkill -STOP etcd || true") // in the host's own PID namespace; not each has one
 	}
 }
 
 func thaw(nodes ...*node) {
 	for _, n := range nodes {
-		n.Run(n.t, "pkill", "-CONT", "etcd")
+		n.Run(n.t, "sh", "-c", "pkill -CONT etcd || true")
 	}
 }
 

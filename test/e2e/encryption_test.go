@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -245,6 +246,15 @@ func TestEncryptedByIPv6(t *testing.T) {
 			return err
 		})
 	}
+	b.Run(t, "sh", "-c", "ip address add 2001:db8::22/64 dev eth0 nodad && ip address del 2001:db8::2/64 dev eth0")
+	a.sees("its new address", func(c api.Cluster) bool {
+		return slices.ContainsFunc(c.Hosts, func(h api.ClusterHost) bool { return h.Name == "node2" && slices.Contains(h.Addresses, "2001:db8::22") })
+	})
+	at := netip.AddrPortFrom(netip.MustParseAddr(server[0].IpConfigurations[0].IpAddress), 80)
+	a.until("the server is reached where it is now", func() error {
+		_, err := a.try("exec", "client", "timeout", "5", "wget", "-qO-", "http://"+at.String()+"/?"+marker)
+		return err
+	})
 	if mtu := a.do("exec", "client", "cat", "/sys/class/net/eth0/mtu"); mtu != "1350" { // WireGuard takes 80 bytes, VXLAN over IPv6 70
 		t.Errorf("the container's MTU is %s", mtu)
 	}
