@@ -490,6 +490,7 @@ func (i images) List() ([]api.Image, error) {
 	img, err := i.Inspect("img")
 	return []api.Image{img}, err
 }
+
 func (images) Layers(_ context.Context, id string) ([]string, error) {
 	if id == "sha256:2" {
 		return []string{"/kernel"}, nil
