@@ -201,6 +201,9 @@ func (s *state) announced() map[object]struct{} {
 			out[portObject(id)] = struct{}{}
 		}
 	}
+	for id := range s.balancers {
+		out[balancerObject(id)] = struct{}{}
+	}
 	return out
 }
 

@@ -255,6 +255,14 @@ func TestLoadBalancerEvents(t *testing.T) {
 		if want := []string{"create lb1", "modify lb1", "delete lb1"}; !slices.Equal(got, want) {
 			e.t.Errorf("events %q, want %q", got, want)
 		}
+
+		lb = must(e.balancer(lbDoc(2, must(e.endpoint(epDoc(n.ID, "")))(e).ID)))(e)
+		e.restart()
+		told := e.watch()
+		e.ok(e.e.DeleteLoadBalancer(bg, lb.ID))
+		if got := told(); !slices.Contains(got, "loadbalancer delete lb2") {
+			e.t.Errorf("of one that is older than the daemon: %q", got)
+		}
 	})
 }
 
