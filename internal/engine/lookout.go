@@ -24,6 +24,8 @@ import (
 const (
 	// lookRouters and lookOthers bound the look before: those who are there answer within a millisecond or two.
 	lookRouters, lookOthers = 200 * time.Millisecond, 100 * time.Millisecond
+	// lookOnceMore bounds another look where nobody at all has answered, as on a host that is busy.
+	lookOnceMore = 500 * time.Millisecond
 	// lookedLately is how long a look holds for further attachments, and lookHolds for the one that it was for.
 	lookedLately, lookHolds = 2 * time.Second, 30 * time.Second
 	// firstRound bounds the first question after, and cutOffAfter how long all have to be silent.
@@ -131,6 +133,9 @@ func (e *Engine) lookQuickly(ctx context.Context, nic string) (there []netip.Add
 		var more []netip.Addr
 		more, err = e.opt.Reach.Ask(ctx, nic, others, lookOthers)
 		there = slices.Concat(there, more)
+	}
+	if all := slices.Concat(routers, others); err == nil && len(there) == 0 && len(all) > 0 {
+		there, err = e.opt.Reach.Ask(ctx, nic, all, lookOnceMore)
 	}
 	if err != nil {
 		e.log.Warn("find out who is there", "nic", nic, "error", err)

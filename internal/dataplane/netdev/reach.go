@@ -86,7 +86,7 @@ func (n *Netdev) Ask(ctx context.Context, nic string, who []netip.Addr, within t
 		return nil, fmt.Errorf("ask by %s: %w", nic, err)
 	}
 	defer a.close()
-	err = a.run(ctx, time.Now().Add(within))
+	err = a.run(ctx, within)
 	var out []netip.Addr
 	for _, w := range who {
 		if a.heard[w] {
@@ -160,11 +160,12 @@ const (
 	askAgain = 200 * time.Millisecond
 )
 
-func (a *asking) run(ctx context.Context, until time.Time) error {
-	var next time.Time
+// run asks until all have answered or their time is over, which begins with the first question: a busy host may take long to send it.
+func (a *asking) run(ctx context.Context, within time.Duration) error {
+	var next, until time.Time
 	for len(a.heard) < len(a.who) {
 		now := time.Now()
-		if !now.Before(until) {
+		if !until.IsZero() && !now.Before(until) {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {
@@ -174,7 +175,10 @@ func (a *asking) run(ctx context.Context, until time.Time) error {
 			if err := a.ask(); err != nil {
 				return err
 			}
-			next = now.Add(askAgain)
+			next = time.Now().Add(askAgain)
+		}
+		if until.IsZero() {
+			until = time.Now().Add(within)
 		}
 		wait := min(time.Until(next), time.Until(until))
 		polled := []unix.PollFd{{Fd: int32(a.fds[0]), Events: unix.POLLIN}, {Fd: int32(a.fds[1]), Events: unix.POLLIN}}
