@@ -84,7 +84,6 @@ generate-check: go-ready ## regenerate, and fail if anything changed
 test: go-ready ## run all tests: unit, privileged and end to end (best as root)
 ifneq ($(IS_ROOT),)
 	./scripts/deps.sh build runtime test
-	$(if $(HAVE_CMD),$(MAKE) --no-print-directory build)
 else
 	@echo "test: not root, so the tests that need it are skipped; sudo make test runs them all"
 endif
@@ -105,7 +104,7 @@ test-machine: go-ready ## boot, reboot and cut the power of a machine with syste
 .PHONY: test-vm-leaks
 test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED])
 	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-leaks: needs root: sudo make test-vm-leaks" >&2; exit 1; }
-	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) $(GO) test -timeout 90m -count 1 -v -run 'Stories/vmleak$$' ./test/e2e
+	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) $(GO) test -tags long -timeout 90m -count 1 -v -run 'TestLong/vmleak$$' ./test/e2e
 
 .PHONY: test-unit
 test-unit: go-ready ## run the tests that need no privileges

@@ -144,7 +144,7 @@ func TestIsolationRefused(t *testing.T) {
 			e.wantStatus(id, api.StatusRunning, 0)
 			e.apart(id, "process")
 		}
-		refused(second(e.isolate("d", "vm")), api.KindNotFound, "")
+		refused(second(e.isolate("none-such", "vm")), api.KindNotFound, "")
 		refused(second(e.isolate("c", "")), api.KindInvalid, "isolation")
 		refused(second(e.isolate("c", "hyperv")), api.KindUnsupported, "hyperv")
 		e.w.noVM = errors.New("qemu-system-x86_64 is not installed")

@@ -134,9 +134,15 @@ func goBuild(out, what string) error {
 
 func TestStories(t *testing.T) {
 	t.Parallel()
+	tell(t, ".")
+}
+
+// tell runs the stories of a directory.
+func tell(t *testing.T, dir string) {
+	t.Helper()
 	testhost.RequireRoot(t)
 	testscript.Run(t, testscript.Params{
-		Dir:   ".",
+		Dir:   dir,
 		Setup: setup,
 		Cmds:  commands(),
 		// A name that is misspelt would otherwise be an empty word.
@@ -197,7 +203,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("VMKERNEL", guest)
-	env.Setenv("VMLEAKS", cmp.Or(os.Getenv("BULKHEAD_VM_LEAKS"), "2"))
+	env.Setenv("VMLEAKS", cmp.Or(os.Getenv("BULKHEAD_VM_LEAKS"), "50"))
 	env.Setenv("CGROUP", w.host.CgroupParent())
 	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "5"))
 	w.before = w.host.Snapshot(t)
