@@ -101,9 +101,16 @@ test-machine: go-ready ## boot, reboot and cut the power of a machine with syste
 	@[ -n "$(IS_ROOT)" ] || { echo "test-machine: needs root: sudo make test-machine" >&2; exit 1; }
 	./scripts/test-machine.sh
 
+.PHONY: test-vm-networks
+test-vm-networks: go-ready ## run a VM on a network of every type (root)
+	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-networks: needs root: sudo make test-vm-networks" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	$(GO) test -tags long -timeout 20m -count 1 -v -run 'TestLong/vmnets$$' ./test/e2e
+
 .PHONY: test-vm-leaks
 test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED])
 	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-leaks: needs root: sudo make test-vm-leaks" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
 	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) $(GO) test -tags long -timeout 90m -count 1 -v -run 'TestLong/vmleak$$' ./test/e2e
 
 .PHONY: test-unit
