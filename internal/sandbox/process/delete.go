@@ -64,8 +64,24 @@ func (r *Runtime) clear(ctx context.Context, id string) error {
 	if err := r.removeBundle(id); err != nil {
 		errs = append(errs, err)
 	}
-	if err := os.Remove(r.exitFile(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
+	errs = append(errs, r.removeExit(id))
+	return errors.Join(errs...)
+}
+
+// removeExit takes the exit file away, and one that a monitor was killed over: it writes under a longer name, and renames.
+func (r *Runtime) removeExit(id string) error {
+	entries, err := os.ReadDir(r.exitDir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Name() != id && !strings.HasPrefix(e.Name(), id+".") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(r.exitDir(), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -260,6 +276,10 @@ func (r *Runtime) leftovers() []string {
 		for _, id := range ids {
 			out = append(out, "directory "+filepath.Join(dir, id))
 		}
+	}
+	exits, _ := os.ReadDir(r.exitDir())
+	for _, e := range exits {
+		out = append(out, "file "+filepath.Join(r.exitDir(), e.Name()))
 	}
 	mounts, _ := mountsBelow(r.runDir)
 	for _, m := range mounts {

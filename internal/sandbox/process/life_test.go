@@ -478,6 +478,10 @@ func TestCutShort(t *testing.T) {
 			must(t, m.signal(unix.SIGKILL))
 			m.close()
 		},
+		"exit file half written": func(cfg api.SandboxConfig) {
+			b.create(cfg)
+			must(t, os.WriteFile(b.r.exitFile(cfg.ID)+".EYLDZ3", nil, 0o600))
+		},
 		"pid files lost": func(cfg api.SandboxConfig) {
 			b.start(cfg)
 			must(t, os.Remove(filepath.Join(b.r.bundle(cfg.ID), monPidFile)))
