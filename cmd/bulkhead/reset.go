@@ -106,6 +106,10 @@ func previewReset(cmd *cobra.Command, c *daemonConfig, keepImages bool, form str
 	if err := cli.CheckPlanForm(form); err != nil {
 		return err
 	}
+	log, err := newLogger(c.logLevel)
+	if err != nil {
+		return err
+	}
 	ctx := cmd.Context()
 	p := api.Plan{Objects: []api.PlanObject{}}
 	add := func(object, action, text string) {
@@ -139,10 +143,6 @@ func previewReset(cmd *cobra.Command, c *daemonConfig, keepImages bool, form str
 	}
 	if _, err := os.Lstat(c.runDir); err == nil {
 		add("files", "remove", c.runDir)
-	}
-	log, err := newLogger(c.logLevel)
-	if err != nil {
-		return err
 	}
 	claim, err := claimHost(ctx, log)
 	switch {

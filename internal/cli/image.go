@@ -268,18 +268,7 @@ func newImageImportCmd(a *app) *cobra.Command {
 				return err
 			}
 			defer in.Close()
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			p := a.progress(false)
-			image, err := c.ImportImage(cmd.Context(), p.reader(in, args[0], total), args[1], config)
-			p.close(err)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(a.Stdout, image.ID)
-			return err
+			return a.importImage(cmd.Context(), in, args[0], total, args[1], config)
 		},
 	}
 	flags := cmd.Flags()
@@ -290,6 +279,22 @@ func newImageImportCmd(a *app) *cobra.Command {
 	flags.StringVarP(&config.WorkingDir, "workdir", "w", "", "directory to start in")
 	flags.StringArrayVarP(&labels, "label", "l", nil, "label KEY[=VALUE]")
 	return cmd
+}
+
+// importImage sends an archive, of which what and total tell people, and prints the ID of the image that it becomes.
+func (a *app) importImage(ctx context.Context, in io.Reader, what string, total int64, name string, config api.ImageConfig) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	p := a.progress(false)
+	image, err := c.ImportImage(ctx, p.reader(in, what, total), name, config)
+	p.close(err)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(a.Stdout, image.ID)
+	return err
 }
 
 // openInput opens a file, or standard input for "-". The size is 0 if unknown.

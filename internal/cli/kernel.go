@@ -62,21 +62,10 @@ with --guest-kernel, or when its image demands a kernel that the installed one i
 				config.Labels = map[string]string{}
 			}
 			config.Labels[kernelLabel] = k.version
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
 			r, w := io.Pipe()
 			go func() { _ = w.CloseWithError(k.pack(w)) }()
 			defer r.Close()
-			p := a.progress(false)
-			image, err := c.ImportImage(cmd.Context(), p.reader(r, k.version, 0), args[0], config)
-			p.close(err)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(a.Stdout, image.ID)
-			return err
+			return a.importImage(cmd.Context(), r, k.version, 0, args[0], config)
 		},
 	}
 	flags := cmd.Flags()

@@ -87,6 +87,14 @@ func (e *env) cutAt(step string, n int) {
 	e.cut, e.cutIn = step, n
 }
 
+// uncut has it cut no more, and tells whether it was not: there were fewer steps.
+func (e *env) uncut() bool {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	e.cut = ""
+	return e.cutIn > 0
+}
+
 // reopen gives the daemon a store that works again.
 func (e *env) reopen() {
 	e.t.Helper()

@@ -192,10 +192,7 @@ func TestCutIsolation(t *testing.T) {
 			e.settle()
 			e.cutAt("*", cut)
 			_, err := e.isolate("c", "vm")
-			e.w.mu.Lock()
-			passed = e.cutIn > 0
-			e.cut = ""
-			e.w.mu.Unlock()
+			passed = e.uncut()
 			if passed {
 				e.ok(err)
 			}

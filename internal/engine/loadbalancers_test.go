@@ -460,10 +460,7 @@ func TestCutBalancers(t *testing.T) {
 					e.settle()
 					e.cutAt("*", cut)
 					err := op(e, lb.ID, ep.ID)
-					e.w.mu.Lock()
-					passed = e.cutIn > 0
-					e.cut = ""
-					e.w.mu.Unlock()
+					passed = e.uncut()
 					if passed {
 						e.ok(err)
 					}

@@ -275,10 +275,7 @@ func TestCutEverywhere(t *testing.T) {
 						err = tc.op(e, id)
 						synctest.Wait()
 					}
-					e.w.mu.Lock()
-					passed = e.cutIn > 0
-					e.cut = ""
-					e.w.mu.Unlock()
+					passed = e.uncut()
 					if passed {
 						e.ok(err)
 					}

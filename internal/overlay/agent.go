@@ -255,44 +255,6 @@ func (a *Agent) kick() {
 	}
 }
 
-// Update is what changed since it was asked for last, as it is now. Entries are not to be changed.
-type Update struct {
-	// First: with it all is told that there is. What was known from before and was not told is gone.
-	First bool
-	// Recalled: it is what the last agent knew, and etcd has not been asked yet. Nothing is to be taken away for it.
-	Recalled bool
-	// Networks, Hosts and Endpoints by ID; nil is gone. Endpoints are those of other hosts.
-	Networks  map[hcn.GUID]*Network
-	Hosts     map[hcn.GUID]*Host
-	Endpoints map[EndpointKey]*Endpoint
-	// Balancers are load balancers of other hosts; nil is gone.
-	Balancers map[BalancerKey]*Balancer
-	// Blocks are all blocks of this host, by network; nil if they have not changed since.
-	Blocks map[hcn.GUID][]netip.Prefix
-}
-
-// EndpointKey names an endpoint of a network.
-type EndpointKey struct{ Network, ID hcn.GUID }
-
-// Take gives what changed since the last call, and false while there is nothing to take: before the first snapshot,
-// nothing is known but what was recalled, which does not mean that there is nothing.
-func (a *Agent) Take() (Update, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	first := a.synced && !a.taken
-	if !a.synced && !a.recalled || !first && a.cache.dirty.empty() {
-		return Update{}, false
-	}
-	blocks := a.cache.dirty.blocks
-	u := a.cache.changes()
-	u.First, u.Recalled = first, !a.synced
-	if a.synced && (blocks || first) {
-		u.Blocks = a.blocks()
-	}
-	a.taken = a.synced
-	return u, true
-}
-
 // GoesOn tells that the agent knew what another one did as it began: one of this daemon, or, if that is nil, that of the last daemon.
 func (a *Agent) GoesOn(after *Agent) bool { return a.cfg.known != nil && a.cfg.after == after }
 

@@ -487,44 +487,6 @@ func (c *cache) nameByBlocks(id hcn.GUID) string {
 	return ""
 }
 
-// changes are those since they were asked for last.
-func (c *cache) changes() Update {
-	d := c.take()
-	u := Update{
-		Networks: make(map[hcn.GUID]*Network, len(d.networks)), Hosts: make(map[hcn.GUID]*Host, len(d.hosts)),
-		Endpoints: make(map[EndpointKey]*Endpoint, len(d.endpoints)), Balancers: make(map[BalancerKey]*Balancer, len(d.balancers)),
-	}
-	for id := range d.networks {
-		u.Networks[id] = nil
-		if it, _ := c.network(id); it != nil {
-			n := it.v
-			n.Revision = it.rev
-			u.Networks[id] = &n
-		}
-	}
-	for id := range d.hosts {
-		u.Hosts[id] = nil
-		if it := c.hosts[id]; it != nil {
-			u.Hosts[id] = &it.v
-		}
-	}
-	for at := range d.endpoints {
-		it, _ := c.endpoint(at.network, at.id)
-		key := EndpointKey{at.network, at.id}
-		u.Endpoints[key] = nil
-		if it != nil && it.v.Host != c.self {
-			u.Endpoints[key] = &it.v
-		}
-	}
-	for k := range d.balancers {
-		u.Balancers[k] = nil
-		if it := c.balancers.all[k]; it != nil && k.Host != c.self && c.balancerCounts(it) == nil {
-			u.Balancers[k] = &it.v
-		}
-	}
-	return u
-}
-
 // reset replaces everything by a snapshot, and marks what that changed. What was recalled counts for nothing: it may be damaged, or of
 // an etcd that was put back to what it was once.
 func (c *cache) reset(entries []entry, rev int64) {
