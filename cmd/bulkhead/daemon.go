@@ -58,6 +58,7 @@ type daemonConfig struct {
 	leaseWait, probe         time.Duration
 	vmKernel, vmAgent        string
 	vmAccel                  string
+	vmTemplates              int
 	isolation                string
 }
 
@@ -102,6 +103,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.vmKernel, "vm-kernel", "", "DIR: where the kernel of VMs is, as DIR/boot/vmlinuz-* and DIR/lib/modules (default /, which has Debian's linux-image-cloud-amd64 when it is installed)")
 	f.StringVar(&c.vmAgent, "vm-agent", "", "FILE: the first process of VMs (default bulkhead-agent beside this program, or in ../lib/bulkhead)")
 	f.StringVar(&c.vmAccel, "vm-accel", vm.AccelAuto, "what runs VMs: auto, kvm or tcg; auto takes KVM where it is of use, and emulation elsewhere")
+	f.IntVar(&c.vmTemplates, "vm-templates", 4, "how many VMs are kept saved on disk, one for each size and kernel, from which others are restored in a fraction of a boot; 0 boots each")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster, and half as many with a vNIC")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	f.StringVar(&c.dockerPlugin, "docker-plugin", "", "unix socket to answer dockerd on, /run/docker/plugins/bulkhead.sock: `docker network create -d bulkhead` makes networks then (default nowhere)")
@@ -415,6 +417,9 @@ func (p *parts) close() error {
 	}
 	if p.runtime != nil {
 		errs = append(errs, p.runtime.Close())
+	}
+	if p.vms != nil {
+		p.vms.Close()
 	}
 	if p.images != nil {
 		errs = append(errs, p.images.Close())

@@ -13,6 +13,9 @@ import (
 // maxNamespacePool is more compartments than a host attaches in a burst.
 const maxNamespacePool = 1024
 
+// maxTemplates: each takes tens of megabytes of the disk.
+const maxTemplates = 64
+
 // check refuses settings that would have no effect, or one that shows only later.
 func (c *daemonConfig) check() error {
 	for _, dir := range []struct{ flag, path string }{
@@ -40,6 +43,9 @@ func (c *daemonConfig) check() error {
 	case vm.AccelAuto, vm.AccelKVM, vm.AccelTCG:
 	default:
 		return fmt.Errorf("--vm-accel %q: use auto, kvm or tcg", c.vmAccel)
+	}
+	if c.vmTemplates < 0 || c.vmTemplates > maxTemplates {
+		return fmt.Errorf("--vm-templates %d: give a number from 0 to %d", c.vmTemplates, maxTemplates)
 	}
 	for _, m := range c.mirrors {
 		if host, mirror, _ := strings.Cut(m, "="); host == "" || mirror == "" {

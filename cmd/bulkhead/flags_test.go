@@ -30,6 +30,7 @@ func TestDaemonSettings(t *testing.T) {
 		"relative kernel": {func(c *daemonConfig) { c.vmKernel = "kernel" }, `--vm-kernel "kernel"`},
 		"relative agent":  {func(c *daemonConfig) { c.vmAgent = "agent" }, `--vm-agent "agent"`},
 		"VMs by KVM":      {func(c *daemonConfig) { c.vmAccel = "kvm" }, ""},
+		"many templates":  {func(c *daemonConfig) { c.vmTemplates = 65 }, `--vm-templates 65`},
 		"VMs by magic":    {func(c *daemonConfig) { c.vmAccel = "magic" }, `--vm-accel "magic"`},
 		"VMs for all":     {func(c *daemonConfig) { c.isolation = "vm" }, ""},
 		"a jail":          {func(c *daemonConfig) { c.isolation = "jail" }, `--isolation "jail"`},

@@ -41,7 +41,7 @@ func (c *daemonConfig) newVMs(log *slog.Logger) (*vm.Host, error) {
 	}
 	return vm.NewHost(vm.Options{
 		Self: self, ShimVerb: vmShimVerb, ExecVerb: vmExecVerb, Dir: filepath.Join(c.stateDir, "vm"),
-		KernelRoots: roots, Agent: c.vmAgent, Accel: c.vmAccel, Logger: log,
+		KernelRoots: roots, Agent: c.vmAgent, Accel: c.vmAccel, Templates: c.vmTemplates, Logger: log,
 	}), nil
 }
 

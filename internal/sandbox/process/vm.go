@@ -149,18 +149,26 @@ func (r *Runtime) vmFiles() (dirs []string) {
 		return nil // a pattern of ours
 	}
 	for _, guest := range bundles {
-		var spec specs.Spec
-		data, err := os.ReadFile(filepath.Join(filepath.Dir(guest), configFile))
-		if err != nil || json.Unmarshal(data, &spec) != nil {
-			continue // it is being made, or taken away
-		}
-		for _, m := range spec.Mounts {
-			if m.Destination == vm.FilesDir {
-				dirs = append(dirs, m.Source)
-			}
+		if dir := vmFilesOf(filepath.Dir(guest)); dir != "" {
+			dirs = append(dirs, dir)
 		}
 	}
 	return dirs
+}
+
+// vmFilesOf is the directory that the VM of a bundle is started from; "" while the bundle is being made, or taken away.
+func vmFilesOf(bundle string) string {
+	var spec specs.Spec
+	data, err := os.ReadFile(filepath.Join(bundle, configFile))
+	if err != nil || json.Unmarshal(data, &spec) != nil {
+		return ""
+	}
+	for _, m := range spec.Mounts {
+		if m.Destination == vm.FilesDir {
+			return m.Source
+		}
+	}
+	return ""
 }
 
 // awaitVM waits until the container runs in its VM.
@@ -179,6 +187,9 @@ func (r *Runtime) awaitVM(ctx context.Context, id string) error {
 		case err == nil && st.Error != "":
 			return &RuntimeError{Message: tidy(st.Error)}
 		case err == nil:
+			if files := vmFilesOf(r.bundle(id)); st.Template != "" && files != "" {
+				r.vm.Spoiled(files, st.Template, tidy(st.Spoiled))
+			}
 			return nil
 		case !errors.Is(err, fs.ErrNotExist):
 			return err

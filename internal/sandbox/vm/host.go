@@ -32,15 +32,17 @@ type Options struct {
 	KernelRoots        []string // "/": see FindKernel
 	Agent              string   // see FindAgent
 	Accel              string   // auto, kvm or tcg
+	Templates          int      // how many VMs are kept saved for others to be restored from; 0: each is booted
 	Logger             *slog.Logger
 }
 
 // Host makes utility VMs.
 type Host struct {
-	opt   Options
-	store *Store
-	log   *slog.Logger
-	warn  sync.Once
+	opt       Options
+	store     *Store
+	templates *templates
+	log       *slog.Logger
+	warn      sync.Once
 }
 
 // NewHost looks at nothing yet: what VMs need may be installed later.
@@ -51,8 +53,13 @@ func NewHost(opt Options) *Host {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Host{opt: opt, store: NewStore(opt.Dir), log: opt.Logger}
+	h := &Host{opt: opt, store: NewStore(opt.Dir), log: opt.Logger}
+	h.templates = newTemplates(h, opt.Templates)
+	return h
 }
+
+// Close ends what is done in the background. VMs that run are of containers, and go on.
+func (h *Host) Close() { h.templates.close() }
 
 // tools are what a VM needs of this host.
 type tools struct {
@@ -104,7 +111,15 @@ func (h *Host) Check(ctx context.Context, image string) (description, warning st
 	if err != nil {
 		return "", "", err
 	}
-	return fmt.Sprintf("guest kernel %s, %s", t.kernel.Version, strings.ToUpper(t.accel.Name)), t.accel.warning(), nil
+	description = fmt.Sprintf("guest kernel %s, %s", t.kernel.Version, strings.ToUpper(t.accel.Name))
+	switch n := len(h.templates.all()); n {
+	case 0:
+	case 1:
+		description += ", 1 template"
+	default:
+		description += fmt.Sprintf(", %d templates", n)
+	}
+	return description, t.accel.warning(), nil
 }
 
 // warning is what users of an emulated VM should know.
@@ -184,6 +199,9 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 			},
 		},
 		Run: proto.Run{Share: shareTag, Spec: guestSpec, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
+	}
+	if name := h.templates.of(start.Machine, files); name != "" {
+		start.Machine.Template = filepath.Join(FilesDir, name)
 	}
 	data, err := json.Marshal(start)
 	if err != nil {

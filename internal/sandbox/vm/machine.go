@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +36,8 @@ type Config struct {
 	Groups []uint32 `json:"groups,omitempty"`
 	// Patience is what is waited for the agent; zero: what fits the acceleration.
 	Patience Patience `json:"patience,omitzero"`
+	// Template is a directory to restore the VM from, which takes a fraction of a boot; "": it is booted.
+	Template string `json:"template,omitempty"`
 }
 
 // nobody is the user that QEMU runs as.
@@ -51,7 +54,7 @@ func (cfg Config) patience() Patience {
 	switch {
 	case cfg.Patience != Patience{}:
 		return cfg.Patience
-	case cfg.Hardware.Accel == AccelKVM:
+	case cfg.Hardware.Accel == AccelKVM, cfg.Hardware.Restore:
 		return Patience{CPU: 5 * time.Second, Time: 30 * time.Second}
 	}
 	return Patience{CPU: 12 * time.Second, Time: 90 * time.Second}
@@ -65,20 +68,42 @@ type Machine struct {
 	Guest   *proto.Client
 	QMP     *QMP
 	Kernel  string // that the guest runs
+	Spoiled error  // why it was booted though there is a template
 	qemu    *child
 	share   *child
 	console *tail
+	memory  *os.File // the guest's
 	closers []io.Closer
 }
 
 // Boot starts a VM and waits for its agent. One that does not answer is ended, and started once more: it has been seen to happen
-// with no reason to be found. Nothing is left of one that could not be started.
+// with no reason to be found. Nothing is left of one that could not be started. Where there is a template, the VM is restored from
+// it; it is booted only if that comes to nothing.
 func Boot(ctx context.Context, cfg Config) (*Machine, error) {
-	m, err := boot(ctx, cfg)
+	if cfg.Template == "" {
+		return bootTwice(ctx, cfg)
+	}
+	m, spoiled := restore(ctx, cfg)
+	if spoiled == nil {
+		return m, nil
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("start the VM: %w", spoiled)
+	}
+	m, err := bootTwice(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	m.Spoiled = spoiled
+	return m, nil
+}
+
+func bootTwice(ctx context.Context, cfg Config, more ...*os.File) (*Machine, error) {
+	m, err := boot(ctx, cfg, more...)
 	var silent *silentError
 	if errors.As(err, &silent) && ctx.Err() == nil {
 		first := err
-		if m, err = boot(ctx, cfg); err != nil {
+		if m, err = boot(ctx, cfg, more...); err != nil {
 			return nil, fmt.Errorf("start the VM: twice: %w (first: %w)", err, first)
 		}
 	}
@@ -107,13 +132,37 @@ func (e *silentError) Error() string {
 	return s
 }
 
-func boot(ctx context.Context, cfg Config) (_ *Machine, err error) {
+// boot starts a VM whose kernel boots.
+func boot(ctx context.Context, cfg Config, more ...*os.File) (_ *Machine, err error) {
 	m := &Machine{console: &tail{}}
-	defer func() {
+	defer m.closeOn(&err)
+	if cfg.Hardware.Share {
+		share, err := m.startShare(ctx, cfg)
 		if err != nil {
-			m.Close()
+			return nil, err
 		}
-	}()
+		defer share.Close()
+		more = append([]*os.File{share}, more...)
+	}
+	wire, err := m.startQEMU(ctx, cfg, more...)
+	if err != nil {
+		return nil, err
+	}
+	if m.Guest, err = proto.NewClient(wire); err != nil {
+		return nil, err
+	}
+	return m, m.greet(ctx, cfg)
+}
+
+// closeOn leaves nothing of a VM that could not be started.
+func (m *Machine) closeOn(err *error) {
+	if *err != nil {
+		m.Close()
+	}
+}
+
+// startQEMU starts it with files behind those that each has, and gives the line to the agent.
+func (m *Machine) startQEMU(ctx context.Context, cfg Config, more ...*os.File) (agent *net.UnixConn, err error) {
 	ours, theirs, err := socketPairs(3) // agent, QMP, console
 	if err != nil {
 		return nil, err
@@ -122,18 +171,13 @@ func boot(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	for _, c := range ours {
 		m.closers = append(m.closers, c)
 	}
-	files := theirs
-	if cfg.Hardware.Share {
-		conn, err := m.startShare(ctx, cfg)
-		if err != nil {
-			return nil, err
-		}
-		defer conn.Close()
-		files = append(files, conn)
-	}
 	go m.console.fill(ours[2])
+	if m.memory, err = newMemory(cfg.Hardware.Memory); err != nil {
+		return nil, err
+	}
+	m.closers = append(m.closers, m.memory)
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), cfg.QEMU, cfg.Hardware.Args()...)
-	cmd.ExtraFiles = files
+	cmd.ExtraFiles = slices.Concat(theirs, []*os.File{m.memory}, more)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	if cfg.User != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: cfg.User, Gid: cfg.User, Groups: cfg.Groups}}
@@ -142,10 +186,21 @@ func boot(ctx context.Context, cfg Config) (_ *Machine, err error) {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	m.QMP = NewQMP(ours[1])
-	if m.Guest, err = proto.NewClient(ours[0]); err != nil {
-		return nil, err
+	return ours[0], nil
+}
+
+// newMemory makes what a guest's memory is: a file that QEMU shares with virtiofsd, and with us, who fill it where the VM is restored.
+func newMemory(size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate("guest memory", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make the guest's memory: %w", err)
 	}
-	return m, m.greet(ctx, cfg)
+	f := os.NewFile(uintptr(fd), "guest memory")
+	// QEMU, which is somebody else, opens it anew.
+	if err := errors.Join(f.Chmod(0o666), f.Truncate(size)); err != nil {
+		return nil, errors.Join(fmt.Errorf("make the guest's memory: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // greet waits for the agent.
@@ -168,11 +223,18 @@ func (m *Machine) greet(ctx context.Context, cfg Config) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	silent := &silentError{accel: cfg.Hardware.Accel, waited: time.Since(began), console: m.console.lines(5)}
+	waited := time.Since(began)
+	ending := time.Duration(0)
+	select {
+	case <-m.Guest.Done(): // as QEMU ends
+		ending = lostWait
+	default:
+	}
+	silent := &silentError{accel: cfg.Hardware.Accel, waited: waited, console: m.console.lines(5)}
 	select {
 	case <-m.qemu.ended:
 		silent.cause = errors.New(m.Why())
-	default:
+	case <-time.After(ending):
 		if said, ok := errors.AsType[*proto.Error](err); ok {
 			silent.cause = said
 		}

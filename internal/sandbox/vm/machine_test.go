@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -135,11 +136,15 @@ func TestMachine(t *testing.T) {
 	cfg, share := bench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
+	cfg.Template = filepath.Join(share, "missing") // so it is booted
 	m, err := Boot(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
+	if m.Spoiled == nil || !strings.Contains(m.Spoiled.Error(), "missing") {
+		t.Errorf("that there is no template is said as %v", m.Spoiled)
+	}
 	if m.Kernel == "" {
 		t.Error("the guest does not say what it runs")
 	}
@@ -267,4 +272,77 @@ func stream(t *testing.T, m *Machine, process string, fd int) io.ReadWriteCloser
 		t.Fatal(err)
 	}
 	return s
+}
+
+// TestTemplate restores two VMs from one that was saved: each has its own time and entropy, its files and a NIC, and nothing of the other.
+func TestTemplate(t *testing.T) {
+	t.Parallel()
+	cfg, _ := bench(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	path := filepath.Join(t.TempDir(), "template-1")
+	if err := Save(ctx, cfg, path); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Template = path
+	said := map[string]bool{}
+	for range 2 {
+		began := time.Now()
+		m, err := Boot(ctx, cfg)
+		t.Logf("restored in %v", time.Since(began))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if m.Spoiled != nil {
+			t.Fatalf("it was booted: %v", m.Spoiled)
+		}
+		if err := m.QMP.Do(ctx, "netdev_add", map[string]any{"type": "hubport", "id": "n0", "hubid": 0}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.QMP.Do(ctx, "device_add", map[string]any{"driver": "virtio-net-pci", "id": "nic0", "netdev": "n0", "mac": "02:00:00:00:00:42", "bus": "slot0"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		nic := proto.NIC{MAC: "02:00:00:00:00:42", Name: "eth0", MTU: 1500, Addresses: []proto.Address{{Prefix: netip.MustParsePrefix("192.0.2.7/24")}}}
+		if err := m.Guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
+			t.Fatal(err)
+		}
+		script := `busybox date +%s; busybox cat /proc/sys/kernel/random/boot_id; busybox head -c 16 /dev/urandom | busybox od -An -tx1; busybox ip -o addr show dev eth0`
+		raw := marshal(t, guestSpec(script, agent.CompartmentPath))
+		if err := m.Guest.Call(ctx, proto.OpRun, proto.Run{Process: "main", Share: shareTag, Spec: raw}, nil); err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(stream(t, m, "main", 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(string(text), "\n")
+		if len(lines) < 4 || !strings.Contains(lines[3], "192.0.2.7/24") {
+			t.Fatalf("it said %q", text)
+		}
+		now, err := strconv.ParseInt(lines[0], 10, 64)
+		if ago := time.Since(time.Unix(now, 0)); err != nil || ago < -2*time.Second || ago > time.Minute {
+			t.Errorf("its clock is %v behind (%v)", ago, err)
+		}
+		for _, drawn := range lines[1:3] {
+			if drawn == "" || said[drawn] {
+				t.Errorf("both drew %q", drawn)
+			}
+			said[drawn] = true
+		}
+	}
+
+	// What is no template is found out.
+	if err := os.WriteFile(filepath.Join(path, stateFile), []byte("no VM at all"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := restore(ctx, cfg)
+	if err == nil {
+		m.Close()
+		t.Error("a VM was restored from nothing")
+	}
+	t.Log(err)
+	if left, _ := filepath.Glob(path + ".new"); len(left) != 0 {
+		t.Errorf("%v is left", left)
+	}
 }

@@ -12,11 +12,18 @@ const (
 	fdAgent = 3 + iota
 	fdQMP
 	fdConsole
+	fdMemory
 	fdShare
 )
 
-// slots are how many NICs can be plugged in.
-const slots = 8
+// A VM that is restored has no share at first, and reads what was saved of its devices in that place.
+const fdState = fdShare
+
+// slots are how many NICs can be plugged in; a share has a slot of its own.
+const (
+	slots     = 8
+	shareSlot = slots
+)
 
 // Hardware is a VM's.
 type Hardware struct {
@@ -26,6 +33,8 @@ type Hardware struct {
 	Kernel string `json:"kernel"`
 	Initrd string `json:"initrd"`
 	Share  bool   `json:"share"` // a virtiofs share, whose socket is fdShare
+	// Restore has the VM wait for what was saved (fdState). All else has to be as it was then, with no share, which cannot be saved.
+	Restore bool `json:"-"`
 }
 
 // shareTag names the share to the guest.
@@ -61,7 +70,7 @@ func (h Hardware) Args() []string {
 	args := []string{
 		"-M", "q35,smm=off,sata=off,usb=off,smbus=off,memory-backend=mem",
 		"-accel", accel, "-cpu", cpu, "-smp", fmt.Sprint(h.CPUs), "-m", fmt.Sprintf("%dM", h.Memory>>20),
-		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", h.Memory>>20),
+		"-object", fmt.Sprintf("memory-backend-file,id=mem,mem-path=/proc/self/fd/%d,size=%dM,share=on", fdMemory, h.Memory>>20),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-kernel", h.Kernel, "-initrd", h.Initrd, "-append", h.commandLine(),
@@ -73,8 +82,11 @@ func (h Hardware) Args() []string {
 	if h.Share {
 		args = append(args, "-chardev", fmt.Sprintf("socket,id=share,fd=%d", fdShare), "-device", "vhost-user-fs-pci,chardev=share,tag="+shareTag)
 	}
-	for i := range slots {
+	for i := range slots + 1 {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d", i, i+1))
+	}
+	if h.Restore {
+		args = append(args, "-incoming", "defer")
 	}
 	return args
 }

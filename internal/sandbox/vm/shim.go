@@ -46,6 +46,9 @@ type Start struct {
 // Status is how the start went.
 type Status struct {
 	Error string `json:"error,omitempty"`
+	// Template could not be restored from, which Spoiled says why.
+	Template string `json:"template,omitempty"`
+	Spoiled  string `json:"spoiled,omitempty"`
 }
 
 // mainProcess is the name of the container's first process.
@@ -124,7 +127,11 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 	served.Go(func() { s.mirror(ctx, box) })
 	served.Go(func() { s.serve(ctx, control) })
 	served.Go(func() { s.forward(ctx, signals, cfg.Run.TTY) })
-	if err := s.report(Status{}); err != nil {
+	var st Status
+	if s.machine.Spoiled != nil {
+		st.Template, st.Spoiled = filepath.Base(cfg.Machine.Template), s.machine.Spoiled.Error()
+	}
+	if err := s.report(st); err != nil {
 		return 0, err
 	}
 	return s.attend(ctx, cfg)

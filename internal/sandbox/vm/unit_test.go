@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -573,5 +574,119 @@ func TestStoreKeepsWhatIsInUse(t *testing.T) {
 	}
 	if again := get("6.1.0-2"); !there(again) {
 		t.Error("a kernel that is used again is not made again")
+	}
+}
+
+// TestTemplates holds when a template is used, made, given up and taken away.
+func TestTemplates(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	files := Files{Kernel: filepath.Join(dir, "key", "kernel"), Initrd: filepath.Join(dir, "key", "initrd")}
+	other := filepath.Join(dir, "old", templatePrefix+"unused")
+	for _, d := range []string{filepath.Dir(files.Kernel), other} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(other, long, long); err != nil {
+		t.Fatal(err)
+	}
+	h := NewHost(Options{Dir: dir, Templates: 1})
+	defer h.Close()
+	h.templates.wait = 0
+	cfg := Config{QEMU: "/bin/false", Hardware: Hardware{Accel: AccelTCG, CPUs: 1, Memory: 128 << 20, Share: true}}
+	name, err := templateName(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bigger := cfg
+	bigger.Hardware.Memory <<= 1
+	if again, err := templateName(bigger); err != nil || again == name {
+		t.Errorf("VMs of two sizes share the template %s (%v)", name, err)
+	}
+	// There is no kernel, so all attempts are in vain, and end.
+	for range 5 {
+		if got := h.templates.of(cfg, files); got != "" {
+			t.Fatalf("it is there: %s", got)
+		}
+		h.templates.wg.Wait()
+	}
+	path := filepath.Join(dir, "key", name)
+	if n := h.templates.failed[path]; n != enough {
+		t.Errorf("it was tried %d times", n)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.templates.of(cfg, files); got != name {
+		t.Errorf("what is there is not used: %q", got)
+	}
+	h.templates.prune(path)
+	if _, err := os.Stat(other); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("more are kept than was asked for: %v", err)
+	}
+	for _, bad := range []string{"../" + name, "kernel", "", "/etc"} {
+		h.Spoiled(filepath.Dir(path), bad, "")
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("it is gone: %v", err)
+	}
+	h.Spoiled(filepath.Dir(path), name, "a test")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+	if got := NewHost(Options{}).templates.of(cfg, files); got != "" {
+		t.Errorf("one is used that nobody wants: %s", got)
+	}
+}
+
+// TestCopies holds that what a guest's memory has is copied, and nothing else.
+func TestCopies(t *testing.T) {
+	t.Parallel()
+	const size = 8 << 20
+	memory, err := newMemory(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	want := make([]byte, size)
+	for _, at := range []int{0, 3<<20 + 17, 5 << 20, size - 1} {
+		want[at] = 7
+		if _, err := memory.WriteAt(want[at:at+1], int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := memory.WriteAt(make([]byte, 2<<20), 1<<20); err != nil { // in use, but nothing in it
+		t.Fatal(err)
+	}
+	saved, err := os.Create(filepath.Join(t.TempDir(), "memory"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer saved.Close()
+	if err := copyPages(saved, memory); err != nil {
+		t.Fatal(err)
+	}
+	again, err := newMemory(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := copyData(again, saved); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, size)
+	if _, err := again.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the memory is another (%v)", err)
+	}
+	for _, f := range []*os.File{saved, again} {
+		st, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 1<<20 {
+			t.Errorf("%s takes %d bytes", f.Name(), used)
+		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -130,9 +131,14 @@ func live(pen int) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{nics: nics, procs: newProcesses()}
-	go a.procs.reap()
-	err = proto.Serve(context.Background(), port, a)
+	procs := newProcesses()
+	go procs.reap()
+	line := proto.NewLine(port)
+	for over := true; over; {
+		s := line.Session()
+		err = proto.Serve(context.Background(), s, &agent{nics: nics, procs: procs, rest: s.Rest})
+		over = s.Over()
+	}
 	// The host is gone, or has had enough. Nobody needs the VM any more.
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -190,6 +196,7 @@ func pause() { <-time.After(5 * time.Millisecond) }
 type agent struct {
 	nics  *nics
 	procs *processes
+	rest  func() // the session
 }
 
 func decode[T any](body json.RawMessage) (T, error) {
@@ -225,6 +232,9 @@ func (a *agent) Handle(ctx context.Context, op string, body json.RawMessage) (an
 	case proto.OpHalt:
 		unix.Sync()
 		return nil, nil, nil
+	case proto.OpRest:
+		debug.FreeOSMemory() // less to save, and to restore
+		return nil, func(c net.Conn) { a.rest(); _ = c.Close() }, nil
 	}
 	return a.procs.handle(ctx, op, body)
 }

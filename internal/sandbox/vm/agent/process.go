@@ -134,12 +134,21 @@ func mountRoot(r proto.Run) error {
 	if err := os.MkdirAll(ShareDir, 0o755); err != nil {
 		return fmt.Errorf("mount what the host shares: %w", err)
 	}
-	if err := unix.Mount(r.Share, ShareDir, "virtiofs", 0, ""); err != nil {
+	// A share that was plugged in a moment ago is not there at once.
+	err := unix.Mount(r.Share, ShareDir, "virtiofs", 0, "")
+	for deadline := time.Now().Add(shareWait); errors.Is(err, unix.EINVAL) && time.Now().Before(deadline); {
+		pause()
+		err = unix.Mount(r.Share, ShareDir, "virtiofs", 0, "")
+	}
+	if err != nil {
 		_ = os.Remove(ShareDir)
 		return fmt.Errorf("mount what the host shares: %w", err)
 	}
 	return nil
 }
+
+// shareWait is how long the kernel may take to find a share that was plugged in.
+const shareWait = 20 * time.Second
 
 func (ps *processes) exec(e proto.Exec) error {
 	spec := filepath.Join(processDir, filepath.Base(e.Process)+".spec")

@@ -17,6 +17,7 @@ const (
 	OpResize = "resize" // Resize
 	OpWait   = "wait"   // Process → Exit, when it has ended and its output was carried
 	OpHalt   = "halt"   // write everything to disks; there is no answer to more than that
+	OpRest   = "rest"   // the VM is about to be saved: the session ends with the answer, and the next begins with Again
 )
 
 // Hello is the first request. A VM that was restored has an old clock and entropy that its clones have, too.

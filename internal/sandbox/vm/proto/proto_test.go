@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -303,4 +304,93 @@ func TestHostileAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAgain holds that a session follows another on the same line, whatever the one before has left on it.
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	host, guest := net.Pipe()
+	p := &restored{ends: make(chan net.Conn, 1), now: guest}
+	served := make(chan int, 1)
+	go func() {
+		line, n := NewLine(p), 0
+		for over := true; over; n++ {
+			s := line.Session()
+			_ = Serve(context.Background(), s, resting{s.Rest, n})
+			over = s.Over()
+		}
+		served <- n
+	}()
+	c, err := NewClient(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := -1
+	if err := c.Call(t.Context(), "count", nil, &session); err != nil || session != 0 {
+		t.Fatalf("session %d, %v", session, err)
+	}
+	if err := c.Call(t.Context(), OpRest, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	host2, guest2 := net.Pipe()
+	p.ends <- guest2
+	_ = c.Close()
+	for _, left := range []string{"\xff\xffbulkhead", string(again[:7]), "\x00\x01\x02"} {
+		if _, err := io.WriteString(host2, left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Again(host2); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = NewClient(host2); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Call(t.Context(), "count", nil, &session); err != nil || session != 1 {
+		t.Errorf("session %d, %v", session, err)
+	}
+	_ = c.Close()
+	if n := <-served; n != 2 {
+		t.Errorf("%d sessions were served", n)
+	}
+}
+
+// restored is a port that goes on with another host where its first one ends.
+type restored struct {
+	ends chan net.Conn
+	mu   sync.Mutex
+	now  net.Conn
+}
+
+func (r *restored) conn() net.Conn { r.mu.Lock(); defer r.mu.Unlock(); return r.now }
+
+func (r *restored) Read(p []byte) (int, error) {
+	n, err := r.conn().Read(p)
+	if err == nil {
+		return n, nil
+	}
+	select {
+	case next := <-r.ends:
+		r.mu.Lock()
+		r.now = next
+		r.mu.Unlock()
+		return n, nil
+	default:
+		return n, err
+	}
+}
+
+func (r *restored) Write(p []byte) (int, error) { return r.conn().Write(p) }
+func (r *restored) Close() error                { return r.conn().Close() }
+
+type resting struct {
+	rest func()
+	n    int
+}
+
+func (r resting) Handle(_ context.Context, op string, _ json.RawMessage) (any, func(net.Conn), error) {
+	if op == OpRest {
+		return nil, func(c net.Conn) { r.rest(); _ = c.Close() }, nil
+	}
+	return r.n, nil, nil
 }
