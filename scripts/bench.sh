@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures bin/bulkhead beside the kernel's limits and other tools, in throwaway namespaces, and prints a table. It
 # leaves bench.txt and bench.json in dist/. How to read them: docs/benchmarks.md.
-#   scripts/bench.sh [-o text|json] [REGEXP]     REGEXP picks from Attach Path Published Run Sets LAN Balance Cycles; all by default
+#   scripts/bench.sh [-o text|json] [REGEXP]     REGEXP picks from Attach Path Published Run Isolation Sets LAN Balance Cycles; all by default
 # BENCH_QUICK=1: in three minutes, with few samples.    BENCH_MAX=N: at most N standing endpoints (1000)
 # BENCH_CYCLES=N: make and remove so many endpoints and containers in Cycles (50); BENCH_CONTAINERS=N: fewer containers
 set -euo pipefail
@@ -40,7 +40,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p dist
 go test -c -o "$work/bench.test" ./test/bench
 echo "bench: measuring; with all sections this takes a quarter of an hour (BENCH_QUICK=1: three minutes)" >&2
-BENCH_OUT=$work BENCH_BINARY=$PWD/bin/bulkhead TMPDIR=$work REQUIRE_ROOT=1 \
+BENCH_OUT=$work BENCH_KERNEL=$PWD/.cache/vm BENCH_BINARY=$PWD/bin/bulkhead TMPDIR=$work REQUIRE_ROOT=1 \
 	"$work/bench.test" -test.run '^$' -test.bench "${1-.}" -test.benchtime 1x -test.timeout 90m >"$work/log" 2>&1 || {
 	cat "$work/log" >&2
 	exit 1
