@@ -93,7 +93,7 @@ endif
 test-demos: demo demo-overlay ## run both demos, which check what they show and that nothing is left (root)
 
 .PHONY: test-floor
-test-floor: go-ready ## run the switch's tests on kernel 6.1, in a virtual machine (root)
+test-floor: go-ready ## run the tests of the switch and of encryption on kernel 6.1, in a virtual machine (root)
 	./scripts/kernel-floor.sh
 
 .PHONY: test-machine

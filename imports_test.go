@@ -67,7 +67,7 @@ var touchesKernel = []string{"internal/dataplane/*", "internal/sandbox/*", "inte
 var (
 	kernelLibraries = []string{
 		"github.com/cilium/ebpf", "github.com/google/nftables", "github.com/mdlayher/netlink", "github.com/moby/sys/mount",
-		"github.com/ti-mo/conntrack", "github.com/vishvananda/netlink", "github.com/vishvananda/netns", "sigs.k8s.io/knftables",
+		"github.com/ti-mo/conntrack", "github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.zx2c4.com/wireguard/wgctrl", "sigs.k8s.io/knftables",
 	}
 	kernelCalls = []string{
 		"Setns", "Unshare", "Mount", "Unmount", "MountSetattr", "MoveMount", "OpenTree", "Fsopen", "Fsmount", "PivotRoot",

@@ -75,21 +75,23 @@ type ClusterKeys struct {
 
 // Cluster is this host's part in a cluster, and the cluster as it is seen from here.
 type Cluster struct {
-	Joined    bool             `json:"joined"`
-	ID        hcn.GUID         `json:"id,omitempty"`
-	Host      hcn.GUID         `json:"host,omitempty"`
-	Name      string           `json:"name,omitempty"`
-	Addresses []string         `json:"addresses,omitempty"`
-	Since     time.Time        `json:"since,omitzero"`
-	Connected bool             `json:"connected"`
-	Problem   string           `json:"problem,omitempty"`
-	Revision  int64            `json:"revision,omitempty"`
-	Prefix    string           `json:"prefix,omitempty"`
-	OwnEtcd   bool             `json:"ownEtcd,omitempty"`
-	Expires   time.Time        `json:"certificateExpires,omitzero"`
-	Etcd      []ClusterMember  `json:"etcd,omitempty"`
-	Hosts     []ClusterHost    `json:"hosts,omitempty"`
-	Networks  []ClusterNetwork `json:"networks,omitempty"`
+	Joined    bool      `json:"joined"`
+	ID        hcn.GUID  `json:"id,omitempty"`
+	Host      hcn.GUID  `json:"host,omitempty"`
+	Name      string    `json:"name,omitempty"`
+	Addresses []string  `json:"addresses,omitempty"`
+	Since     time.Time `json:"since,omitzero"`
+	Connected bool      `json:"connected"`
+	Problem   string    `json:"problem,omitempty"`
+	Revision  int64     `json:"revision,omitempty"`
+	Prefix    string    `json:"prefix,omitempty"`
+	OwnEtcd   bool      `json:"ownEtcd,omitempty"`
+	Expires   time.Time `json:"certificateExpires,omitzero"`
+	// Encryption is what encrypts on this host, kernel or user-space; empty while it has no encrypted network.
+	Encryption string           `json:"encryption,omitempty"`
+	Etcd       []ClusterMember  `json:"etcd,omitempty"`
+	Hosts      []ClusterHost    `json:"hosts,omitempty"`
+	Networks   []ClusterNetwork `json:"networks,omitempty"`
 	// LoadBalancers are those of all hosts that hold.
 	LoadBalancers []ClusterBalancer `json:"loadBalancers,omitempty"`
 	// Problems are keys in etcd that do not count, and what of this host is not published or not taken up, with the reasons.
@@ -119,6 +121,15 @@ type ClusterHost struct {
 	Blocks    int      `json:"blocks"`
 	// Keys are the generations of its keys for encrypted networks: two while they are changed.
 	Keys []uint32 `json:"keys,omitempty"`
+	// Encrypted is what passes between that host and this one inside WireGuard, while both have a device for it.
+	Encrypted *ClusterEncrypted `json:"encrypted,omitempty"`
+}
+
+// ClusterEncrypted is what two hosts sent each other inside WireGuard since their devices were made, in bytes on the wire.
+type ClusterEncrypted struct {
+	Handshake time.Time `json:"lastHandshake,omitzero"`
+	Received  uint64    `json:"receivedBytes"`
+	Sent      uint64    `json:"sentBytes"`
 }
 
 // ClusterNetwork is a network of the cluster.

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Runs the switch's tests on the oldest kernel that Bulkhead supports, 6.1, in a virtual machine.
-#   scripts/kernel-floor.sh [TESTS]     TESTS: a regular expression of test names
+# Runs the tests of the switch and of encryption on the oldest kernel that Bulkhead supports, 6.1, in a virtual machine.
+#   scripts/kernel-floor.sh [TESTS]     TESTS: a regular expression of names of the switch's tests
+# ONLY=vswitch or ONLY=wireguard runs one of the two.
 # The kernel is Debian 12's. Without KVM the machine is emulated, which takes about two minutes. 6.1 has no TCX, so
-# this is also where the clsact way is the only one.
+# this is also where the clsact way is the only one. It has WireGuard, which must then be what encrypts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/vm.sh
 
 tests=${1:-'TestTraceAgrees|TestReachability|TestDelivery$|TestSourceGuard$|TestFragment|TestUpdate'}
 minutes=10
+read -ra packages <<<"${ONLY:-vswitch wireguard}"
 
 ./scripts/deps.sh build test floor
 work=$(mktemp -d)
@@ -19,7 +21,9 @@ echo "kernel-floor: $version"
 
 root=$work/root
 mkdir -p "$root"/{bin,sbin,proc,sys,dev,tmp,run,var/lib,root,etc,mnt,usr,srv,opt,home,tools,lib/modules}
-CGO_ENABLED=0 go test -c -o "$root/vswitch.test" ./internal/dataplane/vswitch
+for package in "${packages[@]}"; do
+	CGO_ENABLED=0 go test -c -o "$root/$package.test" "./internal/dataplane/$package"
+done
 
 # What the tests' throwaway hosts are made with; the rest is busybox.
 cp "$(command -v busybox)" "$root/bin/"
@@ -31,7 +35,7 @@ for tool in bash ip unshare nsenter mount umount; do
 	done < <(ldd "$path" | grep -o '/[^ ]*' || true)
 done
 
-modules=(veth sch_ingress cls_bpf overlay nfnetlink nf_tables nf_conntrack nf_conntrack_netlink xfrm_user)
+modules=(veth sch_ingress cls_bpf overlay nfnetlink nf_tables nf_conntrack nf_conntrack_netlink xfrm_user bridge tun wireguard)
 vm_modules "$work/kernel" "$version" "${modules[@]}" >"$work/modules"
 while read -r path; do
 	cp "$path" "$root/lib/modules/"
@@ -47,10 +51,17 @@ mkdir -p /run/netns
 while read -r m; do insmod /lib/modules/\$m; done </lib/modules/order
 ip link set lo up
 echo "kernel-floor: running on \$(uname -r)"
-if REQUIRE_ROOT=1 PATH=/tools:/bin /vswitch.test -test.timeout ${minutes}m -test.run '$tests' -test.v >/tmp/out 2>&1
-then grep -E '^(---|ok|PASS)' /tmp/out; echo "kernel-floor: PASSED"
-else cat /tmp/out; echo "kernel-floor: FAILED"
-fi
+export REQUIRE_ROOT=1 REQUIRE_KERNEL_WIREGUARD=1 PATH=/tools:/bin
+result=PASSED
+for package in ${packages[@]}; do
+	tests='$tests'
+	[ \$package = vswitch ] || tests=.
+	if /\$package.test -test.timeout ${minutes}m -test.run "\$tests" -test.v >/tmp/out 2>&1
+	then grep -E '^ *(---|ok|PASS)' /tmp/out
+	else cat /tmp/out; result=FAILED
+	fi
+done
+echo "kernel-floor: \$result"
 poweroff -f
 INIT
 chmod +x "$root/init"

@@ -187,6 +187,48 @@ first_boot() {
 	systemctl reboot
 }
 
+# encryption: the kernel's WireGuard outlives the daemon, gives way to a process and comes back, and goes with the cluster.
+encryption() {
+	local was
+	check "the kernel has it" modprobe wireguard
+	in_cluster
+	eventually "the kernel encrypts" encrypts kernel
+	check "doctor knows" eval '[[ $(says encryption) == "ok WireGuard of the kernel" ]]'
+	was=$(ip -n hns-wireguard -o link show type wireguard)
+	check "a restart" systemctl restart bulkhead
+	eventually "it encrypts still" encrypts kernel
+	check "by the same device" [ "$(ip -n hns-wireguard -o link show type wireguard)" = "$was" ]
+	encrypt_by user-space
+	eventually "a process encrypts" encrypts user-space
+	check "and only that" [ -z "$(ip -n hns-wireguard -o link show type wireguard)" ]
+	encrypt_by kernel
+	eventually "the kernel encrypts again" encrypts kernel
+	check "and no process" eval '! pgrep -f "bulkhead [w]ireguard" && [[ ! -e /run/wireguard ]]'
+	bulkhead rm -f inside
+	check "it leaves" bulkhead cluster leave
+	eventually "nothing of it is left" no_encryption
+	in_cluster
+	eventually "the kernel encrypts once more" encrypts kernel
+	systemctl stop bulkhead
+	check "reset is to remove the device" eval 'bulkhead reset --dry-run | grep -q "device bhw1"'
+	check "reset" bulkhead reset --yes
+	check "nothing of it is left" no_encryption
+}
+in_cluster() {
+	check "a cluster" bulkhead cluster init --address 192.0.2.2
+	check "an encrypted network" bulkhead network create -d overlay --encrypted secret
+	check "a container on it" bulkhead run -d --name inside --network secret box sleep 1000
+}
+encrypts() { [[ $(bulkhead cluster status -o json | jq -r .encryption) == "$1" ]] || { bulkhead cluster status -o json; return 1; }; }
+encrypt_by() {
+	mkdir -p /etc/systemd/system/bulkhead.service.d
+	printf '%s\n' '[Service]' 'ExecStart=' "ExecStart=/usr/local/bin/bulkhead daemon --wireguard $1" >/etc/systemd/system/bulkhead.service.d/wireguard.conf
+	systemctl daemon-reload
+	check "the service is to encrypt by $1" systemctl restart bulkhead
+}
+says() { bulkhead doctor -o json | jq -r ".[] | select(.name == \"$1\") | .status + \" \" + .detail"; }
+no_encryption() { [[ ! -e /run/netns/hns-wireguard && ! -e /run/wireguard && -z $(ss -Hlun 'sport = 2392 or sport = 2393') ]] && ! pgrep -f "bulkhead [w]ireguard"; }
+
 # bonds: networks on a bond and on a team, whose active members fail one after the other.
 #
 #   b1, b2 ─ switch ─ bond0 or team0 (10.88.0.1, of the host) ─┬─ m0 ── p0 ─┬─ br0 in "wire" (10.88.0.2)

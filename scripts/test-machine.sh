@@ -2,7 +2,8 @@
 # Runs Bulkhead on a machine that is its own: Debian 12 in QEMU, with systemd, cgroup v2, kernel 6.1 and the service as
 # `make install` leaves it. The machine is rebooted, and its power is cut, and what should be back has to be back.
 #   scripts/test-machine.sh
-# KEEP=DIR keeps disks and logs there. ONLY=bonds tries networks on bonds and teams alone. What happens inside is scripts/test-machine-guest.sh.
+# KEEP=DIR keeps disks and logs there. ONLY=bonds tries networks on bonds and teams alone, ONLY=encryption
+# what encrypts by the kernel. What happens inside is scripts/test-machine-guest.sh.
 # The machine has no network but a cable that leads nowhere. Its system is made of the files of packages that are
 # installed here; nothing but the kernel is ever downloaded.
 set -euo pipefail
@@ -12,6 +13,7 @@ cd "$(dirname "$0")/.."
 silence=300 # seconds without a line after which the machine is given up
 packages=(systemd systemd-sysv kmod iproute2 nftables runc crun conmon conntrack curl procps jq util-linux mount bash dash
 	coreutils diffutils grep sed mawk findutils gzip tar hostname login libc-bin base-files base-passwd libteam-utils iputils-ping)
+[[ ${ONLY-} != encryption ]] || packages+=(etcd-server)
 
 ./scripts/deps.sh build runtime test floor machine
 if [[ -n ${KEEP-} ]]; then

@@ -60,6 +60,7 @@ type daemonConfig struct {
 	vmAccel                  string
 	vmTemplates              int
 	isolation                string
+	wireguard                string
 }
 
 func newDaemonCmd() *cobra.Command {
@@ -104,6 +105,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.vmAgent, "vm-agent", "", "FILE: the first process of VMs (default bulkhead-agent beside this program, or in ../lib/bulkhead)")
 	f.StringVar(&c.vmAccel, "vm-accel", vm.AccelAuto, "what runs VMs: auto, kvm or tcg; auto takes KVM where it is of use, and emulation elsewhere")
 	f.IntVar(&c.vmTemplates, "vm-templates", 4, "how many VMs are kept saved on disk, one for each size and kernel, from which others are restored in a fraction of a boot; 0 boots each")
+	f.StringVar(&c.wireguard, "wireguard", string(wireguard.Auto), "what encrypts what networks send to other hosts: auto, kernel or user-space; auto takes the kernel's WireGuard where it has one")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster, and half as many with a vNIC")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
 	f.StringVar(&c.dockerPlugin, "docker-plugin", "", "unix socket to answer dockerd on, /run/docker/plugins/bulkhead.sock: `docker network create -d bulkhead` makes networks then (default nowhere)")
@@ -317,7 +319,7 @@ func (c *daemonConfig) newWireGuard(p *parts, log *slog.Logger) (*wireguard.Appl
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	return wireguard.New(wireguard.Options{
-		Open: compartments(p.dev), LogDir: c.runDir, Command: []string{self, wireguardVerb},
+		Open: compartments(p.dev), Mode: wireguard.Mode(c.wireguard), LogDir: c.runDir, Command: []string{self, wireguardVerb},
 		Wake:    func(cause string) { p.engine.Wake(cause) },
 		Changed: func() { p.cluster.Changed() },
 		Log:     log,

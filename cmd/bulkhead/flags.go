@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/bulkhead-net/bulkhead/internal/dataplane/wireguard"
 	"github.com/bulkhead-net/bulkhead/internal/image"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
@@ -46,6 +47,9 @@ func (c *daemonConfig) check() error {
 	}
 	if c.vmTemplates < 0 || c.vmTemplates > maxTemplates {
 		return fmt.Errorf("--vm-templates %d: give a number from 0 to %d", c.vmTemplates, maxTemplates)
+	}
+	if err := wireguard.Mode(c.wireguard).Check(); err != nil {
+		return fmt.Errorf("--wireguard %w", err)
 	}
 	for _, m := range c.mirrors {
 		if host, mirror, _ := strings.Cut(m, "="); host == "" || mirror == "" {

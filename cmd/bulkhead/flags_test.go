@@ -31,12 +31,14 @@ func TestDaemonSettings(t *testing.T) {
 		"relative agent":  {func(c *daemonConfig) { c.vmAgent = "agent" }, `--vm-agent "agent"`},
 		"VMs by KVM":      {func(c *daemonConfig) { c.vmAccel = "kvm" }, ""},
 		"many templates":  {func(c *daemonConfig) { c.vmTemplates = 65 }, `--vm-templates 65`},
+		"kernel encrypts": {func(c *daemonConfig) { c.wireguard = "kernel" }, ""},
+		"magic encrypts":  {func(c *daemonConfig) { c.wireguard = "magic" }, `--wireguard "magic": use auto, kernel or user-space`},
 		"VMs by magic":    {func(c *daemonConfig) { c.vmAccel = "magic" }, `--vm-accel "magic"`},
 		"VMs for all":     {func(c *daemonConfig) { c.isolation = "vm" }, ""},
 		"a jail":          {func(c *daemonConfig) { c.isolation = "jail" }, `--isolation "jail"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto", isolation: "process"}
+			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto", isolation: "process", wireguard: "auto"}
 			tc.change(&c)
 			err := c.check()
 			if tc.want == "" {

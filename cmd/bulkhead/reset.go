@@ -133,7 +133,7 @@ func previewReset(cmd *cobra.Command, c *daemonConfig, keepImages bool, form str
 	for _, w := range writes {
 		add(w.Object, w.Sign.Action(), w.Text)
 	}
-	for _, name := range wireguard.Leftovers("") {
+	for _, name := range wireguard.Leftovers("", plan.NamespacePath(plan.SecureNamespace)) {
 		add("devices that encrypt", "remove", name)
 	}
 	names, err := stateOf(c, keepImages)
@@ -178,17 +178,18 @@ func previewNetwork(ctx context.Context, c *daemonConfig) ([]plan.Write, error) 
 
 // resetNetwork cuts traffic off first and takes the devices away last.
 func resetNetwork(ctx context.Context, c *daemonConfig) error {
-	var errs []error
+	// While its compartment is there: devices of the kernel's are found in that alone.
+	errs := []error{wireguard.Reset("", c.runDir, plan.NamespacePath(plan.SecureNamespace))}
 	dev, err := netdev.New(netdev.Options{StateDir: filepath.Join(c.stateDir, "netdev")})
 	if err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	errs = append(errs, dev.Reset(ctx), dev.Close())
 	filter, err := nat.New(nat.Config{})
 	if err == nil {
 		err = errors.Join(filter.Reset(ctx), filter.Close())
 	}
-	return errors.Join(append(errs, err, vswitch.Reset(ctx, c.bpfDir), wireguard.Reset("", c.runDir))...)
+	return errors.Join(append(errs, err, vswitch.Reset(ctx, c.bpfDir))...)
 }
 
 // ours names what the daemon puts into its state directory, which may be a disk of its own with a lost+found.

@@ -39,9 +39,13 @@ func newWireGuardCmd() *cobra.Command {
 
 // wireguardCheck says what encrypts.
 func wireguardCheck(wg *wireguard.Applier) api.Check {
-	c := api.Check{Name: "encryption", Status: "ok", Detail: wireguard.Implementation()}
+	c := api.Check{Name: "encryption", Status: "ok"}
+	var err error
+	c.Detail, err = wg.Implementation()
 	st := wg.Status()
 	switch {
+	case err != nil:
+		c.Status, c.Detail, c.Next = "fail", "encrypted networks have no way to other hosts: "+err.Error(), "modprobe wireguard, or start the daemon with --wireguard=auto; what they send is dropped as no-key meanwhile"
 	case st.Problem != "":
 		c.Status, c.Detail, c.Next = "fail", c.Detail+"; encrypted networks have no way to other hosts: "+st.Problem, "it is tried again by itself; what they send is dropped as no-key meanwhile"
 	case len(st.Silent) > 0:

@@ -254,6 +254,9 @@ func (a *app) showCluster(cl api.Cluster) error {
 	t.row("state", state)
 	t.row("hosts", fmt.Sprintf("%d alive, %d gone", alive, len(cl.Hosts)-alive))
 	t.row("keys", keysText(cl.Hosts))
+	if cl.Encryption != "" {
+		t.row("encryption", map[string]string{"kernel": "WireGuard of the kernel", "user-space": "WireGuard outside the kernel"}[cl.Encryption])
+	}
 	t.row("etcd", fmt.Sprintf("%s, prefix %s, revision %d", kind, cl.Prefix, cl.Revision))
 	if !cl.Expires.IsZero() {
 		t.row("client certificate", "until "+cl.Expires.UTC().Format(time.DateOnly))
@@ -275,6 +278,12 @@ func (a *app) showCluster(cl api.Cluster) error {
 			m.row(e.Name, orDash(e.Address), orDash(e.Version), fmt.Sprintf("%d KiB", e.Bytes/1024), state)
 		}
 		if err := m.write(a.Stdout, a.colour()); err != nil {
+			return err
+		}
+	}
+	if t := clusterEncrypted(cl, a.Now()); t != nil {
+		fmt.Fprintln(a.Stdout)
+		if err := t.write(a.Stdout, a.colour()); err != nil {
 			return err
 		}
 	}
@@ -303,6 +312,25 @@ func (a *app) showCluster(cl api.Cluster) error {
 		}
 	}
 	return nil
+}
+
+// clusterEncrypted is what passes inside WireGuard; nil: nothing can.
+func clusterEncrypted(cl api.Cluster, now time.Time) *table {
+	var t *table
+	for _, h := range cl.Hosts {
+		if h.Encrypted == nil {
+			continue
+		}
+		if t == nil {
+			t = newTable("ENCRYPTED WITH", "LAST HANDSHAKE", "RECEIVED", "SENT")
+		}
+		last := cell{text: ago(max(0, now.Sub(h.Encrypted.Handshake))) + " ago"}
+		if h.Encrypted.Handshake.IsZero() {
+			last = cell{"none", red}
+		}
+		t.row(nameOr(h.Name, h.ID), last, binarySize(h.Encrypted.Received), binarySize(h.Encrypted.Sent))
+	}
+	return t
 }
 
 func clusterBalancers(cl api.Cluster) *table {

@@ -11,7 +11,7 @@ import (
 func clusterOfTwo() api.Cluster {
 	return api.Cluster{
 		Joined: true, Connected: true, ID: "11111111-CCCC-4000-8000-000000000001", Host: "22222222-CCCC-4000-8000-000000000001", Name: "web1",
-		Addresses: []string{"192.0.2.1", "2001:db8::1"}, Revision: 77, Prefix: "/bulkhead", OwnEtcd: true, Expires: time.Date(2036, 1, 2, 0, 0, 0, 0, time.UTC),
+		Addresses: []string{"192.0.2.1", "2001:db8::1"}, Revision: 77, Encryption: "kernel", Prefix: "/bulkhead", OwnEtcd: true, Expires: time.Date(2036, 1, 2, 0, 0, 0, 0, time.UTC),
 		Etcd: []api.ClusterMember{
 			{Name: "bulkhead-2222", Address: "https://192.0.2.1:2389", Version: "3.4.23", Leader: true, Bytes: 20480},
 			{Name: "bulkhead-3333", Address: "https://192.0.2.2:2389", Problem: "nothing listens there"},
@@ -19,6 +19,8 @@ func clusterOfTwo() api.Cluster {
 		Hosts: []api.ClusterHost{
 			{ID: "22222222-CCCC-4000-8000-000000000001", Name: "web1", Addresses: []string{"192.0.2.1", "2001:db8::1"}, Version: "1.0.0", Alive: true, Keys: []uint32{3, 4}, Member: true, Self: true, Endpoints: 3, Blocks: 2},
 			{ID: "33333333-CCCC-4000-8000-000000000001", Blocks: 1},
+			{ID: "77777777-CCCC-4000-8000-000000000001", Name: "web3", Alive: true, Keys: []uint32{4}, Encrypted: &api.ClusterEncrypted{Handshake: time.Date(2026, 1, 31, 11, 58, 30, 0, time.UTC), Received: 2 << 20, Sent: 1000}},
+			{ID: "88888888-CCCC-4000-8000-000000000001", Name: "web4", Alive: true, Keys: []uint32{4}, Encrypted: &api.ClusterEncrypted{}},
 		},
 		Networks: []api.ClusterNetwork{{ID: "44444444-CCCC-4000-8000-000000000001", Name: "blue", VNI: 4096, Subnets: []string{"10.246.0.0/20"}, Endpoints: 3, Blocks: 3}},
 		LoadBalancers: []api.ClusterBalancer{

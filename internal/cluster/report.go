@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/overlay"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
@@ -29,9 +30,17 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 		}
 		out.Etcd = append(out.Etcd, api.ClusterMember{Name: e.Name, Address: e.Address, Version: e.Version, Leader: e.Leader, Bytes: e.Size, Problem: problem})
 	}
+	secure := h.keeper.status()
+	if len(secure.Devices) > 0 {
+		out.Encryption = "user-space"
+		if secure.Kernel {
+			out.Encryption = "kernel"
+		}
+	}
 	for _, o := range m.Status.Hosts {
 		out.Hosts = append(out.Hosts, api.ClusterHost{
-			ID: o.ID, Name: o.Name, Addresses: texts(o.Addrs), Version: o.Version, Alive: o.Alive, Member: o.Join != 0, Self: o.ID == m.Host, Endpoints: o.Endpoints, Blocks: o.Blocks, Keys: generations(o.Keys),
+			Encrypted: encrypted(&secure, o.ID),
+			ID:        o.ID, Name: o.Name, Addresses: texts(o.Addrs), Version: o.Version, Alive: o.Alive, Member: o.Join != 0, Self: o.ID == m.Host, Endpoints: o.Endpoints, Blocks: o.Blocks, Keys: generations(o.Keys),
 		})
 	}
 	for _, n := range m.Status.Networks {
@@ -80,6 +89,15 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 	h.mu.Unlock()
 	slices.SortFunc(out.Problems, func(a, b api.ClusterProblem) int { return strings.Compare(a.Object, b.Object) })
 	return out
+}
+
+// encrypted is what WireGuard has carried between this host and another; nil: it has no way there.
+func encrypted(s *plan.SecureStatus, host hcn.GUID) *api.ClusterEncrypted {
+	t, ok := s.Traffic[host]
+	if !ok {
+		return nil
+	}
+	return &api.ClusterEncrypted{Handshake: t.Handshake, Received: t.Received, Sent: t.Sent}
 }
 
 // votes are the members that count for a majority.

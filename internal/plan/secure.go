@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +38,21 @@ type SecureStatus struct {
 	Devices map[uint32]map[hcn.GUID]time.Time
 	// Silent are the hosts, by their names, with which none was made.
 	Silent []string
+	// Kernel says that the kernel encrypts, and not a process.
+	Kernel bool
+	// Traffic is what hosts and this one sent each other inside, by those devices.
+	Traffic map[hcn.GUID]SecureTraffic
+}
+
+// SecureTraffic is what passed between two hosts since their devices were made, in bytes on the wire.
+type SecureTraffic struct {
+	Received, Sent uint64
+	Handshake      time.Time // the last; zero: none yet
+}
+
+// Wants tells that a device is one of those.
+func (s *Secure) Wants(device string) bool {
+	return slices.ContainsFunc(s.Devices, func(d SecureDevice) bool { return d.Device == device })
 }
 
 // SecureDevice is a WireGuard device.

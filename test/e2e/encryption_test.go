@@ -61,7 +61,7 @@ func encryptedNetwork(t *testing.T, a, b, c *node) {
 	goesOn("at first")
 	there, _ := endpointOf(t, b, "server")
 	for _, want := range []struct{ text, in string }{
-		{"WireGuard", a.do("doctor")}, {"inside WireGuard", a.do("explain", "client", there.String(), "tcp/7")}, {"generation 1", a.do("cluster", "status")},
+		{"WireGuard", a.do("doctor")}, {"inside WireGuard", a.do("explain", "client", there.String(), "tcp/7")}, {"generation 1", a.do("cluster", "status")}, {"ENCRYPTED WITH", a.do("cluster", "status")},
 	} {
 		if !strings.Contains(want.in, want.text) {
 			t.Errorf("no %q in: %s", want.text, want.in)

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -30,6 +31,8 @@ const DefaultSocketDir = "/run/wireguard"
 type Options struct {
 	// Open opens a compartment by its path; the descriptor is closed here.
 	Open func(path string) (int, error)
+	// Mode says what is to encrypt; Auto if empty.
+	Mode Mode
 	// SocketDir is DefaultSocketDir if empty. LogDir has the logs of the processes.
 	SocketDir, LogDir string
 	// Command runs Serve, as the options that are added to it say.
@@ -49,9 +52,13 @@ type Applier struct {
 	log *slog.Logger
 
 	procs map[string]*process // by device
+	// held is the compartment that devices of the kernel's were made in, -1 if none: they are in there for as long as anybody is, also when
+	// it was deleted.
+	held int
 	// ways are the devices that hosts are sent to by.
 	ways  map[netip.Addr]string
 	looks int
+	choice
 
 	mu     sync.Mutex
 	status plan.SecureStatus
@@ -63,7 +70,7 @@ func New(o Options) *Applier {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	o.SocketDir = cmp.Or(o.SocketDir, DefaultSocketDir)
+	o.SocketDir, o.Mode = cmp.Or(o.SocketDir, DefaultSocketDir), cmp.Or(o.Mode, Auto)
 	if o.Home == nil {
 		o.Home = func(fn func() error) error { return fn() }
 	}
@@ -73,16 +80,20 @@ func New(o Options) *Applier {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	return &Applier{opt: o, log: o.Log, procs: map[string]*process{}, ways: map[netip.Addr]string{}}
+	return &Applier{opt: o, log: o.Log, procs: map[string]*process{}, held: -1, ways: map[netip.Addr]string{}, choice: newChoice(o.Mode, ProbeKernel)}
 }
 
-// Close lets go of the processes, which go on.
+// Close lets go of the devices, which go on.
 func (a *Applier) Close() error {
 	a.mu.Lock()
 	a.closed = true
 	a.mu.Unlock()
 	for _, p := range a.procs {
 		p.cl.close()
+	}
+	if a.held >= 0 {
+		unix.Close(a.held)
+		a.held = -1
 	}
 	return nil
 }
@@ -141,7 +152,9 @@ func (a *Applier) apply(ctx context.Context, p *plan.Plan, found func(object, wh
 	s := p.Secure
 	if s == nil {
 		a.note(plan.SecureStatus{})
-		return a.opt.Home(func() error { return a.prune(nil) })
+		return a.opt.Home(func() error {
+			return errors.Join(a.letGo(), a.sweep(plan.NamespacePath(plan.SecureNamespace)), a.prune(nil))
+		})
 	}
 	if !s.Told {
 		return nil // the last daemon's devices go on with what they have
@@ -169,17 +182,19 @@ func (a *Applier) apply(ctx context.Context, p *plan.Plan, found func(object, wh
 }
 
 func (a *Applier) make(ctx context.Context, s *plan.Secure, found func(object, what string)) (plan.SecureStatus, error) {
-	st := plan.SecureStatus{Devices: map[uint32]map[hcn.GUID]time.Time{}}
-	fd, err := a.opt.Open(s.Namespace)
+	inKernel, err := a.kernel()
+	st := newStatus(inKernel)
 	if err != nil {
 		return st, err
 	}
-	c, err := openCompartment(fd)
+	c, err := a.open(s.Namespace)
 	if err != nil {
-		unix.Close(fd)
 		return st, err
 	}
 	defer c.close()
+	if err := a.hold(c, inKernel); err != nil {
+		return st, err
+	}
 	what, err := c.address(s.Addr)
 	if what != "" {
 		found("compartment "+s.Namespace, what)
@@ -188,14 +203,15 @@ func (a *Applier) make(ctx context.Context, s *plan.Secure, found func(object, w
 	up, fresh := map[string]*made{}, false // a new device has no routes
 	for i := range s.Devices {
 		d := &s.Devices[i]
-		m, err := a.device(ctx, c, s, d, func(what string) { found("WireGuard device "+d.Device, what) })
+		m, err := a.device(ctx, c, s, d, inKernel, func(what string) { found("WireGuard device "+d.Device, what) })
 		if err != nil {
 			errs = append(errs, fmt.Errorf("WireGuard device %s: %w", d.Device, err))
 			continue
 		}
 		up[d.Device], fresh = m, fresh || m.fresh
-		st.Devices[d.Generation] = m.heard
+		report(&st, d, m.have)
 	}
+	errs = append(errs, c.removeOthers(s))
 	wrong, err := c.routes(a.choose(s, up))
 	for _, w := range wrong {
 		if !fresh {
@@ -208,12 +224,56 @@ func (a *Applier) make(ctx context.Context, s *plan.Secure, found func(object, w
 // made is a device as it is.
 type made struct {
 	index int
+	have  *state
 	heard map[hcn.GUID]time.Time // hosts that it has shaken hands with
 	fresh bool                   // it was made just now
 }
 
 // device makes or mends one.
-func (a *Applier) device(ctx context.Context, c *compartment, s *plan.Secure, d *plan.SecureDevice, found func(string)) (*made, error) {
+func (a *Applier) device(ctx context.Context, c *compartment, s *plan.Secure, d *plan.SecureDevice, inKernel bool, found func(string)) (*made, error) {
+	get := a.byProcess
+	if inKernel {
+		get = a.byKernel
+	}
+	dev, err := get(ctx, c, s, d, found)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.done()
+	if dev.have.port != d.Port {
+		if err := portIsFree(d.Port); err != nil {
+			return nil, err
+		}
+	}
+	if dev.fresh { // that it is, has been said
+		found = func(string) {}
+	}
+	if diff := difference(d, dev.have, time.Now()); !diff.empty() {
+		if err := dev.set(diff); err != nil {
+			return nil, fmt.Errorf("configure it: %w", err)
+		}
+		for _, w := range diff.found {
+			found(w)
+		}
+	}
+	what, err := c.ready(dev.link, s.MTU)
+	if what != "" {
+		found(what)
+	}
+	return &made{dev.link.Attrs().Index, dev.have, heard(d, dev.have), dev.fresh}, err
+}
+
+// opened is a device to be compared with the plan.
+type opened struct {
+	link  netlink.Link
+	have  *state
+	set   func(*change) error
+	done  func()
+	fresh bool
+}
+
+// byProcess finds or starts the process that is a device.
+func (a *Applier) byProcess(ctx context.Context, c *compartment, s *plan.Secure, d *plan.SecureDevice, found func(string)) (*opened, error) {
 	p := a.procs[d.Device]
 	if p == nil {
 		if p = find(d.Device, a.socket(d.Device)); p != nil {
@@ -221,6 +281,10 @@ func (a *Applier) device(ctx context.Context, c *compartment, s *plan.Secure, d 
 		}
 	}
 	l, err := c.link(d.Device)
+	if err == nil && l != nil && l.Type() == kernelKind {
+		found("the kernel's instead of a process")
+		l, err = nil, c.remove(l)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -252,28 +316,61 @@ func (a *Applier) device(ctx context.Context, c *compartment, s *plan.Secure, d 
 			return nil, fmt.Errorf("find the new device: %w", cmp.Or(err, error(unix.ENODEV)))
 		}
 	}
-	if have.port != d.Port {
-		if err := portIsFree(d.Port); err != nil {
+	return &opened{l, have, p.cl.set, func() {}, fresh}, nil
+}
+
+// byKernel finds or makes a device of the kernel's.
+func (a *Applier) byKernel(_ context.Context, c *compartment, s *plan.Secure, d *plan.SecureDevice, found func(string)) (*opened, error) {
+	was, err := a.endProcess(d.Device)
+	if err != nil {
+		return nil, err
+	}
+	l, err := c.link(d.Device)
+	if err != nil {
+		return nil, err
+	}
+	what := "missing"
+	if was {
+		what = "a process instead of the kernel's"
+	}
+	if l != nil && l.Type() == kernelKind {
+		o, err := openKernel(c, l)
+		if err != nil || leadsOut(l, o.have) {
+			return o, err
+		}
+		o.done()
+	}
+	if l != nil {
+		what = "another device of its name, which leads nowhere"
+		if err := c.remove(l); err != nil {
 			return nil, err
 		}
 	}
-	if fresh { // that it is, has been said
-		found = func(string) {}
+	found(what)
+	if err := newInKernel(c.fd, d.Device, s.MTU); err != nil {
+		return nil, fmt.Errorf("make it in the kernel: %w", err)
 	}
-	lines, wrong := difference(d, have, time.Now())
-	if len(lines) > 0 {
-		if err := p.cl.set(lines); err != nil {
-			return nil, fmt.Errorf("configure it: %w", err)
-		}
-		for _, w := range wrong {
-			found(w)
-		}
+	if l, err = c.link(d.Device); err != nil || l == nil {
+		return nil, fmt.Errorf("find the new device: %w", cmp.Or(err, error(unix.ENODEV)))
 	}
-	what, err := c.ready(l, s.MTU)
-	if what != "" {
-		found(what)
+	o, err := openKernel(c, l)
+	if err == nil {
+		o.fresh = true
 	}
-	return &made{l.Attrs().Index, heard(d, have), fresh}, err
+	return o, err
+}
+
+func openKernel(c *compartment, l netlink.Link) (*opened, error) {
+	k, err := openKernelDevice(c.fd, l.Attrs().Name)
+	if err != nil {
+		return nil, err
+	}
+	have, err := k.get()
+	if err != nil {
+		k.close()
+		return nil, err
+	}
+	return &opened{link: l, have: have, set: k.set, done: k.close}, nil
 }
 
 // portIsFree asks before the device is told, which takes it only when it is up.
@@ -339,27 +436,14 @@ func (a *Applier) choose(s *plan.Secure, up map[string]*made) map[netip.Addr]int
 
 // prune ends the processes of devices that nobody wants.
 func (a *Applier) prune(s *plan.Secure) error {
-	keep := map[string]bool{}
-	if s != nil {
-		for i := range s.Devices {
-			keep[s.Devices[i].Device] = true
-		}
-	}
 	var errs []error
 	for n := range uint32(2) {
 		name := plan.SecureDeviceName(n)
-		if keep[name] {
+		if s != nil && s.Wants(name) {
 			continue
 		}
-		p := a.procs[name]
-		delete(a.procs, name)
-		if p == nil {
-			p = find(name, a.socket(name))
-		}
-		if p != nil {
-			errs = append(errs, p.end())
-		}
-		errs = append(errs, removeIfThere(a.socket(name)))
+		_, err := a.endProcess(name)
+		errs = append(errs, err)
 		if s == nil {
 			errs = append(errs, removeIfThere(a.logFile(name)))
 		}
@@ -368,6 +452,20 @@ func (a *Applier) prune(s *plan.Secure) error {
 		_ = os.Remove(DefaultSocketDir) // unless others have something there
 	}
 	return errors.Join(errs...)
+}
+
+// endProcess ends the process that is a device, and tells whether there was one.
+func (a *Applier) endProcess(device string) (bool, error) {
+	p := a.procs[device]
+	delete(a.procs, device)
+	if p == nil {
+		p = find(device, a.socket(device))
+	}
+	var err error
+	if p != nil {
+		err = p.end()
+	}
+	return p != nil, errors.Join(err, removeIfThere(a.socket(device)))
 }
 
 func removeIfThere(path string) error {
@@ -387,53 +485,59 @@ func (a *Applier) Check(ctx context.Context, p *plan.Plan) (bool, error) {
 	if s == nil || !s.Told {
 		return true, nil
 	}
-	for i := range s.Devices {
-		pr := a.procs[s.Devices[i].Device]
-		if pr == nil || !pr.alive() {
-			return a.Status().Problem != "", nil // what fails is tried again by the engine
-		}
+	inKernel, err := a.kernel()
+	if err != nil {
+		return a.Status().Problem != "", nil //nolint:nilerr // what fails is tried again by the engine
 	}
 	a.looks++
-	if len(s.Devices) < 2 && a.looks%lookEvery != 0 {
-		return true, nil
-	}
+	thorough := len(s.Devices) > 1 || a.looks%lookEvery == 0
 	fine := true
-	err := a.opt.Home(func() (err error) { fine, err = a.look(s); return err })
-	if err != nil {
-		return false, nil //nolint:nilerr // the comparison says it
+	if !inKernel {
+		for i := range s.Devices {
+			pr := a.procs[s.Devices[i].Device]
+			if pr == nil || !pr.alive() {
+				return a.Status().Problem != "", nil
+			}
+		}
+		if !thorough {
+			return true, nil
+		}
 	}
-	return fine, nil
+	err = a.opt.Home(func() (err error) { fine, err = a.look(s, inKernel, thorough); return err })
+	// What fails is tried again by the engine.
+	return err == nil && fine || a.Status().Problem != "", nil
 }
 
-// look compares without mending, but for the ways: those follow handshakes.
-func (a *Applier) look(s *plan.Secure) (bool, error) {
-	st := plan.SecureStatus{Devices: map[uint32]map[hcn.GUID]time.Time{}}
-	fd, err := a.opt.Open(s.Namespace)
+// look compares without mending, but for the ways: those follow handshakes. One that is not thorough sees whether there are devices.
+func (a *Applier) look(s *plan.Secure, inKernel, thorough bool) (bool, error) {
+	st := newStatus(inKernel)
+	c, err := a.open(s.Namespace)
 	if err != nil {
-		return false, err
-	}
-	c, err := openCompartment(fd)
-	if err != nil {
-		unix.Close(fd)
 		return false, err
 	}
 	defer c.close()
 	up := map[string]*made{}
 	for i := range s.Devices {
 		d := &s.Devices[i]
-		have, err := a.procs[d.Device].cl.get()
+		l, err := c.link(d.Device)
+		if err != nil || l == nil || l.Attrs().MTU != s.MTU || l.Attrs().Flags&net.FlagUp == 0 || (l.Type() == kernelKind) != inKernel {
+			return false, err
+		}
+		if !thorough {
+			continue
+		}
+		have, err := a.stateOf(c, d.Device, inKernel)
 		if err != nil {
 			return false, err
 		}
-		l, err := c.link(d.Device)
-		if err != nil || l == nil || l.Attrs().MTU != s.MTU {
-			return false, err
-		}
-		if lines, _ := difference(d, have, time.Now()); len(lines) > 0 {
+		if !difference(d, have, time.Now()).empty() || inKernel && !leadsOut(l, have) {
 			return false, nil
 		}
-		up[d.Device] = &made{l.Attrs().Index, heard(d, have), false}
-		st.Devices[d.Generation] = up[d.Device].heard
+		up[d.Device] = &made{l.Attrs().Index, have, heard(d, have), false}
+		report(&st, d, have)
+	}
+	if !thorough {
+		return true, nil
 	}
 	st.Silent = silent(s, &st, time.Now())
 	before := a.ways
@@ -447,18 +551,40 @@ func (a *Applier) look(s *plan.Secure) (bool, error) {
 	return err == nil, err
 }
 
-// Reset ends all processes of devices, and removes what they leave.
-func Reset(socketDir, logDir string) error {
-	a := New(Options{SocketDir: socketDir, LogDir: logDir})
-	return a.prune(nil)
+// stateOf asks a device.
+func (a *Applier) stateOf(c *compartment, device string, inKernel bool) (*state, error) {
+	if !inKernel {
+		return a.procs[device].cl.get()
+	}
+	k, err := openKernelDevice(c.fd, device)
+	if err != nil {
+		return nil, err
+	}
+	defer k.close()
+	return k.get()
 }
 
-// Leftovers are sockets of devices, for a check after Reset.
-func Leftovers(socketDir string) (out []string) {
+// Reset removes all devices, and what they leave. Namespace is where the kernel's are.
+func Reset(socketDir, logDir, namespace string) error {
+	a := New(Options{SocketDir: socketDir, LogDir: logDir, Open: openPath})
+	return errors.Join(a.sweep(namespace), a.prune(nil))
+}
+
+func openPath(path string) (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) }
+
+// Leftovers are devices, for a check after Reset: sockets of processes, and links of the kernel's.
+func Leftovers(socketDir, namespace string) (out []string) {
 	for n := range uint32(2) {
 		path := filepath.Join(cmp.Or(socketDir, DefaultSocketDir), plan.SecureDeviceName(n)+".sock")
 		if _, err := os.Stat(path); err == nil {
 			out = append(out, "socket "+path)
+		}
+	}
+	a := New(Options{Open: openPath})
+	if c, err := a.open(namespace); err == nil {
+		defer c.close()
+		for _, l := range c.ofKernel() {
+			out = append(out, "device "+l.Attrs().Name)
 		}
 	}
 	slices.Sort(out)

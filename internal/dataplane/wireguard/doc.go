@@ -4,6 +4,6 @@
 // device of encrypted networks has its socket in there too. So what such a network sends finds the way by WireGuard or none, whatever
 // becomes of routes, rules and devices of the host; and nothing that came in by a NIC gets to it. docs/adr/0027 tells why.
 //
-// There is a device for each generation of keys: two while keys are changed, one else. Each is wireguard-go, as a library, in a process
-// of its own ([Serve]) that the daemon starts and that outlives it.
+// There is a device for each generation of keys: two while keys are changed, one else. Each is the kernel's where it has WireGuard
+// ([ProbeKernel]), and elsewhere wireguard-go, as a library, in a process of its own ([Serve]). Either outlives the daemon that made it.
 package wireguard

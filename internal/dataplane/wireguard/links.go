@@ -3,12 +3,15 @@ package wireguard
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // compartment is the network namespace of the devices, opened.
@@ -32,6 +35,108 @@ func openCompartment(fd int) (*compartment, error) {
 func (c *compartment) close() {
 	c.h.Close()
 	unix.Close(c.fd)
+}
+
+// open opens a compartment by its path.
+func (a *Applier) open(path string) (*compartment, error) {
+	fd, err := a.opt.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := openCompartment(fd)
+	if err != nil {
+		unix.Close(fd)
+	}
+	return c, err
+}
+
+// hold keeps the compartment that the kernel's devices are in. Those in one that has been replaced go, for they have the UDP ports.
+func (a *Applier) hold(c *compartment, inKernel bool) error {
+	if !inKernel {
+		return nil
+	}
+	if same, err := sameNamespace(a.held, c.fd); err != nil || same {
+		return err
+	}
+	if err := a.letGo(); err != nil {
+		return err
+	}
+	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep the compartment of WireGuard open: %w", err)
+	}
+	a.held = fd
+	return nil
+}
+
+func sameNamespace(a, b int) (bool, error) {
+	if a < 0 {
+		return false, nil
+	}
+	var x, y unix.Stat_t
+	if err := errors.Join(unix.Fstat(a, &x), unix.Fstat(b, &y)); err != nil {
+		return false, fmt.Errorf("look at the compartment of WireGuard: %w", err)
+	}
+	return x.Dev == y.Dev && x.Ino == y.Ino, nil
+}
+
+// letGo removes the kernel's devices in the compartment that is held, and lets go of that.
+func (a *Applier) letGo() error {
+	if a.held < 0 {
+		return nil
+	}
+	c, err := openCompartment(a.held)
+	if err != nil {
+		return err
+	}
+	defer c.h.Close()
+	if err := c.removeOthers(nil); err != nil {
+		return err
+	}
+	unix.Close(a.held)
+	a.held = -1
+	return nil
+}
+
+// sweep removes the kernel's devices in a compartment that may be there.
+func (a *Applier) sweep(path string) error {
+	c, err := a.open(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // no file, or one that no namespace is bound to
+			return nil
+		}
+		return fmt.Errorf("open WireGuard's compartment: %w", err)
+	}
+	defer c.close()
+	return c.removeOthers(nil)
+}
+
+// ofKernel are the kernel's devices that are ours.
+func (c *compartment) ofKernel() (out []netlink.Link) {
+	for n := range uint32(2) {
+		if l, err := c.link(plan.SecureDeviceName(n)); err == nil && l != nil && l.Type() == kernelKind {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// removeOthers removes those that a plan does not want; without one, all.
+func (c *compartment) removeOthers(s *plan.Secure) error {
+	var errs []error
+	for _, l := range c.ofKernel() {
+		if s == nil || !s.Wants(l.Attrs().Name) {
+			errs = append(errs, c.remove(l))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *compartment) remove(l netlink.Link) error {
+	if err := c.h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove the device %s: %w", l.Attrs().Name, err)
+	}
+	return nil
 }
 
 // link finds a device; nil: there is none.

@@ -7,11 +7,30 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // silentAfter is when a host counts as silent: peers that reach each other shake hands every two minutes, for they keep the way alive.
 const silentAfter = 4 * time.Minute
+
+func newStatus(inKernel bool) plan.SecureStatus {
+	return plan.SecureStatus{Kernel: inKernel, Devices: map[uint32]map[hcn.GUID]time.Time{}, Traffic: map[hcn.GUID]plan.SecureTraffic{}}
+}
+
+// report adds what a device has to the status.
+func report(st *plan.SecureStatus, d *plan.SecureDevice, have *state) {
+	st.Devices[d.Generation] = heard(d, have)
+	for i := range d.Peers {
+		h := have.peers[d.Peers[i].Key]
+		t := st.Traffic[d.Peers[i].Host]
+		t.Received, t.Sent = t.Received+h.received, t.Sent+h.sent
+		if h.handshake.After(t.Handshake) {
+			t.Handshake = h.handshake
+		}
+		st.Traffic[d.Peers[i].Host] = t
+	}
+}
 
 // silent are the hosts that no device has shaken hands with of late.
 func silent(s *plan.Secure, st *plan.SecureStatus, now time.Time) []string {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -121,19 +120,5 @@ func (t *farTun) MTU() (mtu int, err error) {
 
 // inside runs fn on a thread in a network namespace; the thread ends with it.
 func inside(fd int, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() { // the first thread cannot end
-			done <- inside(fd, fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter the compartment: %w", err)
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
+	return onThread(func() error { return unix.Setns(fd, unix.CLONE_NEWNET) }, fn)
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,78 +16,6 @@ import (
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
-
-// keepAlive is how often a peer hears of us when there is nothing to say. With it a device shakes hands as soon as it knows a peer, and
-// again when it begins anew: the peer's next packet is not lost on keys that are gone.
-const keepAlive = 25
-
-// state is what a device has.
-type state struct {
-	private plan.Secret
-	port    uint16
-	peers   map[plan.Key]peerState
-}
-
-type peerState struct {
-	endpoint  netip.AddrPort
-	allowed   []netip.Prefix
-	keepAlive int
-	handshake time.Time // zero: none yet
-}
-
-// wantedPeer is what a peer of the plan is to have.
-func wantedPeer(p *plan.SecurePeer) peerState {
-	return peerState{endpoint: p.Endpoint, allowed: []netip.Prefix{netip.PrefixFrom(p.Addr, p.Addr.BitLen())}, keepAlive: keepAlive}
-}
-
-// silence is how long a peer is believed to be where it was heard from last: sessions end after three minutes.
-const silence = 3 * time.Minute
-
-// same tells that nothing is to be written. A peer that is heard from other than its host's address (the routes of the host choose that)
-// is believed, for only it has its key.
-func (p peerState) same(want peerState, now time.Time) bool {
-	at := p.endpoint == want.endpoint || (p.endpoint.IsValid() && now.Sub(p.handshake) < silence)
-	return at && p.keepAlive == want.keepAlive && slices.Equal(p.allowed, want.allowed)
-}
-
-// difference are the lines that make a device what the plan says, and what was wrong with it.
-func difference(want *plan.SecureDevice, have *state, now time.Time) (lines []string, found []string) {
-	if have.private != want.Private {
-		lines = append(lines, "private_key="+hex.EncodeToString(want.Private[:]))
-		found = append(found, "another private key")
-	}
-	if have.port != want.Port {
-		lines = append(lines, "listen_port="+strconv.Itoa(int(want.Port)))
-		found = append(found, "port "+strconv.Itoa(int(have.port)))
-	}
-	keep := map[plan.Key]bool{}
-	for i := range want.Peers {
-		p := &want.Peers[i]
-		keep[p.Key] = true
-		w := wantedPeer(p)
-		h, ok := have.peers[p.Key]
-		if ok && h.same(w, now) {
-			continue
-		}
-		lines = append(lines, "public_key="+hex.EncodeToString(p.Key[:]), "endpoint="+w.endpoint.String(),
-			"persistent_keepalive_interval="+strconv.Itoa(keepAlive), "replace_allowed_ips=true")
-		for _, a := range w.allowed {
-			lines = append(lines, "allowed_ip="+a.String())
-		}
-		if ok {
-			found = append(found, "peer "+p.Name+" changed")
-		} else {
-			found = append(found, "peer "+p.Name+" missing")
-		}
-	}
-	for key := range have.peers {
-		if !keep[key] {
-			lines = append(lines, "public_key="+hex.EncodeToString(key[:]), "remove=true")
-			found = append(found, "a peer too many")
-		}
-	}
-	return lines, found
-}
 
 // client is a connection to a device's process.
 type client struct {
@@ -164,9 +91,32 @@ func refused(code string) error {
 	return fmt.Errorf("it was refused with %s", code)
 }
 
-func (cl *client) set(lines []string) error {
-	_, err := cl.call("set=1\n" + strings.Join(lines, "\n") + "\n\n")
+func (cl *client) set(c *change) error {
+	_, err := cl.call("set=1\n" + strings.Join(c.lines(), "\n") + "\n\n")
 	return err
+}
+
+// lines are a change in WireGuard's configuration protocol.
+func (c *change) lines() (out []string) {
+	if c.private != nil {
+		out = append(out, "private_key="+hex.EncodeToString(c.private[:]))
+	}
+	if c.port != nil {
+		out = append(out, "listen_port="+strconv.Itoa(int(*c.port)))
+	}
+	for i := range c.peers {
+		p := &c.peers[i]
+		out = append(out, "public_key="+hex.EncodeToString(p.key[:]))
+		if p.remove {
+			out = append(out, "remove=true")
+			continue
+		}
+		out = append(out, "endpoint="+p.endpoint.String(), "persistent_keepalive_interval="+strconv.Itoa(p.keepAlive), "replace_allowed_ips=true")
+		for _, a := range p.allowed {
+			out = append(out, "allowed_ip="+a.String())
+		}
+	}
+	return out
 }
 
 func (cl *client) get() (*state, error) {
@@ -222,6 +172,10 @@ func parseState(lines []string) (*state, error) {
 			p.allowed = append(p.allowed, a)
 		case "persistent_keepalive_interval":
 			p.keepAlive, err = strconv.Atoi(value)
+		case "rx_bytes":
+			p.received, err = strconv.ParseUint(value, 10, 64)
+		case "tx_bytes":
+			p.sent, err = strconv.ParseUint(value, 10, 64)
 		case "last_handshake_time_sec":
 			sec, err = strconv.ParseInt(value, 10, 64)
 		case "last_handshake_time_nsec":

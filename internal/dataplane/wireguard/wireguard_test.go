@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/rand"
@@ -50,15 +51,43 @@ type side struct {
 	*testhost.Host
 	t     *testing.T
 	a     *Applier
+	mode  Mode
 	plan  *plan.Plan
 	at    netip.Addr
 	inner *testhost.Host // the compartment
 	woken chan string
 }
 
-func newSide(t *testing.T, lan *testhost.LAN, n int, v4 bool) *side {
+// modes runs a test with a process, and with the kernel's devices where it has such. kernelEnv demands that it has.
+func modes(t *testing.T, test func(t *testing.T, m Mode)) {
 	t.Helper()
-	s := &side{Host: testhost.New(t), t: t}
+	for _, m := range []Mode{UserSpace, Kernel} {
+		t.Run(string(m), func(t *testing.T) {
+			if m == Kernel {
+				needKernel(t)
+			}
+			test(t, m)
+		})
+	}
+}
+
+const kernelEnv = "REQUIRE_KERNEL_WIREGUARD"
+
+func needKernel(t *testing.T) {
+	t.Helper()
+	testhost.RequireRoot(t)
+	err := ProbeKernel()
+	if err != nil && os.Getenv(kernelEnv) == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newSide(t *testing.T, lan *testhost.LAN, n int, v4 bool, m Mode) *side {
+	t.Helper()
+	s := &side{Host: testhost.New(t), t: t, mode: m}
 	four, six := fmt.Sprintf("192.0.2.%d", n), fmt.Sprintf("2001:db8::%d", n)
 	lan.Plug(s.Host, "eth0", four+"/24", six+"/64")
 	s.at = netip.MustParseAddr(six)
@@ -78,11 +107,45 @@ func newSide(t *testing.T, lan *testhost.LAN, n int, v4 bool) *side {
 			t.Errorf("take it away: %v", err)
 		}
 		s.a.Close()
-		if out := s.Run(t, "sh", "-c", "ls /run/wireguard 2>&1 || true; ip -n hns-wireguard -o link | grep -v lo: || true"); !strings.Contains(out, "No such file") || strings.Contains(out, "bhw") {
-			t.Errorf("it leaves %s", out)
-		}
+		s.leavesNothing()
 	})
 	return s
+}
+
+// leavesNothing: neither processes nor devices, and the UDP ports are free again.
+func (s *side) leavesNothing() {
+	s.t.Helper()
+	if out := s.links() + s.Run(s.t, "sh", "-c", "ls /run/wireguard 2>/dev/null || true"); out != "" {
+		s.t.Errorf("it leaves %s", out)
+	}
+	s.DoMount(func() {
+		if err := errors.Join(portIsFree(2392), portIsFree(2393)); err != nil {
+			s.t.Error(err)
+		}
+		if left := Leftovers("", "/run/netns/hns-wireguard"); len(left) > 0 {
+			s.t.Errorf("it leaves %q", left)
+		}
+	})
+}
+
+// links are the devices of the compartment, beside loopback.
+func (s *side) links() string {
+	s.t.Helper()
+	var out strings.Builder
+	for line := range strings.Lines(s.Run(s.t, "ip", "-n", "hns-wireguard", "-o", "link")) {
+		if !strings.Contains(line, " lo: ") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// identity tells a device from one that was made anew.
+func (s *side) identity(device string) string {
+	if s.mode == Kernel {
+		return s.Run(s.t, "ip", "-n", "hns-wireguard", "-o", "link", "show", device)
+	}
+	return fmt.Sprint(s.a.procs[device].cl.pid)
 }
 
 // open is a daemon's start.
@@ -90,7 +153,7 @@ func (s *side) open() {
 	s.woken = make(chan string, 16)
 	woken := s.woken
 	s.a = New(Options{
-		Open: func(path string) (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) },
+		Open: openPath, Mode: s.mode,
 		Home: func(fn func() error) (err error) { s.DoMount(func() { err = fn() }); return err },
 		Wake: func(cause string) { woken <- cause }, LogDir: "/run/bulkhead", Command: []string{"/proc/self/exe", "wireguard"},
 	})
@@ -174,145 +237,383 @@ func (s *side) mend() []plan.Drift {
 	return drift
 }
 
-// TestDevices: two hosts reach each other inside; what somebody breaks is mended and reported; a new daemon finds all as it is.
-func TestDevices(t *testing.T) {
-	for name, v4 := range map[string]bool{"IPv4": true, "IPv6": false} {
-		t.Run(name, func(t *testing.T) {
-			lan := testhost.Switch(t)
-			a, b := newSide(t, lan, 1, v4), newSide(t, lan, 2, v4)
-			sides, pairs := []*side{a, b}, map[string]plan.Secret{}
-			keys(t, sides, pairs, 1)
-			a.sync()
-			b.sync()
-			a.reaches(b)
-			if drift := a.sync(); len(drift) > 0 {
-				t.Errorf("a second Sync finds %v", drift)
-			}
-			if fine, err := a.a.Check(t.Context(), a.plan); err != nil || !fine {
-				t.Errorf("Check: %v, %v", fine, err)
-			}
+// marker is what must not be seen between the hosts.
+const marker = "nobody-elses-business"
 
-			// A daemon that restarts finds the process, and cuts nothing.
-			pid := a.a.procs["bhw1"].cl.pid
-			a.a.Close()
-			a.open()
-			if drift := a.sync(); len(drift) > 0 || a.a.procs["bhw1"].cl.pid != pid {
-				t.Errorf("a new daemon finds %v, and process %d instead of %d", drift, a.a.procs["bhw1"].cl.pid, pid)
-			}
-			untold := *a.plan
-			without := *a.plan.Secure
-			without.Told, without.Devices = false, nil
-			untold.Secure = &without
-			if _, err := a.a.Sync(t.Context(), &untold); err != nil || a.inner.Ping(b.plan.Secure.Addr) != nil {
-				t.Errorf("before keys are told, the devices stay: %v", err)
-			}
+// wire is what passes between two hosts.
+type wire struct {
+	t     *testing.T
+	sides []*side
+	seen  []*testhost.Capture
+	in    net.PacketConn
+	out   net.Conn
+}
 
-			// What is broken is mended. The peer hears of the new device at once.
-			for what, broken := range map[string]func(){
-				"device": func() { a.Run(t, "ip", "-n", "hns-wireguard", "link", "del", "bhw1") },
-				"down":   func() { a.Run(t, "ip", "-n", "hns-wireguard", "link", "set", "bhw1", "down") },
-				"mtu":    func() { a.Run(t, "ip", "-n", "hns-wireguard", "link", "set", "bhw1", "mtu", "1300") },
-				"route":  func() { a.Run(t, "ip", "-6", "-n", "hns-wireguard", "route", "flush", "dev", "bhw1") },
-				"killed": func() { _ = syscall.Kill(a.a.procs["bhw1"].cl.pid, syscall.SIGKILL); <-a.woken },
-				"peer": func() {
-					a.DoMount(func() {
-						cl, err := dial(a.a.socket("bhw1"))
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						defer cl.close()
-						if err := cl.set([]string{"replace_peers=true"}); err != nil {
-							t.Error(err)
-						}
-					})
-				},
-			} {
-				begin := time.Now()
-				broken()
-				if a.mend() == nil {
-					t.Errorf("%s: it is not reported", what)
-				}
-				mended := time.Since(begin)
-				a.reaches(b)
-				t.Logf("%s: mended after %s, reached after %s", what, mended, time.Since(begin))
-			}
-		})
+// tap listens between two hosts, and has one of them ready to send to the other inside.
+func tap(t *testing.T, from, to *side) *wire {
+	t.Helper()
+	w := &wire{t: t, sides: []*side{from, to}}
+	for _, s := range w.sides {
+		w.seen = append(w.seen, s.Capture("eth0", ""))
+	}
+	var err error
+	if w.in, err = to.inner.ListenPacket("udp", netip.AddrPortFrom(to.plan.Secure.Addr, 5000).String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.in.Close() })
+	if w.out, err = from.inner.DialContext(t.Context(), "udp", netip.AddrPortFrom(to.plan.Secure.Addr, 5000).String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.out.Close() })
+	return w
+}
+
+// exchange finds any loss.
+func (w *wire) exchange() {
+	w.t.Helper()
+	for range 20 {
+		w.send()
+		buf := make([]byte, 64)
+		if err := w.in.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			w.t.Fatal(err)
+		}
+		if _, _, err := w.in.ReadFrom(buf); err != nil {
+			w.t.Fatalf("a datagram was lost: %v", err)
+		}
 	}
 }
 
-// TestRotation: while keys are changed, nothing is lost.
-func TestRotation(t *testing.T) {
+// send is allowed to have no way.
+func (w *wire) send() {
+	w.t.Helper()
+	_, err := w.out.Write([]byte(marker))
+	for _, fine := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENETDOWN, unix.EDESTADDRREQ, unix.ENOKEY, unix.ECONNREFUSED, unix.EADDRNOTAVAIL} {
+		if errors.Is(err, fine) {
+			return
+		}
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// secret: all of that was inside WireGuard.
+func (w *wire) secret() {
+	w.t.Helper()
+	for i, c := range w.seen {
+		wrapped := 0
+		for _, f := range c.Stop() {
+			text := testhost.Describe(f.Data)
+			if strings.Contains(text, "> 2392") || strings.Contains(text, "> 2393") {
+				wrapped++
+			}
+			if bytes.Contains(f.Data, []byte(marker)) || strings.Contains(text, "> 5000") {
+				w.t.Errorf("side %d: anybody can read %s", i, text)
+			}
+		}
+		if wrapped == 0 {
+			w.t.Errorf("side %d: no frame of WireGuard", i)
+		}
+	}
+}
+
+// TestDevices: two hosts reach each other inside; what somebody breaks is mended and reported; a new daemon finds all as it is.
+func TestDevices(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		for name, v4 := range map[string]bool{"IPv4": true, "IPv6": false} {
+			t.Run(name, func(t *testing.T) { devices(t, m, v4) })
+		}
+	})
+}
+
+func devices(t *testing.T, m Mode, v4 bool) {
 	lan := testhost.Switch(t)
-	a, b := newSide(t, lan, 1, true), newSide(t, lan, 2, true)
+	a, b := newSide(t, lan, 1, v4, m), newSide(t, lan, 2, v4, m)
 	sides, pairs := []*side{a, b}, map[string]plan.Secret{}
 	keys(t, sides, pairs, 1)
 	a.sync()
 	b.sync()
+	w := tap(t, a, b)
 	a.reaches(b)
-	conn, err := b.inner.ListenPacket("udp", netip.AddrPortFrom(b.plan.Secure.Addr, 5000).String())
-	if err != nil {
-		t.Fatal(err)
+	w.exchange()
+	if drift := a.sync(); len(drift) > 0 {
+		t.Errorf("a second Sync finds %v", drift)
 	}
-	defer conn.Close()
-	out, err := a.inner.DialContext(t.Context(), "udp", netip.AddrPortFrom(b.plan.Secure.Addr, 5000).String())
-	if err != nil {
-		t.Fatal(err)
+	if fine, err := a.a.Check(t.Context(), a.plan); err != nil || !fine {
+		t.Errorf("Check: %v, %v", fine, err)
 	}
-	defer out.Close()
-	exchange := func() { // any loss is found
-		t.Helper()
-		for range 20 {
-			if _, err := out.Write([]byte("x")); err != nil {
-				t.Fatal(err)
-			}
-			buf := make([]byte, 16)
-			if err := conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := conn.ReadFrom(buf); err != nil {
-				t.Fatalf("a datagram was lost: %v", err)
-			}
+	st := a.a.Status()
+	if got := st.Traffic["1"]; got.Handshake.IsZero() || got.Sent < 20*uint64(len(marker)) || got.Received == 0 || st.Kernel != (m == Kernel) {
+		t.Errorf("status: %+v", st)
+	}
+
+	// A daemon that restarts finds the device, and cuts nothing: not a packet is lost, and no hand is shaken again.
+	was, shaken := a.identity("bhw1"), st.Traffic["1"].Handshake
+	a.a.Close()
+	w.exchange()
+	a.open()
+	if drift := a.sync(); len(drift) > 0 || a.identity("bhw1") != was || !a.a.Status().Traffic["1"].Handshake.Equal(shaken) {
+		t.Errorf("a new daemon finds %v, and %s instead of %s", drift, a.identity("bhw1"), was)
+	}
+	w.exchange()
+	untold := *a.plan
+	without := *a.plan.Secure
+	without.Told, without.Devices = false, nil
+	untold.Secure = &without
+	if _, err := a.a.Sync(t.Context(), &untold); err != nil || a.inner.Ping(b.plan.Secure.Addr) != nil {
+		t.Errorf("before keys are told, the devices stay: %v", err)
+	}
+
+	// What is broken is mended. The peer hears of the new device at once.
+	for what, broken := range a.breakers() {
+		begin := time.Now()
+		broken()
+		w.send()
+		if a.mend() == nil {
+			t.Errorf("%s: it is not reported", what)
 		}
+		mended := time.Since(begin)
+		a.reaches(b)
+		t.Logf("%s: mended after %s, reached after %s", what, mended, time.Since(begin))
 	}
-	exchange()
-	keys(t, sides, pairs, 1, 2)
-	a.sync()
-	exchange()
-	if a.a.ways[b.plan.Secure.Addr] != "bhw1" {
-		t.Error("the new key is used before the other end has it")
+	w.secret()
+}
+
+// breakers break a side's device.
+func (s *side) breakers() map[string]func() {
+	ip := func(args ...string) func() {
+		return func() { s.Run(s.t, "ip", append([]string{"-6", "-n", "hns-wireguard"}, args...)...) }
 	}
-	b.sync()
-	testhost.Eventually(t, 10*time.Second, func() error {
-		exchange()
-		for _, s := range sides {
-			if _, err := s.a.Check(t.Context(), s.plan); err != nil {
+	out := map[string]func(){
+		"device": ip("link", "del", "bhw1"),
+		"down":   ip("link", "set", "bhw1", "down"),
+		"mtu":    ip("link", "set", "bhw1", "mtu", "1300"),
+		"route":  ip("route", "flush", "dev", "bhw1"),
+		"peer":   s.forgetPeers,
+	}
+	if s.mode == Kernel {
+		out["one that leads nowhere"] = func() {
+			ip("link", "del", "bhw1")()
+			s.inner.Run(s.t, "ip", "link", "add", "bhw1", "type", "wireguard")
+		}
+	} else {
+		out["killed"] = func() { _ = syscall.Kill(s.a.procs["bhw1"].cl.pid, syscall.SIGKILL); <-s.woken }
+	}
+	return out
+}
+
+// forgetPeers takes all peers from a device.
+func (s *side) forgetPeers() {
+	gone := &change{}
+	for i := range s.plan.Secure.Devices[0].Peers {
+		gone.peers = append(gone.peers, peerChange{key: s.plan.Secure.Devices[0].Peers[i].Key, remove: true})
+	}
+	s.DoMount(func() {
+		set := func() error {
+			cl, err := dial(s.a.socket("bhw1"))
+			if err != nil {
 				return err
 			}
+			defer cl.close()
+			return cl.set(gone)
 		}
-		if a.a.ways[b.plan.Secure.Addr] != "bhw0" || b.a.ways[a.plan.Secure.Addr] != "bhw0" {
-			return fmt.Errorf("ways %v and %v", a.a.ways, b.a.ways)
+		if s.mode == Kernel {
+			set = func() error {
+				fd, err := openPath("/run/netns/hns-wireguard")
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				k, err := openKernelDevice(fd, "bhw1")
+				if err != nil {
+					return err
+				}
+				defer k.close()
+				return k.set(gone)
+			}
 		}
-		return nil
+		if err := set(); err != nil {
+			s.t.Error(err)
+		}
 	})
-	exchange()
-	keys(t, sides, pairs, 2)
+}
+
+// TestRotation: while keys are changed, nothing is lost.
+func TestRotation(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		lan := testhost.Switch(t)
+		a, b := newSide(t, lan, 1, true, m), newSide(t, lan, 2, true, m)
+		sides, pairs := []*side{a, b}, map[string]plan.Secret{}
+		keys(t, sides, pairs, 1)
+		a.sync()
+		b.sync()
+		a.reaches(b)
+		w := tap(t, a, b)
+		w.exchange()
+		keys(t, sides, pairs, 1, 2)
+		a.sync()
+		w.exchange()
+		if a.a.ways[b.plan.Secure.Addr] != "bhw1" {
+			t.Error("the new key is used before the other end has it")
+		}
+		b.sync()
+		testhost.Eventually(t, 10*time.Second, func() error {
+			w.exchange()
+			for _, s := range sides {
+				if _, err := s.a.Check(t.Context(), s.plan); err != nil {
+					return err
+				}
+			}
+			if a.a.ways[b.plan.Secure.Addr] != "bhw0" || b.a.ways[a.plan.Secure.Addr] != "bhw0" {
+				return fmt.Errorf("ways %v and %v", a.a.ways, b.a.ways)
+			}
+			return nil
+		})
+		w.exchange()
+		keys(t, sides, pairs, 2)
+		a.sync()
+		w.exchange()
+		b.sync()
+		w.exchange()
+		if out := a.links() + a.Run(t, "sh", "-c", "ls /run/wireguard 2>/dev/null || true"); strings.Contains(out, "bhw1") {
+			t.Errorf("the old device is left: %s", out)
+		}
+		if st := a.a.Status(); len(st.Silent) > 0 || len(st.Devices) != 1 || st.Devices[2]["1"].IsZero() {
+			t.Errorf("status %+v", st)
+		}
+		w.secret()
+	})
+}
+
+// TestKernelTakesOver: a daemon that encrypts by the kernel takes the place of one that did by a process, and the other way round, while
+// somebody sends all the time. Nothing is sent in clear text, and nothing is left of the other way.
+func TestKernelTakesOver(t *testing.T) {
+	needKernel(t)
+	lan := testhost.Switch(t)
+	a, b := newSide(t, lan, 1, true, UserSpace), newSide(t, lan, 2, true, Kernel)
+	sides := []*side{a, b}
+	keys(t, sides, map[string]plan.Secret{}, 1)
 	a.sync()
-	exchange()
 	b.sync()
-	exchange()
-	if out := a.Run(t, "sh", "-c", "ip -n hns-wireguard -o link; ls /run/wireguard"); strings.Contains(out, "bhw1") {
-		t.Errorf("the old device is left: %s", out)
+	a.reaches(b)
+	w := tap(t, a, b)
+	w.exchange()
+	for _, m := range []Mode{Kernel, UserSpace, Kernel} {
+		a.a.Close()
+		a.mode = m
+		a.open()
+		w.send()
+		if drift := a.sync(); len(drift) != 1 {
+			t.Errorf("to %s: %v", m, drift)
+		}
+		w.send()
+		a.reaches(b)
+		sockets := a.Run(t, "sh", "-c", "ls /run/wireguard 2>/dev/null || true")
+		ofKernel := a.Run(t, "ip", "-n", "hns-wireguard", "-o", "link", "show", "type", "wireguard")
+		if (sockets != "") == (m == Kernel) || (ofKernel != "") != (m == Kernel) {
+			t.Errorf("by %s there are %q and %q", m, sockets, ofKernel)
+		}
 	}
-	if st := a.a.Status(); len(st.Silent) > 0 || len(st.Devices) != 1 || st.Devices[2]["1"].IsZero() {
-		t.Errorf("status %+v", st)
+	w.secret()
+}
+
+// TestHeldCompartment: the kernel's device is gone with its compartment, also if somebody is still in there, and so has its UDP port.
+func TestHeldCompartment(t *testing.T) {
+	needKernel(t)
+	lan := testhost.Switch(t)
+	a, b := newSide(t, lan, 1, true, Kernel), newSide(t, lan, 2, true, Kernel)
+	keys(t, []*side{a, b}, map[string]plan.Secret{}, 1)
+	a.sync()
+	b.sync()
+	a.reaches(b)
+	a.Run(t, "ip", "netns", "del", "hns-wireguard") // a.inner is in it still
+	a.Run(t, "ip", "netns", "add", "hns-wireguard")
+	old := a.inner
+	a.inner = a.Namespace("/run/netns/hns-wireguard")
+	a.sync()
+	a.reaches(b)
+	if out := old.Run(t, "ip", "-o", "link"); strings.Contains(out, "bhw") {
+		t.Errorf("the old compartment has %s", out)
+	}
+}
+
+// TestReset: without a daemon, all of it is found and removed.
+func TestReset(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		a := newSide(t, testhost.Switch(t), 1, true, m)
+		keys(t, []*side{a}, map[string]plan.Secret{}, 1, 2)
+		a.sync()
+		a.a.Close()
+		a.DoMount(func() {
+			if left := Leftovers("", "/run/netns/hns-wireguard"); len(left) != 2 {
+				t.Errorf("it would find %q", left)
+			}
+			for range 2 {
+				if err := Reset("", "/run/bulkhead", "/run/netns/hns-wireguard"); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := Reset("", "/run/bulkhead", "/run/netns/none"); err != nil {
+				t.Error(err)
+			}
+		})
+		a.leavesNothing()
+		a.open()
+	})
+}
+
+// TestChoice: which of the two it is, and what is said of it.
+func TestChoice(t *testing.T) {
+	none := func() error { return errors.New("there is none") }
+	for _, tc := range []struct {
+		mode   Mode
+		probe  func() error
+		kernel bool
+		says   string
+	}{
+		{Auto, none, false, "in a process of its own: there is none"},
+		{Auto, func() error { return nil }, true, "WireGuard of the kernel"},
+		{UserSpace, func() error { return nil }, false, "as --wireguard says"},
+		{Kernel, func() error { return nil }, true, "WireGuard of the kernel"},
+		{Kernel, none, true, "demanded (--wireguard=kernel): there is none"},
+	} {
+		a := &Applier{choice: newChoice(tc.mode, tc.probe)}
+		got, err := a.kernel()
+		text, said := a.Implementation()
+		if err != nil {
+			text = said.Error()
+		}
+		if got != tc.kernel || (err != nil) != (said != nil) || !strings.Contains(text, tc.says) {
+			t.Errorf("%s: %v, %v, %q", tc.mode, got, err, text)
+		}
+	}
+	if err := Mode("magic").Check(); err == nil {
+		t.Error("no such mode")
+	}
+}
+
+// TestKernelMissing: what is demanded and cannot be had is said, and nothing else is used instead.
+func TestKernelMissing(t *testing.T) {
+	a := newSide(t, testhost.Switch(t), 1, true, Kernel)
+	a.a.choice = newChoice(Kernel, func() error { return errors.New("there is none") })
+	keys(t, []*side{a}, map[string]plan.Secret{}, 1)
+	a.plan.Switches["N"] = &plan.Switch{Network: "N", Overlay: &plan.Overlay{Encrypted: true}}
+	_, err := a.a.Sync(t.Context(), a.plan)
+	var of *plan.ObjectError
+	if !errors.As(err, &of) || of.Kind != "network" || !strings.Contains(a.a.Status().Problem, "there is none") {
+		t.Errorf("%v, problem %q", err, a.a.Status().Problem)
+	}
+	if out := a.Run(t, "ip", "-n", "hns-wireguard", "-o", "link"); strings.Contains(out, "bhw") {
+		t.Errorf("it made %s", out)
 	}
 }
 
 // TestPortTaken: the reason says so, and it works when the port is free again.
-func TestPortTaken(t *testing.T) {
+func TestPortTaken(t *testing.T) { modes(t, portTaken) }
+
+func portTaken(t *testing.T, m Mode) {
 	lan := testhost.Switch(t)
-	a := newSide(t, lan, 1, true)
+	a := newSide(t, lan, 1, true, m)
 	keys(t, []*side{a}, map[string]plan.Secret{}, 1)
 	a.plan.Switches["N"] = &plan.Switch{Network: "N", Overlay: &plan.Overlay{Encrypted: true}}
 	held, err := a.ListenPacket("udp", net.JoinHostPort("", "2393"))
@@ -341,16 +642,24 @@ func TestStateRoundTrip(t *testing.T) {
 	want := &plan.SecureDevice{Private: plan.Secret{1}, Port: 7, Peers: []plan.SecurePeer{{
 		Name: "p", Key: plan.Key{2}, Endpoint: netip.MustParseAddrPort("192.0.2.1:9"), Addr: innerAddr(9),
 	}}}
-	lines, found := difference(want, &state{}, time.Now())
-	if len(found) != 3 {
-		t.Errorf("found %q", found)
+	diff := difference(want, &state{peers: map[plan.Key]peerState{{3}: {}}}, time.Now())
+	if len(diff.found) != 4 {
+		t.Errorf("found %q", diff.found)
 	}
-	have, err := parseState(lines)
+	cfg := diff.config()
+	if len(cfg.Peers) != 2 || *cfg.ListenPort != 7 || plan.Secret(*cfg.PrivateKey) != want.Private || cfg.Peers[0].Endpoint.String() != "192.0.2.1:9" || !cfg.Peers[1].Remove {
+		t.Errorf("the kernel is told %+v", cfg)
+	}
+	diff = difference(want, &state{}, time.Now())
+	have, err := parseState(append(diff.lines(), "rx_bytes=5", "tx_bytes=6"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lines, found := difference(want, have, time.Now()); len(lines)+len(found) > 0 {
-		t.Errorf("what was written differs: %q, %q", lines, found)
+	if p := have.peers[plan.Key{2}]; p.received != 5 || p.sent != 6 {
+		t.Errorf("counters: %+v", p)
+	}
+	if diff := difference(want, have, time.Now()); !diff.empty() || len(diff.found) > 0 {
+		t.Errorf("what was written differs: %q", diff.found)
 	}
 	if text := fmt.Sprintf("%v %+v %#v", want, want, want.Private); strings.Contains(text, "[1 0") {
 		t.Errorf("the private key prints: %s", text)
