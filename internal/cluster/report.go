@@ -71,9 +71,9 @@ func (h *Host) Cluster(ctx context.Context) api.Cluster {
 			Object: "members of etcd", Reason: "there are two, and etcd is away as soon as one of them is: have a third host join with --member, or one of the two leave and join without",
 		})
 	}
-	if m.Lost.IsValid() {
+	if m.Untold != "" {
 		out.Problems = append(out.Problems, api.ClusterProblem{
-			Object: "member of etcd on this host", Reason: "it is known by the address " + m.Lost.String() + ", which this host has no more, so nobody reaches it: give the host that address again, or have it leave and join anew with --member",
+			Object: "member of etcd on this host", Reason: "the other members know it by an address that this host has no more; they are told again until most of them answer: " + m.Untold,
 		})
 	}
 	if m.Renewal != "" {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,7 +91,8 @@ type config struct {
 
 const configVersion = 1
 
-// lostMember tells that the host has a member of etcd at an address that is no more its own: nobody reaches it there.
+// lostMember tells that the host has a member of etcd at an address that is no more its own: nobody reaches it there until it has moved
+// (relocate.go).
 func (c *config) lostMember() bool {
 	return c.Member != nil && len(c.Member.Addrs) > 0 && !slices.Contains(c.Addrs, c.Member.Addrs[0])
 }
@@ -102,8 +104,9 @@ type running struct {
 	cli    *clientv3.Client
 	agent  *Agent
 	member *member
-	// renewal is why the host's certificate could not be renewed, of late. Guarded by the Cluster's mu.
-	renewal error
+	// renewal is why the host's certificate could not be renewed, of late; untold why the other members of etcd do not know where this
+	// host's is. Guarded by the Cluster's mu.
+	renewal, untold error
 }
 
 // Open reads what is kept. What an attempt left that was cut short is removed.
@@ -242,7 +245,7 @@ func (c *Cluster) SetNIC(name string) error {
 
 // Move has the others reach this host at other addresses, for it has lost those that they know. The parts of the membership start again:
 // connections from an address that is no more would be waited for until somebody gives them up. Lease and keys stay, and the next agent
-// goes on with what this one knows. A member of etcd stays where it is: the others know it by its address, and so does its certificate.
+// goes on with what this one knows. A member of etcd moves with its host (relocate.go).
 func (c *Cluster) Move(addrs []netip.Addr) error {
 	if !c.change.TryLock() {
 		return errors.New("this host is joining or leaving a cluster just now")
@@ -281,9 +284,13 @@ func (c *Cluster) up(cfg *config) error {
 	if base == nil {
 		return errors.New("the daemon is starting: try again in a moment")
 	}
+	cfg, err := c.relocate(cfg, time.Now())
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(base)
 	r := &running{cancel: cancel}
-	err := c.start(ctx, r, cfg)
+	err = c.start(ctx, r, cfg)
 	if err != nil {
 		cancel()
 		r.wg.Wait()
@@ -331,7 +338,7 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 	}
 	r.cli = cli
 	h := Host{ID: cfg.Host, Name: cfg.Name, Addrs: cfg.Addrs, RouterMAC: cfg.RouterMAC, Version: c.opt.Version, Boot: c.opt.Boot}
-	if cfg.Member != nil && !cfg.lostMember() {
+	if cfg.Member != nil {
 		h.Join = cfg.Member.Port + 2
 	}
 	if ring, err := c.Keyring(); err == nil { // else the others would take this host for one without keys until it shows them again
@@ -354,10 +361,11 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 	})
 	r.wg.Go(func() { r.agent.Run(ctx) })
 	if cfg.Own {
-		r.wg.Go(func() { c.followMembers(ctx, cli, cfg) })
+		r.wg.Go(func() { c.followMembers(ctx, r, cfg) })
 		r.wg.Go(func() { c.keepCertificate(ctx, r, cfg) })
 	}
-	if cfg.Member != nil && !cfg.lostMember() {
+	if cfg.Member != nil {
+		r.wg.Go(func() { c.tellMembers(ctx, r, cfg.Member) })
 		return c.openDoor(ctx, r, cfg)
 	}
 	return nil
@@ -444,12 +452,14 @@ func (c *Cluster) keepDoor(ctx context.Context, d *door, at string, ln net.Liste
 	}
 }
 
-// membersEvery is how often the list of etcd's members is looked at: hosts must know those that came after them.
+// membersEvery is how often the list of etcd's members is looked at: hosts must know those that came after them. It is looked at at once
+// when a host with a member has come, gone or moved.
 const membersEvery = 30 * time.Second
 
 // followMembers keeps the addresses of etcd's members, for this client and the next start.
-func (c *Cluster) followMembers(ctx context.Context, cli *clientv3.Client, cfg *config) {
-	for ok := true; ok; ok = sleep(ctx, jitter(membersEvery)) {
+func (c *Cluster) followMembers(ctx context.Context, r *running, cfg *config) {
+	cli, doors := r.cli, ""
+	for ok := true; ok; ok = c.awaitDoors(ctx, r.agent, &doors) {
 		tctx, cancel := context.WithTimeout(ctx, opTimeout)
 		res, err := cli.MemberList(tctx)
 		cancel()
@@ -458,7 +468,11 @@ func (c *Cluster) followMembers(ctx context.Context, cli *clientv3.Client, cfg *
 		}
 		var eps []string
 		for _, m := range res.Members {
-			if !m.IsLearner && len(m.ClientURLs) > 0 {
+			switch {
+			case m.IsLearner || len(m.ClientURLs) == 0:
+			case cfg.Member != nil && m.Name == cfg.Member.Name: // the others may not have heard of it
+				eps = append(eps, cfg.Member.client())
+			default:
 				eps = append(eps, m.ClientURLs[0])
 			}
 		}
@@ -471,6 +485,26 @@ func (c *Cluster) followMembers(ctx context.Context, cli *clientv3.Client, cfg *
 		}
 		c.keepEndpoints(cfg.Cluster, eps)
 	}
+}
+
+// awaitDoors waits until it is time to look at the members again.
+func (c *Cluster) awaitDoors(ctx context.Context, a *Agent, known *string) bool {
+	for until := time.Now().Add(jitter(membersEvery)); time.Now().Before(until); {
+		if !sleep(ctx, jitter(time.Second)) {
+			return false
+		}
+		var doors strings.Builder
+		for _, h := range a.Hosts() {
+			if h.Join != 0 {
+				fmt.Fprintln(&doors, h.ID, h.Addrs, h.Join)
+			}
+		}
+		if doors.String() != *known {
+			*known = doors.String()
+			return true
+		}
+	}
+	return true
 }
 
 // keepEndpoints writes where etcd is, for the next start, once the host is in the cluster.

@@ -25,6 +25,7 @@ type member struct {
 	pid    string // pid file, in the run directory
 	binary string
 	args   []string
+	at     string // where it says that clients reach it
 	log    *slog.Logger
 
 	mu   sync.Mutex
@@ -75,7 +76,7 @@ func newMember(dir, runDir string, c *memberConfig, log *slog.Logger) (*member, 
 		state = "new"
 	}
 	pki := func(name string) string { return filepath.Join(dir, name) }
-	m := &member{dir: dir, pid: filepath.Join(runDir, "etcd.pid"), binary: binary, log: log}
+	m := &member{dir: dir, pid: filepath.Join(runDir, "etcd.pid"), binary: binary, at: c.client(), log: log}
 	m.args = []string{
 		"--name", c.Name, "--data-dir", filepath.Join(dir, "etcd"),
 		"--listen-client-urls", strings.Join(clients, ","), "--advertise-client-urls", c.client(),
@@ -133,13 +134,17 @@ func (m *member) run(ctx context.Context) {
 	}
 }
 
-// ensure starts the member unless it runs already.
+// ensure starts the member unless it runs already. One that was started for another address ends first.
 func (m *member) ensure() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.find(); p != nil {
-		m.proc = p
-		return nil
+		if commandHas(p.pid, m.at) {
+			m.proc = p
+			return nil
+		}
+		m.log.Info("etcd ends, to be started at another address", "address", m.at)
+		p.end()
 	}
 	m.trimLog()
 	out, err := os.OpenFile(m.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)

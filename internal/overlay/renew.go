@@ -78,29 +78,21 @@ func (c *Cluster) renewIfDue(ctx context.Context, a *Agent, cfg *config, now tim
 	if !due(pair.Leaf, now) {
 		return nil
 	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return errors.New("its key is none of ours")
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: pair.Leaf.Subject.CommonName}}, key)
+	csr, err := requestAgain(&pair)
 	if err != nil {
-		return fmt.Errorf("ask for a new one: %w", err)
+		return err
 	}
 	var cert []byte
 	if cfg.Member != nil {
-		ca, _, err := c.authority()
-		if err != nil {
-			return err
-		}
-		cert, err = ca.sign(csr, "host "+string(cfg.Host), cfg.Member.Addrs, now)
-		if err != nil {
-			return err
-		}
-	} else if cert, err = c.askRenewal(ctx, a, csr, pair); err != nil {
+		cert, err = c.signOwn(csr, cfg, cfg.Member.Addrs, now)
+	} else {
+		cert, err = c.askRenewal(ctx, a, csr, pair)
+	}
+	if err != nil {
 		return err
 	}
 	leaf, err := parseCert(cert)
-	if err != nil || !key.PublicKey.Equal(leaf.PublicKey) || !leaf.NotAfter.After(pair.Leaf.NotAfter) {
+	if err != nil || !sameKey(leaf, pair.Leaf) || !leaf.NotAfter.After(pair.Leaf.NotAfter) {
 		return errors.New("what was signed is not a newer certificate of this host's key: see how long the CA's lasts")
 	}
 	if err := durable.WriteFile(c.file(fileCert), cert); err != nil {
@@ -108,6 +100,33 @@ func (c *Cluster) renewIfDue(ctx context.Context, a *Agent, cfg *config, now tim
 	}
 	c.log.Info("this host's certificate for etcd is renewed", "until", leaf.NotAfter.UTC().Format(time.DateOnly))
 	return nil
+}
+
+// requestAgain asks for another certificate of a key.
+func requestAgain(pair *tls.Certificate) ([]byte, error) {
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, errors.New("its key is none of ours")
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: pair.Leaf.Subject.CommonName}}, key)
+	if err != nil {
+		return nil, fmt.Errorf("ask for a new one: %w", err)
+	}
+	return csr, nil
+}
+
+func sameKey(a, b *x509.Certificate) bool {
+	key, ok := a.PublicKey.(*ecdsa.PublicKey)
+	return ok && key.Equal(b.PublicKey)
+}
+
+// signOwn signs for this host, which has the CA's key because it has a member of etcd, with the addresses by which that is reached.
+func (c *Cluster) signOwn(csr []byte, cfg *config, addrs []netip.Addr, now time.Time) ([]byte, error) {
+	ca, _, err := c.authority()
+	if err != nil {
+		return nil, err
+	}
+	return ca.sign(csr, "host "+string(cfg.Host), addrs, now)
 }
 
 // renewal is what a host sends that has a certificate.

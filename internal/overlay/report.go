@@ -20,8 +20,8 @@ type Membership struct {
 	Name    string
 	Addrs   []netip.Addr
 	Own     bool
-	// Lost is where this host's member of etcd is said to be, if the host has another address by now.
-	Lost      netip.Addr
+	// Untold is why the other members of etcd do not know where this host's is, if they do not.
+	Untold    string
 	Etcd      Etcd
 	Since     time.Time
 	Expires   time.Time // of the client certificate
@@ -43,17 +43,17 @@ type MemberStatus struct {
 func (c *Cluster) Status(ctx context.Context) Membership {
 	c.mu.Lock()
 	cfg, r, a, trouble := c.cfg, c.run, c.agent, c.trouble
-	var renewal error
+	var renewal, untold error
 	if r != nil {
-		renewal = r.renewal
+		renewal, untold = r.renewal, r.untold
 	}
 	c.mu.Unlock()
 	if cfg == nil {
 		return Membership{}
 	}
 	m := Membership{Joined: true, Cluster: cfg.Cluster, Host: cfg.Host, Name: cfg.Name, Addrs: cfg.Addrs, Own: cfg.Own, Etcd: cfg.Etcd, Since: cfg.Since}
-	if cfg.lostMember() {
-		m.Lost = cfg.Member.Addrs[0]
+	if untold != nil {
+		m.Untold = untold.Error()
 	}
 	if p, err := readPair(cfg.Etcd.Cert, cfg.Etcd.Key, time.Now()); err == nil {
 		m.Expires = p.Leaf.NotAfter
