@@ -13,7 +13,7 @@
 #define MAX_VIPS (1 << 16)
 #define MAX_BACKENDS (1 << 20)
 
-TABLE(bh_vips_v1, HASH, MAX_VIPS, struct vip_key, struct vip);
+TABLE(bh_vips_v2, HASH, MAX_VIPS, struct vip_key, struct vip);
 TABLE(bh_places_v1, HASH, MAX_BACKENDS, struct places_key, struct places);
 TABLE(bh_backends_v1, HASH, MAX_BACKENDS, struct backend_key, struct backend);
 TABLE(bh_standing_v1, HASH, MAX_BACKENDS, struct standing_key, __u32);
@@ -53,7 +53,7 @@ static __always_inline const struct vip *vip_of(const struct pkt *p)
 	if (p->flags & PKT_STEERED && !p->lan && steer_of(p))
 		return 0; /* a proxy takes it, for what it is */
 	__builtin_memcpy(key.ip, p->dst.ip, 16);
-	v = bpf_map_lookup_elem(&bh_vips_v1, &key);
+	v = bpf_map_lookup_elem(&bh_vips_v2, &key);
 	return v && !(v->flags & VIP_HOST) == (p->kind == PORT_CONTAINER) ? v : 0;
 }
 
@@ -98,8 +98,53 @@ __noinline int choose(struct pkt *p)
 	room->choice.table = at.table;
 	__builtin_memcpy(room->choice.ip, b->ip, 16);
 	room->choice.port = b->port;
-	room->choice.pad = 0;
+	room->choice.sport = 0;
 	return DROP_NONE;
+}
+
+/* Ports of a source are tried until one is free; those below are left to who is known by them. */
+#define SOURCE_TRIES 16
+#define SOURCE_PORTS 1024
+
+/* A verification border. Has the source no connection with the chosen back end from a port? */
+__noinline int is_free(struct pkt *p, __u32 port)
+{
+	struct scratch *room = scratch();
+
+	if (!p || !room)
+		return 0;
+	room->key = (struct flow_key){};
+	flow_key(&room->key, p->src.sw, p->proto, room->vip.source, port, room->choice.ip, room->choice.port);
+	return !bpf_map_lookup_elem(&bh_flows_v4, &room->key);
+}
+
+/* A verification border. A back end that is on no port here would answer its client past this host: it sees a source of
+ * ours instead. 0, with its port in the choice, or why that cannot be. */
+__noinline int give_source(struct pkt *p)
+{
+	struct scratch *room = scratch();
+	struct addr_key end = {};
+	const struct owner *o;
+	__u32 h, port;
+
+	if (!p || !room || !(room->vip.flags & VIP_SOURCED))
+		return DROP_NONE;
+	end.sw = p->src.sw;
+	__builtin_memcpy(end.ip, room->choice.ip, 16);
+	o = owner_of(&end);
+	if (o && !(o->flags & OWNER_GATEWAY))
+		return DROP_NONE;
+	h = place(p, SPREAD_FLOW);
+	port = p->sport;
+	for (int i = 0; i < SOURCE_TRIES; i++) {
+		if (port >= SOURCE_PORTS && is_free(p, port)) {
+			room->choice.sport = port;
+			return DROP_NONE;
+		}
+		h = mix(h, i + 1);
+		port = SOURCE_PORTS + h % (65536 - SOURCE_PORTS);
+	}
+	return DROP_FLOW_TABLE;
 }
 
 /* May a port meet itself by way of a service? Its packet is rewritten before the source guard. */
@@ -133,7 +178,16 @@ __noinline int turn_to(struct __sk_buff *skb, struct pkt *p)
 	__builtin_memcpy(room->tuple.dst, c->ip, 16);
 	room->tuple.sport = p->sport;
 	room->tuple.dport = c->port;
-	if (same_ip(p->src.ip, c->ip)) {
+	if (c->sport) {
+		if (!(room->vip.flags & VIP_SOURCED))
+			return DROP_NO_BACKEND;
+		p->turned = TURNED | TURNED_SOURCED;
+		room->tuple.sport = c->sport;
+		__builtin_memcpy(room->tuple.src, room->vip.source, 16);
+		__builtin_memcpy(p->smac, room->vip.smac, ETH_ALEN);
+		if (bpf_skb_store_bytes(skb, ETH_ALEN, room->vip.smac, ETH_ALEN, 0))
+			return DROP_KERNEL;
+	} else if (same_ip(p->src.ip, c->ip)) {
 		if (!is_own(p))
 			return DROP_SOURCE_ADDRESS;
 		p->turned = TURNED | TURNED_SELF;
@@ -200,9 +254,14 @@ __noinline int balance(struct __sk_buff *skb, struct pkt *p)
  * goes nowhere; 0 for others. */
 __noinline int balance_first(struct __sk_buff *skb, struct pkt *p)
 {
+	int step;
+
 	if (!p || p->turned != TURNED_FIRST)
 		return 0;
-	return choose(p) ? DROP_NO_BACKEND : turn_to(skb, p);
+	if (choose(p))
+		return DROP_NO_BACKEND;
+	step = give_source(p);
+	return step ? step : turn_to(skb, p);
 }
 
 #endif

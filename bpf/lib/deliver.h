@@ -52,6 +52,17 @@ static __always_inline const struct owner *receiver(const struct pkt *p)
 	return owner_of(&to);
 }
 
+/* A verification border: the MAC of the host's vNIC, if that is behind a port. */
+__noinline int host_mac(__u32 port, struct mac_key *mac)
+{
+	const struct port *host = bpf_map_lookup_elem(&bh_ports_v3, &port);
+
+	if (!mac || !host || host->kind != PORT_HOST)
+		return 0;
+	__builtin_memcpy(mac->mac, host->mac, ETH_ALEN);
+	return 1;
+}
+
 /* A verification border. Gives a frame the MAC of who has its destination address, or of
  * the host that it is sent by. */
 __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
@@ -62,6 +73,8 @@ __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
 	if (!p)
 		return DROP_MALFORMED;
 	if (steer_mac(p, port, &host))
+		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0);
+	if (p->turned & TURNED_SOURCED && host_mac(port, &host)) /* nobody else has the address that it bears */
 		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0);
 	o = receiver(p);
 	if (!o || bpf_skb_store_bytes(skb, 0, o->mac, ETH_ALEN, 0))
@@ -101,8 +114,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 	device = *(volatile const __u32 *)&you->device;
 	port = *(volatile const __u32 *)&you->port;
 	kind = *(volatile const __u8 *)&you->kind;
-	/* Its receiver is its sender: the long way has to know. */
-	if (f->state & FLOW_SELF && f->opener != end)
+	/* Its receiver is its sender, or has its address nowhere on the switch: the long way has to know. */
+	if (f->state & (FLOW_SELF | FLOW_SOURCED) && f->opener != end)
 		to_answer(f, p);
 	/* And that its sender may have this source. */
 	if (f->state & FLOW_KEPT && f->opener != end && f->end[end & 1].port == p->ifindex) {
@@ -118,7 +131,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return 0;
 	if (f->state & (FLOW_TURNED | FLOW_KEPT))
 		recall(f, p, end);
-	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF)) && redress(skb, p, port)) {
+	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF) ||
+	     p->turned == (TURNED_ANSWER | TURNED_SOURCED)) && redress(skb, p, port)) {
 		if (p->turned & TURNED_KEPT) /* what balance() has not seen it is to see as it came */
 			p->turned = came;
 		return 0;
@@ -292,6 +306,35 @@ __noinline int find_backend(struct pkt *p, struct dest *to)
 	return FOUND;
 }
 
+/* A verification border. Where a packet goes between a source of ours and a back end that is on no port here: to
+ * another host, or by this one. Its answers go to the host, whose client it is. */
+__noinline int find_far(struct pkt *p, struct dest *to)
+{
+	struct mac_key key = {};
+	const struct overlay *o;
+	const struct dest *d;
+
+	if (!p || !to)
+		return DROP_MALFORMED;
+	key.sw = p->src.sw;
+	o = on_overlay(p) ? overlay_of(p->src.sw) : 0;
+	if (o && !(p->turned & TURNED_ANSWER) && remote_of(&p->dst, o)) {
+		if (p->tunnel == NO_TUNNEL)
+			return DROP_NO_UPLINK;
+		to->port = p->tunnel;
+		to->device = p->tunnel;
+		to->kind = PORT_REMOTE;
+		return DROP_NONE;
+	}
+	__builtin_memcpy(key.mac, o ? o->router : p->port_mac, ETH_ALEN);
+	d = bpf_map_lookup_elem(&bh_macs_v1, &key);
+	if (!d || d->kind != PORT_HOST)
+		return DROP_NO_ROUTE;
+	*to = *d;
+	p->stale = 1;
+	return DROP_NONE;
+}
+
 /* Where it goes on the other switches. */
 static __always_inline int find_here(struct pkt *p, struct dest *to)
 {
@@ -364,6 +407,8 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 		if (step)
 			return step == FOUND ? DROP_NONE : step;
 	}
+	if (p->turned & TURNED_SOURCED)
+		return find_far(p, to);
 	step = on_overlay(p) ? find_overlay(p, to) : find_here(p, to);
 	return step || to->kind != PORT_HOST ? step : find_host(p, to);
 }

@@ -125,6 +125,98 @@ __noinline int error_kept(struct pkt *p)
 	return BALANCED;
 }
 
+/* What is about a connection with a source of ours has both ends mended. */
+static __always_inline void mend_end(struct scratch *room, __u8 dst, const __u8 *from, __u16 port, const __u8 *to, __u16 to_port)
+{
+	__builtin_memcpy(room->mend.from, from, 16);
+	__builtin_memcpy(room->mend.to, to, 16);
+	room->mend.port = port;
+	room->mend.to_port = to_port;
+	room->mend.dst = dst;
+}
+
+/* A verification border. An error about what went to a back end that is on no port here: it comes to the source, and
+ * goes to the client. */
+__noinline int error_sourced(struct __sk_buff *skb, struct pkt *p)
+{
+	struct scratch *room = scratch();
+	const struct client *c;
+	const struct inner *in;
+	const struct flow *f;
+	int end;
+
+	if (!p || !room)
+		return 0;
+	in = &room->inner;
+	f = quoted_flow(room, p, &end);
+	if (!f || !(f->state & FLOW_SOURCED) || f->opener != end || !same_ip(p->dst.ip, in->src))
+		return 0;
+	c = bpf_map_lookup_elem(&bh_clients_v1, &room->key);
+	if (!c)
+		return 0;
+	mend_end(room, 1, in->dst, in->dport, f->alias, f->aport);
+	room->mend.outer = same_ip(p->src.ip, in->dst);
+	if (mend(skb, p))
+		return DROP_KERNEL;
+	mend_end(room, 0, in->src, in->sport, c->ip, c->port);
+	room->mend.outer = 1;
+	if (mend(skb, p))
+		return DROP_KERNEL;
+	p->turned = TURNED_SOURCED;
+	return 0;
+}
+
+/* A verification border. An error of a router on the way to the client has the router's source, of which the back end's
+ * host knows nothing: it gets the one in mend.to. */
+__noinline int mend_source(struct __sk_buff *skb, struct pkt *p)
+{
+	struct scratch *room = scratch();
+	__u32 old, new;
+	__s64 diff;
+
+	if (!p || !room)
+		return -1;
+	if (p->ethertype == ETH_P_IP) {
+		old = words(p->src.ip)[3];
+		new = words(room->mend.to)[3];
+		return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 4) || bpf_skb_store_bytes(skb, ETH_HLEN + 12, &new, 4, 0);
+	}
+	diff = bpf_csum_diff((__be32 *)p->src.ip, 16, (__be32 *)room->mend.to, 16, 0);
+	return bpf_l4_csum_replace(skb, p->l4 + 2, 0, diff, BPF_F_PSEUDO_HDR) ||
+	       bpf_skb_store_bytes(skb, ETH_HLEN + 8, room->mend.to, 16, 0);
+}
+
+/* A verification border. The rest of error_forth() where the back end knows the client under a source of ours, which
+ * the choice in the scratch space says. */
+__noinline int forth_sourced(struct __sk_buff *skb, struct pkt *p)
+{
+	struct scratch *room = scratch();
+	struct vip_key key = {};
+	const struct inner *in;
+	const struct vip *v;
+
+	if (!p || !room)
+		return 0;
+	in = &room->inner;
+	key.sw = SWITCH_OF(p->src.sw);
+	key.port = in->sport;
+	key.proto = in->proto;
+	__builtin_memcpy(key.ip, in->src, 16);
+	v = bpf_map_lookup_elem(&bh_vips_v2, &key);
+	if (!v || !(v->flags & VIP_SOURCED))
+		return DROP_NO_BACKEND;
+	mend_end(room, 1, in->dst, in->dport, v->source, room->choice.sport);
+	room->mend.outer = same_ip(p->src.ip, in->dst);
+	if (mend(skb, p) || (!room->mend.outer && mend_source(skb, p)))
+		return DROP_KERNEL;
+	__builtin_memcpy(p->src.ip, room->mend.to, 16);
+	__builtin_memcpy(p->smac, v->smac, ETH_ALEN);
+	if (bpf_skb_store_bytes(skb, ETH_ALEN, p->smac, ETH_ALEN, 0))
+		return DROP_KERNEL;
+	p->turned = TURNED | TURNED_SOURCED;
+	return BALANCED;
+}
+
 /* A verification border. An error about what a back end has answered: it comes to the service, and goes to the
  * back end. */
 __noinline int error_forth(struct __sk_buff *skb, struct pkt *p)
@@ -154,9 +246,12 @@ __noinline int error_forth(struct __sk_buff *skb, struct pkt *p)
 	__builtin_memcpy(room->mend.to, c->ip, 16);
 	room->mend.port = in->sport;
 	room->mend.to_port = c->port;
+	room->choice = *c;
 	if (mend(skb, p))
 		return DROP_KERNEL;
 	__builtin_memcpy(p->dst.ip, room->mend.to, 16);
+	if (room->choice.sport)
+		return forth_sourced(skb, p);
 	p->turned = TURNED;
 	return BALANCED;
 }
@@ -169,7 +264,18 @@ __noinline int balance_error(struct __sk_buff *skb, struct pkt *p)
 	if (!p || !is_served(p) || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || quoted(skb, p))
 		return 0;
 	step = error_kept(p);
+	if (!step && !p->turned && p->kind == PORT_HOST)
+		step = error_sourced(skb, p);
 	return step || p->turned ? step : error_forth(skb, p);
+}
+
+/* A verification border. The same at a tunnel, where what comes to a source of ours is the only thing to do with services:
+ * 0, or why it goes nowhere. */
+__noinline int balance_remote(struct __sk_buff *skb, struct pkt *p)
+{
+	if (!p || p->turned || p->flags & PKT_TEST || !is_icmp_error(p) || quoted(skb, p))
+		return 0;
+	return error_sourced(skb, p);
 }
 
 #endif

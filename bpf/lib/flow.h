@@ -121,7 +121,7 @@ static __always_inline __u64 patience(const struct flow *f, __u8 proto)
  * of the same two: the newest one counts. */
 static __always_inline int turned_otherwise(const struct flow *f, const struct pkt *p)
 {
-	if (!(f->state & FLOW_TURNED) != !(p->turned & TURNED))
+	if (!(f->state & FLOW_TURNED) != !(p->turned & TURNED) || !(f->state & FLOW_SOURCED) != !(p->turned & TURNED_SOURCED))
 		return 1;
 	return p->turned & TURNED && (f->aport != p->aport || !same_ip(f->alias, p->alias));
 }
@@ -129,7 +129,7 @@ static __always_inline int turned_otherwise(const struct flow *f, const struct p
 /* An answer of a back end: its source is to be what the receiver has asked. */
 static __always_inline void to_answer(const struct flow *f, struct pkt *p)
 {
-	p->turned = TURNED_ANSWER | (f->state & FLOW_SELF ? TURNED_SELF : 0);
+	p->turned = TURNED_ANSWER | (f->state & FLOW_SELF ? TURNED_SELF : 0) | (f->state & FLOW_SOURCED ? TURNED_SOURCED : 0);
 	p->aport = f->aport;
 	__builtin_memcpy(p->alias, f->alias, 16);
 }
@@ -224,6 +224,7 @@ static __always_inline void flow_end(const struct flow_key *k, struct flow *f)
 {
 	__u32 charged = f->charged;
 
+	client_end(k, f);
 	if (bpf_map_delete_elem(&bh_flows_v4, k))
 		return;
 	if (f->state & (FLOW_TURNED | FLOW_KEPT))

@@ -206,12 +206,29 @@ static __always_inline int is_midway(const struct pkt *p)
 static __always_inline void note_service(struct flow *f, struct flow_end *me, const struct pkt *p)
 {
 	f->state |= p->turned & TURNED ? FLOW_TURNED : FLOW_KEPT;
+	if (p->turned & TURNED_SOURCED)
+		f->state |= FLOW_SOURCED;
 	__builtin_memcpy(f->alias, p->alias, 16);
 	f->aport = p->aport;
 	if (p->turned & TURNED_SELF) {
 		f->state |= FLOW_SELF;
 		__builtin_memcpy(me->mac, p->dmac, ETH_ALEN);
 	}
+}
+
+/* Notes who opens the flow of the key at hand, under a source of ours: 0, or that another client has it, which chose the
+ * same port on another CPU at the same time. */
+static __always_inline int take_client(struct scratch *room)
+{
+	const struct client *c;
+
+	room->client = (struct client){};
+	room->client.port = room->choice_key.sport;
+	__builtin_memcpy(room->client.ip, room->choice_key.src, 16);
+	if (!bpf_map_update_elem(&bh_clients_v1, &room->key, &room->client, BPF_NOEXIST))
+		return DROP_NONE;
+	c = bpf_map_lookup_elem(&bh_clients_v1, &room->key);
+	return c && c->port == room->client.port && same_ip(c->ip, room->client.ip) ? DROP_NONE : DROP_FLOW_TABLE;
 }
 
 /* A verification border: a new flow, 0 or why not. A container's share pays for it,
@@ -258,7 +275,11 @@ __noinline int take_up(struct pkt *p, struct dest *to, __u32 gen)
 	f->charged = p->kind == PORT_CONTAINER ? p->ifindex : to->port;
 	if (p->turned & (TURNED | TURNED_KEPT))
 		note_service(f, me, p);
+	if (p->turned & TURNED_SOURCED && take_client(room))
+		return DROP_FLOW_TABLE;
 	step = flow_open(key, f, limit);
+	if (p->turned & TURNED_SOURCED && step > 0)
+		bpf_map_delete_elem(&bh_clients_v1, key);
 	/* The choice comes after the flow, with which it goes: without one nothing would ever forget it. */
 	if (!step && p->turned & (TURNED | TURNED_KEPT))
 		bpf_map_update_elem(&bh_choices_v1, &room->choice_key, &room->choice, 0);

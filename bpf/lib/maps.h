@@ -162,19 +162,20 @@ struct scratch {
 	struct choice_key choice_key;
 	struct vip vip;
 	struct choice choice;
+	struct client client;
 	struct tuple tuple;
 	struct turn turn;
 	struct mend mend;
 	struct inner inner;
 };
 
-FIXED(bh_scratch_v5, PERCPU_ARRAY, 1, __u32, struct scratch);
+FIXED(bh_scratch_v6, PERCPU_ARRAY, 1, __u32, struct scratch);
 
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&bh_scratch_v5, &zero);
+	return bpf_map_lookup_elem(&bh_scratch_v6, &zero);
 }
 
 #endif

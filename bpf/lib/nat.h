@@ -110,6 +110,33 @@ static __always_inline const struct turn *turn_of(struct scratch *room, const st
 	return t && t->port == p->ifindex && bpf_ktime_get_ns() - t->time <= FRAGMENT_PATIENCE ? t : 0;
 }
 
+/* A verification border. Whom an answer to a source of ours is for, into the tuple in the scratch space: 0, or that
+ * nobody knows. */
+__noinline int to_client(struct pkt *p)
+{
+	struct scratch *room = scratch();
+	const struct client *c;
+	const struct turn *t;
+
+	if (!p || !room)
+		return -1;
+	if (p->flags & PKT_NO_L4) {
+		t = turn_of(room, p);
+		if (!t)
+			return -1;
+		__builtin_memcpy(room->tuple.dst, t->dst, 16);
+		return 0;
+	}
+	room->key = (struct flow_key){};
+	flow_key(&room->key, p->src.sw, p->proto, p->src.ip, p->sport, p->dst.ip, p->dport);
+	c = bpf_map_lookup_elem(&bh_clients_v1, &room->key);
+	if (!c)
+		return -1;
+	__builtin_memcpy(room->tuple.dst, c->ip, 16);
+	room->tuple.dport = c->port;
+	return 0;
+}
+
 /* A verification border. Gives an answer from a back end the address that its receiver has asked. */
 __noinline int answer(struct __sk_buff *skb, struct pkt *p)
 {
@@ -121,6 +148,8 @@ __noinline int answer(struct __sk_buff *skb, struct pkt *p)
 	__builtin_memcpy(room->tuple.dst, p->turned & TURNED_SELF ? p->src.ip : p->dst.ip, 16);
 	room->tuple.sport = p->aport;
 	room->tuple.dport = p->dport;
+	if (p->turned & TURNED_SOURCED && to_client(p))
+		return -1;
 	return translate(skb, p);
 }
 

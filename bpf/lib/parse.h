@@ -71,6 +71,7 @@ struct pkt {
 #define TURNED_ANSWER 8 /* alias and aport are what the receiver has asked: the source is to be given those */
 #define TURNED_FIRST 16 /* for a service, and no back end is chosen yet */
 #define TURNED_OWNED 32 /* from a back end that has the service's address */
+#define TURNED_SOURCED 64 /* of a connection whose back end sees a source of ours */
 
 /* On a switch with an uplink: the port's flags from PORT_LAN on, and what follows. */
 #define LAN 1

@@ -347,6 +347,7 @@ struct flow_end {
 #define FLOW_KEPT 2048  /* chosen as well, but not rewritten: alias is the receiver's own address */
 #define FLOW_SINCE_A 4096 /* end a has sent since a reset */
 #define FLOW_SINCE_B 8192 /* the same for end b */
+#define FLOW_SOURCED 16384 /* the opener has a source of ours here: its own is in a struct client */
 
 struct flow {
 	__u64 opened; /* ktime ns */
@@ -418,6 +419,7 @@ struct vip_key {
 
 #define VIP_HOST 1 /* for what the host sends, its own and from outside; others: for containers */
 #define VIP_KEEP 2 /* its packets are delivered as they are */
+#define VIP_SOURCED 4 /* back ends that are on no port here see source, with which answers come back here */
 
 /* What a back end is chosen by: plan.Spread. */
 #define SPREAD_FLOW 0
@@ -428,9 +430,10 @@ struct vip {
 	__u32 table; /* of back ends; 0: there is none */
 	__u32 mask;  /* of a place in the table */
 	__u8 self[16] __attribute__((aligned(4))); /* as whom a back end meets itself */
+	__u8 source[16] __attribute__((aligned(4))); /* see VIP_SOURCED */
+	__u8 smac[ETH_ALEN]; /* of the source */
 	__u8 flags;  /* VIP_* */
 	__u8 spread; /* SPREAD_* */
-	__u8 pad[2];
 };
 
 /* The places of a table, in pieces: each names a back end. Who has how many, and which stay theirs
@@ -479,6 +482,13 @@ struct choice_key {
 
 struct choice {
 	__u32 table; /* that it was last seen in */
+	__u8 ip[16] __attribute__((aligned(4)));
+	__u16 port;
+	__u16 sport; /* that the connection has at its source of ours (VIP_SOURCED); 0: it has none */
+};
+
+/* Who has opened a flow with FLOW_SOURCED. It lives as long as the flow, whose key it has. */
+struct client {
 	__u8 ip[16] __attribute__((aligned(4)));
 	__u16 port;
 	__u16 pad;

@@ -81,6 +81,8 @@ __noinline int from_remote(struct __sk_buff *skb)
 	if (p->flags & PKT_NO_L4)
 		balance(skb, p); /* an answer's */
 	step = guard_inner(p);
+	if (!step)
+		step = balance_remote(skb, p);
 	if (!step && p->flags & PKT_GROUP)
 		step = guard_spread(p);
 	if (step)

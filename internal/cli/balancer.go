@@ -110,7 +110,7 @@ func (f *balancerFlags) add(a *app, cmd *cobra.Command) {
 	flags.StringVar(&f.expose, "expose", exposeNetwork, "whose connections: those of the network's endpoints alone (network), or the host's and those from outside as well (lan)")
 	flags.StringArrayVarP(&f.ports, "port", "p", nil, "port of the virtual addresses, and the back ends' where that is another: PORT[:BACKEND][/udp]")
 	flags.StringVar(&f.affinity, "affinity", "none", "what connections of one client have in common: none, source (the back end), source-protocol (the same for each protocol)")
-	flags.StringVar(&f.source, "source-vip", "", "address as which a back end sees itself when it is its own client; the virtual one without it")
+	flags.StringVar(&f.source, "source-vip", "", "address as which a back end sees itself when it is its own client; the virtual one without it. That of an endpoint in no container: also as which back ends that are not on this host see who comes by it")
 	flags.BoolVar(&f.preserve, "preserve-dip", false, "deliver packets as they are: the back ends have the virtual address")
 	completeFlag(cmd, "network", a.completeNetworks)
 	complete(cmd, "expose", exposeNetwork, exposeLAN)

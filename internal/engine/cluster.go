@@ -462,6 +462,11 @@ func (e *Engine) publishCluster(d *plan.Delta, always bool) {
 			concerns = concerns || (p != nil && p.Kind == plan.PortContainer && networks[p.Network])
 		}
 	}
+	for _, c := range d.Balancers {
+		for _, b := range []*plan.Balancer{c.Old, c.New} {
+			concerns = concerns || (b != nil && b.Source != nil && networks[b.Network] && !sameSource(c))
+		}
+	}
 	if always || len(d.Balancers)+len(d.Switches) > 0 {
 		e.publishBalancers()
 	}
@@ -474,7 +479,21 @@ func (e *Engine) publishCluster(d *plan.Delta, always bool) {
 			all = append(all, plan.Remote{Endpoint: p.Endpoint, Network: p.Network, Names: p.Names, Addrs: p.Addrs, MAC: p.MAC})
 		}
 	}
+	for id := range networks { // answers to what has such a source come here
+		told := map[hcn.GUID]bool{}
+		for _, s := range e.plan.Sources(id) {
+			if !told[s.Endpoint] {
+				told[s.Endpoint] = true
+				all = append(all, plan.Remote{Endpoint: s.Endpoint, Network: id, Addrs: s.Addrs, MAC: s.MAC})
+			}
+		}
+	}
 	e.opt.Cluster.Publish(all)
+}
+
+// sameSource tells that a load balancer has the source that it had.
+func sameSource(c plan.Change[plan.Balancer]) bool {
+	return c.Old != nil && c.New != nil && reflect.DeepEqual(c.Old.Source, c.New.Source)
 }
 
 // deleteClusterNetwork deletes a network on all hosts, and waits until it is gone here.

@@ -379,7 +379,7 @@ func (e *env) checkIndexes() {
 		e.t.Fatal(err)
 	}
 	text := func(s *state) string {
-		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), s.frontends, len(s.routes), len(s.routesOf), s.services, s.served, s.inside, len(s.shared), len(s.sharedBy), len(s.sharedAt), s.sharedServices, s.sharedServed)
+		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), len(s.bySource), s.frontends, len(s.routes), len(s.routesOf), s.services, s.served, s.inside, len(s.shared), len(s.sharedBy), len(s.sharedAt), s.sharedServices, s.sharedServed)
 	}
 	if d := cmp.Diff(text(fresh), text(e.e.st)); d != "" {
 		e.t.Errorf("indexes (-store +memory):\n%s", d)

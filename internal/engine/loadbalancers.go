@@ -321,6 +321,7 @@ func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 		for _, ep := range old.Doc.HostComputeEndpoints {
 			drop(s.byBackend, ep, id)
 		}
+		drop(s.bySource, old.SourceVIP(), id)
 		for _, f := range frontends(old) {
 			if s.frontends[f] == id {
 				delete(s.frontends, f)
@@ -343,6 +344,9 @@ func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 	}
 	for _, ep := range row.Doc.HostComputeEndpoints {
 		insert(s.byBackend, ep, id, row)
+	}
+	if a := row.SourceVIP(); a.IsValid() {
+		insert(s.bySource, a, id, row)
 	}
 	for _, f := range frontends(row) {
 		s.frontends[f] = id

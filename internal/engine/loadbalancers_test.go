@@ -60,6 +60,54 @@ func TestBackendsByTheHost(t *testing.T) {
 	})
 }
 
+// TestSourceVIP: back ends outside of the network count for the host when the SourceVIP is an endpoint's that is in no compartment, whichever
+// comes first, and for as long.
+func TestSourceVIP(t *testing.T) {
+	run(t, func(e *env) {
+		n := must(e.network(netDoc("a", "NAT", 7)))(e)
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+		far := must(e.endpoint(epDoc(n.ID, `"Flags":1,"IpConfigurations":[{"IpAddress":"203.0.113.9"}]`)))(e)
+		here := must(e.endpoint(epDoc(n.ID, "")))(e)
+		e.ok(e.attach(ns.ID, here.ID))
+		doc := lbDoc(1, far.ID, here.ID)
+		lb := must(e.balancer(strings.Replace(doc, `"FrontendVIPs"`, `"SourceVIP":"10.7.0.99","FrontendVIPs"`, 1)))(e)
+		check := func(what, source string, ends ...string) {
+			e.t.Helper()
+			e.settle()
+			p := e.e.plan
+			var got []string
+			as := ""
+			for _, s := range p.Balancers[lb.ID].Services {
+				if !s.Host || s.VIP.Is6() {
+					continue
+				}
+				for _, b := range s.Backends {
+					got = append(got, b.Addr().String())
+				}
+				if s.Source != nil {
+					as = s.Source.Addr.String()
+				}
+			}
+			known := slices.ContainsFunc(p.Ports[p.Switches[n.ID].HostPort].VNIC.Neighbours, func(k plan.Neighbour) bool { return k.Addr.String() == "10.7.0.99" })
+			if !slices.Equal(got, ends) || as != source || known != (source != "") {
+				e.t.Errorf("%s: back ends %v as %q, and the host knows it: %v; want %v as %q", what, got, as, known, ends, source)
+			}
+		}
+		own := here.IpConfigurations[0].IpAddress
+		check("nobody has it", "", own)
+		source := must(e.endpoint(epDoc(n.ID, `"IpConfigurations":[{"IpAddress":"10.7.0.99"}]`)))(e)
+		check("an endpoint has it", "10.7.0.99", own, "203.0.113.9")
+		e.ok(e.attach(ns.ID, source.ID))
+		check("it is attached", "", own)
+		e.ok(e.modifyNamespace(ns.ID, "Remove", "Endpoint", string(source.ID)))
+		check("it is detached", "10.7.0.99", own, "203.0.113.9")
+		e.restart()
+		check("after a restart", "10.7.0.99", own, "203.0.113.9")
+		e.ok(e.e.DeleteEndpoint(bg, source.ID))
+		check("it is deleted", "", own)
+	})
+}
+
 func TestLoadBalancers(t *testing.T) {
 	run(t, func(e *env) {
 		n := must(e.network(netDoc("a", "NAT", 7)))(e)

@@ -47,15 +47,16 @@ type state struct {
 	avoided     map[lanAddr]time.Time       // what somebody else on a LAN had
 	netNames    map[string]hcn.GUID
 	ctrNames    map[string]string
-	ports       map[portKey]map[hcn.GUID]int                 // who publishes a port, and how often
-	numbers     map[uint32]int                               // how many namespaces have a number
-	routesOf    map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute     // by the endpoints in their documents
-	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer // so, too
-	frontends   map[plan.Frontend]hcn.GUID                   // whose service is what
-	services    int                                          // of all load balancers
-	served      int                                          // back ends of all services together
-	inside      map[hcn.GUID]map[uint16]hcn.GUID             // by network: whose port on its own address is what
-	lastInside  map[hcn.GUID]uint16                          // the newest pick of those
+	ports       map[portKey]map[hcn.GUID]int                   // who publishes a port, and how often
+	numbers     map[uint32]int                                 // how many namespaces have a number
+	routesOf    map[hcn.GUID]map[hcn.GUID]*plan.SDNRoute       // by the endpoints in their documents
+	byBackend   map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer   // so, too
+	bySource    map[netip.Addr]map[hcn.GUID]*plan.LoadBalancer // by their SourceVIP
+	frontends   map[plan.Frontend]hcn.GUID                     // whose service is what
+	services    int                                            // of all load balancers
+	served      int                                            // back ends of all services together
+	inside      map[hcn.GUID]map[uint16]hcn.GUID               // by network: whose port on its own address is what
+	lastInside  map[hcn.GUID]uint16                            // the newest pick of those
 
 	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
 	// whose they are.
@@ -90,7 +91,7 @@ func newState() *state {
 		addrs: map[hcn.GUID]map[netip.Addr]hcn.GUID{}, macs: map[hcn.GUID]map[plan.MAC]hcn.GUID{},
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
-		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[plan.Frontend]hcn.GUID{},
+		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, bySource: map[netip.Addr]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[plan.Frontend]hcn.GUID{},
 		inside: map[hcn.GUID]map[uint16]hcn.GUID{}, lastInside: map[hcn.GUID]uint16{},
 		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
 		shared: map[hcn.GUID]*plan.LoadBalancer{}, sharedBy: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, sharedAt: map[hcn.GUID]map[plan.Frontend]hcn.GUID{},
@@ -101,6 +102,7 @@ func (s *state) intent() *plan.Intent {
 	return &plan.Intent{
 		Networks: s.networks, Endpoints: s.endpoints, Namespaces: s.namespaces, Routes: s.routesOf, Remotes: s.remotes,
 		Balancers: s.balancers, ByBackend: s.byBackend, Shared: s.shared, SharedBy: s.sharedBy, Frontends: s.frontends, Secure: s.secure,
+		BySource: s.bySource, Holders: s.addrs,
 	}
 }
 

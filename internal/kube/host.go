@@ -54,6 +54,8 @@ type host struct {
 	net     *hcn.HostComputeNetwork
 	ends    map[netip.Addr]hcn.GUID // the endpoints of the network, here and on other hosts, and those that we have made
 	far     map[hcn.GUID]netip.Addr // what we have made: machines outside of the network
+	away    map[netip.Addr]bool     // which of ends are not on this host
+	source  []netip.Addr            // as whom those see who comes by this host: of an endpoint that we have made, or none
 	have    map[hcn.GUID]*hcn.HostComputeLoadBalancer
 	missing int // back ends that the network does not have yet
 }
@@ -95,7 +97,7 @@ func (h *host) sync(ctx context.Context, list []balancer) error {
 		h.forget(true)
 		return err
 	}
-	errs := []error{h.reach(ctx, list)}
+	errs := []error{h.reach(ctx, list), h.makeSource(ctx, list)}
 	want := map[hcn.GUID]*hcn.HostComputeLoadBalancer{}
 	h.missing = 0
 	for i := range list {
@@ -183,15 +185,20 @@ func (h *host) readAddresses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.ends, h.far = map[netip.Addr]hcn.GUID{}, map[hcn.GUID]netip.Addr{}
+	h.ends, h.far, h.away, h.source = map[netip.Addr]hcn.GUID{}, map[hcn.GUID]netip.Addr{}, map[netip.Addr]bool{}, nil
 	known := map[hcn.GUID]bool{}
 	for _, a := range list {
 		addr, err := netip.ParseAddr(a.Address)
 		if err != nil || a.NetworkID != h.net.ID || a.Endpoint == "" {
 			continue
 		}
+		if a.Endpoint == h.sourceID() {
+			h.source = append(h.source, addr.Unmap())
+			continue
+		}
 		h.ends[addr.Unmap()] = a.Endpoint
 		known[a.Endpoint] = true
+		h.away[addr.Unmap()] = a.Kind == "remote" || a.Owner == owner
 		if a.Owner == owner {
 			h.far[a.Endpoint] = addr.Unmap()
 		}
@@ -227,10 +234,38 @@ func (h *host) reach(ctx context.Context, list []balancer) error {
 				continue
 			}
 			h.changed("create endpoint")
-			h.ends[a], h.far[doc.ID] = doc.ID, a
+			h.ends[a], h.far[doc.ID], h.away[a] = doc.ID, a, true
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sourceID is that of the endpoint as which back ends that are not on this host see who comes by it.
+func (h *host) sourceID() hcn.GUID { return guid("source", string(h.net.ID)) }
+
+// isAway tells that a load balancer has a back end that is not on this host: its answers come back here by a source.
+func (h *host) isAway(b *balancer) bool {
+	return slices.ContainsFunc(b.backends, func(a netip.Addr) bool { return h.away[a] })
+}
+
+// makeSource makes that endpoint when somebody needs it. It is in no compartment, and nobody else gets its addresses.
+func (h *host) makeSource(ctx context.Context, list []balancer) error {
+	if len(h.source) > 0 || !slices.ContainsFunc(list, func(b balancer) bool { return h.isAway(&b) }) {
+		return nil
+	}
+	doc, err := h.daemon.CreateEndpoint(ctx, &hcn.HostComputeEndpoint{
+		ID: h.sourceID(), Name: owner + "-source", Owner: owner, HostComputeNetwork: h.net.ID, SchemaVersion: hcn.V2(),
+	})
+	if err != nil {
+		return fmt.Errorf("make the source for back ends that are not on this host: %w", err)
+	}
+	h.changed("create endpoint")
+	for _, c := range doc.IpConfigurations {
+		if a, err := netip.ParseAddr(c.IpAddress); err == nil {
+			h.source = append(h.source, a.Unmap())
+		}
+	}
+	return nil
 }
 
 // leave deletes those that nobody needs any more.
@@ -242,6 +277,14 @@ func (h *host) leave(ctx context.Context, list []balancer) error {
 		}
 	}
 	var errs []error
+	if len(h.source) > 0 && !slices.ContainsFunc(list, func(b balancer) bool { return h.isAway(&b) }) {
+		if err := h.daemon.DeleteEndpoint(ctx, h.sourceID()); err != nil && !errors.Is(err, hcn.ErrEndpointNotFound) {
+			errs = append(errs, err)
+		} else {
+			h.changed("delete endpoint")
+			h.source = nil
+		}
+	}
 	for id, a := range unused {
 		if err := h.daemon.DeleteEndpoint(ctx, id); err != nil && !errors.Is(err, hcn.ErrEndpointNotFound) {
 			errs = append(errs, err)
@@ -272,6 +315,9 @@ func (h *host) document(b *balancer) *hcn.HostComputeLoadBalancer {
 	}
 	if b.affinity {
 		doc.PortMappings[0].DistributionType = hcn.DistributionSourceIP
+	}
+	if at := slices.IndexFunc(h.source, func(a netip.Addr) bool { return a.Is6() == b.v6 }); at >= 0 && h.isAway(b) {
+		doc.SourceVIP = h.source[at].String()
 	}
 	for _, a := range b.vips {
 		doc.FrontendVIPs = append(doc.FrontendVIPs, a.String())

@@ -47,8 +47,13 @@ func (d *fakeDaemon) Addresses(context.Context) ([]api.Address, error) {
 func (d *fakeDaemon) CreateEndpoint(_ context.Context, doc *hcn.HostComputeEndpoint) (*hcn.HostComputeEndpoint, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.did("far %s", doc.IpConfigurations[0].IpAddress)
-	d.addresses = append(d.addresses, api.Address{Address: doc.IpConfigurations[0].IpAddress, NetworkID: "N", Endpoint: doc.ID, Owner: doc.Owner})
+	what := "far"
+	if doc.Flags&hcn.RemoteEndpoint == 0 {
+		what = "source"
+		doc.IpConfigurations = []hcn.IpConfig{{IpAddress: "10.1.0.99"}}
+	}
+	d.did("%s %s", what, doc.IpConfigurations[0].IpAddress)
+	d.addresses = append(d.addresses, api.Address{Address: doc.IpConfigurations[0].IpAddress, NetworkID: "N", Kind: "endpoint", State: "reserved", Endpoint: doc.ID, Owner: doc.Owner})
 	return doc, nil
 }
 
@@ -166,7 +171,12 @@ func TestSync(t *testing.T) {
 		return out
 	}
 	list := []balancer{lb("a", "10.96.0.1", "10.1.0.1", "10.1.0.7", "192.0.2.7")}
-	step("what was left, and a machine outside", list, "far 192.0.2.7", "delete stale", "create a")
+	step("what was left, and a machine outside", list, "far 192.0.2.7", "source 10.1.0.99", "delete stale", "create a")
+	for _, doc := range d.balancers {
+		if doc.Name == "a" && doc.SourceVIP != "10.1.0.99" {
+			t.Errorf("the back end outside sees %q", doc.SourceVIP)
+		}
+	}
 	if got := ends("a"); len(got) != 2 || !slices.Contains(got, "E1") || h.missing != 1 {
 		t.Errorf("back ends %v, %d missing", got, h.missing)
 	}
@@ -196,9 +206,19 @@ func TestSync(t *testing.T) {
 	h.told(api.Event{Kind: "endpoint", Action: "delete"})
 	step("a pod goes", list)
 
+	// Somebody deletes the source: it is made again.
+	d.addresses = slices.DeleteFunc(d.addresses, func(a api.Address) bool { return a.Address == "10.1.0.99" })
+	h.told(api.Event{Kind: "endpoint", Action: "delete"})
+	step("the source goes", list, "source 10.1.0.99")
+
 	// Two change their addresses for each other's.
 	two := []balancer{lb("a", "10.96.0.1", "10.1.0.1"), lb("b", "10.96.0.2", "10.1.0.2")}
-	step("another one", two, "modify a", "create b", "no more 192.0.2.7")
+	step("another one", two, "modify a", "create b", "no more 10.1.0.99", "no more 192.0.2.7")
+	for _, doc := range d.balancers {
+		if doc.SourceVIP != "" {
+			t.Errorf("all back ends of %s are here, and see %s", doc.Name, doc.SourceVIP)
+		}
+	}
 	two[0].vips, two[1].vips = two[1].vips, two[0].vips
 	d.calls = nil
 	if err := h.sync(t.Context(), two); err != nil {

@@ -43,6 +43,9 @@ type Balancer struct {
 	Services []Service
 	// Forwards are what the host translates, for itself and for the outside.
 	Forwards []Forward
+	// Source is as whom back ends elsewhere see those, nil for none. Unreached says that there are such back ends, and none.
+	Source    *Source
+	Unreached bool
 }
 
 // Service is what clients ask for, and who answers.
@@ -57,6 +60,8 @@ type Service struct {
 	Keep bool
 	// Self is as whom a back end meets itself.
 	Self netip.Addr
+	// Source is as whom back ends that are on no port of the switch see clients; nil: as who they are.
+	Source *Source
 	// Backends in a fixed order, without duplicates.
 	Backends []netip.AddrPort
 }
@@ -140,6 +145,7 @@ func (p *Plan) withBalancers(in *Intent, dirty Dirty, endpoints, remotes map[hcn
 	for _, changed := range []map[hcn.GUID]struct{}{endpoints, remotes} {
 		for id := range changed {
 			in.balancersOf(id, func(b hcn.GUID) { out[b] = struct{}{} })
+			p.sourcedBy(in, id, func(b hcn.GUID) { out[b] = struct{}{} })
 		}
 	}
 	if len(dirty.Networks) == 0 {
@@ -193,7 +199,11 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 		return out
 	}
 	out.Forwards = BalancerForwards(b, n)
-	out.Services = append(out.Services, insideServices(b, out.Forwards, local)...)
+	if len(out.Forwards) > 0 {
+		out.Source = in.sourceOf(b)
+		out.Unreached = out.Source == nil && len(remote) > 0
+	}
+	out.Services = append(out.Services, insideServices(b, out.Forwards, out.Source, local, remote)...)
 	return out
 }
 
@@ -373,6 +383,9 @@ func (b *Balancer) text(w *strings.Builder) {
 		fmt.Fprintf(w, "    %s %s self %s", s, s.Spread, s.Self)
 		if s.Keep {
 			w.WriteString(" kept")
+		}
+		if s.Source != nil {
+			fmt.Fprintf(w, " source %s %s", s.Source.Addr, s.Source.MAC)
 		}
 		if s.Host {
 			w.WriteString(" for the host")

@@ -21,6 +21,7 @@ func New() *Plan {
 		Balancers:  map[hcn.GUID]*Balancer{},
 		rules:      map[hcn.GUID]*networkRules{},
 		policies:   map[hcn.GUID]*endpointPolicy{},
+		sources:    map[sourceKey]map[hcn.GUID]struct{}{},
 	}
 }
 

@@ -78,16 +78,45 @@ func (e *explainer) toBalanced(b *Balancer, f Forward, from *Port) {
 	if got == nil {
 		if e.Reason == "no-backend" {
 			e.Next = "bulkhead loadbalancer set " + cmp.Or(b.Name, string(b.ID)) + " ENDPOINT…"
+			if b.Unreached {
+				e.Next = "bulkhead endpoint create --network " + sw.Name + " --name source: its address is a SourceVIP (--source-vip) for the back ends that are not on this host"
+			}
 		}
 		return
 	}
-	if got.Verdict != Delivered {
+	switch {
+	case got.Verdict == Delivered:
+		to := e.plan.Ports[got.To]
+		e.mtu(sw.MTU, to.VNIC.MTU)
+		e.deliver(to, k.Src, got.Backend, got.Backend.String())
+	case got.Source.IsValid():
+		e.toFar(sw, got)
+	default:
 		e.Summary = "the switch judges this packet by more than an explanation holds"
+	}
+}
+
+// toFar goes on to a back end that is on no port here, which sees a source of ours.
+func (e *explainer) toFar(sw *Switch, got *Trace) {
+	client, asked, port := e.Src, e.Dst, e.q.Port
+	defer func() { e.Src, e.Dst, e.q.Port = client, asked, port }()
+	host := e.plan.Ports[sw.HostPort]
+	e.Src, e.Dst, e.q.Port = got.Source, got.Backend.Addr(), got.Backend.Port()
+	if got.Verdict == ToRemote {
+		e.remote(host, sw, got.Backend)
 		return
 	}
-	to := e.plan.Ports[got.To]
-	e.mtu(sw.MTU, to.VNIC.MTU)
-	e.deliver(to, k.Src, got.Backend, got.Backend.String())
+	if e.hostAddress(e.Dst) {
+		e.intoStack(sw)
+		return
+	}
+	if !e.forwarding(sw.HostDevice) {
+		return
+	}
+	if r, ok := e.hostRoute(); ok && e.foreign("forward") {
+		e.masquerade(host, r)
+		e.mtu(sw.MTU)
+	}
 }
 
 // toService ends a way that a load balancer decides: who would get the packet without it says nothing.

@@ -114,8 +114,9 @@ func BalancerForwards(b *LoadBalancer, n *Network) []Forward {
 	return out
 }
 
-// insideServices are what those forwards lead to. A back end on another host would answer the client by that host, so those here count.
-func insideServices(b *LoadBalancer, forwards []Forward, local []netip.Addr) []Service {
+// insideServices are what those forwards lead to. A back end that is not on this host would answer the client past it: it counts where
+// there is a source of its family.
+func insideServices(b *LoadBalancer, forwards []Forward, source *Source, local, remote []netip.Addr) []Service {
 	var out []Service
 	for i, m := range b.Doc.PortMappings {
 		for _, six := range []bool{false, true} {
@@ -127,9 +128,17 @@ func insideServices(b *LoadBalancer, forwards []Forward, local []netip.Addr) []S
 			}
 			vip := forwards[at].To.Addr()
 			s := Service{Protocol: uint8(m.Protocol), VIP: vip, Port: b.inside(i), Spread: Spread(m.DistributionType), Self: vip, Host: true}
-			for _, a := range local {
-				if a.Is6() == six {
-					s.Backends = append(s.Backends, netip.AddrPortFrom(a, m.InternalPort))
+			add := func(list []netip.Addr) {
+				for _, a := range list {
+					if a.Is6() == six {
+						s.Backends = append(s.Backends, netip.AddrPortFrom(a, m.InternalPort))
+					}
+				}
+			}
+			add(local)
+			if here := len(s.Backends); source != nil && source.Addr.Is6() == six {
+				if add(remote); len(s.Backends) > here {
+					s.Source = source
 				}
 			}
 			slices.SortFunc(s.Backends, netip.AddrPort.Compare)
@@ -150,8 +159,8 @@ func (p *Plan) isOpen(network hcn.GUID) bool {
 	return false
 }
 
-// setInside gives the host's vNIC the ways to the services that are for the host, or takes them.
-func (sw *Switch) setInside(host *Port, open bool) {
+// setInside gives the host's vNIC the ways to the services that are for the host, and to the sources as which they send, or takes them.
+func (sw *Switch) setInside(host *Port, open bool, sources []*Source) {
 	host.VNIC.Routes, host.VNIC.Neighbours, host.KnownOn = nil, nil, nil
 	if !open || sw.HostDevice == "" {
 		return
@@ -167,6 +176,9 @@ func (sw *Switch) setInside(host *Port, open bool) {
 		host.VNIC.Routes = append(host.VNIC.Routes, Route{Dst: netip.PrefixFrom(a, a.BitLen())})
 		host.VNIC.Neighbours = append(host.VNIC.Neighbours, Neighbour{Addr: a, MAC: insideMAC()})
 	}
+	for _, s := range sources {
+		host.VNIC.Neighbours = append(host.VNIC.Neighbours, Neighbour{Addr: s.Addr, MAC: s.MAC})
+	}
 	host.KnownOn = []Interface{{Device: host.VNIC.Device}}
 }
 
@@ -176,10 +188,9 @@ func (p *Plan) reopen(d *Delta, network hcn.GUID) {
 	if sw == nil || sw.HostPort == "" {
 		return
 	}
-	old := p.Ports[sw.HostPort]
-	if open := p.isOpen(network); old != nil && open != (len(old.KnownOn) > 0) {
+	if old := p.Ports[sw.HostPort]; old != nil {
 		next := *old
-		sw.setInside(&next, open)
+		sw.setInside(&next, p.isOpen(network), p.Sources(network))
 		update(p.Ports, d.Ports, next.ID, &next)
 	}
 }

@@ -26,6 +26,9 @@ type Intent struct {
 	Shared    map[hcn.GUID]*LoadBalancer
 	SharedBy  map[hcn.GUID]map[hcn.GUID]*LoadBalancer
 	Frontends map[Frontend]hcn.GUID
+	// BySource has this host's load balancers by their SourceVIP, and Holders endpoints by network and address; nil: nobody keeps that.
+	BySource map[netip.Addr]map[hcn.GUID]*LoadBalancer
+	Holders  map[hcn.GUID]map[netip.Addr]hcn.GUID
 	// Secure are the keys that a control plane tells; nil until it does. Only Devices and Problem count.
 	Secure *Secure
 }

@@ -44,6 +44,8 @@ type Plan struct {
 	// endpoint.
 	rules    map[hcn.GUID]*networkRules
 	policies map[hcn.GUID]*endpointPolicy
+	// sources are the load balancers by their source.
+	sources map[sourceKey]map[hcn.GUID]struct{}
 }
 
 // Host holds the settings of the host's own network namespace that the plan

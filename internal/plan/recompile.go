@@ -82,7 +82,8 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	for id := range p.withBalancers(in, dirty, endpoints, remotes) {
 		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.balancer(id)))
 	}
-	for _, c := range d.Balancers {
+	for id, c := range d.Balancers {
+		p.noteSource(id, c.Old, c.New)
 		for _, b := range []*Balancer{c.Old, c.New} {
 			if b != nil {
 				balanced[b.Network] = struct{}{}
@@ -93,7 +94,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 		delete(balanced, id)
 		sw, own := compileNetwork(in.Networks[id], f)
 		if own.host != nil {
-			sw.setInside(own.host, p.isOpen(id))
+			sw.setInside(own.host, p.isOpen(id), p.Sources(id))
 		}
 		if first := in.firstOn(in.Networks[id]); sw != nil && first != nil && first.Doc.ID != id && own.uplink != nil {
 			sw.UplinkPort, own.uplink = UplinkPortID(first.Doc.ID), nil

@@ -85,6 +85,8 @@ type Trace struct {
 	Out, In *Rule
 	// Backend is the one that a load balancer has chosen; not valid without one.
 	Backend netip.AddrPort
+	// Source is as whom that sees the sender, where it is on no port here; not valid where it sees who that is.
+	Source netip.Addr
 	// Rule is the one that the verdict is due to: the rule that blocked, or the last
 	// one that allowed.
 	Rule *Rule
@@ -207,6 +209,8 @@ type tracer struct {
 	backend  netip.Addr
 	self     bool
 	balancer *Balancer
+	// far says that the back end is on no port here, and sees a source of ours.
+	far bool
 }
 
 func (t *tracer) step(layer string, port PortID, r *Rule, format string, args ...any) {

@@ -35,6 +35,12 @@ func (t *tracer) balance() bool {
 	if len(s.Backends) == 1 {
 		how = "its only back end"
 	}
+	if s.Source != nil && t.backendPort() == nil {
+		t.far, t.Source = true, s.Source.Addr
+		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, which is not on this host and sees %s, the SourceVIP (%s)", s, b.title(), to, s.Source.Addr, how)
+		k.Src, k.SrcMAC, k.Dst, k.DstPort = s.Source.Addr, s.Source.MAC, to.Addr(), to.Port()
+		return true
+	}
 	t.self = to.Addr() == k.Src && !s.Keep
 	if t.self && s.Host {
 		t.drop("load balancer", t.from.ID, "source-address", "%s is a service of load balancer %s: the back end %s, which it is for, is no address of the sender", s, b.title(), to)
@@ -52,6 +58,20 @@ func (t *tracer) balance() bool {
 	}
 	k.Dst, k.DstPort = to.Addr(), to.Port()
 	return true
+}
+
+// farDestination is where a packet from a source of ours goes: to another host, or by this one.
+func (t *tracer) farDestination() *Port {
+	if t.sw.Overlay != nil && t.plan.hopTo(t.sw, t.pkt.Dst) != nil {
+		return t.elsewhere()
+	}
+	host := t.plan.Ports[t.sw.HostPort]
+	if host == nil { // whose packet it is
+		t.drop("switching", t.from.ID, "no-route", "%s is outside of network %q, which has no way to the host", t.pkt.Dst, t.sw.Name)
+		return nil
+	}
+	t.step("switching", t.from.ID, nil, "%s is outside of network %q: by the host", t.pkt.Dst, t.sw.Name)
+	return host
 }
 
 // backendPort is the port of the chosen back end, nil when that is on none here; then the packet goes as any other to its address.

@@ -60,6 +60,9 @@ func (t *tracer) destination() *Port {
 		t.step("switching", t.from.ID, nil, "%s is the address of port %s", t.backend, to.ID)
 		return to
 	}
+	if t.far {
+		return t.farDestination()
+	}
 	if t.sw.Overlay != nil {
 		return t.overlayDestination()
 	}

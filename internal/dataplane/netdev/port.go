@@ -407,7 +407,9 @@ func (d *differ) far(p *plan.Port, s *space, l link, known []neighbour, fresh bo
 	d.connected(object, v, l, addrs, routes)
 	d.routes(object, v, l.index, routes)
 	d.loopback(object, v, l.index, routes)
-	d.neighbours(object, v.Neighbours, l.index, neighbours)
+	if p.Kind != plan.PortHost { // whose neighbours are an introduction
+		d.neighbours(object, v.Neighbours, l.index, neighbours)
+	}
 }
 
 func (d *differ) addresses(object string, v plan.VNIC, index int, have []address) {

@@ -12,10 +12,11 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
-// The flags are VIP_HOST and VIP_KEEP in bpf/lib/structs.h.
+// The flags are VIP_HOST, VIP_KEEP and VIP_SOURCED in bpf/lib/structs.h.
 const (
-	vipHost = 1
-	vipKeep = 2
+	vipHost    = 1
+	vipKeep    = 2
+	vipSourced = 4
 )
 
 // placesIn is how many places lie in a piece (PLACES).
@@ -31,7 +32,7 @@ type balanceTables struct {
 
 func newBalanceTables(o *bpfObjects, writes *int) *balanceTables {
 	return &balanceTables{
-		vips:     newTable[bpfVipKey, bpfVip](bpfMapBhVipsV1, o.BhVipsV1, writes),
+		vips:     newTable[bpfVipKey, bpfVip](bpfMapBhVipsV2, o.BhVipsV2, writes),
 		places:   newTable[bpfPlacesKey, bpfPlaces](bpfMapBhPlacesV1, o.BhPlacesV1, writes),
 		backends: newTable[bpfBackendKey, bpfBackend](bpfMapBhBackendsV1, o.BhBackendsV1, writes),
 		standing: newTable[bpfStandingKey, uint32](bpfMapBhStandingV1, o.BhStandingV1, writes),
@@ -173,6 +174,10 @@ func (b *balance) entry(s *plan.Service) (vipEntry, error) {
 	}
 	if s.Host {
 		e.v.Flags |= vipHost
+	}
+	if s.Source != nil {
+		e.v.Flags |= vipSourced
+		e.v.Source, e.v.Smac = s.Source.Addr.As16(), s.Source.MAC
 	}
 	if t != nil {
 		e.v.Table, e.v.Mask = t.id, uint32(len(t.places)-1)

@@ -29,7 +29,7 @@ func balancer(id hcn.GUID, counts ...int) *plan.Balancer {
 
 func (l *lab) vip(port uint16) (v bpfVip, err error) {
 	k := bpfVipKey{Sw: 1, Ip: vips[0].As16(), Port: port, Proto: unix.IPPROTO_TCP}
-	err = l.a.objs.BhVipsV1.Lookup(&k, &v)
+	err = l.a.objs.BhVipsV2.Lookup(&k, &v)
 	return v, err
 }
 

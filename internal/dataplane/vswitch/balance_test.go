@@ -477,21 +477,21 @@ func TestBalanceTables(t *testing.T) {
 	for k := range tables.vips.have {
 		lost = k
 	}
-	if err := b.a.objs.BhVipsV1.Delete(&lost); err != nil {
+	if err := b.a.objs.BhVipsV2.Delete(&lost); err != nil {
 		t.Fatal(err)
 	}
 	stranger := bpfVipKey{Sw: 9, Port: 1}
-	if err := b.a.objs.BhVipsV1.Put(&stranger, &bpfVip{}); err != nil {
+	if err := b.a.objs.BhVipsV2.Put(&stranger, &bpfVip{}); err != nil {
 		t.Fatal(err)
 	}
 	if drift := b.sync(); len(drift) == 0 {
 		t.Error("a changed map is no drift")
 	}
 	var v bpfVip
-	if err := b.a.objs.BhVipsV1.Lookup(&lost, &v); err != nil {
+	if err := b.a.objs.BhVipsV2.Lookup(&lost, &v); err != nil {
 		t.Errorf("what was lost is not there again: %v", err)
 	}
-	if err := b.a.objs.BhVipsV1.Lookup(&stranger, &v); err == nil {
+	if err := b.a.objs.BhVipsV2.Lookup(&stranger, &v); err == nil {
 		t.Error("what nobody asked for stays")
 	}
 	before := b.a.Writes()

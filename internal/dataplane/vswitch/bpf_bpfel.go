@@ -50,7 +50,7 @@ type bpfChoice struct {
 	Table uint32
 	Ip    [16]uint8
 	Port  uint16
-	Pad   uint16
+	Sport uint16
 }
 
 type bpfChoiceKey struct {
@@ -69,6 +69,13 @@ type bpfClassKey struct {
 	Policy uint32
 	Class  uint32
 	Side   uint32
+}
+
+type bpfClient struct {
+	_    structs.HostLayout
+	Ip   [16]uint8
+	Port uint16
+	Pad  uint16
 }
 
 type bpfConfig struct {
@@ -498,6 +505,7 @@ type bpfScratch struct {
 	ChoiceKey bpfChoiceKey
 	Vip       bpfVip
 	Choice    bpfChoice
+	Client    bpfClient
 	Tuple     struct {
 		_     structs.HostLayout
 		Src   [16]uint8
@@ -658,9 +666,10 @@ type bpfVip struct {
 	Table  uint32
 	Mask   uint32
 	Self   [16]uint8
+	Source [16]uint8
+	Smac   [6]uint8
 	Flags  uint8
 	Spread uint8
-	Pad    [2]uint8
 }
 
 type bpfVipKey struct {
@@ -696,6 +705,7 @@ const (
 	bpfMapBhBudgetV1       = "bh_budget_v1"
 	bpfMapBhChoicesV1      = "bh_choices_v1"
 	bpfMapBhClassesV1      = "bh_classes_v1"
+	bpfMapBhClientsV1      = "bh_clients_v1"
 	bpfMapBhConfigV1       = "bh_config_v1"
 	bpfMapBhDropsV1        = "bh_drops_v1"
 	bpfMapBhEventsV1       = "bh_events_v1"
@@ -720,7 +730,7 @@ const (
 	bpfMapBhRoutesV2       = "bh_routes_v2"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
-	bpfMapBhScratchV5      = "bh_scratch_v5"
+	bpfMapBhScratchV6      = "bh_scratch_v6"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
 	bpfMapBhSharesV4       = "bh_shares_v4"
@@ -731,7 +741,7 @@ const (
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
 	bpfMapBhTurnsV2        = "bh_turns_v2"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
-	bpfMapBhVipsV1         = "bh_vips_v1"
+	bpfMapBhVipsV2         = "bh_vips_v2"
 	bpfMapBhVnisV1         = "bh_vnis_v1"
 	bpfMapBhVtepsV1        = "bh_vteps_v1"
 	bpfProgBhFromHost      = "bh_from_host"
@@ -808,6 +818,7 @@ type bpfMapSpecs struct {
 	BhBudgetV1       *ebpf.MapSpec `ebpf:"bh_budget_v1"`
 	BhChoicesV1      *ebpf.MapSpec `ebpf:"bh_choices_v1"`
 	BhClassesV1      *ebpf.MapSpec `ebpf:"bh_classes_v1"`
+	BhClientsV1      *ebpf.MapSpec `ebpf:"bh_clients_v1"`
 	BhConfigV1       *ebpf.MapSpec `ebpf:"bh_config_v1"`
 	BhDropsV1        *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.MapSpec `ebpf:"bh_events_v1"`
@@ -832,7 +843,7 @@ type bpfMapSpecs struct {
 	BhRoutesV2       *ebpf.MapSpec `ebpf:"bh_routes_v2"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV5      *ebpf.MapSpec `ebpf:"bh_scratch_v5"`
+	BhScratchV6      *ebpf.MapSpec `ebpf:"bh_scratch_v6"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV4       *ebpf.MapSpec `ebpf:"bh_shares_v4"`
@@ -843,7 +854,7 @@ type bpfMapSpecs struct {
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhTurnsV2        *ebpf.MapSpec `ebpf:"bh_turns_v2"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
-	BhVipsV1         *ebpf.MapSpec `ebpf:"bh_vips_v1"`
+	BhVipsV2         *ebpf.MapSpec `ebpf:"bh_vips_v2"`
 	BhVnisV1         *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
 	BhVtepsV1        *ebpf.MapSpec `ebpf:"bh_vteps_v1"`
 }
@@ -886,6 +897,7 @@ type bpfMaps struct {
 	BhBudgetV1       *ebpf.Map `ebpf:"bh_budget_v1"`
 	BhChoicesV1      *ebpf.Map `ebpf:"bh_choices_v1"`
 	BhClassesV1      *ebpf.Map `ebpf:"bh_classes_v1"`
+	BhClientsV1      *ebpf.Map `ebpf:"bh_clients_v1"`
 	BhConfigV1       *ebpf.Map `ebpf:"bh_config_v1"`
 	BhDropsV1        *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1       *ebpf.Map `ebpf:"bh_events_v1"`
@@ -910,7 +922,7 @@ type bpfMaps struct {
 	BhRoutesV2       *ebpf.Map `ebpf:"bh_routes_v2"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV5      *ebpf.Map `ebpf:"bh_scratch_v5"`
+	BhScratchV6      *ebpf.Map `ebpf:"bh_scratch_v6"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV4       *ebpf.Map `ebpf:"bh_shares_v4"`
@@ -921,7 +933,7 @@ type bpfMaps struct {
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhTurnsV2        *ebpf.Map `ebpf:"bh_turns_v2"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
-	BhVipsV1         *ebpf.Map `ebpf:"bh_vips_v1"`
+	BhVipsV2         *ebpf.Map `ebpf:"bh_vips_v2"`
 	BhVnisV1         *ebpf.Map `ebpf:"bh_vnis_v1"`
 	BhVtepsV1        *ebpf.Map `ebpf:"bh_vteps_v1"`
 }
@@ -934,6 +946,7 @@ func (m *bpfMaps) Close() error {
 		m.BhBudgetV1,
 		m.BhChoicesV1,
 		m.BhClassesV1,
+		m.BhClientsV1,
 		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
@@ -958,7 +971,7 @@ func (m *bpfMaps) Close() error {
 		m.BhRoutesV2,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV5,
+		m.BhScratchV6,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV4,
@@ -969,7 +982,7 @@ func (m *bpfMaps) Close() error {
 		m.BhSwitchesV2,
 		m.BhTurnsV2,
 		m.BhVectorsV1,
-		m.BhVipsV1,
+		m.BhVipsV2,
 		m.BhVnisV1,
 		m.BhVtepsV1,
 	)

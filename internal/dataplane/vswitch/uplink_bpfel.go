@@ -29,7 +29,7 @@ type uplinkChoice struct {
 	Table uint32
 	Ip    [16]uint8
 	Port  uint16
-	Pad   uint16
+	Sport uint16
 }
 
 type uplinkChoiceKey struct {
@@ -48,6 +48,13 @@ type uplinkClassKey struct {
 	Policy uint32
 	Class  uint32
 	Side   uint32
+}
+
+type uplinkClient struct {
+	_    structs.HostLayout
+	Ip   [16]uint8
+	Port uint16
+	Pad  uint16
 }
 
 type uplinkConfig struct {
@@ -429,11 +436,13 @@ type uplinkScratch struct {
 		Table  uint32
 		Mask   uint32
 		Self   [16]uint8
+		Source [16]uint8
+		Smac   [6]uint8
 		Flags  uint8
 		Spread uint8
-		Pad    [2]uint8
 	}
 	Choice uplinkChoice
+	Client uplinkClient
 	Tuple  struct {
 		_     structs.HostLayout
 		Src   [16]uint8
@@ -548,6 +557,7 @@ const (
 	uplinkMapBhBudgetV1        = "bh_budget_v1"
 	uplinkMapBhChoicesV1       = "bh_choices_v1"
 	uplinkMapBhClassesV1       = "bh_classes_v1"
+	uplinkMapBhClientsV1       = "bh_clients_v1"
 	uplinkMapBhConfigV1        = "bh_config_v1"
 	uplinkMapBhDropsV1         = "bh_drops_v1"
 	uplinkMapBhEventsV1        = "bh_events_v1"
@@ -576,7 +586,7 @@ const (
 	uplinkMapBhRoutesV2        = "bh_routes_v2"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
-	uplinkMapBhScratchV5       = "bh_scratch_v5"
+	uplinkMapBhScratchV6       = "bh_scratch_v6"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
 	uplinkMapBhSharesV4        = "bh_shares_v4"
@@ -652,6 +662,7 @@ type uplinkMapSpecs struct {
 	BhBudgetV1        *ebpf.MapSpec `ebpf:"bh_budget_v1"`
 	BhChoicesV1       *ebpf.MapSpec `ebpf:"bh_choices_v1"`
 	BhClassesV1       *ebpf.MapSpec `ebpf:"bh_classes_v1"`
+	BhClientsV1       *ebpf.MapSpec `ebpf:"bh_clients_v1"`
 	BhConfigV1        *ebpf.MapSpec `ebpf:"bh_config_v1"`
 	BhDropsV1         *ebpf.MapSpec `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.MapSpec `ebpf:"bh_events_v1"`
@@ -680,7 +691,7 @@ type uplinkMapSpecs struct {
 	BhRoutesV2        *ebpf.MapSpec `ebpf:"bh_routes_v2"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV5       *ebpf.MapSpec `ebpf:"bh_scratch_v5"`
+	BhScratchV6       *ebpf.MapSpec `ebpf:"bh_scratch_v6"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV4        *ebpf.MapSpec `ebpf:"bh_shares_v4"`
@@ -726,6 +737,7 @@ type uplinkMaps struct {
 	BhBudgetV1        *ebpf.Map `ebpf:"bh_budget_v1"`
 	BhChoicesV1       *ebpf.Map `ebpf:"bh_choices_v1"`
 	BhClassesV1       *ebpf.Map `ebpf:"bh_classes_v1"`
+	BhClientsV1       *ebpf.Map `ebpf:"bh_clients_v1"`
 	BhConfigV1        *ebpf.Map `ebpf:"bh_config_v1"`
 	BhDropsV1         *ebpf.Map `ebpf:"bh_drops_v1"`
 	BhEventsV1        *ebpf.Map `ebpf:"bh_events_v1"`
@@ -754,7 +766,7 @@ type uplinkMaps struct {
 	BhRoutesV2        *ebpf.Map `ebpf:"bh_routes_v2"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV5       *ebpf.Map `ebpf:"bh_scratch_v5"`
+	BhScratchV6       *ebpf.Map `ebpf:"bh_scratch_v6"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV4        *ebpf.Map `ebpf:"bh_shares_v4"`
@@ -773,6 +785,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhBudgetV1,
 		m.BhChoicesV1,
 		m.BhClassesV1,
+		m.BhClientsV1,
 		m.BhConfigV1,
 		m.BhDropsV1,
 		m.BhEventsV1,
@@ -801,7 +814,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhRoutesV2,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV5,
+		m.BhScratchV6,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV4,

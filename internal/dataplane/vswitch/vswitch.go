@@ -267,11 +267,11 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1,
 		bpfMapBhFlowsV4: o.BhFlowsV4, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV4: o.BhSharesV4, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhSteerV1: o.BhSteerV1, bpfMapBhLansV1: o.BhLansV1, bpfMapBhBucketsV1: o.BhBucketsV1,
-		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV5: o.BhScratchV5,
+		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV6: o.BhScratchV6,
 		bpfMapBhOverlaysV1: o.BhOverlaysV1, bpfMapBhVnisV1: o.BhVnisV1, bpfMapBhRemotesV1: o.BhRemotesV1, bpfMapBhRoutesV2: o.BhRoutesV2, bpfMapBhVtepsV1: o.BhVtepsV1,
 		bpfMapBhFloodsV1: o.BhFloodsV1, bpfMapBhGroupsV1: o.BhGroupsV1,
-		bpfMapBhVipsV1: o.BhVipsV1, bpfMapBhPlacesV1: o.BhPlacesV1, bpfMapBhBackendsV1: o.BhBackendsV1, bpfMapBhStandingV1: o.BhStandingV1,
-		bpfMapBhChoicesV1: o.BhChoicesV1, bpfMapBhTurnsV2: o.BhTurnsV2,
+		bpfMapBhVipsV2: o.BhVipsV2, bpfMapBhPlacesV1: o.BhPlacesV1, bpfMapBhBackendsV1: o.BhBackendsV1, bpfMapBhStandingV1: o.BhStandingV1,
+		bpfMapBhChoicesV1: o.BhChoicesV1, bpfMapBhClientsV1: o.BhClientsV1, bpfMapBhTurnsV2: o.BhTurnsV2,
 		bpfMapBhDropsV1: o.BhDropsV1, bpfMapBhEventsV1: o.BhEventsV1, bpfMapBhBudgetV1: o.BhBudgetV1,
 	}
 }

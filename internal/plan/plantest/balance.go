@@ -2,6 +2,7 @@ package plantest
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 
 	"pgregory.net/rapid"
@@ -43,8 +44,15 @@ func balancers(t *rapid.T, in *plan.Intent) {
 			}
 			b.Doc.PortMappings = append(b.Doc.PortMappings, m)
 		}
-		if rapid.IntRange(0, 3).Draw(t, "source") == 0 {
+		switch rapid.IntRange(0, 3).Draw(t, "source") {
+		case 0:
 			b.Doc.SourceVIP = "10.96.0.9"
+		case 1, 2:
+			b.Doc.SourceVIP = sources[rapid.IntRange(0, 1).Draw(t, "source's family")].String()
+			reserve(in, network)
+		}
+		if in.Networks[network].Doc.ByHost() && rapid.Bool().Draw(t, "back end by the host") {
+			b.Doc.HostComputeEndpoints = append(b.Doc.HostComputeEndpoints, outside(in, network))
 		}
 		if rapid.Bool().Draw(t, "for the host") {
 			b.Inside = []uint16{uint16(2*i + 1), uint16(2*i + 2)}
@@ -54,6 +62,26 @@ func balancers(t *rapid.T, in *plan.Intent) {
 		}
 		in.Balancers[b.Doc.ID] = b
 	}
+}
+
+// sources are addresses of an endpoint that is in no compartment.
+var sources = parse("10.1.0.99", "fd00:1::99")
+
+// reserve makes that endpoint.
+func reserve(in *plan.Intent, network hcn.GUID) {
+	number := int(in.Networks[network].Switch)
+	e := &plan.Endpoint{MAC: plan.MAC{2, 0, 0, 0, 0xab, byte(number)}, Addrs: []netip.Prefix{netip.PrefixFrom(sources[0], 24), netip.PrefixFrom(sources[1], 64)}}
+	e.Doc.ID, e.Doc.HostComputeNetwork = guid("F", number), network
+	in.Endpoints[e.Doc.ID] = e
+}
+
+// outside makes an endpoint that stands for a machine outside of the network.
+func outside(in *plan.Intent, network hcn.GUID) hcn.GUID {
+	number := int(in.Networks[network].Switch)
+	e := &plan.Endpoint{Addrs: []netip.Prefix{netip.MustParsePrefix("203.0.113.9/32"), netip.MustParsePrefix("2001:db8:9::9/128")}}
+	e.Doc.ID, e.Doc.HostComputeNetwork, e.Doc.Flags = guid("F", 10+number), network, hcn.RemoteEndpoint
+	in.Endpoints[e.Doc.ID] = e
+	return e.Doc.ID
 }
 
 // served makes a packet one for a service.
