@@ -27,6 +27,7 @@ var mayImport = map[string]string{
 	"api":                    "hcn",
 	"client":                 "hcn api",
 	"cmd/*":                  "everything",
+	"hcsshim":                "hcn client",
 	"hcsshim/hcn":            "hcn client",
 	"internal/cli":           "hcn api client",
 	"internal/cluster":       "hcn api internal/dataplane/underlay internal/engine internal/overlay internal/plan",

@@ -20,10 +20,7 @@ const patience = 2 * time.Minute
 const socketEnv = "BULKHEAD_HOST"
 
 // SchemaVersion of a document.
-type SchemaVersion struct {
-	Major int
-	Minor int
-}
+type SchemaVersion = Version
 
 // V2SchemaVersion is that of version 2.
 func V2SchemaVersion() SchemaVersion { return SchemaVersion{Major: 2} }

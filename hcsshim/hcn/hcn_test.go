@@ -194,3 +194,21 @@ func TestAddRoute(t *testing.T) {
 		t.Errorf("with one less: %+v, %v", r, err)
 	}
 }
+
+// TestUpdateLoadBalancer: a document for an ID goes in one call, so that connections to back ends that stay go on.
+func TestUpdateLoadBalancer(t *testing.T) {
+	s := serve(t)
+	lb, err := hcn.AddLoadBalancer([]hcn.HostComputeEndpoint{{Id: "A"}}, hcn.LoadBalancerFlagsDSR, hcn.LoadBalancerPortMappingFlagsNone, "", []string{"10.96.0.1"}, 6, 8080, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := *lb
+	next.Id, next.HostComputeEndpoints = "", []string{"A", "B"}
+	got, err := next.Update(lb.Id)
+	if err != nil || got.Id != lb.Id {
+		t.Fatalf("%+v: %v", got, err)
+	}
+	if ends, ok := s.last["HostComputeEndpoints"].([]any); !ok || len(ends) != 2 || s.last["ID"] != lb.Id {
+		t.Errorf("sent %v", s.last)
+	}
+}

@@ -70,6 +70,16 @@ func (loadBalancer *HostComputeLoadBalancer) Create() (*HostComputeLoadBalancer,
 	return create(loadBalancers, loadBalancer)
 }
 
+// Update gives the load balancer with an ID this document. Connections to back ends that stay go on.
+func (loadBalancer *HostComputeLoadBalancer) Update(hnsLoadbalancerID string) (*HostComputeLoadBalancer, error) {
+	doc := *loadBalancer
+	doc.Id = hnsLoadbalancerID
+	if err := modify(loadBalancers, hnsLoadbalancerID, &doc); err != nil {
+		return nil, err
+	}
+	return GetLoadBalancerByID(hnsLoadbalancerID)
+}
+
 // Delete deletes the load balancer.
 func (loadBalancer *HostComputeLoadBalancer) Delete() error {
 	return remove(loadBalancers, loadBalancer.Id)

@@ -9,11 +9,21 @@ type Route struct {
 	Metric            uint16 `json:",omitempty"`
 }
 
+// SubnetFlags are options of a subnet.
+type SubnetFlags uint32
+
+// The flags of subnets.
+const (
+	SubnetFlagsNone                       SubnetFlags = 0
+	SubnetFlagsDoNotReserveGatewayAddress SubnetFlags = 1
+)
+
 // Subnet of a network.
 type Subnet struct {
 	IpAddressPrefix string            `json:",omitempty"`
 	Policies        []json.RawMessage `json:",omitempty"`
 	Routes          []Route           `json:",omitempty"`
+	Flags           SubnetFlags       `json:",omitempty"`
 }
 
 // Ipam is an address space: Type is Static or DHCP.

@@ -148,7 +148,40 @@ type SDNRoutePolicySetting struct {
 }
 
 // NetworkACLPolicySetting is a rule of a network.
-type NetworkACLPolicySetting = AclPolicySetting
+type NetworkACLPolicySetting struct {
+	Protocols       string `json:",omitempty"`
+	Action          ActionType
+	Direction       DirectionType
+	LocalAddresses  string   `json:",omitempty"`
+	RemoteAddresses string   `json:",omitempty"`
+	LocalPorts      string   `json:",omitempty"`
+	RemotePorts     string   `json:",omitempty"`
+	RuleType        RuleType `json:",omitempty"`
+	Priority        uint16   `json:",omitempty"`
+}
+
+// ProtocolType is the number of a protocol.
+type ProtocolType uint32
+
+// The protocols.
+const (
+	ProtocolTypeUnknown ProtocolType = 0
+	ProtocolTypeICMPv4  ProtocolType = 1
+	ProtocolTypeIGMP    ProtocolType = 2
+	ProtocolTypeTCP     ProtocolType = 6
+	ProtocolTypeUDP     ProtocolType = 17
+	ProtocolTypeICMPv6  ProtocolType = 58
+)
+
+// L4ProxyPolicySetting sends flows to a proxy.
+type L4ProxyPolicySetting struct {
+	IP          string       `json:",omitempty"`
+	Port        string       `json:",omitempty"`
+	Protocol    ProtocolType `json:",omitempty"`
+	Exceptions  []string     `json:",omitempty"`
+	Destination string
+	OutboundNAT bool `json:",omitempty"`
+}
 
 // FiveTuple selects what a proxy takes.
 type FiveTuple struct {
@@ -186,6 +219,13 @@ type EncapOverheadEndpointPolicySetting struct {
 	Overhead uint16 `json:",omitempty"`
 }
 
+// IovPolicySetting asks for a NIC's virtual function.
+type IovPolicySetting struct {
+	IovOffloadWeight    uint32 `json:",omitempty"`
+	QueuePairsRequested uint32 `json:",omitempty"`
+	InterruptModeration uint32 `json:",omitempty"`
+}
+
 // ProviderAddressEndpointPolicySetting is where an endpoint's host is.
 type ProviderAddressEndpointPolicySetting struct {
 	ProviderAddress string `json:",omitempty"`
@@ -209,6 +249,16 @@ type SourceMacAddressNetworkPolicySetting struct {
 // NetAdapterNameNetworkPolicySetting names the uplink of a network.
 type NetAdapterNameNetworkPolicySetting struct {
 	NetworkAdapterName string `json:",omitempty"`
+}
+
+// ProviderAddressNetworkPolicySetting is the host's address for the tunnels of a network.
+type ProviderAddressNetworkPolicySetting struct {
+	ProviderAddress string `json:",omitempty"`
+}
+
+// LayerConstraintNetworkPolicySetting names a layer of the switch.
+type LayerConstraintNetworkPolicySetting struct {
+	LayerId string `json:",omitempty"`
 }
 
 // VSwitchExtensionNetworkPolicySetting turns an extension of the switch on or off.
@@ -261,10 +311,10 @@ const (
 
 // SetPolicySetting is an address set of a network.
 type SetPolicySetting struct {
-	Id         string
-	Name       string
-	PolicyType SetPolicyType
-	Values     string
+	Id     string
+	Name   string
+	Type   SetPolicyType `json:"PolicyType"`
+	Values string
 }
 
 // TierAclRule is a rule in a tier.

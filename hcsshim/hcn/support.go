@@ -124,7 +124,7 @@ type SupportedFeatures struct {
 	NestedIpSet              bool        `json:"NestedIpSet"`
 	DisableHostPort          bool        `json:"DisableHostPort"`
 	ModifyLoadbalancer       bool        `json:"ModifyLoadbalancer"`
-	AccelnetSupport          bool        `json:"Accelnet"`
+	Accelnet                 bool        `json:"Accelnet"`
 }
 
 func featuresOf(v Version) SupportedFeatures {
@@ -137,7 +137,7 @@ func featuresOf(v Version) SupportedFeatures {
 		SessionAffinity: SessionAffinityVersion.has(v), IPv6DualStack: IPv6DualStackVersion.has(v), SetPolicy: SetPolicyVersion.has(v),
 		VxlanPort: VxlanPortVersion.has(v), L4Proxy: L4ProxyPolicyVersion.has(v), L4WfpProxy: L4WfpProxyPolicyVersion.has(v),
 		TierAcl: TierAclPolicyVersion.has(v), NetworkACL: NetworkACLPolicyVersion.has(v), NestedIpSet: NestedIpSetVersion.has(v),
-		DisableHostPort: DisableHostPortVersion.has(v), ModifyLoadbalancer: ModifyLoadbalancerVersion.has(v), AccelnetSupport: AccelnetVersion.has(v),
+		DisableHostPort: DisableHostPortVersion.has(v), ModifyLoadbalancer: ModifyLoadbalancerVersion.has(v), Accelnet: AccelnetVersion.has(v),
 	}
 }
 
@@ -263,5 +263,5 @@ func ModifyLoadbalancerSupported() error {
 
 // AccelnetSupported is about accelerated NICs.
 func AccelnetSupported() error {
-	return supported("Accelnet", func(f SupportedFeatures) bool { return f.AccelnetSupport })
+	return supported("Accelnet", func(f SupportedFeatures) bool { return f.Accelnet })
 }
