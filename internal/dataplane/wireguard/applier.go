@@ -322,6 +322,9 @@ func (a *Applier) byProcess(ctx context.Context, c *compartment, s *plan.Secure,
 // byKernel finds or makes a device of the kernel's.
 func (a *Applier) byKernel(_ context.Context, c *compartment, s *plan.Secure, d *plan.SecureDevice, found func(string)) (*opened, error) {
 	was, err := a.endProcess(d.Device)
+	if err == nil {
+		err = a.forgetProcesses(d.Device)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -445,13 +448,18 @@ func (a *Applier) prune(s *plan.Secure) error {
 		_, err := a.endProcess(name)
 		errs = append(errs, err)
 		if s == nil {
-			errs = append(errs, removeIfThere(a.logFile(name)))
+			errs = append(errs, a.forgetProcesses(name))
 		}
 	}
-	if s == nil && a.opt.SocketDir == DefaultSocketDir {
+	return errors.Join(errs...)
+}
+
+// forgetProcesses removes what the processes of a device have left that ended for good.
+func (a *Applier) forgetProcesses(device string) error {
+	if a.opt.SocketDir == DefaultSocketDir {
 		_ = os.Remove(DefaultSocketDir) // unless others have something there
 	}
-	return errors.Join(errs...)
+	return removeIfThere(a.logFile(device))
 }
 
 // endProcess ends the process that is a device, and tells whether there was one.

@@ -508,7 +508,7 @@ func TestKernelTakesOver(t *testing.T) {
 		}
 		w.send()
 		a.reaches(b)
-		sockets := a.Run(t, "sh", "-c", "ls /run/wireguard 2>/dev/null || true")
+		sockets := a.Run(t, "sh", "-c", "ls -d /run/wireguard /run/bulkhead/wireguard-* 2>/dev/null || true")
 		ofKernel := a.Run(t, "ip", "-n", "hns-wireguard", "-o", "link", "show", "type", "wireguard")
 		if (sockets != "") == (m == Kernel) || (ofKernel != "") != (m == Kernel) {
 			t.Errorf("by %s there are %q and %q", m, sockets, ofKernel)
