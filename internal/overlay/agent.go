@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -77,12 +78,22 @@ type Agent struct {
 	fresh       map[ownBlock]int64       // blocks that this host has leased, with the revision, until the watch has seen it
 	waiting     map[hcn.GUID]chan answer // who waits for an answer, by the question
 	asked       chan asked
-	lost        chan struct{} // closed when the host's key was taken from us
-	claimed     int64         // the revision at which this session wrote that key
-	gone        int64         // the newest at which it was seen removed
-	taken       bool          // Take has given something
+	lost        chan struct{}     // closed when the host's key was taken from us
+	etcd        uint64            // its own ID of it; 0: not known
+	term        uint64            // the last term of its members that was heard of
+	past        *past             // what is to be brought back to an etcd that was put back to an earlier state; nil: nothing
+	void        chan struct{}     // closed and replaced when that is found
+	left        map[ownBlock]bool // blocks that others had before, until leftUntil
+	brought     bool              // all that was to be is, and the next snapshot shows it
+	leftUntil   time.Time
+	claimed     int64 // the revision at which this session wrote that key
+	gone        int64 // the newest at which it was seen removed
+	taken       bool  // Take has given something
 
 	session, watching error // why there is none just now
+
+	// breaks counts how often the way to etcd broke, looked at which of them it was seen that etcd is what it was.
+	breaks, looked atomic.Int64
 
 	wake    chan struct{}
 	unsaved chan struct{} // has something while the file lacks what is in the cache
@@ -128,7 +139,7 @@ func New(cfg Config) *Agent {
 	return &Agent{
 		cli: cfg.Client, keys: k, cfg: cfg, log: cfg.Log, cache: known, recalled: cfg.known != nil, unsaved: make(chan struct{}, 1), moved: make(chan struct{}), checks: make(chan struct{}), self: cfg.Host,
 		want: map[place]wanted{}, pub: map[place]published{}, todo: map[place]struct{}{}, unpublished: map[place]string{},
-		own: newOwnBalancers(), waiting: map[hcn.GUID]chan answer{}, asked: make(chan asked, mostAsked), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
+		own: newOwnBalancers(), waiting: map[hcn.GUID]chan answer{}, asked: make(chan asked, mostAsked), fresh: map[ownBlock]int64{}, lost: make(chan struct{}), void: make(chan struct{}), session: errStarting, watching: errStarting, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -165,6 +176,7 @@ func (a *Agent) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.again(ctx, "lease", &a.session, a.hold) })
 	wg.Go(func() { a.again(ctx, "watch", &a.watching, a.watch) })
+	wg.Go(func() { a.countBreaks(ctx) })
 	if a.cfg.Memory != "" {
 		wg.Go(func() { a.remember(ctx) })
 	}

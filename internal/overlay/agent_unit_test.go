@@ -49,11 +49,11 @@ func TestLost(t *testing.T) {
 		}
 	}
 	removed(10)
-	first := a.begin(1, 9)
+	first, _ := a.begin(1, 9)
 	if !lost(first) {
 		t.Error("removed after it was written, and before that was known here")
 	}
-	second := a.begin(2, 11)
+	second, _ := a.begin(2, 11)
 	if removed(10); lost(second) {
 		t.Error("removed before it was written again")
 	}
@@ -64,7 +64,7 @@ func TestLost(t *testing.T) {
 	if removed(12); !lost(second) {
 		t.Error("removed")
 	}
-	third := a.begin(3, 13)
+	third, _ := a.begin(3, 13)
 	if a.takeOwn(nil, 14); !lost(third) {
 		t.Error("a snapshot does not have it")
 	}

@@ -317,12 +317,12 @@ func (a *Agent) pickBlock(network hcn.GUID, subnet netip.Prefix, wanted *netipx.
 	h.Write([]byte(string(a.self.ID) + string(network) + subnet.String()))
 	start := new(big.Int).SetUint64(h.Sum64())
 	next := nthBlock(subnet, bits, start.Mod(start, count).Uint64()).Addr()
-	for range len(of) + len(a.fresh) + len(beside) + 1 { // each is another one, until all were tried
+	for range len(of) + len(a.fresh) + len(beside) + len(a.left) + 1 { // each is another one, until all were tried
 		p, err = from(ranges, next).Prefix(bits)
 		if err != nil {
 			return p, false, err
 		}
-		if of[p] == nil && !a.isFresh(network, p) && !slices.Contains(beside, p) {
+		if of[p] == nil && !a.isFresh(network, p) && !slices.Contains(beside, p) && !a.isLeft(ownBlock{network, p}) {
 			return p, false, nil
 		}
 		next = netipx.PrefixLastIP(p).Next()

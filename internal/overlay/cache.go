@@ -25,9 +25,10 @@ type cache struct {
 	keys keys
 	self hcn.GUID
 
-	rev      int64 // of the newest change that is in here
-	recalled bool  // it is from a file, and not from etcd
-	unsaved  bool  // of what a file keeps, something has changed
+	rev      int64  // of the newest change that is in here
+	last     marked // the newest value that is
+	recalled bool   // it is from a file, and not from etcd
+	unsaved  bool   // of what a file keeps, something has changed
 	schema   *item[schemaRecord]
 	hosts    map[hcn.GUID]*item[Host]
 	networks map[hcn.GUID]*item[Network]
@@ -139,6 +140,7 @@ func (c *cache) put(e entry) {
 	c.rev = max(c.rev, e.rev)
 	c.solved(e.key)
 	p, err := c.keys.parse(e.key)
+	c.mark(e, p.kind)
 	c.unsaved = c.unsaved || kept[p.kind]
 	if err != nil {
 		if !e.deleted {
@@ -487,6 +489,13 @@ func (c *cache) nameByBlocks(id hcn.GUID) string {
 	return ""
 }
 
+// mark notes the newest value.
+func (c *cache) mark(e entry, k kind) {
+	if !e.deleted && kept[k] && e.rev >= c.last.rev {
+		c.last = marked{e.key, e.rev}
+	}
+}
+
 // reset replaces everything by a snapshot, and marks what that changed. What was recalled counts for nothing: it may be damaged, or of
 // an etcd that was put back to what it was once.
 func (c *cache) reset(entries []entry, rev int64) {
@@ -500,7 +509,11 @@ func (c *cache) reset(entries []entry, rev int64) {
 			c.put(entry{key: key, deleted: true})
 		}
 	}
+	c.last = marked{}
 	for _, e := range entries {
+		if p, err := c.keys.parse(e.key); err == nil {
+			c.mark(e, p.kind)
+		}
 		if c.recalled || c.revOf(e.key) != e.rev {
 			c.put(e)
 		}

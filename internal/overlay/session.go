@@ -29,7 +29,11 @@ func (a *Agent) hold(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the host's lease: %w", err)
 	}
-	lost := a.begin(lease, rev)
+	lost, void := a.begin(lease, rev)
+	if err := a.lookBack(ctx); errors.Is(err, errPutBack) { // else it is looked at again
+		return err
+	}
+	looked := time.Now()
 	a.log.Info("this host is in the cluster", "host", a.self.ID, "name", a.self.Name)
 	defer func() {
 		a.mu.Lock()
@@ -44,9 +48,17 @@ func (a *Agent) hold(ctx context.Context) error {
 			return ctx.Err()
 		case <-lost:
 			return errors.New("the host's key was removed")
-		case _, ok := <-alive:
+		case <-void:
+			return errPutBack
+		case ka, ok := <-alive:
 			if !ok {
 				return fmt.Errorf("the host's lease ended: %w", ErrAway)
+			}
+			if a.suspicious(ka.ResponseHeader) || time.Since(looked) > lookBackEvery {
+				looked = time.Now()
+				if err := a.lookBack(ctx); errors.Is(err, errPutBack) {
+					return err
+				}
 			}
 			continue
 		case <-a.wake:
@@ -85,7 +97,7 @@ func (a *Agent) renewHost(ctx context.Context, lease clientv3.LeaseID) error {
 }
 
 // begin notes what was claimed at a revision, and gives what is closed when that is lost. It may be lost already: the watch does not wait.
-func (a *Agent) begin(lease clientv3.LeaseID, rev int64) (lost <-chan struct{}) {
+func (a *Agent) begin(lease clientv3.LeaseID, rev int64) (lost, void <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.lease != lease {
@@ -101,7 +113,7 @@ func (a *Agent) begin(lease clientv3.LeaseID, rev int64) (lost <-chan struct{}) 
 	a.lease, a.claimed, a.lost, a.session = lease, rev, make(chan struct{}), nil
 	a.loseSession(a.gone)
 	a.kick()
-	return a.lost
+	return a.lost, a.void
 }
 
 // claim puts the host's key under a lease: the one that it had, if that is alive, or a new one. It gives the revision of that.

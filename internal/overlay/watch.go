@@ -24,6 +24,15 @@ const firstPage = 1000
 // watch runs until something breaks. It returns no nil.
 func (a *Agent) watch(ctx context.Context) error {
 	a.mu.Lock()
+	void := a.void // from here on, whoever finds out that etcd was put back ends this
+	a.mu.Unlock()
+	if err := a.lookBack(ctx); err != nil {
+		return err
+	}
+	if err := a.bringBack(ctx); err != nil {
+		return err
+	}
+	a.mu.Lock()
 	synced, rev := a.synced, a.cache.rev
 	a.mu.Unlock()
 	if !synced {
@@ -34,7 +43,7 @@ func (a *Agent) watch(ctx context.Context) error {
 		rev = a.cache.rev
 		a.mu.Unlock()
 	}
-	err := a.follow(ctx, rev)
+	err := a.follow(ctx, rev, void)
 	if errors.Is(err, rpctypes.ErrCompacted) {
 		a.log.Info("etcd has compacted what this host had not seen yet: it reads everything again", "revision", rev)
 		if err := a.list(ctx); err != nil {
@@ -43,7 +52,7 @@ func (a *Agent) watch(ctx context.Context) error {
 		a.mu.Lock()
 		rev = a.cache.rev
 		a.mu.Unlock()
-		return a.follow(ctx, rev)
+		return a.follow(ctx, rev, void)
 	}
 	return err
 }
@@ -59,6 +68,11 @@ func (a *Agent) list(ctx context.Context) error {
 		a.mu.Unlock()
 		return err
 	}
+	if !a.brought && a.lacksOwn(entries) {
+		a.mu.Unlock()
+		return a.putBack()
+	}
+	a.brought = false
 	a.cache.reset(entries, rev)
 	a.takeOwn(entries, rev)
 	a.synced = true
@@ -178,6 +192,9 @@ func (a *Agent) readRange(ctx context.Context, from, end string, rev int64, out 
 		}
 		if rev == 0 {
 			rev = res.Header.Revision
+			a.mu.Lock()
+			a.etcd = res.Header.ClusterId
+			a.mu.Unlock()
 		}
 		for _, kv := range res.Kvs {
 			if len(*out) >= 4*maxObjects {
@@ -214,20 +231,32 @@ func (a *Agent) entryOf(kv *mvccpb.KeyValue) entry {
 	return entry{key: string(kv.Key), value: value, created: kv.CreateRevision, rev: kv.ModRevision, lease: kv.Lease}
 }
 
-// follow takes events in, from the one after rev.
-func (a *Agent) follow(ctx context.Context, rev int64) error {
+// follow takes events in, from the one after rev, until void is closed.
+func (a *Agent) follow(ctx context.Context, rev int64, void <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	events := a.cli.Watch(ctx, a.keys.all(), clientv3.WithPrefix(), clientv3.WithRev(rev+1), clientv3.WithCreatedNotify(), clientv3.WithFragment(), clientv3.WithProgressNotify())
-	for res := range events {
-		if err := res.Err(); err != nil {
-			return fmt.Errorf("watch: %w", err)
-		}
-		if err := a.takeIn(&res); err != nil {
-			return err
+	for {
+		select {
+		case <-void:
+			return errPutBack
+		case res, ok := <-events:
+			if !ok {
+				return fmt.Errorf("watch: %w", errors.Join(errors.New("it ended"), ctx.Err()))
+			}
+			if err := res.Err(); err != nil {
+				return fmt.Errorf("watch: %w", err)
+			}
+			if len(res.Events) > 0 && a.suspicious(res.Header) { // before anything of another etcd is taken for what came next
+				if err := a.lookBack(ctx); err != nil {
+					return err
+				}
+			}
+			if err := a.takeIn(&res); err != nil {
+				return err
+			}
 		}
 	}
-	return fmt.Errorf("watch: %w", errors.Join(errors.New("it ended"), ctx.Err()))
 }
 
 func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
