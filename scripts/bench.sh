@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures bin/bulkhead beside the kernel's limits and other tools, in throwaway namespaces, and prints a table. It
 # leaves bench.txt and bench.json in dist/. How to read them: docs/benchmarks.md.
-#   scripts/bench.sh [-o text|json] [REGEXP]     REGEXP picks from Attach Path Published Run Isolation Sets LAN Balance Cycles; all by default
+#   scripts/bench.sh [-o text|json] [REGEXP]     REGEXP picks from Attach Path Published Run Isolation Sets LAN Balance Overlay Cycles; all by default
 # BENCH_QUICK=1: in three minutes, with few samples.    BENCH_MAX=N: at most N standing endpoints (1000)
 # BENCH_CYCLES=N: make and remove so many endpoints and containers in Cycles (50); BENCH_CONTAINERS=N: fewer containers
 set -euo pipefail
