@@ -46,6 +46,8 @@ type Driver struct {
 	dockerd  *http.Client
 	ctx      context.Context //nolint:containedctx // of the searches for names, which outlive a request
 	searches sync.WaitGroup
+	orphans  orphans
+	again    time.Duration // how much later dockerd is asked once more what it has
 }
 
 // New makes a driver.
@@ -54,7 +56,7 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{Options: o, networks: n, pools: newPools()}
+	d := &Driver{Options: o, networks: n, pools: newPools(), again: twice}
 	d.dockerd = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", o.Docker)
@@ -71,7 +73,7 @@ func (d *Driver) Serve(ctx context.Context, ln net.Listener) error {
 	d.nameAgain()
 	s := &http.Server{
 		Handler: d.Handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelDebug), ConnContext: withPeer,
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ln) }()
@@ -101,7 +103,7 @@ func (d *Driver) Handler() http.Handler {
 	fixed := func(v any) func(context.Context, *none) (any, error) {
 		return func(context.Context, *none) (any, error) { return v, nil }
 	}
-	handle(d, m, "/Plugin.Activate", fixed(map[string][]string{"Implements": {"NetworkDriver", "IpamDriver"}}))
+	handle(d, m, "/Plugin.Activate", d.activate)
 
 	const nw = "/NetworkDriver."
 	handle(d, m, nw+"GetCapabilities", fixed(map[string]string{"Scope": "local", "ConnectivityScope": "local"}))

@@ -80,6 +80,25 @@ func (n *networks) set(id string, nw *network) error {
 	return nil
 }
 
+// forget has a network be none of Docker's any more.
+func (n *networks) forget(id hcn.GUID) error {
+	n.mu.Lock()
+	docker := ""
+	for k, nw := range n.byID {
+		if nw.ID == id {
+			docker = k
+		}
+	}
+	n.mu.Unlock()
+	if docker == "" {
+		return nil
+	}
+	return n.set(docker, nil)
+}
+
+// networkID is what one that is made for Docker is called.
+func networkID(docker string) hcn.GUID { return hcn.DerivedGUID("docker network", docker) }
+
 // createNetwork makes a network for Docker, or shares one that is there.
 func (d *Driver) createNetwork(ctx context.Context, in *createNetwork) (any, error) {
 	if in.NetworkID == "" || len(in.NetworkID) > 128 {
@@ -107,7 +126,8 @@ func (d *Driver) createNetwork(ctx context.Context, in *createNetwork) (any, err
 			return nil, d.networks.set(in.NetworkID, &network{ID: shared.ID})
 		}
 	}
-	doc.ID = hcn.DerivedGUID("docker network", in.NetworkID)
+	doc.ID = networkID(in.NetworkID)
+	d.orphans.claim(doc.ID)
 	// Asked again, with a crash in between, it is there.
 	if _, err := d.Daemon.Network(ctx, doc.ID); err != nil {
 		if _, err := d.Daemon.CreateNetwork(ctx, doc); err != nil {
