@@ -107,6 +107,12 @@ test-vm-networks: go-ready ## run a VM on a network of every type (root)
 	./scripts/deps.sh build runtime test
 	$(GO) test -tags long -timeout 20m -count 1 -v -run 'TestLong/vmnets$$' ./test/e2e
 
+.PHONY: test-vm-hosts
+test-vm-hosts: go-ready ## run hosts of containers in VMs, and the commands of docs/container-hosts.md (root)
+	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-hosts: needs root: sudo make test-vm-hosts" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	$(GO) test -tags long -timeout 40m -count 1 -v -run 'TestLong/vmhost|TestLongTour$$' ./test/e2e
+
 .PHONY: test-vm-leaks
 test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED])
 	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-leaks: needs root: sudo make test-vm-leaks" >&2; exit 1; }

@@ -19,6 +19,8 @@ type ContainerSpec struct {
 	// GuestKernel is the image of the kernel that the VM is to have. When it is empty, the kernel that is installed on
 	// the host is taken if it is what Image demands, or else the newest kernel among the images that is.
 	GuestKernel string `json:"guestKernel,omitempty"`
+	// Host makes it a host of containers, in a VM. Isolation and Privileged need not be said then.
+	Host *ContainerHost `json:"host,omitempty"`
 
 	Hostname   string   `json:"hostname,omitempty"`
 	User       string   `json:"user,omitempty"`       // user[:group], names or numbers

@@ -35,8 +35,9 @@ const maxAnswer = 256 << 20
 
 // Client calls one daemon. It may be used by several goroutines.
 type Client struct {
-	socket string      // a path, or HOST:PORT with tls
+	socket string      // a path, HOST:PORT with tls, or what way leads to
 	tls    *tls.Config // nil: a unix socket
+	way    func(ctx context.Context) (net.Conn, error)
 	http   *http.Client
 	// Warn is told what the daemon warns of, such as members of a document that it ignored. Nil: nobody is.
 	Warn func(text string)
@@ -78,7 +79,10 @@ func newClient(socket string, conf *tls.Config) *Client {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	if c.tls != nil {
+	switch {
+	case c.way != nil:
+		return c.way(ctx)
+	case c.tls != nil:
 		return c.dialTLS(ctx)
 	}
 	var d net.Dialer

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,17 +68,9 @@ func (c *Client) upgrade(ctx context.Context, r request, streams api.Streams, re
 }
 
 func (c *Client) exchange(conn net.Conn, req *http.Request, streams api.Streams, ready func()) (int, error) {
-	if err := req.Write(conn); err != nil {
-		return -1, c.broken(err)
-	}
-	in := bufio.NewReader(conn)
-	res, err := http.ReadResponse(in, req)
+	in, err := c.switchTo(conn, req)
 	if err != nil {
-		return -1, c.broken(err)
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		return -1, answeredError(res)
+		return -1, err
 	}
 	if ready != nil {
 		ready()

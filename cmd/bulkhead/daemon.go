@@ -291,6 +291,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Probe:     c.probe,
 		Checks:    checks(p.filter, p.sw, p.runtime, p.vms, p.wg),
 		Info:      c.info(ctx, p),
+		AskHost:   askHost,
 		Pools4:    pools,
 		Step:      crashStep(os.Getenv(crashEnv)),
 		Log:       log,

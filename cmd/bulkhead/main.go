@@ -25,6 +25,6 @@ func deps() cli.Deps {
 	return cli.Deps{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Env: os.LookupEnv,
 		Version: version, Commit: commit,
-		Extra: []*cobra.Command{newDaemonCmd(), newResetCmd(), newHaltCmd(), newWireGuardCmd()},
+		Extra: []*cobra.Command{newDaemonCmd(), newResetCmd(), newHaltCmd(), newWireGuardCmd(), newHostInitCmd()},
 	}
 }

@@ -54,6 +54,7 @@ const defaultHost = "unix://" + client.DefaultSocket
 type app struct {
 	Deps
 	host    string
+	base    string // where the daemon is that the name of a host of containers is one of
 	certs   string
 	noColor bool
 	// plans is set while a command only asks what it would change (--dry-run).
@@ -116,8 +117,12 @@ virtual switch. This command talks to the daemon over its unix socket, or with
 	if h, ok := deps.Env("BULKHEAD_HOST"); ok && h != "" {
 		host = h
 	}
+	a.base = defaultHost
+	address := hostValue{a}
+	_ = address.Set(host) // never fails
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.host, "host", "H", host, "socket of the daemon, or tcp://HOST:PORT; the environment's BULKHEAD_HOST is the default")
+	flags.VarP(address, "host", "H", "socket of the daemon, tcp://HOST:PORT, or the NAME of a host of containers, behind its daemon's address if that is given; the environment's BULKHEAD_HOST is the default")
+	completeFlag(root, "host", a.completeContainerHosts)
 	flags.Lookup("host").DefValue = defaultHost // the reference is the same on every machine
 	certs, _ := deps.Env("BULKHEAD_CERTS")
 	flags.StringVar(&a.certs, "certs", certs, "directory with ca.pem, cert.pem and key.pem, for a daemon elsewhere; the environment's BULKHEAD_CERTS is the default")
@@ -125,6 +130,7 @@ virtual switch. This command talks to the daemon over its unix socket, or with
 	flags.BoolVar(&a.noColor, "no-color", false, "write no colours; so does NO_COLOR in the environment")
 	a.addCommands(root)
 	for _, cmd := range deps.Extra {
+		a.local(cmd)
 		root.AddCommand(grouped(groupSystem, cmd))
 	}
 	root.InitDefaultHelpCmd()
@@ -148,6 +154,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupContainers, newContainerCmd(a)),
 		grouped(groupContainers, newInspectCmd(a)),
 		grouped(groupContainers, newVolumeCmd(a)),
+		grouped(groupContainers, newHostCmd(a)),
 		grouped(groupNetworks, newNetworkCmd(a)),
 		grouped(groupNetworks, newConfirmCmd(a)),
 		grouped(groupNetworks, newEndpointCmd(a)),
@@ -215,15 +222,58 @@ func group(use, short, long, example string, subs ...*cobra.Command) *cobra.Comm
 	return cmd
 }
 
+// hostValue is the flag --host. Given twice, it is the address of a daemon and the name of a host of containers there.
+type hostValue struct{ a *app }
+
+func (v hostValue) String() string {
+	if v.a == nil {
+		return ""
+	}
+	return v.a.host
+}
+
+func (v hostValue) Set(s string) error {
+	if v.a.host = s; !isHostName(s) {
+		v.a.base = s
+	}
+	return nil
+}
+
+func (hostValue) Type() string { return "string" }
+
+// isHostName tells the name of a host of containers from the address of a daemon.
+func isHostName(host string) bool {
+	return host != "" && !strings.ContainsAny(host, "/:")
+}
+
+// local refuses --host NAME for a command that works on this machine and asks no daemon.
+func (a *app) local(cmd *cobra.Command) {
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if isHostName(a.host) {
+			return api.Errorf(api.KindInvalid, "bulkhead %s works on the machine that it runs on, and not on host %s", cmd.Name(), a.host).
+				Hint("bulkhead host shell %s bulkhead %s", a.host, cmd.Name())
+		}
+		return run(cmd, args)
+	}
+}
+
 // client connects to the daemon of --host.
 func (a *app) client() (*client.Client, error) {
+	address := a.host
+	if isHostName(address) {
+		address = a.base
+	}
 	dial := client.New
-	if strings.HasPrefix(a.host, "tcp://") {
+	if strings.HasPrefix(address, "tcp://") {
 		dial = func(address string) (*client.Client, error) { return client.NewRemote(address, a.certs) }
 	}
-	c, err := dial(a.host)
+	c, err := dial(address)
 	if err != nil {
 		return nil, err
+	}
+	if isHostName(a.host) {
+		c = c.OnHost(a.host)
 	}
 	c.Planned, c.ConfirmWithin = a.plans, a.within
 	c.Warn = func(text string) { fmt.Fprintln(a.Stderr, "warning:", cleanLines(text)) }

@@ -43,6 +43,7 @@ type daemon struct {
 	Plan          api.Plan
 	Cluster       api.Cluster
 	Attachments   []api.Attachment
+	Hosts         []api.Host
 
 	// fail answers a request, by method and path, with an error.
 	fail map[string]error
@@ -51,6 +52,7 @@ type daemon struct {
 	process func(in io.Reader, out *api.FrameWriter)
 	logs    []api.LogLine
 	pull    []api.ImageProgress
+	inner   *daemon // of a host of containers
 	// pcapng is the answer to a capture; it may break off.
 	pcapng       []byte
 	pcapngBreaks bool
@@ -118,6 +120,16 @@ func (d *daemon) routes() http.Handler {
 	get("/v1/doctor", func(*http.Request) (any, error) { return d.Doctor, nil })
 	get("/v1/containers/{ref}/stats", d.stats)
 	mux.HandleFunc("GET /v1/events", d.events)
+	get("/v1/hosts", func(*http.Request) (any, error) { return d.Hosts, nil })
+	get("/v1/hosts/{ref}", func(r *http.Request) (any, error) {
+		d.note(r, nil)
+		h := d.Hosts[0]
+		if len(d.Hosts) > 1 {
+			d.Hosts = d.Hosts[1:] // it goes on
+		}
+		return h, nil
+	})
+	mux.HandleFunc("POST /v1/hosts/{ref}/api", d.connectHost)
 	mux.HandleFunc("GET /v1/drops", d.readDrops)
 	mux.HandleFunc("GET /v1/flows", d.readFlows)
 	get("/v1/explain", func(r *http.Request) (any, error) {
@@ -397,6 +409,32 @@ func (d *daemon) attach(w http.ResponseWriter, r *http.Request) {
 		last = d.exit
 	}
 	_ = out.WriteJSON(api.ChannelExit, last)
+}
+
+// connectHost hands a connection on to the inner daemon.
+func (d *daemon) connectHost(w http.ResponseWriter, r *http.Request) {
+	d.note(r, nil)
+	if d.inner == nil {
+		d.answer(w, r, func(*http.Request) (any, error) {
+			return nil, api.Errorf(api.KindNotFound, "host %q does not exist", r.PathValue("ref")).Hint("bulkhead host ls")
+		})
+		return
+	}
+	there, err := net.Dial("unix", d.inner.socket)
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	defer there.Close()
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", api.HostProtocol)
+	go func() { _, _ = io.Copy(there, rw) }()
+	_, _ = io.Copy(conn, there)
 }
 
 // stdinOf makes a reader of the frames of standard input. gone is closed when the

@@ -192,7 +192,7 @@ func (e *Engine) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.
 
 // createContainer makes a container; also is part of the change.
 func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, also func(*txn, *containerRow) error) (api.ContainerCreated, error) {
-	if spec.Isolation == "" && !strings.HasPrefix(spec.NetworkMode, "container:") { // who shares a compartment is no VM
+	if spec.Isolation == "" && spec.Host == nil && !strings.HasPrefix(spec.NetworkMode, "container:") { // who shares a compartment is no VM
 		spec.Isolation = e.opt.Isolation
 	}
 	if err := checkSpec(&spec); err != nil {
@@ -282,6 +282,11 @@ func checkSpec(s *api.ContainerSpec) error {
 	}
 	if s.Image == "" {
 		return api.Errorf(api.KindInvalid, "image: it is missing").Hint("bulkhead image ls")
+	}
+	if s.Host != nil {
+		if err := checkHost(s); err != nil {
+			return err
+		}
 	}
 	switch s.Isolation {
 	case "", isolationProcess:

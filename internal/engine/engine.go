@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -82,6 +83,8 @@ type Sandbox interface {
 	Exec(ctx context.Context, id string, spec api.ExecSpec, s api.Streams) (int, error)
 	Logs(ctx context.Context, id string, o api.LogOptions, emit func(api.LogLine) error) error
 	Stats(ctx context.Context, id string) (api.Stats, error)
+	// Dial connects with a socket in the file system of a container that runs in a VM.
+	Dial(ctx context.Context, id, path string) (net.Conn, error)
 	// Volumes lists the named volumes. RemoveVolume takes one out of their list at
 	// once; finish removes its content.
 	Volumes() ([]api.Volume, error)
@@ -174,6 +177,8 @@ type Options struct {
 	// Checks are further lines of the doctor's report.
 	Checks func(ctx context.Context) []api.Check
 	Info   api.Info
+	// AskHost asks the daemon of a host of containers how it is, by connections of dial. Nil: nobody asks.
+	AskHost func(ctx context.Context, dial func(context.Context) (net.Conn, error)) (api.Info, error)
 	// Pools4 are where the daemon takes IPv4 prefixes from.
 	Pools4 []netip.Prefix
 	// Meter counts what happens; nil: nobody does.

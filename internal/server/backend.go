@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -20,6 +21,7 @@ type Backend interface {
 	loadBalancers
 	attachments
 	containers
+	hosts
 	images
 	volumes
 	reports
@@ -116,6 +118,14 @@ type containers interface {
 	UnpublishPorts(ctx context.Context, ref string, ports []api.PublishedPort) error
 	ConnectContainer(ctx context.Context, ref string, to api.NetworkAttachment) error
 	DisconnectContainer(ctx context.Context, ref, network string) error
+}
+
+// hosts are containers that are hosts of containers, and go by what containers go by.
+type hosts interface {
+	Hosts(ctx context.Context) []api.Host
+	Host(ctx context.Context, ref string) (api.Host, error)
+	// DialHost connects with the daemon in one.
+	DialHost(ctx context.Context, ref string) (net.Conn, error)
 }
 
 type volumes interface {

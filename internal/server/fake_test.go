@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -35,6 +36,8 @@ type fake struct {
 	exited chan struct{} // closed when containers end
 	// attach is what AttachContainer does.
 	attach func(ctx context.Context, s api.Streams) error
+	// dial is what DialHost does.
+	dial func(ctx context.Context) (net.Conn, error)
 	// stats counts up with every question.
 	asked uint64
 }
@@ -431,6 +434,22 @@ func (f *fake) Subscribe(ctx context.Context, after uint64) (<-chan api.Event, e
 		}
 	})
 	return ch, nil
+}
+
+func (f *fake) Hosts(context.Context) []api.Host { return []api.Host{{Name: "edge", Ready: true}} }
+
+func (f *fake) Host(_ context.Context, ref string) (api.Host, error) {
+	if ref != "edge" {
+		return api.Host{}, api.Errorf(api.KindNotFound, "host %q does not exist", ref).Hint("bulkhead host ls")
+	}
+	return api.Host{Name: "edge", Ready: true}, nil
+}
+
+func (f *fake) DialHost(ctx context.Context, ref string) (net.Conn, error) {
+	if _, err := f.Host(ctx, ref); err != nil {
+		return nil, err
+	}
+	return f.dial(ctx)
 }
 
 func (f *fake) Containers() []api.Container {

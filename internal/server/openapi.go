@@ -123,6 +123,8 @@ func (s *Server) describe(rt route) {
 	switch {
 	case rt.answerType == upgrade:
 		op.Responses["101"] = &huma.Response{Description: "The connection carries frames from here on"}
+	case rt.answerType == connection:
+		op.Responses["101"] = &huma.Response{Description: "The connection is one to that daemon from here on"}
 	case rt.answer == nil:
 		op.Responses["204"] = &huma.Response{Description: "Done"}
 	default:

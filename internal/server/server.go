@@ -84,6 +84,7 @@ func New(o Options) *Server {
 	s.hcnRoutes()
 	s.hnsRoutes()
 	s.containerRoutes()
+	s.hostRoutes()
 	s.networkingRoutes()
 	s.compartmentRoutes()
 	s.attachmentRoutes()

@@ -204,6 +204,11 @@ func setup(env *testscript.Env) error {
 	}
 	env.Setenv("VMKERNEL", guest)
 	env.Setenv("VMLEAKS", cmp.Or(os.Getenv("BULKHEAD_VM_LEAKS"), "50"))
+	hostImage, err := filepath.Abs("../../scripts/host-image.sh")
+	if err != nil {
+		return err
+	}
+	env.Setenv("HOSTIMAGE", hostImage)
 	env.Setenv("CGROUP", w.host.CgroupParent())
 	env.Setenv("STORM", cmp.Or(os.Getenv("BULKHEAD_STORM"), "5"))
 	w.before = w.host.Snapshot(t)

@@ -13,14 +13,18 @@ import (
 )
 
 // tours are the documents whose commands are tried, with how many there are at least, and what has to be there before.
-var tours = map[string]struct {
+var tours = map[string]tourist{
+	"README.md":       {least: 20},
+	"docs/observe.md": {least: 14},
+	"docs/explain.md": {least: 14},
+	"docs/lan.md":     {least: 17, before: lanOfTour},
+}
+
+type tourist struct {
 	least  int
 	before string
-}{
-	"README.md":       {20, ""},
-	"docs/observe.md": {14, ""},
-	"docs/explain.md": {14, ""},
-	"docs/lan.md":     {17, lanOfTour},
+	daemon []string      // flags
+	limit  time.Duration // of a command, where it is not that of all
 }
 
 // lanOfTour is the LAN of docs/lan.md: three NICs of the host at one switch, with a router that gives out addresses and has that of 192.168.1.40.
@@ -50,13 +54,17 @@ func TestTours(t *testing.T) {
 	for file, about := range tours {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
-			runTour(t, "../../"+file, about.least, about.before)
+			runTour(t, "../../"+file, about)
 		})
 	}
 }
 
-func runTour(t *testing.T, file string, least int, before string) {
+func runTour(t *testing.T, file string, about tourist) {
 	t.Helper()
+	least, before := about.least, about.before
+	if about.limit == 0 {
+		about.limit = limit
+	}
 	h := testhost.New(t, testhost.WithName("host"))
 	h.Run(t, "sh", "-c", "rm -f /etc/resolv.conf && : >/etc/resolv.conf")
 	dir := t.TempDir()
@@ -64,7 +72,7 @@ func runTour(t *testing.T, file string, least int, before string) {
 		t.Fatalf("make the image of the tours: %v\n%s", err, out)
 	}
 	run := func(line string) (string, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), limit)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), about.limit)
 		defer cancel()
 		c := h.Command(ctx, "bash", "-c", line)
 		c.Dir = dir
@@ -73,7 +81,7 @@ func runTour(t *testing.T, file string, least int, before string) {
 		out, err := c.CombinedOutput()
 		return string(out), err
 	}
-	daemon := h.Command(context.WithoutCancel(t.Context()), made.binary, "daemon", "--cgroup-parent", h.CgroupParent())
+	daemon := h.Command(context.WithoutCancel(t.Context()), made.binary, append([]string{"daemon", "--cgroup-parent", h.CgroupParent()}, about.daemon...)...)
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}

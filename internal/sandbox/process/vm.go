@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,9 @@ const (
 	vmDir     = "vm"         // what is shared with the shim
 	vmRootDir = "vmroot"     // the shim's root file system
 )
+
+// disk is that of a host of containers, in its storage.
+func (r *Runtime) disk(id string) string { return filepath.Join(r.storage(id), "disk") }
 
 func isVM(cfg api.SandboxConfig) bool { return cfg.Spec.Isolation == isolationVM }
 
@@ -69,6 +73,11 @@ func (r *Runtime) checkVM(cfg api.SandboxConfig, plan mountPlan) (warnings []str
 			if strings.HasSuffix(o, "shared") || strings.HasSuffix(o, "slave") {
 				return nil, fmt.Errorf("%w: mounts[%d]: option %s: mounts do not spread into a VM: leave it out, or use --isolation process", ErrInvalid, i, o)
 			}
+		}
+	}
+	if cfg.Spec.Host != nil {
+		if _, err := vm.FindMkfs(); err != nil {
+			return nil, err
 		}
 	}
 	f, err := r.facts(cfg, plan)
@@ -125,7 +134,15 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 	if !r.cgroups.has("memory") {
 		limits.Memory = nil
 	}
+	disk := ""
+	if h := cfg.Spec.Host; h != nil {
+		disk = r.disk(cfg.ID)
+		if err := vm.MakeDisk(ctx, disk, h.Disk); err != nil {
+			return nil, err
+		}
+	}
 	spec, err := r.vm.Prepare(ctx, vm.Container{
+		Disk:   disk,
 		Kernel: cfg.GuestKernel, InUse: r.vmFiles, Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath,
 		Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin, CPUs: cfg.Spec.Resources.CPUs, Memory: cfg.Spec.Resources.Memory,
 		Limits: limits, Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore, Capabilities: own,
@@ -140,6 +157,17 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 		spec.Linux.Resources.Pids = nil
 	}
 	return spec, nil
+}
+
+// Dial connects with a socket in the file system of a container that runs in a VM.
+func (r *Runtime) Dial(ctx context.Context, id, path string) (net.Conn, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	if !r.inVM(id) {
+		return nil, fmt.Errorf("container %.12s: %w", id, ErrNotRunning)
+	}
+	return vm.Dial(ctx, filepath.Join(r.bundle(id), vmDir), path)
 }
 
 // vmFiles are the directories that the VMs of containers are started from.

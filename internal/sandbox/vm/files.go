@@ -58,6 +58,7 @@ type Sources struct {
 	Kernel  Kernel // see FindKernel and KernelOfImage
 	Agent   string // see FindAgent
 	Runtime string // see FindRuntime
+	Host    bool   // for hosts of containers, which need more of the kernel
 	// InUse are directories of files that VMs have been started from and may need once more.
 	InUse func() []string
 }
@@ -100,7 +101,7 @@ func keyOf(src Sources) (string, error) {
 	h := sha256.New()
 	k := src.Kernel
 	modules := filepath.Join(k.Root, k.Modules)
-	fmt.Fprintln(h, storeFormat, modules, strings.Join(wantedModules(), " "))
+	fmt.Fprintln(h, storeFormat, modules, strings.Join(wantedModules(src.Host), " "))
 	for _, file := range []string{filepath.Join(k.Root, k.Image), modules, src.Agent, src.Runtime} {
 		st, err := os.Stat(file)
 		if err != nil {
@@ -134,7 +135,7 @@ func (s *Store) build(ctx context.Context, dir string, src Sources) (err error) 
 	if err != nil {
 		return err
 	}
-	modules, err := LoadOrder(ctx, dirOfModules, wantedModules())
+	modules, err := LoadOrder(ctx, dirOfModules, wantedModules(src.Host))
 	if err != nil {
 		return err
 	}

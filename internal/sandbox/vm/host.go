@@ -145,10 +145,14 @@ type Container struct {
 	Memory int64   // the limit in bytes; 0: none
 	Limits *specs.LinuxResources
 	Cgroup string
-	OOM    *int // oom_score_adj of the shim, and so of QEMU
+	Disk   string // the file of the disk of a host of containers; "": it is none
+	OOM    *int   // oom_score_adj of the shim, and so of QEMU
 	// Capabilities that we have to give.
 	Capabilities []string
 }
+
+// diskFile is where the shim finds the disk of its VM.
+const diskFile = "/disk"
 
 // FilesDir is where the shim finds what its VM is started from.
 const FilesDir = "/files"
@@ -168,7 +172,7 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := h.store.Get(ctx, Sources{Kernel: t.kernel, Agent: t.agent, Runtime: t.runtime, InUse: c.InUse})
+	files, err := h.store.Get(ctx, Sources{Kernel: t.kernel, Agent: t.agent, Runtime: t.runtime, Host: c.Disk != "", InUse: c.InUse})
 	if err != nil {
 		return nil, err
 	}
@@ -186,6 +190,9 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 		return nil, err
 	}
 	shared := c.share()
+	if c.Disk != "" {
+		c.furnish()
+	}
 	guestSpec, err := json.Marshal(c.Spec)
 	if err != nil {
 		return nil, fmt.Errorf("encode OCI spec: %w", err)
@@ -195,12 +202,14 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 			QEMU: t.qemu, Virtiofsd: t.virtiofsd, ShareDir: "/share", User: nobody, Groups: kvmGroups(t.accel),
 			Hardware: Hardware{
 				Accel: t.accel.Name, CPUs: processors(t.accel, c.CPUs), Memory: memoryOf(c.Memory),
-				Kernel: FilesDir + "/kernel", Initrd: FilesDir + "/initrd", Share: true,
+				Kernel: FilesDir + "/kernel", Initrd: FilesDir + "/initrd", Share: true, Disk: c.Disk != "",
 			},
 		},
 		Run: proto.Run{Share: shareTag, Spec: guestSpec, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
 	}
-	if name := h.templates.of(start.Machine, files); name != "" {
+	if c.Disk != "" { // few, and each with a disk, which cannot be saved
+		start.Machine.Disk, start.Run.Disk = diskFile, diskSerial
+	} else if name := h.templates.of(start.Machine, files); name != "" {
 		start.Machine.Template = filepath.Join(FilesDir, name)
 	}
 	data, err := json.Marshal(start)
@@ -292,6 +301,10 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 	threads := int64(1024)
 	limits.Pids = &specs.LinuxPids{Limit: &threads}
 	nofile := openFiles()
+	var disk []specs.Mount
+	if c.Disk != "" {
+		disk = []specs.Mount{{Destination: diskFile, Type: "bind", Source: c.Disk, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}}}
+	}
 	s := &specs.Spec{
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: c.Root, Readonly: true},
@@ -310,7 +323,7 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 			{Destination: "/bulkhead", Type: "bind", Source: h.opt.Self, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev"}},
 			{Destination: FilesDir, Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: ShimDir, Type: "bind", Source: c.Dir, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}},
-		}, shared),
+		}, disk, shared),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace},

@@ -270,9 +270,17 @@ func unpackLegacyLZ4(p []byte) ([]byte, error) {
 	return out, nil
 }
 
-// wantedModules are the drivers that the agent loads, in this order but for what they need, which comes first.
-func wantedModules() []string {
-	return []string{"virtio_pci", "virtio_console", "virtio_net", "virtiofs"}
+// wantedModules are the drivers that the agent loads, in this order but for what they need, which comes first. Those with a question
+// mark are left out where a kernel has them not. A host of containers has no modprobe below it that the kernel could call.
+func wantedModules(host bool) []string {
+	wanted := []string{"virtio_pci", "virtio_console", "virtio_net", "virtiofs"}
+	if !host {
+		return wanted
+	}
+	return append(wanted,
+		"virtio_blk", "overlay", "veth", "sch_ingress", "cls_bpf", "vxlan", "tun?", "macvlan?", "wireguard?", "sch_fq?",
+		"nf_tables", "nfnetlink", "nf_conntrack_netlink", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct",
+		"nft_fib_inet", "nft_reject_inet", "nft_objref", "nft_quota?", "nft_connlimit?", "nft_log?", "nft_limit?", "nft_hash?", "nft_numgen?", "nf_log_syslog?")
 }
 
 // Module is a driver's file as the guest loads it.
@@ -338,6 +346,10 @@ func LoadOrder(ctx context.Context, dir fs.FS, wanted []string) ([]Module, error
 		return nil
 	}
 	for _, name := range wanted {
+		name, optional := strings.CutSuffix(name, "?")
+		if optional && files[name] == "" {
+			continue
+		}
 		if err := need(name, "a VM"); err != nil {
 			return nil, err
 		}

@@ -30,6 +30,7 @@ type Config struct {
 	QEMU      string    `json:"qemu"`
 	Virtiofsd Virtiofsd `json:"virtiofsd,omitzero"`
 	ShareDir  string    `json:"shareDir,omitempty"`
+	Disk      string    `json:"disk,omitempty"` // the file of its disk; "": it has none
 	// User is who QEMU is, which needs no rights at all; 0: whoever we are.
 	User uint32 `json:"user,omitempty"`
 	// Groups it is in, for /dev/kvm.
@@ -136,6 +137,14 @@ func (e *silentError) Error() string {
 func boot(ctx context.Context, cfg Config, more ...*os.File) (_ *Machine, err error) {
 	m := &Machine{console: &tail{}}
 	defer m.closeOn(&err)
+	if cfg.Hardware.Disk {
+		disk, err := os.OpenFile(cfg.Disk, os.O_RDWR, 0) // QEMU may not
+		if err != nil {
+			return nil, fmt.Errorf("open the VM's disk: %w", err)
+		}
+		defer disk.Close()
+		more = append([]*os.File{disk}, more...)
+	}
 	if cfg.Hardware.Share {
 		share, err := m.startShare(ctx, cfg)
 		if err != nil {

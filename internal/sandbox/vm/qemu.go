@@ -13,7 +13,7 @@ const (
 	fdQMP
 	fdConsole
 	fdMemory
-	fdShare
+	fdShare // and the disk, or the disk alone
 )
 
 // A VM that is restored has no share at first, and reads what was saved of its devices in that place.
@@ -35,7 +35,12 @@ type Hardware struct {
 	Share  bool   `json:"share"` // a virtiofs share, whose socket is fdShare
 	// Restore has the VM wait for what was saved (fdState). All else has to be as it was then, with no share, which cannot be saved.
 	Restore bool `json:"-"`
+	// Disk has it get a disk, whose file comes behind the share's socket.
+	Disk bool `json:"disk,omitempty"`
 }
+
+// diskSerial names the disk to the guest.
+const diskSerial = "bulkhead"
 
 // shareTag names the share to the guest.
 const shareTag = "share"
@@ -81,6 +86,18 @@ func (h Hardware) Args() []string {
 	}
 	if h.Share {
 		args = append(args, "-chardev", fmt.Sprintf("socket,id=share,fd=%d", fdShare), "-device", "vhost-user-fs-pci,chardev=share,tag="+shareTag)
+	}
+	if h.Disk {
+		fd := fdShare
+		if h.Share {
+			fd++
+		}
+		// What the guest discards, the file gives back.
+		args = append(args,
+			"-add-fd", fmt.Sprintf("fd=%d,set=1", fd),
+			"-blockdev", "driver=file,node-name=file,filename=/dev/fdset/1,discard=unmap",
+			"-blockdev", "driver=raw,node-name=disk,file=file,discard=unmap",
+			"-device", "virtio-blk-pci,drive=disk,serial="+diskSerial)
 	}
 	for i := range slots + 1 {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d", i, i+1))

@@ -442,6 +442,9 @@ type relay struct {
 
 // Handle implements proto.Handler.
 func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (any, func(net.Conn), error) {
+	if op == proto.OpDial {
+		return r.dial(ctx, body)
+	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {
 		return nil, nil, fmt.Errorf("read the request: %w", err)
@@ -484,6 +487,25 @@ func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (an
 		return nil, nil, nil
 	}
 	return result, nil, nil
+}
+
+// dial connects a client with a socket in the container. A client that goes takes its connection along, whatever the guest does.
+func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.Conn), error) {
+	var d proto.Dial
+	if err := json.Unmarshal(body, &d); err != nil {
+		return nil, nil, fmt.Errorf("read the request: %w", err)
+	}
+	d.Process = mainProcess
+	limited, cancel := within(ctx, answerWait)
+	defer cancel()
+	c, err := r.guest.Stream(limited, proto.OpDial, d, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return nil, func(client net.Conn) {
+		defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
+		join(client, c)
+	}, nil
 }
 
 // outOf is where an answer goes, if there is one.

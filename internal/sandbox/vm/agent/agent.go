@@ -34,6 +34,7 @@ const (
 	ModuleDir   = "/modules"       // drivers, and a file "order" with their names
 	RuntimePath = "/bin/container" // the OCI runtime
 	ShareDir    = "/run/share"     // what the host shares
+	DiskDir     = "/run/disk"      // the disk, of a VM that has one; a directory "bulkhead" is on it
 	PortName    = "bulkhead.0"     // the virtio-serial port
 )
 

@@ -86,6 +86,13 @@ func (ps *processes) handle(ctx context.Context, op string, body json.RawMessage
 		}
 		carry, err := ps.stdio(v)
 		return nil, carry, err
+	case proto.OpDial:
+		v, err := decode[proto.Dial](body)
+		if err != nil {
+			return nil, nil, err
+		}
+		carry, err := ps.dial(ctx, v)
+		return nil, carry, err
 	case proto.OpSignal:
 		v, err := decode[proto.Signal](body)
 		if err == nil {
@@ -113,6 +120,11 @@ func (ps *processes) handle(ctx context.Context, op string, body json.RawMessage
 func (ps *processes) container(r proto.Run) error {
 	if err := mountRoot(r); err != nil {
 		return err
+	}
+	if r.Disk != "" {
+		if err := mountDisk("/sys/block", "/dev", r.Disk); err != nil {
+			return err
+		}
 	}
 	bundle := filepath.Join(bundleDir, filepath.Base(r.Process))
 	if err := os.MkdirAll(bundle, 0o700); err != nil {

@@ -16,6 +16,7 @@ const (
 	OpSignal = "signal" // Signal
 	OpResize = "resize" // Resize
 	OpWait   = "wait"   // Process → Exit, when it has ended and its output was carried
+	OpDial   = "dial"   // Dial: the stream is a connection
 	OpHalt   = "halt"   // write everything to disks; there is no answer to more than that
 	OpRest   = "rest"   // the VM is about to be saved: the session ends with the answer, and the next begins with Again
 )
@@ -75,6 +76,7 @@ type Size struct {
 type Run struct {
 	Process string          `json:"process"`
 	Share   string          `json:"share,omitempty"`
+	Disk    string          `json:"disk,omitempty"` // the serial number of the disk to mount at agent.DiskDir; "": none
 	Spec    json.RawMessage `json:"spec"`
 	TTY     bool            `json:"tty,omitempty"`
 	Stdin   bool            `json:"stdin,omitempty"`
@@ -100,6 +102,12 @@ type Stdio struct {
 // Process names one, by the name that the host gave it.
 type Process struct {
 	Process string `json:"process"`
+}
+
+// Dial names a socket in the file system of the container that a process is the first of.
+type Dial struct {
+	Process string `json:"process"`
+	Path    string `json:"path"`
 }
 
 // Signal sends one.
