@@ -18,6 +18,8 @@ type SandboxConfig struct {
 	Layers []string
 	// GuestKernel is the unpacked image of the kernel that a VM is to have; "": the one that is installed.
 	GuestKernel string
+	// VMOf is the container in whose VM it is to be, with its compartment; "": with VM isolation it has one of its own.
+	VMOf string
 	// NetnsPath of the compartment.
 	NetnsPath string
 	// Hosts, ResolvConf and Hostname are the container's private /etc/hosts,

@@ -14,8 +14,9 @@ import (
 // The verbs by which this program is called in the containers of VMs. They are no commands: what they are given is written by the
 // daemon, and they end with the exit codes of processes in the guest.
 const (
-	vmShimVerb = "vm-shim"
-	vmExecVerb = "vm-exec"
+	vmShimVerb   = "vm-shim"
+	vmExecVerb   = "vm-exec"
+	vmMemberVerb = "vm-member"
 )
 
 // insideVMs is what this process is to be if it was called by one of these verbs.
@@ -23,6 +24,8 @@ func insideVMs(args []string) func(context.Context) int {
 	switch {
 	case len(args) == 3 && args[1] == vmShimVerb:
 		return func(ctx context.Context) int { return vm.Shim(ctx, args[2]) }
+	case len(args) == 3 && args[1] == vmMemberVerb:
+		return func(ctx context.Context) int { return vm.Member(ctx, args[2]) }
 	case len(args) == 4 && args[1] == vmExecVerb:
 		return func(ctx context.Context) int { return vm.Exec(ctx, args[2], args[3]) }
 	}
@@ -40,7 +43,7 @@ func (c *daemonConfig) newVMs(log *slog.Logger) (*vm.Host, error) {
 		roots = []string{c.vmKernel}
 	}
 	return vm.NewHost(vm.Options{
-		Self: self, ShimVerb: vmShimVerb, ExecVerb: vmExecVerb, Dir: filepath.Join(c.stateDir, "vm"),
+		Self: self, ShimVerb: vmShimVerb, ExecVerb: vmExecVerb, MemberVerb: vmMemberVerb, Dir: filepath.Join(c.stateDir, "vm"),
 		KernelRoots: roots, Agent: c.vmAgent, Accel: c.vmAccel, Templates: c.vmTemplates, Logger: log,
 	}), nil
 }

@@ -195,6 +195,10 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 	if spec.Isolation == "" && spec.Host == nil && !strings.HasPrefix(spec.NetworkMode, "container:") { // who shares a compartment is no VM
 		spec.Isolation = e.opt.Isolation
 	}
+	vmOf, err := e.joinVM(&spec)
+	if err != nil {
+		return api.ContainerCreated{}, err
+	}
 	if err := checkSpec(&spec); err != nil {
 		return api.ContainerCreated{}, err
 	}
@@ -203,7 +207,7 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 		return api.ContainerCreated{}, err
 	}
 	id := newContainerID()
-	kernel, warnings, err := e.checkSandbox(ctx, id, spec, img)
+	kernel, warnings, err := e.checkSandbox(ctx, id, vmOf, spec, img)
 	if err != nil {
 		return api.ContainerCreated{}, sandboxError("create container "+cmp.Or(spec.Name, "of image "+spec.Image), err)
 	}
@@ -246,6 +250,38 @@ func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, al
 	}
 	e.event("container", "create", id, row.Doc.Name, map[string]string{"image": spec.Image})
 	return api.ContainerCreated{ID: id, Name: row.Doc.Name, Warnings: warnings}, nil
+}
+
+// joinVM has a container that shares the compartment of one with VM isolation be in its VM, and gives the ID of that one: a compartment
+// is on one side of a VM's border.
+func (e *Engine) joinVM(spec *api.ContainerSpec) (vmOf string, err error) {
+	ref, ok := strings.CutPrefix(spec.NetworkMode, "container:")
+	if !ok {
+		return "", nil
+	}
+	e.mu.RLock()
+	other, err := e.st.find(ref)
+	e.mu.RUnlock()
+	if err != nil {
+		return "", err
+	}
+	theirs := cmp.Or(other.Doc.Spec.Isolation, isolationProcess)
+	switch {
+	case spec.Isolation != "" && spec.Isolation != theirs:
+		return "", api.Errorf(api.KindConflict, "isolation: container %s, whose compartment it is to share, has %s isolation", other.Doc.Name, theirs).
+			Hint("leave --isolation out, or give this one networks of its own")
+	case theirs != isolationVM:
+		return "", nil
+	case other.Doc.Spec.Host != nil:
+		return "", api.Errorf(api.KindConflict, "networkMode: container %s is a host of containers, with compartments of its own", other.Doc.Name).
+			Hint("bulkhead --host %s run …", other.Doc.Name)
+	case spec.GuestKernel != "" && spec.GuestKernel != other.Doc.Spec.GuestKernel:
+		return "", api.Errorf(api.KindConflict, "guestKernel: it is to be in the VM of container %s, which has a kernel", other.Doc.Name).Hint("leave --guest-kernel out")
+	case other.Shares != "":
+		return "", api.Errorf(api.KindConflict, "networkMode: container %s is itself in the VM of another", other.Doc.Name).Hint("name that one: bulkhead inspect %s", other.Doc.Name)
+	}
+	spec.Isolation, spec.GuestKernel = isolationVM, other.Doc.Spec.GuestKernel
+	return other.Doc.ID, nil
 }
 
 // asAPI turns an HCN error into one of /v1, keeping its words.
@@ -292,9 +328,6 @@ func checkSpec(s *api.ContainerSpec) error {
 	case "", isolationProcess:
 		s.Isolation = isolationProcess
 	case isolationVM:
-		if strings.HasPrefix(s.NetworkMode, "container:") {
-			return api.Errorf(api.KindUnsupported, "networkMode: a container with VM isolation has a compartment of its own: use networks, or --isolation process")
-		}
 	default:
 		return api.Errorf(api.KindUnsupported, "isolation: %.40q is not known: use process or vm", s.Isolation)
 	}
@@ -372,8 +405,8 @@ func (t *txn) newContainer(id string, first hcn.GUID, spec api.ContainerSpec, im
 		if err != nil {
 			return nil, err
 		}
-		if other.Doc.Spec.Isolation == isolationVM {
-			return nil, api.Errorf(api.KindUnsupported, "networkMode: container %s runs in a VM, whose compartment only it can be in", other.Doc.Name).Hint("give this one networks of its own")
+		if other.Doc.Spec.Isolation != spec.Isolation {
+			return nil, api.Errorf(api.KindConflict, "networkMode: container %s has %s isolation now", other.Doc.Name, other.Doc.Spec.Isolation).Hint("try again")
 		}
 		row.Shares = other.Doc.ID
 	}

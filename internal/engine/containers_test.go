@@ -152,12 +152,12 @@ func TestDefaultIsolation(t *testing.T) {
 	})
 }
 
-// What happens inside a compartment does not happen to the traffic of a VM: nobody shares it, and no side-car is put into it.
+// What happens inside a compartment does not happen to the traffic of a VM: who shares it is in the VM, too, and no side-car is put into it.
 func TestCompartmentOfAVM(t *testing.T) {
 	run(t, func(e *env) {
 		id := e.started("own", []string{"run"}, func(s *api.ContainerSpec) { s.Isolation = "vm" })
-		_, err := e.create("c", nil, func(s *api.ContainerSpec) { s.NetworkMode = "container:own" })
-		e.wantKind(err, api.KindUnsupported)
+		_, err := e.create("c", nil, func(s *api.ContainerSpec) { s.NetworkMode, s.Isolation = "container:own", "process" })
+		e.wantKind(err, api.KindConflict)
 		const redirect = `[{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"15001","FilterTuple":{"Protocols":"6"}}}]`
 		endpoint := e.e.Endpoints(hcn.Filter{})[0]
 		if err := e.policies(endpoint, "Add", redirect); err == nil || !strings.Contains(err.Error(), "runs in a VM") {

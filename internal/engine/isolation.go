@@ -88,7 +88,7 @@ func (e *Engine) checkIsolation(ctx context.Context, c *containerRow, r api.Isol
 	if err != nil {
 		return "", nil, err
 	}
-	return e.checkSandbox(ctx, c.Doc.ID, spec, img)
+	return e.checkSandbox(ctx, c.Doc.ID, "", spec, img)
 }
 
 // sandboxError says what was being done; what a sandbox refuses is the document's fault.
@@ -100,13 +100,13 @@ func sandboxError(doing string, err error) error {
 }
 
 // checkSandbox picks the kernel for a container, and refuses what cannot be as far as that shows beforehand.
-func (e *Engine) checkSandbox(ctx context.Context, id string, spec api.ContainerSpec, img api.Image) (kernel string, warnings []string, err error) {
+func (e *Engine) checkSandbox(ctx context.Context, id, vmOf string, spec api.ContainerSpec, img api.Image) (kernel string, warnings []string, err error) {
 	kernel, dir, err := e.pickKernel(ctx, spec, img.ID)
 	if err != nil {
 		return "", nil, err
 	}
 	warnings, err = e.opt.Sandbox.Check(api.SandboxConfig{
-		ID: id, Name: spec.Name, Spec: spec, Image: img.Config, GuestKernel: dir, Hostname: hostnameOf(id, &spec),
+		ID: id, VMOf: vmOf, Name: spec.Name, Spec: spec, Image: img.Config, GuestKernel: dir, Hostname: hostnameOf(id, &spec),
 	})
 	return kernel, warnings, err
 }
@@ -147,13 +147,17 @@ func (e *Engine) kernelOf(ctx context.Context, c *containerRow) (dir string, err
 
 // isolate changes the row, if what others have of the container allows it.
 func (t *txn) isolate(c *containerRow, r api.IsolationRequest, kernel string) error {
-	if r.Isolation == isolationVM {
-		for _, other := range t.st.containers {
-			if other.Shares == c.Doc.ID {
-				return api.Errorf(api.KindConflict, "change the isolation of container %s: container %s shares its compartment, and only one container can be in that of a VM", c.Doc.Name, other.Doc.Name).
-					Hint("bulkhead rm %s, and give it networks of its own", other.Doc.Name)
-			}
+	if other := t.st.containers[c.Shares]; other != nil {
+		return api.Errorf(api.KindConflict, "change the isolation of container %s: it shares the compartment of container %s, and so its isolation", c.Doc.Name, other.Doc.Name).
+			Hint("bulkhead rm %s, and give it networks of its own", c.Doc.Name)
+	}
+	for _, other := range t.st.containers {
+		if other.Shares == c.Doc.ID {
+			return api.Errorf(api.KindConflict, "change the isolation of container %s: container %s shares its compartment, and so its isolation", c.Doc.Name, other.Doc.Name).
+				Hint("bulkhead rm %s, and make it again after the change", other.Doc.Name)
 		}
+	}
+	if r.Isolation == isolationVM {
 		for _, id := range c.Endpoints {
 			if ep := t.st.endpoints[id]; ep != nil && len(plan.Redirects(ep)) > 0 {
 				return sideCarError(ep, c)

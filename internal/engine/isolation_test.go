@@ -152,7 +152,10 @@ func TestIsolationRefused(t *testing.T) {
 		e.w.noVM = nil
 		must(e.create("side", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode = "container:c" }))(e)
 		refused(second(e.isolate("c", "vm")), api.KindConflict, "side")
-		refused(second(e.isolate("side", "vm")), api.KindUnsupported, "compartment of its own")
+		refused(second(e.isolate("side", "vm")), api.KindConflict, "shares the compartment of container c")
+		if _, err := e.create("inside", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode, s.Isolation = "container:c", "vm" }); err == nil {
+			e.t.Error("a container in a VM shares the compartment of one that is in none")
+		}
 		e.ok(e.e.RemoveContainer(bg, "side", false))
 		e.ok(e.e.PauseContainer(bg, "c"))
 		refused(second(e.isolate("c", "vm")), api.KindConflict, "paused")
@@ -265,5 +268,45 @@ func TestKernels(t *testing.T) {
 			e.ok(e.e.StartContainer(bg, own))
 			has(e, own, "", "/kernel")
 		})
+	})
+}
+
+// TestPod holds that what shares the compartment of a container in a VM is in that VM, for as long as it shares it.
+func TestPod(t *testing.T) {
+	run(t, func(e *env) {
+		vmOf := func(id string) string {
+			e.w.mu.Lock()
+			defer e.w.mu.Unlock()
+			return e.w.ctrs[id].cfg.VMOf
+		}
+		own := e.started("own", []string{"run"}, func(s *api.ContainerSpec) { s.Isolation = "vm" })
+		side := e.started("side", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode = "container:own" })
+		must(e.create("edge", []string{"run"}, asHost))(e)
+		doc := must(e.e.Container(side))(e)
+		if doc.Spec.Isolation != "vm" || doc.Namespace != must(e.e.Container(own))(e).Namespace {
+			e.t.Errorf("it is in another compartment: %+v", doc)
+		}
+		if got := vmOf(side); got != own {
+			e.t.Errorf("it is in the VM of %q", got)
+		}
+		if got := vmOf(own); got != "" {
+			e.t.Errorf("the first is in the VM of %q", got)
+		}
+		for name, change := range map[string]func(s *api.ContainerSpec){
+			"process isolation": func(s *api.ContainerSpec) { s.NetworkMode, s.Isolation = "container:own", "process" },
+			"another kernel":    func(s *api.ContainerSpec) { s.NetworkMode, s.GuestKernel = "container:own", "kernel" },
+			"a member's VM":     func(s *api.ContainerSpec) { s.NetworkMode = "container:side" },
+			"a host's VM":       func(s *api.ContainerSpec) { s.NetworkMode = "container:edge" },
+			"nobody's VM":       func(s *api.ContainerSpec) { s.NetworkMode = "container:none-such" },
+		} {
+			if _, err := e.create("more", []string{"run"}, change); err == nil {
+				e.t.Errorf("%s was taken", name)
+			}
+		}
+		for _, name := range []string{"own", "side"} {
+			if _, err := e.isolate(name, "process"); err == nil || !strings.Contains(err.Error(), "shares") {
+				e.t.Errorf("the isolation of %s changes: %v", name, err)
+			}
+		}
 	})
 }

@@ -338,6 +338,9 @@ func (e *Engine) sandboxConfig(ctx context.Context, c *containerRow) (api.Sandbo
 	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
+	if c.Doc.Spec.Isolation == isolationVM {
+		cfg.VMOf = c.Shares
+	}
 	cfg.Hostname, cfg.Hosts, cfg.ResolvConf = e.st.etcFiles(c, e.facts.Resolvers)
 	return cfg, nil
 }

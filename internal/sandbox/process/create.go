@@ -152,7 +152,7 @@ func (r *Runtime) writeSpec(ctx context.Context, cfg api.SandboxConfig, plan mou
 		return err
 	}
 	if isVM(cfg) {
-		f = guestFacts(f)
+		f = guestFacts(cfg, f)
 	}
 	name := cfg.Spec.User
 	if name == "" {

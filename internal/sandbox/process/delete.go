@@ -61,7 +61,9 @@ func (r *Runtime) clear(ctx context.Context, id string) error {
 	if err := r.forget(ctx, id); err != nil {
 		errs = append(errs, err)
 	}
-	if err := r.removeBundle(id); err != nil {
+	if err := r.leaveVM(id); err != nil {
+		errs = append(errs, err)
+	} else if err := r.removeBundle(id); err != nil {
 		errs = append(errs, err)
 	}
 	errs = append(errs, r.removeExit(id))
@@ -186,8 +188,11 @@ func (r *Runtime) removeBundle(id string) error {
 }
 
 // mountsBelow lists the mount points under a directory, in the order of mounting.
-func mountsBelow(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+func mountsBelow(dir string) ([]string, error) { return mountsOf(os.Getpid(), dir) }
+
+// mountsOf lists those of a process, as it sees them.
+func mountsOf(pid int, dir string) ([]string, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	if err != nil {
 		return nil, fmt.Errorf("read mounts: %w", err)
 	}

@@ -28,6 +28,8 @@ func (r *Runtime) freeze(ctx context.Context, id string, freeze bool) error {
 		err = ErrNotFound
 	case st.Status != api.StatusRunning:
 		err = ErrNotRunning
+	case r.checkMember(id, "pause") != nil:
+		err = r.checkMember(id, "pause")
 	case st.Paused == freeze:
 	case !r.cgroups.has("freezer"):
 		err = errors.New("the kernel has no cgroup freezer")

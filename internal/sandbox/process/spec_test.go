@@ -65,7 +65,7 @@ func TestSpec(t *testing.T) {
 		}},
 		"guest": {
 			spec:  api.ContainerSpec{Isolation: isolationVM, Resources: api.Resources{CPUs: 1.5, CPUShares: 512, CPUSet: "0", Memory: 64 << 20, Pids: 50}, Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}},
-			facts: func(f *facts) { *f = guestFacts(*f) },
+			facts: func(f *facts) { *f = guestFacts(api.SandboxConfig{}, *f) },
 		},
 		"v2": {facts: func(f *facts) { f.cgroups = hostV2() }, spec: api.ContainerSpec{Resources: api.Resources{CPUs: 0.25, Memory: 32 << 20, MemorySwap: -1}}},
 	}

@@ -39,10 +39,13 @@ func isVM(cfg api.SandboxConfig) bool { return cfg.Spec.Isolation == isolationVM
 func (r *Runtime) inVM(id string) bool { return exists(filepath.Join(r.bundle(id), guestFile)) }
 
 // guestFacts are those of a guest, whose kernel is ours and has all that can be asked for.
-func guestFacts(f facts) facts {
+func guestFacts(cfg api.SandboxConfig, f facts) facts {
 	f.capabilities = capabilityNames()
 	f.cgroups = &cgroups{mode: cgroupV2, v2: wantedControllers}
 	f.cgroupsPath = agent.CgroupPath
+	if isMember(cfg) {
+		f.cgroupsPath = vm.CgroupOf(cfg.ID)
+	}
 	f.hardLimits, f.raiseLimits = nil, true
 	f.swapLimit = false // a guest has no swap
 	f.devices = nil     // those of the host are not there
@@ -54,8 +57,10 @@ func guestFacts(f facts) facts {
 func (r *Runtime) buildSpec(cfg api.SandboxConfig, f facts) (*specs.Spec, []string, error) {
 	if isVM(cfg) {
 		cfg.NetnsPath = agent.CompartmentPath
-		// The host keeps these, for all of the VM.
-		cfg.Spec.Resources.CPUs, cfg.Spec.Resources.CPUShares, cfg.Spec.Resources.CPUSet = 0, 0, ""
+		if !isMember(cfg) {
+			// The host keeps these, for all of the VM.
+			cfg.Spec.Resources.CPUs, cfg.Spec.Resources.CPUShares, cfg.Spec.Resources.CPUSet = 0, 0, ""
+		}
 	}
 	return buildSpec(cfg, f)
 }
@@ -87,7 +92,7 @@ func (r *Runtime) checkVM(cfg api.SandboxConfig, plan mountPlan) (warnings []str
 	if _, err := resources(hostPart(cfg.Spec), f); err != nil {
 		return nil, err
 	}
-	if _, warnings, err = r.buildSpec(cfg, guestFacts(f)); err != nil {
+	if _, warnings, err = r.buildSpec(cfg, guestFacts(cfg, f)); err != nil {
 		return nil, err
 	}
 	_, warning, err := r.vm.Check(context.Background(), cfg.GuestKernel)
@@ -119,44 +124,52 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 			return nil, err
 		}
 	}
-	own, err := ownCapabilities()
+	hostFacts, err := r.facts(cfg, mountPlan{})
 	if err != nil {
 		return nil, err
 	}
-	hostFacts, err := r.facts(cfg, mountPlan{})
-	if err != nil {
+	c := vm.Container{
+		Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath, Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin,
+		Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore,
+	}
+	if isMember(cfg) {
+		spec, err := r.prepareMember(cfg, c)
+		if err != nil {
+			return nil, err
+		}
+		r.dropLimits(spec)
+		return spec, nil
+	}
+	if c.Capabilities, err = ownCapabilities(); err != nil {
 		return nil, err
 	}
 	limits, err := resources(hostPart(cfg.Spec), hostFacts)
 	if err != nil {
 		return nil, err
 	}
-	if !r.cgroups.has("memory") {
-		limits.Memory = nil
-	}
-	disk := ""
 	if h := cfg.Spec.Host; h != nil {
-		disk = r.disk(cfg.ID)
-		if err := vm.MakeDisk(ctx, disk, h.Disk); err != nil {
+		c.Disk = r.disk(cfg.ID)
+		if err := vm.MakeDisk(ctx, c.Disk, h.Disk); err != nil {
 			return nil, err
 		}
 	}
-	spec, err := r.vm.Prepare(ctx, vm.Container{
-		Disk:   disk,
-		Kernel: cfg.GuestKernel, InUse: r.vmFiles, Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath,
-		Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin, CPUs: cfg.Spec.Resources.CPUs, Memory: cfg.Spec.Resources.Memory,
-		Limits: limits, Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore, Capabilities: own,
-	})
+	c.Kernel, c.InUse, c.CPUs, c.Memory, c.Limits = cfg.GuestKernel, r.vmFiles, cfg.Spec.Resources.CPUs, cfg.Spec.Resources.Memory, limits
+	spec, err := r.vm.Prepare(ctx, c)
 	if err != nil {
 		return nil, err
 	}
+	r.dropLimits(spec)
+	return spec, nil
+}
+
+// dropLimits leaves out what no control group of this host holds.
+func (r *Runtime) dropLimits(spec *specs.Spec) {
 	if !r.cgroups.has("memory") {
 		spec.Linux.Resources.Memory = nil
 	}
 	if !r.cgroups.has("pids") {
 		spec.Linux.Resources.Pids = nil
 	}
-	return spec, nil
 }
 
 // Dial connects with a socket in the file system of a container that runs in a VM.

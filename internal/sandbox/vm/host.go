@@ -28,6 +28,7 @@ type Options struct {
 	// Self is this program, which is the shim when it is called with the first of ShimVerb and the second of ExecVerb.
 	Self               string
 	ShimVerb, ExecVerb string
+	MemberVerb         string   // with ShimDir: it is the shim of a container in another's VM
 	Dir                string   // where the files that VMs are started from are kept
 	KernelRoots        []string // "/": see FindKernel
 	Agent              string   // see FindAgent
@@ -181,21 +182,9 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 			h.log.Warn("containers with VM isolation are emulated: slower, and no security boundary", "reason", t.accel.Reason)
 		})
 	}
-	for _, name := range []string{statusFile, reasonFile, oomFile, controlFile} {
-		if err := os.Remove(filepath.Join(c.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-	if err := os.MkdirAll(filepath.Join(c.Dir, execDir), 0o700); err != nil {
-		return nil, err
-	}
-	shared := c.share()
+	shared := c.shareAt("")
 	if c.Disk != "" {
 		c.furnish()
-	}
-	guestSpec, err := json.Marshal(c.Spec)
-	if err != nil {
-		return nil, fmt.Errorf("encode OCI spec: %w", err)
 	}
 	start := Start{
 		Machine: Config{
@@ -205,21 +194,38 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 				Kernel: FilesDir + "/kernel", Initrd: FilesDir + "/initrd", Share: true, Disk: c.Disk != "",
 			},
 		},
-		Run: proto.Run{Share: shareTag, Spec: guestSpec, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
+		Run: proto.Run{Share: shareTag, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
 	}
 	if c.Disk != "" { // few, and each with a disk, which cannot be saved
 		start.Machine.Disk, start.Run.Disk = diskFile, diskSerial
 	} else if name := h.templates.of(start.Machine, files); name != "" {
 		start.Machine.Template = filepath.Join(FilesDir, name)
 	}
-	data, err := json.Marshal(start)
-	if err != nil {
-		return nil, fmt.Errorf("encode the VM: %w", err)
-	}
-	if err := replaceFile(filepath.Join(c.Dir, configFile), data); err != nil {
+	if err := c.begin(start); err != nil {
 		return nil, err
 	}
 	return h.shimSpec(c, filepath.Dir(files.Kernel), shared)
+}
+
+// begin writes what the shim starts.
+func (c *Container) begin(start Start) error {
+	for _, name := range []string{statusFile, reasonFile, oomFile, controlFile} {
+		if err := os.Remove(filepath.Join(c.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(c.Dir, execDir), 0o700); err != nil {
+		return err
+	}
+	var err error
+	if start.Run.Spec, err = json.Marshal(c.Spec); err != nil {
+		return fmt.Errorf("encode OCI spec: %w", err)
+	}
+	data, err := json.Marshal(start)
+	if err != nil {
+		return fmt.Errorf("encode the VM: %w", err)
+	}
+	return replaceFile(filepath.Join(c.Dir, configFile), data)
 }
 
 // memoryOf is the guest's, in whole mebibytes.
@@ -250,19 +256,19 @@ func kvmGroups(a Accel) []uint32 {
 	return []uint32{st.Gid}
 }
 
-// share moves what the container's document mounts of the host below the share, and the document's paths with it.
-func (c *Container) share() []specs.Mount {
+// shareAt moves what the container's document mounts of the host below a directory of the share, and the document's paths with it.
+func (c *Container) shareAt(dir string) []specs.Mount {
 	out := []specs.Mount{
-		{Destination: "/share/rootfs", Type: "bind", Source: c.Rootfs, Options: []string{"rbind", "rprivate"}},
+		{Destination: filepath.Join("/share", dir, "rootfs"), Type: "bind", Source: c.Rootfs, Options: []string{"rbind", "rprivate"}},
 	}
-	c.Spec.Root.Path = agent.ShareDir + "/rootfs"
+	c.Spec.Root.Path = filepath.Join(agent.ShareDir, dir, "rootfs")
 	for i := range c.Spec.Mounts {
 		m := &c.Spec.Mounts[i]
 		if m.Type != "bind" {
 			continue
 		}
 		// The daemon's files one by one: in their directory a guest could put others in their place, which the daemon would write to.
-		place := filepath.Join("mounts", fmt.Sprint(i))
+		place := filepath.Join(dir, "mounts", fmt.Sprint(i))
 		options := []string{"rbind", "rprivate"}
 		for _, o := range []string{"ro", "rro"} {
 			if slices.Contains(m.Options, o) {
@@ -305,25 +311,33 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 	if c.Disk != "" {
 		disk = []specs.Mount{{Destination: diskFile, Type: "bind", Source: c.Disk, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}}}
 	}
-	s := &specs.Spec{
+	s := h.baseSpec(c, h.opt.ShimVerb, caps)
+	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: nofile, Hard: nofile}}
+	s.Mounts = slices.Concat(s.Mounts, system, []specs.Mount{
+		{Destination: FilesDir, Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
+	}, disk, shared)
+	s.Linux.Resources, s.Linux.Devices = limits, devices
+	return s, confine(s)
+}
+
+// baseSpec is the container of a shim, before it has anything but this program and the directory that it shares with the daemon.
+func (h *Host) baseSpec(c Container, verb string, caps []string) *specs.Spec {
+	return &specs.Spec{
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: c.Root, Readonly: true},
 		Process: &specs.Process{
-			Terminal: c.TTY, Args: []string{"/bulkhead", h.opt.ShimVerb, ShimDir}, Cwd: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GODEBUG=asyncpreemptoff=1"},
+			Terminal: c.TTY, Args: []string{"/bulkhead", verb, ShimDir}, Cwd: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GODEBUG=asyncpreemptoff=1"},
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: nofile, Hard: nofile}},
 			OOMScoreAdj:  c.OOM, NoNewPrivileges: true,
 		},
-		Mounts: slices.Concat([]specs.Mount{
+		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=1024k"}},
-		}, system, []specs.Mount{
 			{Destination: "/bulkhead", Type: "bind", Source: h.opt.Self, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev"}},
-			{Destination: FilesDir, Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: ShimDir, Type: "bind", Source: c.Dir, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}},
-		}, disk, shared),
+		},
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace},
@@ -332,12 +346,11 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 				{Type: specs.UTSNamespace},
 				{Type: specs.NetworkNamespace, Path: c.Netns},
 			},
-			CgroupsPath: c.Cgroup, Resources: limits, Devices: devices, RootfsPropagation: "rprivate",
+			CgroupsPath: c.Cgroup, RootfsPropagation: "rprivate",
 			MaskedPaths:   []string{"/proc/kcore", "/proc/keys", "/proc/timer_list"},
 			ReadonlyPaths: []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"},
 		},
 	}
-	return s, confine(s)
 }
 
 // systemMounts are the host's programs and libraries, as far as QEMU and virtiofsd are among them. Where a directory is a link to
@@ -371,16 +384,22 @@ func systemMounts(root string) ([]specs.Mount, error) {
 	return out, nil
 }
 
-// shimDevices are those that the shim makes taps with and QEMU runs with.
-func shimDevices() (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup) {
+// standardDevices are those that every container has.
+func standardDevices() (rules []specs.LinuxDeviceCgroup) {
 	for _, minor := range []int64{3, 5, 7, 8, 9} { // null, zero, full, random, urandom
 		major := int64(1)
 		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"})
 	}
 	pts, tty := int64(136), int64(5)
-	rules = append(rules,
+	return append(rules,
 		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &pts, Access: "rwm"},
 		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &tty, Access: "rwm"},
+	)
+}
+
+// shimDevices are those that the shim makes taps with and QEMU runs with.
+func shimDevices() (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup) {
+	rules = append(standardDevices(),
 		// What the container makes for itself below the share, virtiofsd makes.
 		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"})
 	for _, path := range []string{"/dev/net/tun", "/dev/kvm"} {

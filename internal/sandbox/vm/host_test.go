@@ -44,7 +44,7 @@ func TestShare(t *testing.T) {
 	text := func(m specs.Mount) string {
 		return strings.TrimSpace(fmt.Sprintf("%s at %s %s", m.Source, m.Destination, strings.Join(m.Options, ",")))
 	}
-	for _, m := range c.share() {
+	for _, m := range c.shareAt("") {
 		got = append(got, text(m))
 	}
 	for _, m := range c.Spec.Mounts {
@@ -211,7 +211,7 @@ func TestRelay(t *testing.T) {
 	if err := c.Call(ctx, proto.OpWait, proto.Process{Process: "exec"}, &exit); err != nil || exit.Code != 3 {
 		t.Errorf("its end: %+v, %v", exit, err)
 	}
-	for _, op := range []string{proto.OpHello, proto.OpNIC, proto.OpRun, proto.OpHalt} {
+	for _, op := range []string{proto.OpHello, proto.OpNIC, proto.OpRest, proto.OpHalt} {
 		if err := c.Call(ctx, op, proto.Process{Process: "main"}, nil); err == nil {
 			t.Errorf("a client had the guest do %s", op)
 		}

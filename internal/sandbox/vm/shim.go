@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -73,7 +72,6 @@ type shim struct {
 	stdin          *os.File
 	stdout, stderr *os.File
 	machine        *Machine
-	execs          atomic.Uint64
 }
 
 func (s *shim) run(ctx context.Context) (code int, err error) {
@@ -125,7 +123,7 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 	defer cancel()
 	defer control.Close()
 	served.Go(func() { s.mirror(ctx, box) })
-	served.Go(func() { s.serve(ctx, control) })
+	served.Go(func() { serveClients(ctx, control, s.machine.Guest) })
 	served.Go(func() { s.forward(ctx, signals, cfg.Run.TTY) })
 	var st Status
 	if s.machine.Spoiled != nil {
@@ -415,17 +413,17 @@ func (s *shim) mirror(ctx context.Context, box *compartment) {
 	}
 }
 
-// serve answers the shim's clients, which start further processes.
-func (s *shim) serve(ctx context.Context, l net.Listener) {
+// serveClients answers those that start further processes, and the shims of containers that are in the same VM.
+func serveClients(ctx context.Context, l net.Listener, g guest) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for {
+	for n := 1; ; n++ {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
+		r := &relay{guest: g, prefix: strconv.Itoa(n) + "-"}
 		wg.Go(func() {
-			r := &relay{guest: s.machine.Guest, prefix: strconv.FormatUint(s.execs.Add(1), 10) + "-"}
 			_ = proto.Serve(ctx, c, r)
 			r.end()
 		})
@@ -438,6 +436,7 @@ type relay struct {
 	prefix string
 	mu     sync.Mutex
 	begun  map[string]bool
+	own    bool // it has a container of its own, which its further processes are for
 }
 
 // Handle implements proto.Handler.
@@ -456,13 +455,10 @@ func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (an
 	name = r.prefix + name
 	fields["process"], _ = json.Marshal(name) // a string
 	switch op {
-	case proto.OpExec:
-		r.mu.Lock()
-		if r.begun == nil {
-			r.begun = map[string]bool{}
+	case proto.OpExec, proto.OpRun:
+		if err := r.begin(op, name, fields); err != nil {
+			return nil, nil, err
 		}
-		r.begun[name] = true
-		r.mu.Unlock()
 	case proto.OpStdio, proto.OpSignal, proto.OpResize, proto.OpWait:
 	default:
 		return nil, nil, fmt.Errorf("%s is nothing to ask the shim for", op)
@@ -495,7 +491,11 @@ func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.C
 	if err := json.Unmarshal(body, &d); err != nil {
 		return nil, nil, fmt.Errorf("read the request: %w", err)
 	}
-	d.Process = mainProcess
+	r.mu.Lock()
+	if d.Process = mainProcess; r.own {
+		d.Process = r.prefix + mainProcess
+	}
+	r.mu.Unlock()
 	limited, cancel := within(ctx, answerWait)
 	defer cancel()
 	c, err := r.guest.Stream(limited, proto.OpDial, d, nil)
@@ -506,6 +506,29 @@ func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.C
 		defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 		join(client, c)
 	}, nil
+}
+
+// begin notes what is to be started, and names the container that it is for.
+func (r *relay) begin(op, name string, fields map[string]json.RawMessage) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.begun == nil {
+		r.begun = map[string]bool{}
+	}
+	r.begun[name] = true
+	if op == proto.OpRun {
+		r.own = true
+		return nil
+	}
+	if !r.own {
+		return nil
+	}
+	var container string
+	if err := json.Unmarshal(fields["container"], &container); err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	fields["container"], _ = json.Marshal(r.prefix + container) // a string
+	return nil
 }
 
 // outOf is where an answer goes, if there is one.

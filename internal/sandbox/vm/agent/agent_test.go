@@ -175,7 +175,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "a/b", "--root=/", "p"} {
-		if err := ps.launch(name, false, false, proto.Size{}, nil, true); err == nil {
+		if err := ps.launch(name, false, false, proto.Size{}, nil, nil); err == nil {
 			t.Errorf("a process %q was started", name)
 		}
 	}

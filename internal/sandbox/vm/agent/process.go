@@ -135,7 +135,55 @@ func (ps *processes) container(r proto.Run) error {
 	}
 	return ps.launch(r.Process, r.TTY, r.Stdin, r.Size, func(files launchFiles) []string {
 		return append([]string{"run", "--detach", "--bundle", bundle, "--pid-file", files.pid}, append(files.console, r.Process)...)
-	}, true)
+	}, ps.endOf(r, bundle))
+}
+
+// endOf is what is done when the first process of a container has ended. The VM of a container ends with it, but for its members.
+func (ps *processes) endOf(r proto.Run, bundle string) func(*proto.Exit) {
+	group := groupOf(r.Spec)
+	return func(exit *proto.Exit) {
+		exit.OOM = outOfMemory(group)
+		if !r.Member {
+			return
+		}
+		_ = ps.delete(r.Process)
+		_ = os.RemoveAll(bundle)
+		// What the kernel remembers of its files keeps them open on the host.
+		_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0)
+	}
+}
+
+// delete has the OCI runtime forget a container, whatever of it is left.
+func (ps *processes) delete(name string) error {
+	defer ps.reaper.launch()()
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	ends, err := ps.start(func() (int, error) {
+		return syscall.ForkExec(RuntimePath, []string{RuntimePath, "--root", runtimeRoot, "delete", "--force", name}, &syscall.ProcAttr{
+			Dir: "/", Env: []string{"PATH=/bin"}, Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
+		})
+	})
+	if err != nil {
+		return err
+	}
+	<-ends
+	return nil
+}
+
+// groupOf is the control group of a container.
+func groupOf(spec []byte) string {
+	var s struct {
+		Linux struct {
+			CgroupsPath string `json:"cgroupsPath"`
+		} `json:"linux"`
+	}
+	if json.Unmarshal(spec, &s) != nil || s.Linux.CgroupsPath == "" {
+		return CgroupPath
+	}
+	return s.Linux.CgroupsPath
 }
 
 // mountRoot mounts what the host shares, for the first container.
@@ -173,7 +221,7 @@ func (ps *processes) exec(e proto.Exec) error {
 	defer os.Remove(spec)
 	return ps.launch(e.Process, e.TTY, e.Stdin, e.Size, func(files launchFiles) []string {
 		return append([]string{"exec", "--detach", "--process", spec, "--pid-file", files.pid}, append(files.console, e.Container)...)
-	}, false)
+	}, nil)
 }
 
 // launchFiles are those by which the OCI runtime answers.
@@ -183,7 +231,7 @@ type launchFiles struct {
 }
 
 // launch has the OCI runtime start a process that outlives it, and becomes ours to reap.
-func (ps *processes) launch(name string, tty, stdin bool, size proto.Size, args func(launchFiles) []string, first bool) (err error) {
+func (ps *processes) launch(name string, tty, stdin bool, size proto.Size, args func(launchFiles) []string, end func(*proto.Exit)) (err error) {
 	if name == "" || strings.HasPrefix(name, "-") || strings.ContainsAny(name, "/\x00") {
 		return fmt.Errorf("%q is no name of a process", name)
 	}
@@ -250,7 +298,7 @@ func (ps *processes) launch(name string, tty, stdin bool, size proto.Size, args 
 	ps.mu.Lock()
 	ps.by[name] = p
 	ps.mu.Unlock()
-	go p.attend(ps.adopt(p.pid), first)
+	go p.attend(ps.adopt(p.pid), end)
 	return nil
 }
 
@@ -374,21 +422,21 @@ func setSize(tty *os.File, s proto.Size) error {
 }
 
 // attend notes how a process ended.
-func (p *process) attend(ends <-chan unix.WaitStatus, first bool) {
+func (p *process) attend(ends <-chan unix.WaitStatus, end func(*proto.Exit)) {
 	st := <-ends
 	p.exit.Code = st.ExitStatus()
 	if st.Signaled() {
 		p.exit.Code = 128 + int(st.Signal())
 	}
-	if first {
-		p.exit.OOM = outOfMemory()
+	if end != nil {
+		end(&p.exit)
 	}
 	close(p.ended)
 }
 
 // outOfMemory tells whether the container's limit has ended a process of it.
-func outOfMemory() bool {
-	text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", CgroupPath, "memory.events"))
+func outOfMemory(group string) bool {
+	text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "memory.events"))
 	if err != nil {
 		return false
 	}

@@ -81,6 +81,8 @@ type Run struct {
 	TTY     bool            `json:"tty,omitempty"`
 	Stdin   bool            `json:"stdin,omitempty"`
 	Size    Size            `json:"size,omitzero"`
+	// Member: the VM goes on when it ends, so nothing of it may stay.
+	Member bool `json:"member,omitempty"`
 }
 
 // Exec makes a further process in a container, of the part "process" of such a document.
