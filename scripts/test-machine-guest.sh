@@ -210,7 +210,7 @@ encryption() {
 	in_cluster
 	eventually "the kernel encrypts once more" encrypts kernel
 	systemctl stop bulkhead
-	check "reset is to remove the device" eval 'bulkhead reset --dry-run | grep -q "device bhw1"'
+	check "reset is to remove the device" eval '[[ $(bulkhead reset --dry-run) == *"device bhw1"* ]]'
 	check "reset" bulkhead reset --yes
 	check "nothing of it is left" no_encryption
 }
