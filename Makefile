@@ -111,7 +111,7 @@ test-vm-networks: go-ready ## run a VM on a network of every type (root)
 test-vm-hosts: go-ready ## run hosts of containers in VMs, and the commands of docs/container-hosts.md (root)
 	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-hosts: needs root: sudo make test-vm-hosts" >&2; exit 1; }
 	./scripts/deps.sh build runtime test
-	$(GO) test -tags long -timeout 40m -count 1 -v -run 'TestLong/vmhost|TestLongTour$$' ./test/e2e
+	$(GO) test -tags long -timeout 40m -count 1 -v -run 'TestLong/vmhost|TestVMTour$$' ./test/e2e
 
 .PHONY: test-vm-leaks
 test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED])

@@ -13,8 +13,8 @@ import (
 // TestLong runs what takes too long for every change: each has a target of its own in the Makefile.
 func TestLong(t *testing.T) { tell(t, "long") }
 
-// TestLongTour runs the commands of docs/container-hosts.md, which start a VM with a daemon in it.
-func TestLongTour(t *testing.T) {
+// TestVMTour runs the commands of docs/container-hosts.md, which start a VM with a daemon in it.
+func TestVMTour(t *testing.T) {
 	testhost.RequireRoot(t)
 	guest, err := filepath.Abs("../../.cache/vm")
 	if err != nil {
