@@ -12,13 +12,28 @@ func needsHostAgain(d *Delta) bool {
 			}
 		}
 	}
-	for _, c := range d.Balancers {
-		if len(c.Old.forwards())+len(c.New.forwards()) > 0 {
-			return true
-		}
-	}
 	return false
 }
+
+// opened counts the load balancers that the host forwards for, in IPv4 and in IPv6: there may be thousands, and none is to cost more for
+// the others.
+type opened struct{ v4, v6 int }
+
+func (o *opened) add(b *Balancer, n int) {
+	var v4, v6 bool
+	for _, f := range b.forwards() {
+		v4, v6 = v4 || f.Is4(), v6 || !f.Is4()
+	}
+	if v4 {
+		o.v4 += n
+	}
+	if v6 {
+		o.v6 += n
+	}
+}
+
+// any tells which families have some.
+func (o opened) any() [2]bool { return [2]bool{o.v4 > 0, o.v6 > 0} }
 
 // recompileHost derives what the switches together need: forwarding, and the
 // resolver's compartment.
@@ -49,12 +64,8 @@ func (p *Plan) recompileHost(d *Delta) {
 // the host sends back what comes from another one. And the host may be the gateway of
 // containers with one MAC on the wire. And there are load balancers and published ports of overlays.
 func (p *Plan) forwardPorts(host *Host) {
-	for _, b := range p.Balancers {
-		for _, f := range b.Forwards {
-			host.Forward4 = host.Forward4 || f.Is4()
-			host.Forward6 = host.Forward6 || !f.Is4()
-		}
-	}
+	open := p.opened.any()
+	host.Forward4, host.Forward6 = host.Forward4 || open[0], host.Forward6 || open[1]
 	for _, port := range p.Ports {
 		sw := p.Switches[port.Network]
 		for i := range port.Outbound { // the host hides them

@@ -46,6 +46,7 @@ type Plan struct {
 	policies map[hcn.GUID]*endpointPolicy
 	// sources are the load balancers by their source.
 	sources map[sourceKey]map[hcn.GUID]struct{}
+	opened  opened
 }
 
 // Host holds the settings of the host's own network namespace that the plan

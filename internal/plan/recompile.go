@@ -82,8 +82,11 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	for id := range p.withBalancers(in, dirty, endpoints, remotes) {
 		update(p.Balancers, d.Balancers, id, compileBalancer(in, in.balancer(id)))
 	}
+	forwarding := p.opened.any()
 	for id, c := range d.Balancers {
 		p.noteSource(id, c.Old, c.New)
+		p.opened.add(c.Old, -1)
+		p.opened.add(c.New, 1)
 		for _, b := range []*Balancer{c.Old, c.New} {
 			if b != nil {
 				balanced[b.Network] = struct{}{}
@@ -135,7 +138,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	if len(dirty.Networks) > 0 || dirty.Secure {
 		p.recompileSecure(in, d)
 	}
-	if len(dirty.Networks) > 0 || needsHostAgain(d) {
+	if len(dirty.Networks) > 0 || needsHostAgain(d) || p.opened.any() != forwarding {
 		p.recompileHost(d)
 	}
 	return d
