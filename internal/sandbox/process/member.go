@@ -127,7 +127,12 @@ func makeMountPoint(root *os.Root, at string, tree int) error {
 func inMountsOf(p *proc, do func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: nothing else may run in that namespace
+		runtime.LockOSThread()              // and not unlocked after: nothing else may run in that namespace
+		if unix.Gettid() == unix.Getpid() { // what /proc shows of us is the first thread's
+			done <- inMountsOf(p, do)
+			runtime.UnlockOSThread()
+			return
+		}
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
 			err = unix.Setns(p.fd, unix.CLONE_NEWNS)
