@@ -69,10 +69,8 @@ func (m *v6) once(ctx context.Context) (err error) {
 
 // invited waits for the M flag, and meanwhile asks for what comes without an address if there is an O flag.
 func (m *v6) invited(ctx context.Context) error {
-	select {
-	case <-m.s.managed: // both flags may be there
+	if m.isManaged() {
 		return nil
-	default:
 	}
 	if m.held() == nil {
 		m.enter(Waiting, "")
@@ -84,6 +82,9 @@ func (m *v6) invited(ctx context.Context) error {
 		case <-m.s.managed:
 			return nil
 		case <-other:
+			if m.isManaged() { // both may be said at once
+				return nil
+			}
 		case <-again:
 		case <-ctx.Done():
 			return ctx.Err()
@@ -94,6 +95,16 @@ func (m *v6) invited(ctx context.Context) error {
 			return err
 		}
 		again = time.After(wait)
+	}
+}
+
+// isManaged tells whether a router has said the M flag.
+func (m *v6) isManaged() bool {
+	select {
+	case <-m.s.managed:
+		return true
+	default:
+		return false
 	}
 }
 
