@@ -110,7 +110,7 @@ func TestCreateContainerRefuses(t *testing.T) {
 		"unknown container":           {func(s *api.ContainerSpec) { s.NetworkMode = "container:other" }, api.KindNotFound},
 		"sandbox says no":             {func(s *api.ContainerSpec) { s.User = "nobody-knows" }, api.KindInvalid},
 		"isolation":                   {func(s *api.ContainerSpec) { s.Isolation = "hyperv" }, api.KindUnsupported},
-		"VM in another's compartment": {func(s *api.ContainerSpec) { s.Isolation, s.NetworkMode = "vm", "container:taken" }, api.KindUnsupported},
+		"VM in another's compartment": {func(s *api.ContainerSpec) { s.Isolation, s.NetworkMode = "vm", "container:taken" }, api.KindConflict},
 		"address in use": {func(s *api.ContainerSpec) {
 			s.Networks = []api.NetworkAttachment{{Network: "nat", Addresses: []string{"10.246.0.2"}}}
 		}, api.KindInvalid},
