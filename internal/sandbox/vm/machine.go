@@ -69,7 +69,7 @@ type Machine struct {
 	Guest   *proto.Client
 	QMP     *QMP
 	Kernel  string // that the guest runs
-	Spoiled error  // why it was booted though there is a template
+	Spoiled error  // why its template is of no use
 	qemu    *child
 	share   *child
 	console *tail
@@ -95,7 +95,9 @@ func Boot(ctx context.Context, cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Spoiled = spoiled
+	if !errors.Is(spoiled, errKilled) {
+		m.Spoiled = spoiled
+	}
 	return m, nil
 }
 

@@ -346,3 +346,30 @@ func TestTemplate(t *testing.T) {
 		t.Errorf("%v is left", left)
 	}
 }
+
+// TestRestoreKilled holds that a template is not blamed for a QEMU that somebody has killed.
+func TestRestoreKilled(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for name, script := range map[string]string{"killed": "kill -KILL $$", "failed": "exit 1", "silent": "exec sleep 60"} {
+		qemu := filepath.Join(dir, name)
+		if err := os.WriteFile(qemu, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{stateFile, memoryFile} {
+			if err := os.WriteFile(filepath.Join(dir, file), make([]byte, 1<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		m, err := restore(ctx, Config{QEMU: qemu, Template: dir, Hardware: Hardware{Accel: AccelTCG, CPUs: 1, Memory: 1 << 20}})
+		cancel()
+		if err == nil {
+			m.Close()
+			t.Fatalf("%s: a script restores a VM", name)
+		}
+		if got := errors.Is(err, errKilled); got != (name == "killed") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -44,6 +45,11 @@ const (
 func restore(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	m := &Machine{console: &tail{}}
 	defer m.closeOn(&err)
+	defer func() {
+		if err != nil && m.wasKilled() {
+			err = fmt.Errorf("%w: %w", errKilled, err)
+		}
+	}()
 	state, err := os.Open(filepath.Join(cfg.Template, stateFile))
 	if err != nil {
 		return nil, fmt.Errorf("restore the VM: %w", err)
@@ -82,6 +88,29 @@ func restore(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	}
 	return m, nil
 }
+
+// errKilled says that it was no fault of the template that a VM could not be restored: somebody has killed what was to do it.
+var errKilled = errors.New("QEMU or virtiofsd was killed")
+
+// wasKilled tells whether a signal has ended either, of others than us.
+func (m *Machine) wasKilled() bool {
+	for _, c := range []*child{m.qemu, m.share} {
+		if c == nil {
+			continue
+		}
+		select {
+		case <-c.ended:
+			if exit, ok := errors.AsType[*exec.ExitError](c.err); ok && exit.ExitCode() < 0 { // as of a process that a signal has ended
+				return true
+			}
+		case <-time.After(killedWait):
+		}
+	}
+	return false
+}
+
+// killedWait is how long a process may take to be seen to have ended, whose connections have.
+const killedWait = 200 * time.Millisecond
 
 // load gives a VM that waits for it what was saved.
 func (m *Machine) load(ctx context.Context, cfg Config) error {
