@@ -5,11 +5,50 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
+
+// How a container is kept apart: by namespaces of the host's kernel, or by a kernel of its own.
+const (
+	isolationProcess = "process"
+	isolationVM      = "vm"
+)
+
+// joinVM has a container that shares the compartment of one with VM isolation be in its VM, and gives the ID of that one: a compartment
+// is on one side of a VM's border.
+func (e *Engine) joinVM(spec *api.ContainerSpec) (vmOf string, err error) {
+	ref, ok := strings.CutPrefix(spec.NetworkMode, "container:")
+	if !ok {
+		return "", nil
+	}
+	e.mu.RLock()
+	other, err := e.st.find(ref)
+	e.mu.RUnlock()
+	if err != nil {
+		return "", err
+	}
+	theirs := cmp.Or(other.Doc.Spec.Isolation, isolationProcess)
+	switch {
+	case spec.Isolation != "" && spec.Isolation != theirs:
+		return "", api.Errorf(api.KindConflict, "isolation: container %s, whose compartment it is to share, has %s isolation", other.Doc.Name, theirs).
+			Hint("leave --isolation out, or give this one networks of its own")
+	case theirs != isolationVM:
+		return "", nil
+	case other.Doc.Spec.Host != nil:
+		return "", api.Errorf(api.KindConflict, "networkMode: container %s is a host of containers, with compartments of its own", other.Doc.Name).
+			Hint("bulkhead --host %s run …", other.Doc.Name)
+	case spec.GuestKernel != "" && spec.GuestKernel != other.Doc.Spec.GuestKernel:
+		return "", api.Errorf(api.KindConflict, "guestKernel: it is to be in the VM of container %s, which has a kernel", other.Doc.Name).Hint("leave --guest-kernel out")
+	case other.Shares != "":
+		return "", api.Errorf(api.KindConflict, "networkMode: container %s is itself in the VM of another", other.Doc.Name).Hint("name that one: bulkhead inspect %s", other.Doc.Name)
+	}
+	spec.Isolation, spec.GuestKernel = isolationVM, other.Doc.Spec.GuestKernel
+	return other.Doc.ID, nil
+}
 
 // IsolateContainer changes how a container is kept apart. Everything else of it stays: files, names, endpoints with their addresses,
 // MACs, rules and published ports. One that runs is stopped and started again. The change is one transaction, which for a container

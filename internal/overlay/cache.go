@@ -489,13 +489,6 @@ func (c *cache) nameByBlocks(id hcn.GUID) string {
 	return ""
 }
 
-// mark notes the newest value.
-func (c *cache) mark(e entry, k kind) {
-	if !e.deleted && kept[k] && e.rev >= c.last.rev {
-		c.last = marked{e.key, e.rev}
-	}
-}
-
 // reset replaces everything by a snapshot, and marks what that changed. What was recalled counts for nothing: it may be damaged, or of
 // an etcd that was put back to what it was once.
 func (c *cache) reset(entries []entry, rev int64) {

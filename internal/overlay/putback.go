@@ -48,6 +48,13 @@ type marked struct {
 	rev int64
 }
 
+// mark notes the newest value.
+func (c *cache) mark(e entry, k kind) {
+	if !e.deleted && kept[k] && e.rev >= c.last.rev {
+		c.last = marked{e.key, e.rev}
+	}
+}
+
 // suspicious tells that etcd may be another one than before: the way to it broke, it has elected anew, or what answers is behind. A member
 // that lags looks so, too.
 func (a *Agent) suspicious(h *etcdserverpb.ResponseHeader) bool {

@@ -22,14 +22,15 @@ func (r *Runtime) freeze(ctx context.Context, id string, freeze bool) error {
 	}
 	defer r.lock(id)()
 	st, err := r.state(ctx, id)
+	if err == nil {
+		err = r.checkMember(id, "pause")
+	}
 	switch {
 	case err != nil:
 	case st.Status == "":
 		err = ErrNotFound
 	case st.Status != api.StatusRunning:
 		err = ErrNotRunning
-	case r.checkMember(id, "pause") != nil:
-		err = r.checkMember(id, "pause")
 	case st.Paused == freeze:
 	case !r.cgroups.has("freezer"):
 		err = errors.New("the kernel has no cgroup freezer")

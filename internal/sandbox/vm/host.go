@@ -113,7 +113,7 @@ func (h *Host) Check(ctx context.Context, image string) (description, warning st
 		return "", "", err
 	}
 	description = fmt.Sprintf("guest kernel %s, %s", t.kernel.Version, strings.ToUpper(t.accel.Name))
-	switch n := len(h.templates.all()); n {
+	switch n := h.templates.ready(); n {
 	case 0:
 	case 1:
 		description += ", 1 template"

@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -46,13 +45,9 @@ func (s *shim) join(ctx context.Context, peer string) (code int, err error) {
 	defer cancel()
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	var cfg Start
-	data, err := os.ReadFile(filepath.Join(s.dir, configFile))
-	if err == nil {
-		err = json.Unmarshal(data, &cfg)
-	}
+	cfg, err := s.read()
 	if err != nil {
-		return 0, s.failed(fmt.Errorf("read what to start: %w", err))
+		return 0, s.failed(err)
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", peer)
@@ -93,12 +88,7 @@ func (s *shim) join(ctx context.Context, peer string) (code int, err error) {
 	if err != nil {
 		return lostCode, replaceFile(filepath.Join(s.dir, reasonFile), []byte(errVMEnded.Error()))
 	}
-	if exit.OOM {
-		if err := replaceFile(filepath.Join(s.dir, oomFile), nil); err != nil {
-			return 0, err
-		}
-	}
-	return exit.Code, nil
+	return exit.Code, s.ended(exit)
 }
 
 // MemberMounts are what is to be mounted in the mount namespace of the shim that has the VM, for a container that is to be in it. The

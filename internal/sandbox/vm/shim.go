@@ -79,13 +79,9 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 	defer cancel()
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	var cfg Start
-	data, err := os.ReadFile(filepath.Join(s.dir, configFile))
-	if err == nil {
-		err = json.Unmarshal(data, &cfg)
-	}
+	cfg, err := s.read()
 	if err != nil {
-		return 0, s.failed(fmt.Errorf("read what to start: %w", err))
+		return 0, s.failed(err)
 	}
 	booted := make(chan error, 1)
 	go func() {
@@ -133,6 +129,26 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 		return 0, err
 	}
 	return s.attend(ctx, cfg)
+}
+
+// read reads what is to be started.
+func (s *shim) read() (cfg Start, err error) {
+	data, err := os.ReadFile(filepath.Join(s.dir, configFile))
+	if err == nil {
+		err = json.Unmarshal(data, &cfg)
+	}
+	if err != nil {
+		return cfg, fmt.Errorf("read what to start: %w", err)
+	}
+	return cfg, nil
+}
+
+// ended notes what is not in the exit code.
+func (s *shim) ended(exit proto.Exit) error {
+	if !exit.OOM {
+		return nil
+	}
+	return replaceFile(filepath.Join(s.dir, oomFile), nil)
 }
 
 // guard ends a VM that has lost its files: whatever is asked of them would wait for ever.
@@ -248,10 +264,8 @@ func (s *shim) attend(ctx context.Context, cfg Start) (int, error) {
 		reason := s.lost(err).Error()
 		return lostCode, replaceFile(filepath.Join(s.dir, reasonFile), []byte("the VM ended before the container: "+reason))
 	}
-	if exit.OOM {
-		if err := replaceFile(filepath.Join(s.dir, oomFile), nil); err != nil {
-			return 0, err
-		}
+	if err := s.ended(exit); err != nil {
+		return 0, err
 	}
 	s.halt(ctx)
 	return exit.Code, nil

@@ -29,6 +29,9 @@ import (
 // templatePrefix begins the names of templates, beside the kernel that they run.
 const templatePrefix = "template-"
 
+// unfinished ends the name of one that is being made, or was when the daemon died.
+const unfinished = ".new"
+
 // settle is how long after the first VM of a kind its template is made: until then the processors are busy with that VM.
 const settle = 3 * time.Second
 
@@ -119,8 +122,12 @@ func (m *Machine) load(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer memory.Close()
-	if st, err := memory.Stat(); err != nil || st.Size() != cfg.Hardware.Memory {
-		return fmt.Errorf("the memory that was saved is not of %d bytes (%w)", cfg.Hardware.Memory, err)
+	st, err := memory.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() != cfg.Hardware.Memory {
+		return fmt.Errorf("the memory that was saved is of %d bytes, and not of %d", st.Size(), cfg.Hardware.Memory)
 	}
 	if err := copyData(m.memory, memory); err != nil {
 		return err
@@ -239,7 +246,7 @@ func Save(ctx context.Context, cfg Config, dir string) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, savePatience, fmt.Errorf("it takes longer than %v", savePatience))
 	defer cancel()
 	cfg.Hardware.Share, cfg.Template = false, ""
-	tmp := dir + ".new"
+	tmp := dir + unfinished
 	defer func() {
 		if err == nil {
 			err = os.Rename(tmp, dir)
@@ -433,7 +440,17 @@ func (t *templates) prune(keep string) {
 	}
 }
 
-// all are those that are there.
+// ready counts those that VMs can be restored from.
+func (t *templates) ready() (n int) {
+	for _, path := range t.all() {
+		if !strings.HasSuffix(path, unfinished) {
+			n++
+		}
+	}
+	return n
+}
+
+// all are those that are there, the unfinished ones, too.
 func (t *templates) all() []string {
 	all, err := filepath.Glob(filepath.Join(t.host.opt.Dir, "*", templatePrefix+"*"))
 	if err != nil {
