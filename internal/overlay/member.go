@@ -91,12 +91,18 @@ func newMember(dir, runDir string, c *memberConfig, log *slog.Logger) (*member, 
 	return m, m.addFlags()
 }
 
+// helpTimeout is for a program of 20 MB to be read from a cold disk and started on a busy host.
+const helpTimeout = 30 * time.Second
+
 // addFlags adds what is spelt differently by etcd's versions. A member may come from another of its host's addresses than its
 // certificate names, as the routes of the host choose.
 func (m *member) addFlags() error {
-	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), helpTimeout)
 	defer cancel()
 	help, err := exec.CommandContext(ctx, m.binary, "--help").CombinedOutput()
+	if ctx.Err() != nil { // what it printed by then may lack the flag
+		return fmt.Errorf("ask %s for its flags: no end after %s", m.binary, helpTimeout)
+	}
 	if err != nil && len(help) == 0 {
 		return fmt.Errorf("ask %s for its flags: %w", m.binary, err)
 	}
