@@ -6,17 +6,15 @@
 #include "balance.h"
 #include "related.h"
 
-static __always_inline int mend4(struct __sk_buff *skb, const struct pkt *p, const struct mend *m)
+static __always_inline int mend4(struct __sk_buff *skb, const struct pkt *p, const struct mend *m, __u32 l4)
 {
 	__u32 at = p->l4 + 8, old = words(m->from)[3], new = words(m->to)[3], ip = m->dst ? 16 : 12;
 	__be16 ports[2] = {bpf_htons(m->port), bpf_htons(m->to_port)};
-	__u8 head;
 
-	if (bpf_skb_load_bytes(skb, at, &head, 1) || bpf_l3_csum_replace(skb, at + 10, old, new, 4) ||
-	    bpf_skb_store_bytes(skb, at + ip, &new, 4, 0))
+	if (bpf_l3_csum_replace(skb, at + 10, old, new, 4) || bpf_skb_store_bytes(skb, at + ip, &new, 4, 0))
 		return -1;
 	/* The quoted header's checksum makes up for its address. */
-	at += (head & 15) * 4 + (m->dst ? 2 : 0);
+	at = l4 + (m->dst ? 2 : 0);
 	if (bpf_l4_csum_replace(skb, p->l4 + 2, ports[0], ports[1], 2) || bpf_skb_store_bytes(skb, at, &ports[1], 2, 0))
 		return -1;
 	if (!m->outer)
@@ -25,7 +23,7 @@ static __always_inline int mend4(struct __sk_buff *skb, const struct pkt *p, con
 	       bpf_skb_store_bytes(skb, ETH_HLEN + (m->dst ? 12 : 16), &new, 4, 0);
 }
 
-static __always_inline int mend6(struct __sk_buff *skb, const struct pkt *p, struct mend *m)
+static __always_inline int mend6(struct __sk_buff *skb, const struct pkt *p, struct mend *m, __u32 l4)
 {
 	__u32 at = p->l4 + 8 + (m->dst ? 24 : 8);
 	__be16 ports[2] = {bpf_htons(m->port), bpf_htons(m->to_port)};
@@ -33,7 +31,7 @@ static __always_inline int mend6(struct __sk_buff *skb, const struct pkt *p, str
 
 	if (bpf_l4_csum_replace(skb, p->l4 + 2, 0, diff, 0) || bpf_skb_store_bytes(skb, at, m->to, 16, 0))
 		return -1;
-	at = p->l4 + 8 + sizeof(struct ipv6hdr) + (m->dst ? 2 : 0);
+	at = l4 + (m->dst ? 2 : 0);
 	if (bpf_l4_csum_replace(skb, p->l4 + 2, ports[0], ports[1], 2) || bpf_skb_store_bytes(skb, at, &ports[1], 2, 0))
 		return -1;
 	if (!m->outer)
@@ -42,14 +40,14 @@ static __always_inline int mend6(struct __sk_buff *skb, const struct pkt *p, str
 	       bpf_skb_store_bytes(skb, ETH_HLEN + (m->dst ? 8 : 24), m->to, 16, 0);
 }
 
-/* A verification border. Does what the scratch space says. */
+/* A verification border. Does what the scratch space says, to the packet that quoted() has read. */
 __noinline int mend(struct __sk_buff *skb, struct pkt *p)
 {
 	struct scratch *room = scratch();
 
 	if (!p || !room)
 		return -1;
-	return p->ethertype == ETH_P_IP ? mend4(skb, p, &room->mend) : mend6(skb, p, &room->mend);
+	return p->ethertype == ETH_P_IP ? mend4(skb, p, &room->mend, room->inner.l4) : mend6(skb, p, &room->mend, room->inner.l4);
 }
 
 /* A verification border, for the stack: the packet that an error quotes, into the scratch space. */

@@ -22,8 +22,9 @@ static __always_inline int inner_ports(struct __sk_buff *skb, struct inner *in, 
 {
 	__be16 head[4];
 
-	if (bpf_skb_load_bytes(skb, at, head, sizeof(head)))
+	if (at > 0xffff || bpf_skb_load_bytes(skb, at, head, sizeof(head)))
 		return -1;
+	in->l4 = at;
 	if (in->proto == IPPROTO_TCP || in->proto == IPPROTO_UDP) {
 		in->sport = bpf_ntohs(head[0]);
 		in->dport = bpf_ntohs(head[1]);
@@ -32,6 +33,35 @@ static __always_inline int inner_ports(struct __sk_buff *skb, struct inner *in, 
 		in->dport = in->sport;
 	}
 	return 0;
+}
+
+/* Extension headers that a quoted packet may have: of what a stack sends, a fragment header is the most. */
+#define MAX_QUOTED_EXTENSIONS 4
+
+/* The transport header of a quoted packet of IPv6; a later fragment has none. */
+static __always_inline int inner_transport6(struct __sk_buff *skb, struct inner *in, __u32 at)
+{
+	__u8 head[4];
+
+	for (int i = 0; i < MAX_QUOTED_EXTENSIONS; i++) {
+		__u8 next = in->proto;
+
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST && next != NEXTHDR_AUTH &&
+		    next != NEXTHDR_FRAGMENT)
+			return inner_ports(skb, in, at);
+		if (bpf_skb_load_bytes(skb, at, head, sizeof(head)))
+			return -1;
+		if (next == NEXTHDR_FRAGMENT && (head[2] || head[3] & 0xf8))
+			return -1;
+		in->proto = head[0];
+		if (next == NEXTHDR_FRAGMENT)
+			at += 8;
+		else if (next == NEXTHDR_AUTH)
+			at += (head[1] + 2) * 4;
+		else
+			at += (head[1] + 1) * 8;
+	}
+	return -1;
 }
 
 static __always_inline int read_inner(struct __sk_buff *skb, const struct pkt *p, struct inner *in)
@@ -56,7 +86,7 @@ static __always_inline int read_inner(struct __sk_buff *skb, const struct pkt *p
 	__builtin_memcpy(in->src, ip.saddr, 16);
 	__builtin_memcpy(in->dst, ip.daddr, 16);
 	in->proto = ip.nexthdr;
-	return inner_ports(skb, in, at + sizeof(ip));
+	return inner_transport6(skb, in, at + sizeof(ip));
 }
 
 /* A verification border: is the error about a flow of the port it goes to? Its sender may

@@ -519,8 +519,9 @@ struct inner {
 	__u8 dst[16] __attribute__((aligned(4)));
 	__u16 sport;
 	__u16 dport;
+	__u16 l4; /* offset of its transport header in the frame */
 	__u8 proto;
-	__u8 pad[3];
+	__u8 pad;
 };
 
 /* What is rewritten in an ICMP error: an end of the quoted packet, and the one of the error that is the same. */

@@ -454,6 +454,38 @@ func (b *balanced) refused(h *th.Host, protocol string, to netip.AddrPort) {
 	}
 }
 
+// TestBalanceTooBig: a message about a fragment that a back end, or a router for it, got from a client is about what the client has asked.
+func TestBalanceTooBig(t *testing.T) {
+	b := newBalanced(t, AttachAuto)
+	b.serve(0, nil, b.ends[0])
+	client := b.ns[b.client.ID]
+	for family, vip := range vips {
+		c, err := b.dial(client, "udp", netip.AddrPortFrom(vip, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, _, err := whoIs(c); err != nil {
+			t.Fatal(err)
+		}
+		from, end, port := b.client.Addrs[family], b.ends[0].Addrs[family], netip.MustParseAddrPort(c.LocalAddr().String()).Port()
+		var quoted []byte
+		if family == 0 {
+			quoted = th.Frame(th.IPv4{Src: from, Dst: end, ID: 7, MoreFragments: true, Protocol: unix.IPPROTO_UDP}, th.Raw(payload(true, udp(port, 8080))))
+		} else {
+			quoted = extend(th.Frame(eth(hw(b.client.MAC), hw(b.ends[0].MAC)), ip(from, end), udp(port, 8080)), destOptions(), fragment(0, true))[14:]
+		}
+		message := append([]th.Layer{eth(hw(b.ends[0].MAC), hw(b.client.MAC)), ip(end, from)}, complaint(family, tooBig, quoted)...)
+		b.ns[b.ends[0].ID].SendFrame("eth0", th.Frame(message...))
+		th.Eventually(t, 3*time.Second, func() error {
+			if route := client.Run(t, "ip", "route", "get", vip.String()); !strings.Contains(route, "mtu 1300") {
+				return fmt.Errorf("the client did not learn that its service takes 1300 bytes: %s", route)
+			}
+			return nil
+		})
+	}
+}
+
 // TestBalanceTables: tables go when nobody uses them, are mended, and are the same after a restart; services move without a gap, and
 // stay when they cannot be written.
 func TestBalanceTables(t *testing.T) {

@@ -88,6 +88,20 @@ func TestErrorsOfAConnection(t *testing.T) {
 				{"source quench", true, []th.Layer{th.ICMP{Type: 4, Body: make([]byte, 4)}, th.Raw(about(a, b, udp(2000, 53)))}, policyIn},
 			})
 		}
+		// IPv6 has what IPv4's header says of fragments in headers between, which the sender of a large datagram has put there.
+		if family == 1 {
+			behind := func(headers ...[]byte) []byte {
+				return extend(th.Frame(eth(w.ma, w.mb), ip(a, b), udp(2000, 53)), headers...)[14:]
+			}
+			first, options := fragment(0, true), destOptions()
+			w.play(t, family, []step{
+				{"about a first fragment", true, complaint(family, tooBig, behind(first)), delivery},
+				{"about one with options", true, complaint(family, tooBig, behind(options, first)), delivery},
+				{"about a later fragment", true, complaint(family, tooBig, behind(fragment(1480, true))), policyIn},
+				{"about half a fragment header", true, complaint(family, tooBig, behind(first)[:42]), policyIn},
+				{"about more headers than anybody sends", true, complaint(family, tooBig, behind(options, options, options, options, first)), policyIn},
+			})
+		}
 		// What the rules have cut has no errors either.
 		w.rulesA(list(plan.Allow, to(plan.Block, unix.IPPROTO_UDP, 53)), list(plan.Block))
 		w.play(t, family, []step{

@@ -477,8 +477,9 @@ type uplinkScratch struct {
 		Dst   [16]uint8
 		Sport uint16
 		Dport uint16
+		L4    uint16
 		Proto uint8
-		Pad   [3]uint8
+		Pad   uint8
 	}
 }
 
