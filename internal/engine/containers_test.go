@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -167,6 +169,30 @@ func TestCompartmentOfAVM(t *testing.T) {
 		e.ok(e.policies(endpoint, "Add", redirect))
 		if err := e.e.StartContainer(bg, id); err == nil || !strings.Contains(err.Error(), "runs in a VM") {
 			e.t.Errorf("a VM with a side-car was started: %v", err)
+		}
+	})
+}
+
+// A probe is sent by the stack that has the addresses: the guest's, of a container in a VM.
+func TestProbeFromAVM(t *testing.T) {
+	run(t, func(e *env) {
+		e.started("own", []string{"run"}, func(s *api.ContainerSpec) { s.Isolation = "vm" })
+		e.started("plain", []string{"run"})
+		var byHost []string
+		e.e.opt.Explain.Dial = func(_ context.Context, path, network, _ string, _ uint16) (net.Conn, error) {
+			byHost = append(byHost, path+" "+network)
+			return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+		}
+		e.e.opt.Explain.Host = func(context.Context) (plan.HostView, error) { return plan.HostView{}, nil }
+		for _, from := range []string{"own", "plain"} {
+			to := map[string]string{"own": "plain", "plain": "own"}[from]
+			x, err := e.e.Explain(bg, api.ExplainOptions{From: from, To: to, Protocol: "icmp", Family: 4, Probe: true})
+			if err != nil || len(x.Paths) != 1 || x.Paths[0].Probe == nil || !x.Paths[0].Probe.Arrived || x.Paths[0].Probe.Text != refused {
+				e.t.Errorf("from %s: %+v, %v", from, x.Paths, err)
+			}
+		}
+		if len(e.w.dialled) != 1 || !strings.HasPrefix(e.w.dialled[0], "own ip4:icmp ") || len(byHost) != 1 || !strings.HasSuffix(byHost[0], " ip4:icmp") {
+			e.t.Errorf("sent from VMs: %q, by the host's kernel: %q", e.w.dialled, byHost)
 		}
 	})
 }

@@ -85,6 +85,8 @@ type Sandbox interface {
 	Stats(ctx context.Context, id string) (api.Stats, error)
 	// Dial connects with a socket in the file system of a container that runs in a VM.
 	Dial(ctx context.Context, id, path string) (net.Conn, error)
+	// DialNet sends from the compartment inside the VM of a container, to a literal address, from a port unless that is 0.
+	DialNet(ctx context.Context, id, network, address string, from uint16) (net.Conn, error)
 	// Volumes lists the named volumes. RemoveVolume takes one out of their list at
 	// once; finish removes its content.
 	Volumes() ([]api.Volume, error)

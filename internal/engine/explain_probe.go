@@ -31,6 +31,7 @@ const (
 type prober struct {
 	e    *Engine
 	path string // of the compartment, "" for the host
+	vm   string // the container in the VM that the compartment's vNICs are plugged into, if they are
 	way  *plan.Explanation
 	stop func() ([]plan.HostVerdict, error)
 	// untraced says why the tables could not be traced.
@@ -49,10 +50,7 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	case way.NoProbe != "":
 		return &api.ExplainProbe{Agrees: true, Text: way.NoProbe}, nil
 	case q.From.Kind == plan.PartyPorts:
-		if name := e.vmBehind(q.From.Ports[0]); name != "" {
-			return &api.ExplainProbe{Agrees: true, Text: "nothing is sent: " + name + " runs in a VM, which gets the answers: try from inside, with bulkhead exec " + name}, nil
-		}
-		s.path = q.From.Ports[0].VNIC.Namespace
+		s.path, s.vm = q.From.Ports[0].VNIC.Namespace, e.vmBehind(q.From.Ports[0])
 	}
 	var p api.ExplainProbe
 	known := true
@@ -82,7 +80,7 @@ func (e *Engine) probe(ctx context.Context, q *plan.Inquiry, way *plan.Explanati
 	return &p, verdicts
 }
 
-// vmBehind is the name of the container in a VM that a port's vNIC belongs to; "" without one.
+// vmBehind is the ID of the container in a VM that a port's vNIC belongs to; "" without one.
 func (e *Engine) vmBehind(p *plan.Port) string {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -92,7 +90,7 @@ func (e *Engine) vmBehind(p *plan.Port) string {
 	}
 	for _, id := range e.st.namespaces[ep.Doc.HostComputeNamespace].Containers {
 		if c := e.st.containers[id]; c != nil && c.Doc.Spec.Isolation == isolationVM {
-			return c.Doc.Name
+			return id
 		}
 	}
 	return ""
@@ -120,6 +118,9 @@ func (s *prober) finish() []plan.HostVerdict {
 func (s *prober) dial(ctx context.Context, network, to string, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
+	if s.vm != "" { // whose stack has the addresses, and gets the answers
+		return s.e.opt.Sandbox.DialNet(ctx, s.vm, network, to, port)
+	}
 	return s.e.opt.Explain.Dial(ctx, s.path, network, to, port)
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
@@ -352,6 +353,17 @@ func (s sandbox) Dial(_ context.Context, id, path string) (net.Conn, error) {
 		_ = theirs.Close()
 	}()
 	return ours, nil
+}
+
+// DialNet is refused, and says who has asked for what.
+func (s sandbox) DialNet(_ context.Context, id, network, address string, from uint16) (net.Conn, error) {
+	leave, err := s.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	s.w.dialled = append(s.w.dialled, fmt.Sprintf("%s %s %s %t", s.w.ctrs[id].cfg.Name, network, address, from != 0))
+	return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
 }
 
 // endContainer has a container's process end by itself.

@@ -38,9 +38,10 @@ type world struct {
 	fail func(applier int, k *object) error
 	// startErr is what the sandbox answers to a start, if set.
 	startErr error
-	onStart  func() // when a process is let go
-	noVM     error  // why there are no VMs
-	noKernel error  // what the host's kernel, and the installed one, lack
+	onStart  func()   // when a process is let go
+	dialled  []string // from inside VMs
+	noVM     error    // why there are no VMs
+	noKernel error    // what the host's kernel, and the installed one, lack
 	// onCreate is called outside the lock and may take its time.
 	onCreate func()
 	clock    int

@@ -174,13 +174,31 @@ func (r *Runtime) dropLimits(spec *specs.Spec) {
 
 // Dial connects with a socket in the file system of a container that runs in a VM.
 func (r *Runtime) Dial(ctx context.Context, id, path string) (net.Conn, error) {
-	if err := checkID(id); err != nil {
+	dir, err := r.shimOf(id)
+	if err != nil {
 		return nil, err
 	}
-	if !r.inVM(id) {
-		return nil, fmt.Errorf("container %.12s: %w", id, ErrNotRunning)
+	return vm.Dial(ctx, dir, path)
+}
+
+// DialNet sends from the compartment inside the VM of a container, as [vm.DialNet] does.
+func (r *Runtime) DialNet(ctx context.Context, id, network, address string, from uint16) (net.Conn, error) {
+	dir, err := r.shimOf(id)
+	if err != nil {
+		return nil, err
 	}
-	return vm.Dial(ctx, filepath.Join(r.bundle(id), vmDir), path)
+	return vm.DialNet(ctx, dir, network, address, from)
+}
+
+// shimOf is what the daemon shares with the shim of a container in a VM.
+func (r *Runtime) shimOf(id string) (dir string, err error) {
+	if err := checkID(id); err != nil {
+		return "", err
+	}
+	if !r.inVM(id) {
+		return "", fmt.Errorf("container %.12s: %w", id, ErrNotRunning)
+	}
+	return filepath.Join(r.bundle(id), vmDir), nil
 }
 
 // vmFiles are the directories that the VMs of containers are started from.

@@ -30,6 +30,7 @@ const tapPrefix = "bht"
 // compartment is the network namespace that we are in.
 type compartment struct {
 	nl      *netlink.Handle
+	guest   guest
 	machine *Machine
 	plugged map[int]*plugged // by the index of the vNIC
 	plugs   int              // so far
@@ -48,7 +49,7 @@ func openCompartment(m *Machine) (*compartment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at the compartment: %w", err)
 	}
-	return &compartment{nl: h, machine: m, plugged: map[int]*plugged{}}, nil
+	return &compartment{nl: h, guest: m.Guest, machine: m, plugged: map[int]*plugged{}}, nil
 }
 
 func (c *compartment) close() {
@@ -105,7 +106,8 @@ func (c *compartment) tell(ctx context.Context, l netlink.Link) error {
 	if reflect.DeepEqual(p.told, nic) {
 		return nil
 	}
-	if err := c.machine.Guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
+	p.told = proto.NIC{MAC: nic.MAC} // a guest that fails has done some of it, so even what it had before is to be told anew
+	if err := c.guest.Call(ctx, proto.OpNIC, nic, nil); err != nil {
 		return err
 	}
 	p.told = nic
@@ -230,7 +232,7 @@ func values[K comparable, V any](m map[K]V) []V {
 func (c *compartment) unplug(ctx context.Context, index int, p *plugged) error {
 	delete(c.plugged, index)
 	id := p.id
-	err := c.machine.Guest.Call(ctx, proto.OpNoNIC, proto.NIC{MAC: p.told.MAC}, nil)
+	err := c.guest.Call(ctx, proto.OpNoNIC, proto.NIC{MAC: p.told.MAC}, nil)
 	err = errors.Join(err, c.machine.QMP.Do(ctx, "device_del", map[string]any{"id": "device-" + id}, nil))
 	err = errors.Join(err, c.machine.QMP.Do(ctx, "netdev_del", map[string]any{"id": id}, nil))
 	return errors.Join(err, p.tap.Close())

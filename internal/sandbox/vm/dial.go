@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +16,42 @@ import (
 
 // Dial connects with a socket in the file system of a container that runs in a VM. dir is what its shim and the daemon share.
 func Dial(ctx context.Context, dir, path string) (net.Conn, error) {
+	return dial(ctx, dir, proto.Dial{Path: path}, nil)
+}
+
+// DialNet sends from inside the VM, in the container's compartment, to a literal address. Network is "tcp", "udp", "ip4:icmp" or
+// "ip6:ipv6-icmp", as the net package has them; from is the port to send from, 0 for any. The context bounds how long a connection may
+// take. Errors of the guest's kernel are what they are: syscall.Errno.
+func DialNet(ctx context.Context, dir, network, address string, from uint16) (net.Conn, error) {
+	d := proto.Dial{Network: network, Address: address, From: from}
+	asking, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	if end, ok := ctx.Deadline(); ok {
+		d.Wait = int64(time.Until(end))
+		asking, cancel = context.WithDeadline(asking, end.Add(guestSlack)) // it is the guest that says whether time is over
+		defer cancel()
+	}
+	defer context.AfterFunc(ctx, func() {
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			cancel()
+		}
+	})()
+	var answer proto.Dialled
+	c, err := dial(asking, dir, d, &answer)
+	if err != nil {
+		return nil, err
+	}
+	if answer.Errno != 0 {
+		_ = c.Close()
+		return nil, syscall.Errno(answer.Errno)
+	}
+	return proto.NewPackets(c, answer.Local), nil
+}
+
+// guestSlack is what an emulated guest may take to say that time is over.
+const guestSlack = 3 * time.Second
+
+func dial(ctx context.Context, dir string, d proto.Dial, out any) (net.Conn, error) {
 	conn, err := dialShim(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("reach the VM: %w", err)
@@ -22,7 +60,8 @@ func Dial(ctx context.Context, dir, path string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := client.Stream(ctx, proto.OpDial, proto.Dial{Process: mainProcess, Path: path}, nil)
+	d.Process = mainProcess
+	stream, err := client.Stream(ctx, proto.OpDial, d, out)
 	if err != nil {
 		_ = client.Close()
 		return nil, err

@@ -499,7 +499,7 @@ func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (an
 	return result, nil, nil
 }
 
-// dial connects a client with a socket in the container. A client that goes takes its connection along, whatever the guest does.
+// dial connects a client with a socket in the container, or with what its compartment reaches. A client that goes takes its connection along, whatever the guest does.
 func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.Conn), error) {
 	var d proto.Dial
 	if err := json.Unmarshal(body, &d); err != nil {
@@ -512,11 +512,15 @@ func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.C
 	r.mu.Unlock()
 	limited, cancel := within(ctx, answerWait)
 	defer cancel()
-	c, err := r.guest.Stream(limited, proto.OpDial, d, nil)
+	var out any
+	if d.Network != "" {
+		out = new(proto.Dialled)
+	}
+	c, err := r.guest.Stream(limited, proto.OpDial, d, out)
 	if err != nil {
 		return nil, nil, err
 	}
-	return nil, func(client net.Conn) {
+	return out, func(client net.Conn) {
 		defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 		join(client, c)
 	}, nil

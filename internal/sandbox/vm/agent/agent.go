@@ -230,6 +230,10 @@ func (a *agent) Handle(ctx context.Context, op string, body json.RawMessage) (an
 			err = a.nics.remove(v)
 		}
 		return nil, nil, err
+	case proto.OpDial:
+		if v, err := decode[proto.Dial](body); err == nil && v.Network != "" {
+			return connect(ctx, a.nics.boxF, v)
+		}
 	case proto.OpHalt:
 		unix.Sync()
 		return nil, nil, nil

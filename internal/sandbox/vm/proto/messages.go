@@ -106,10 +106,21 @@ type Process struct {
 	Process string `json:"process"`
 }
 
-// Dial names a socket in the file system of the container that a process is the first of.
+// Dial names a socket in the file system of the container that a process is the first of, or, with a network as the net package names it,
+// an address that the compartment is to send to. The answer to the latter is Dialled, and the stream is that of Packets.
 type Dial struct {
 	Process string `json:"process"`
-	Path    string `json:"path"`
+	Path    string `json:"path,omitempty"`
+	Network string `json:"network,omitempty"`
+	Address string `json:"address,omitempty"`
+	From    uint16 `json:"from,omitempty"` // the port to send from; 0: any
+	Wait    int64  `json:"wait,omitempty"` // how long a connection may take, in nanoseconds
+}
+
+// Dialled is the address that is sent from, or the number of the kernel's error.
+type Dialled struct {
+	Local string `json:"local,omitempty"`
+	Errno int    `json:"errno,omitempty"`
 }
 
 // Signal sends one.
