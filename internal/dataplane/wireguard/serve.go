@@ -42,9 +42,13 @@ func Serve(ctx context.Context, o ServeOptions) error {
 	if err := inside(fd, func() (err error) { t, err = tun.CreateTUN(o.Device, o.MTU); return err }); err != nil {
 		return fmt.Errorf("make the TUN device %s: %w", o.Device, err)
 	}
+	batch, err := newBatchTun(t)
+	if err != nil {
+		return errors.Join(err, t.Close())
+	}
 	bind := &knownBind{Bind: conn.NewStdNetBind(), failed: make(chan error, 1)}
 	logger := &device.Logger{Verbosef: device.DiscardLogf, Errorf: log.New(os.Stderr, o.Device+": ", log.LstdFlags).Printf}
-	dev := device.NewDevice(&farTun{t, fd}, bind, logger)
+	dev := device.NewDevice(&farTun{batch, fd}, bind, logger)
 	defer dev.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
