@@ -483,7 +483,7 @@ func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (an
 		if err != nil {
 			return nil, nil, err
 		}
-		return nil, func(client net.Conn) { join(client, c) }, nil
+		return nil, func(client net.Conn) { joinUntil(ctx, client, c) }, nil
 	}
 	if err := r.guest.Call(ctx, op, fields, outOf(op, &result)); err != nil {
 		return nil, nil, err
@@ -567,6 +567,12 @@ func (r *relay) end() {
 		_ = r.guest.Call(ctx, proto.OpWait, proto.Process{Process: name}, nil)
 		cancel()
 	}
+}
+
+// joinUntil joins a client with the guest, whose stream ends with the client even if the guest has nothing to say.
+func joinUntil(ctx context.Context, client, guest net.Conn) {
+	defer context.AfterFunc(ctx, func() { _ = guest.SetDeadline(time.Unix(1, 0)) })()
+	join(client, guest)
 }
 
 // join carries between two streams, in both directions, each to its end.
