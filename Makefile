@@ -113,11 +113,17 @@ test-vm-hosts: go-ready ## run hosts of containers in VMs, and the commands of d
 	./scripts/deps.sh build runtime test
 	$(GO) test -tags long -timeout 40m -count 1 -v -run 'TestLong/vmhost|TestVMTour$$' ./test/e2e
 
+.PHONY: test-vm-disks
+test-vm-disks: go-ready ## run VMs whose files are on disks, as without virtiofsd (root)
+	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-disks: needs root: sudo make test-vm-disks" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	$(GO) test -tags long -timeout 20m -count 1 -v -run 'TestLong/vmdisk$$' ./test/e2e
+
 .PHONY: test-vm-leaks
-test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED])
+test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count what is left (root; VM_LEAKS=ROUNDS[:SEED], VM_FILES=disk)
 	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-leaks: needs root: sudo make test-vm-leaks" >&2; exit 1; }
 	./scripts/deps.sh build runtime test
-	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) $(GO) test -tags long -timeout 90m -count 1 -v -run 'TestLong/vmleak$$' ./test/e2e
+	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) BULKHEAD_VM_FILES=$(VM_FILES) $(GO) test -tags long -timeout 90m -count 1 -v -run 'TestLong/vmleak$$' ./test/e2e
 
 .PHONY: test-unit
 test-unit: go-ready ## run the tests that need no privileges

@@ -175,6 +175,8 @@ type ContainerState struct {
 	Started      *time.Time `json:"started,omitempty"`
 	Finished     *time.Time `json:"finished,omitempty"`
 	RestartCount int        `json:"restartCount,omitempty"`
+	// VMFiles is how its VM has its files: by "virtiofs", or on a "disk" of the container's own. Empty without VM isolation.
+	VMFiles string `json:"vmFiles,omitempty"`
 }
 
 // ContainerEndpoint sums up an endpoint for people.

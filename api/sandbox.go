@@ -41,6 +41,8 @@ type SandboxState struct {
 	Error    string
 	Started  time.Time
 	Finished time.Time
+	// VMFiles is as in ContainerState.
+	VMFiles string
 }
 
 // SandboxExit reports that a container's first process ended.

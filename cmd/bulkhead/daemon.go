@@ -58,6 +58,7 @@ type daemonConfig struct {
 	leaseWait, probe         time.Duration
 	vmKernel, vmAgent        string
 	vmAccel                  string
+	vmFiles                  string
 	vmTemplates              int
 	isolation                string
 	wireguard                string
@@ -104,6 +105,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.vmKernel, "vm-kernel", "", "DIR: where the kernel of VMs is, as DIR/boot/vmlinuz-* and DIR/lib/modules (default /, which has Debian's linux-image-cloud-amd64 when it is installed)")
 	f.StringVar(&c.vmAgent, "vm-agent", "", "FILE: the first process of VMs (default bulkhead-agent beside this program, or in ../lib/bulkhead)")
 	f.StringVar(&c.vmAccel, "vm-accel", vm.AccelAuto, "what runs VMs: auto, kvm or tcg; auto takes KVM where it is of use, and emulation elsewhere")
+	f.StringVar(&c.vmFiles, "vm-files", vm.FilesAuto, "how VMs have files: auto, virtiofs or disk; disk copies them to a disk of the container's own, which has no volumes; auto takes virtiofs where virtiofsd is installed, and disks elsewhere")
 	f.IntVar(&c.vmTemplates, "vm-templates", 4, "how many VMs are kept saved on disk, one for each size and kernel, from which others are restored in a fraction of a boot; 0 boots each")
 	f.StringVar(&c.wireguard, "wireguard", string(wireguard.Auto), "what encrypts what networks send to other hosts: auto, kernel or user-space; auto takes the kernel's WireGuard where it has one")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster, and half as many with a vNIC")

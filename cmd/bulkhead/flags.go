@@ -45,6 +45,11 @@ func (c *daemonConfig) check() error {
 	default:
 		return fmt.Errorf("--vm-accel %q: use auto, kvm or tcg", c.vmAccel)
 	}
+	switch c.vmFiles {
+	case vm.FilesAuto, vm.FilesVirtiofs, vm.FilesDisk:
+	default:
+		return fmt.Errorf("--vm-files %q: use auto, virtiofs or disk", c.vmFiles)
+	}
 	if c.vmTemplates < 0 || c.vmTemplates > maxTemplates {
 		return fmt.Errorf("--vm-templates %d: give a number from 0 to %d", c.vmTemplates, maxTemplates)
 	}

@@ -34,11 +34,13 @@ func TestDaemonSettings(t *testing.T) {
 		"kernel encrypts": {func(c *daemonConfig) { c.wireguard = "kernel" }, ""},
 		"magic encrypts":  {func(c *daemonConfig) { c.wireguard = "magic" }, `--wireguard "magic": use auto, kernel or user-space`},
 		"VMs by magic":    {func(c *daemonConfig) { c.vmAccel = "magic" }, `--vm-accel "magic"`},
+		"VMs with disks":  {func(c *daemonConfig) { c.vmFiles = "disk" }, ""},
+		"VMs by 9p":       {func(c *daemonConfig) { c.vmFiles = "9p" }, `--vm-files "9p": use auto, virtiofs or disk`},
 		"VMs for all":     {func(c *daemonConfig) { c.isolation = "vm" }, ""},
 		"a jail":          {func(c *daemonConfig) { c.isolation = "jail" }, `--isolation "jail"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto", isolation: "process", wireguard: "auto"}
+			c := daemonConfig{stateDir: "/var/lib/bulkhead", runDir: "/run/bulkhead", bpfDir: "/sys/fs/bpf/bulkhead", namespacePool: 8, vmAccel: "auto", vmFiles: "auto", isolation: "process", wireguard: "auto"}
 			tc.change(&c)
 			err := c.check()
 			if tc.want == "" {

@@ -44,7 +44,7 @@ func (c *daemonConfig) newVMs(log *slog.Logger) (*vm.Host, error) {
 	}
 	return vm.NewHost(vm.Options{
 		Self: self, ShimVerb: vmShimVerb, ExecVerb: vmExecVerb, MemberVerb: vmMemberVerb, Dir: filepath.Join(c.stateDir, "vm"),
-		KernelRoots: roots, Agent: c.vmAgent, Accel: c.vmAccel, Templates: c.vmTemplates, Logger: log,
+		KernelRoots: roots, Agent: c.vmAgent, Accel: c.vmAccel, Files: c.vmFiles, Templates: c.vmTemplates, Logger: log,
 	}), nil
 }
 
@@ -52,6 +52,11 @@ func (c *daemonConfig) newVMs(log *slog.Logger) (*vm.Host, error) {
 func vmCheck(ctx context.Context, vms *vm.Host) api.Check {
 	c := api.Check{Name: "vm isolation", Status: "ok"}
 	description, warning, err := vms.Check(ctx, "")
+	var files vm.Serving
+	if err == nil {
+		files, err = vms.Serving(ctx)
+		description += ", " + files.String()
+	}
 	switch {
 	case err != nil:
 		c.Detail, c.Next = "not set up: "+err.Error(), "docs/isolation.md, if containers are to have a kernel of their own"

@@ -193,7 +193,7 @@ func (s *supervisor) launch(ctx context.Context, c *containerRow) error {
 
 func (s *supervisor) markRunning(c *containerRow, st api.SandboxState) error {
 	_, _, err := s.change(c.Doc.ID, func(_ *txn, c *containerRow) error {
-		c.Doc.State = api.ContainerState{Status: api.StatusRunning, PID: st.PID, RestartCount: c.Doc.State.RestartCount}
+		c.Doc.State = api.ContainerState{Status: api.StatusRunning, PID: st.PID, RestartCount: c.Doc.State.RestartCount, VMFiles: st.VMFiles}
 		started := st.Started.UTC()
 		if st.Started.IsZero() {
 			started = time.Now().UTC()

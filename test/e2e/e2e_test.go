@@ -204,6 +204,7 @@ func setup(env *testscript.Env) error {
 	}
 	env.Setenv("VMKERNEL", guest)
 	env.Setenv("VMLEAKS", cmp.Or(os.Getenv("BULKHEAD_VM_LEAKS"), "50"))
+	env.Setenv("VMFILES", cmp.Or(os.Getenv("BULKHEAD_VM_FILES"), "auto"))
 	hostImage, err := filepath.Abs("../../scripts/host-image.sh")
 	if err != nil {
 		return err

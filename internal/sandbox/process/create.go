@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
 
 // Check tells what is wrong with a configuration as far as that shows without its
@@ -35,6 +36,9 @@ func (r *Runtime) Check(cfg api.SandboxConfig) (warnings []string, err error) {
 	}
 	if isVM(cfg) {
 		return r.checkVM(cfg, plan)
+	}
+	if err := r.leavesNoDisk(cfg); err != nil {
+		return nil, err
 	}
 	f, err := r.facts(cfg, plan)
 	if err != nil {
@@ -101,6 +105,9 @@ func (r *Runtime) create(ctx context.Context, cfg api.SandboxConfig) (err error)
 	if err := r.clear(ctx, id); err != nil {
 		return err
 	}
+	if err := r.leavesNoDisk(cfg); err != nil {
+		return err
+	}
 	plan, err := r.planMounts(cfg)
 	if err != nil {
 		return err
@@ -159,6 +166,9 @@ func (r *Runtime) writeSpec(ctx context.Context, cfg api.SandboxConfig, plan mou
 		name = cfg.Image.User
 	}
 	if f.user, err = resolveUser(f.rootfs, name); err != nil {
+		if isVM(cfg) && vm.DiskInUse(r.rootDisk(cfg.ID)) {
+			err = fmt.Errorf("%w (looked for in the files that its disk was made of: give numbers)", err)
+		}
 		return err
 	}
 	spec, warnings, err := r.buildSpec(cfg, f)
@@ -180,7 +190,7 @@ func (r *Runtime) writeSpec(ctx context.Context, cfg api.SandboxConfig, plan mou
 		}
 	}
 	if isVM(cfg) {
-		if spec, err = r.prepareVM(ctx, cfg, spec); err != nil {
+		if spec, err = r.prepareVM(ctx, cfg, plan, spec); err != nil {
 			return err
 		}
 	}

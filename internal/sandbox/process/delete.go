@@ -14,6 +14,8 @@ import (
 
 	runc "github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
 
 const (
@@ -66,7 +68,7 @@ func (r *Runtime) clear(ctx context.Context, id string) error {
 	} else if err := r.removeBundle(id); err != nil {
 		errs = append(errs, err)
 	}
-	errs = append(errs, r.removeExit(id))
+	errs = append(errs, r.removeExit(id), vm.DropDisk(r.rootDisk(id)))
 	return errors.Join(errs...)
 }
 

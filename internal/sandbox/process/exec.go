@@ -48,7 +48,7 @@ func (r *Runtime) exec(ctx context.Context, id string, spec api.ExecSpec, s api.
 		return -1, err
 	}
 	r.sweepExecs(id)
-	process, err := r.execProcess(id, spec)
+	process, err := r.execProcess(ctx, id, spec)
 	if err != nil {
 		return -1, err
 	}
@@ -161,7 +161,7 @@ func exitOf(code int, err error) (int, error) {
 }
 
 // execProcess is the container's process document with what is asked for put in.
-func (r *Runtime) execProcess(id string, e api.ExecSpec) (*specs.Process, error) {
+func (r *Runtime) execProcess(ctx context.Context, id string, e api.ExecSpec) (*specs.Process, error) {
 	if len(e.Args) == 0 || e.Args[0] == "" {
 		return nil, fmt.Errorf("%w: no command", ErrInvalid)
 	}
@@ -198,7 +198,7 @@ func (r *Runtime) execProcess(id string, e api.ExecSpec) (*specs.Process, error)
 		}
 	}
 	if e.User != "" {
-		u, err := resolveUser(r.rootfs(id), e.User)
+		u, err := r.userIn(ctx, id, e.User)
 		if err != nil {
 			return nil, err
 		}

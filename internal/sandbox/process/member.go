@@ -61,7 +61,7 @@ func (r *Runtime) prepareMember(cfg api.SandboxConfig, c vm.Container) (*specs.S
 	if err := r.mountInto(owner, filepath.Join(r.bundle(cfg.VMOf), vmRootDir), mounts); err != nil {
 		return nil, fmt.Errorf("put its files into the VM of container %.12s: %w", cfg.VMOf, err)
 	}
-	return r.vm.PrepareMember(c, filepath.Join(r.bundle(cfg.VMOf), vmDir))
+	return r.vm.PrepareMember(c, filepath.Join(r.bundle(cfg.VMOf), vmDir), place)
 }
 
 // mountInto mounts in the mount namespace of a process, whose root is a directory of ours.

@@ -41,7 +41,7 @@ func (r *Runtime) state(_ context.Context, id string) (api.SandboxState, error) 
 	if alive {
 		m.close()
 	}
-	st := api.SandboxState{OOMKilled: exists(filepath.Join(r.bundle(id), oomFile))}
+	st := api.SandboxState{OOMKilled: exists(filepath.Join(r.bundle(id), oomFile)), VMFiles: r.vmFilesBy(id)}
 	if text, err := os.ReadFile(filepath.Join(r.bundle(id), startedFile)); err == nil {
 		if st.Started, err = time.Parse(time.RFC3339Nano, string(text)); err != nil {
 			st.Started = time.Time{}

@@ -23,9 +23,14 @@ type account struct {
 // resolveUser reads user[:group] with the account files of a root file system.
 // Without a user it is root; numbers need no entry.
 func resolveUser(root, spec string) (account, error) {
+	return resolveUserBy(func(name string) ([]byte, error) { return readInRoot(root, name, maxAccountFile) }, spec)
+}
+
+// resolveUserBy does so with account files that somebody else reads.
+func resolveUserBy(read func(name string) ([]byte, error), spec string) (account, error) {
 	files := make([]io.Reader, 2)
 	for i, name := range []string{"/etc/passwd", "/etc/group"} {
-		data, err := readInRoot(root, name, maxAccountFile)
+		data, err := read(name)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return account{}, fmt.Errorf("resolve user %q: %w", spec, err)
 		}

@@ -99,7 +99,22 @@ func (r *Runtime) checkVM(cfg api.SandboxConfig, plan mountPlan) (warnings []str
 	if warning != "" {
 		warnings = append(warnings, warning)
 	}
-	return warnings, err
+	if err != nil {
+		return warnings, err
+	}
+	serving, err := r.serving(context.Background(), cfg)
+	if err != nil {
+		return warnings, err
+	}
+	if serving.Disk {
+		if err := diskServes(cfg, serving.Reason); err != nil {
+			return warnings, err
+		}
+		if !vm.DiskInUse(r.rootDisk(cfg.ID)) {
+			warnings = append(warnings, fmt.Sprintf("its files will be copied to a disk of its own at its first start, and stay there (%s)", serving.Reason))
+		}
+	}
+	return warnings, nil
 }
 
 // hostPart are the limits that the host keeps for all of the VM.
@@ -110,7 +125,7 @@ func hostPart(spec api.ContainerSpec) api.ContainerSpec {
 }
 
 // prepareVM gives the document of the shim for that of the guest.
-func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *specs.Spec) (*specs.Spec, error) {
+func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, plan mountPlan, guest *specs.Spec) (*specs.Spec, error) {
 	if r.vm == nil {
 		return nil, fmt.Errorf("%w: isolation: this daemon makes no VMs", ErrInvalid)
 	}
@@ -130,7 +145,10 @@ func (r *Runtime) prepareVM(ctx context.Context, cfg api.SandboxConfig, guest *s
 	}
 	c := vm.Container{
 		Dir: dir, Root: root, Rootfs: r.rootfs(cfg.ID), Netns: cfg.NetnsPath, Spec: guest, TTY: cfg.Spec.TTY, Stdin: cfg.Spec.OpenStdin,
-		Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore,
+		Cgroup: r.group(cfg.ID), OOM: hostFacts.oomScore, Etc: hostFacts.etc,
+	}
+	if err := r.giveDisk(ctx, cfg, plan, &c); err != nil {
+		return nil, err
 	}
 	if isMember(cfg) {
 		spec, err := r.prepareMember(cfg, c)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"path/filepath"
 	"syscall"
@@ -67,6 +69,39 @@ func dial(ctx context.Context, dir string, d proto.Dial, out any) (net.Conn, err
 		return nil, err
 	}
 	return &dialled{Conn: stream, client: client}, nil
+}
+
+// ReadFile reads a file of bounded size in the file system of a container that runs in a VM; fs.ErrNotExist if there is none.
+func ReadFile(ctx context.Context, dir, path string, most int64) ([]byte, error) {
+	ctx, cancel := within(ctx, answerWait)
+	defer cancel()
+	conn, err := dialShim(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("reach the VM: %w", err)
+	}
+	client, err := proto.NewClient(conn)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	var found proto.Content
+	stream, err := client.Stream(ctx, proto.OpRead, proto.Read{Process: mainProcess, Path: path}, &found)
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	if found.Missing {
+		return nil, fs.ErrNotExist
+	}
+	defer context.AfterFunc(ctx, func() { _ = client.Close() })()
+	text, err := io.ReadAll(io.LimitReader(stream, most+1))
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err == nil && int64(len(text)) > most:
+		err = fmt.Errorf("%s is larger than %d bytes", path, most)
+	}
+	return text, err
 }
 
 // dialShim connects with the shim's socket, and with nothing that somebody has put in its place who has taken the shim.

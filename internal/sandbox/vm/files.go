@@ -59,6 +59,7 @@ type Sources struct {
 	Agent   string // see FindAgent
 	Runtime string // see FindRuntime
 	Host    bool   // for hosts of containers, which need more of the kernel
+	Disks   bool   // for containers whose files are on disks
 	// InUse are directories of files that VMs have been started from and may need once more.
 	InUse func() []string
 }
@@ -101,7 +102,7 @@ func keyOf(src Sources) (string, error) {
 	h := sha256.New()
 	k := src.Kernel
 	modules := filepath.Join(k.Root, k.Modules)
-	fmt.Fprintln(h, storeFormat, modules, strings.Join(wantedModules(src.Host), " "))
+	fmt.Fprintln(h, storeFormat, modules, strings.Join(wantedModules(src.Host, src.Disks), " "))
 	for _, file := range []string{filepath.Join(k.Root, k.Image), modules, src.Agent, src.Runtime} {
 		st, err := os.Stat(file)
 		if err != nil {
@@ -135,7 +136,7 @@ func (s *Store) build(ctx context.Context, dir string, src Sources) (err error) 
 	if err != nil {
 		return err
 	}
-	modules, err := LoadOrder(ctx, dirOfModules, wantedModules(src.Host))
+	modules, err := LoadOrder(ctx, dirOfModules, wantedModules(src.Host, src.Disks))
 	if err != nil {
 		return err
 	}

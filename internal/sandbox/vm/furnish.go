@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -51,16 +52,22 @@ func FindMkfs() (string, error) {
 	return "", &MissingError{What: "mkfs.ext4", Package: "e2fsprogs"}
 }
 
+// unmade ends the name of a disk that is being made, or was when the daemon died.
+const unmade = ".tmp"
+
 // MakeDisk makes the file of a disk, unless it is there. It is made under another name, and takes the space of what is on it.
-func MakeDisk(ctx context.Context, path string, size int64) (err error) {
+func MakeDisk(ctx context.Context, path string, size int64) error {
 	if _, err := os.Lstat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("make the disk of a VM: %w", err)
-		}
-	}()
+	if err := makeFileSystem(ctx, path, size, time.Time{}); err != nil {
+		return fmt.Errorf("make the disk of a VM: %w", err)
+	}
+	return nil
+}
+
+// makeFileSystem makes an ext4 file system in a sparse file, which is whole when it is there, and of a time unless that is zero.
+func makeFileSystem(ctx context.Context, path string, size int64, modified time.Time, options ...string) error {
 	mkfs, err := FindMkfs()
 	if err != nil {
 		return err
@@ -68,7 +75,7 @@ func MakeDisk(ctx context.Context, path string, size int64) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	tmp := path + ".tmp"
+	tmp := path + unmade
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) { // what was cut short
 		return err
 	}
@@ -77,20 +84,41 @@ func MakeDisk(ctx context.Context, path string, size int64) (err error) {
 		return err
 	}
 	defer os.Remove(tmp)
-	err = errors.Join(f.Truncate(size), f.Close())
-	if err != nil {
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
 		return err
 	}
 	// Neither the tables nor the journal are written now: zeros are what a hole reads as.
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", tmp)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mkfs.ext4: %w: %.300s", err, out)
-	}
-	if f, err = os.Open(tmp); err != nil {
+	args := append([]string{"-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"}, options...)
+	if err := run(ctx, mkfs, append(args, tmp)...); err != nil {
+		if free, ferr := freeSpace(filepath.Dir(path)); ferr == nil && free < 1<<20 {
+			return fmt.Errorf("the file system of %s is full: make room there: %w", filepath.Dir(path), err)
+		}
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+	if !modified.IsZero() {
+		if err := os.Chtimes(tmp, modified, modified); err != nil {
+			return err
+		}
+	}
+	if err := f.Sync(); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)
+}
+
+// run runs a program that ends when we do.
+func run(ctx context.Context, program string, args ...string) error {
+	c, err := start(exec.CommandContext(ctx, program, args...))
+	if err != nil {
+		return err
+	}
+	<-c.ended
+	switch {
+	case c.err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: it is cut short: %w", filepath.Base(program), context.Cause(ctx))
+	}
+	return fmt.Errorf("%s: %s", filepath.Base(program), c.why())
 }

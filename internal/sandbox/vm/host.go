@@ -33,6 +33,7 @@ type Options struct {
 	KernelRoots        []string // "/": see FindKernel
 	Agent              string   // see FindAgent
 	Accel              string   // auto, kvm or tcg
+	Files              string   // how VMs have files: auto, virtiofs or disk
 	Templates          int      // how many VMs are kept saved for others to be restored from; 0: each is booted
 	Logger             *slog.Logger
 }
@@ -64,12 +65,11 @@ func (h *Host) Close() { h.templates.close() }
 
 // tools are what a VM needs of this host.
 type tools struct {
-	qemu      string
-	virtiofsd Virtiofsd
-	agent     string
-	runtime   string
-	kernel    Kernel
-	accel     Accel
+	qemu    string
+	agent   string
+	runtime string
+	kernel  Kernel
+	accel   Accel
 }
 
 // tools finds them; image is the directory of a guest kernel's image, "": the kernel that is installed here.
@@ -78,9 +78,6 @@ func (h *Host) tools(ctx context.Context, image string) (t tools, err error) {
 		return t, fmt.Errorf("%w: it is made for x86-64 hosts, this one is %s", ErrUnavailable, runtime.GOARCH)
 	}
 	if t.qemu, err = FindQEMU(); err != nil {
-		return t, err
-	}
-	if t.virtiofsd, err = FindVirtiofsd(ctx); err != nil {
 		return t, err
 	}
 	if t.kernel, err = h.Kernel(image); err != nil {
@@ -106,7 +103,8 @@ func (h *Host) Kernel(image string) (Kernel, error) {
 	return FindKernel(h.opt.KernelRoots...)
 }
 
-// Check tells what is missing on this host, and what VMs on it are with the kernel of an image, or the installed one.
+// Check tells what is missing on this host beside what serves files (see Serving), and what VMs on it are with the kernel of an image, or
+// the installed one.
 func (h *Host) Check(ctx context.Context, image string) (description, warning string, err error) {
 	t, err := h.tools(ctx, image)
 	if err != nil {
@@ -147,13 +145,24 @@ type Container struct {
 	Limits *specs.LinuxResources
 	Cgroup string
 	Disk   string // the file of the disk of a host of containers; "": it is none
-	OOM    *int   // oom_score_adj of the shim, and so of QEMU
+	// RootDisk is the file of the disk with the container's files, which have the root file system and OnDisk's directories, by their
+	// names there; "": they are shared.
+	RootDisk string
+	OnDisk   map[string]string
+	Etc      string // the directory of the daemon's files for it
+	OOM      *int   // oom_score_adj of the shim, and so of QEMU
 	// Capabilities that we have to give.
 	Capabilities []string
 }
 
-// diskFile is where the shim finds the disk of its VM.
-const diskFile = "/disk"
+// Where the shim finds the disk of a host of containers, and that with the container's files.
+const (
+	diskFile = "/disk"
+	rootFile = "/root-disk"
+)
+
+// ownPlace is that of the container whose VM it is.
+const ownPlace = "own"
 
 // FilesDir is where the shim finds what its VM is started from.
 const FilesDir = "/files"
@@ -173,7 +182,14 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := h.store.Get(ctx, Sources{Kernel: t.kernel, Agent: t.agent, Runtime: t.runtime, Host: c.Disk != "", InUse: c.InUse})
+	disks := c.RootDisk != ""
+	var daemon Virtiofsd
+	if !disks {
+		if daemon, err = FindVirtiofsd(ctx); err != nil {
+			return nil, err
+		}
+	}
+	files, err := h.store.Get(ctx, Sources{Kernel: t.kernel, Agent: t.agent, Runtime: t.runtime, Host: c.Disk != "", Disks: disks, InUse: c.InUse})
 	if err != nil {
 		return nil, err
 	}
@@ -182,19 +198,30 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 			h.log.Warn("containers with VM isolation are emulated: slower, and no security boundary", "reason", t.accel.Reason)
 		})
 	}
-	shared := c.shareAt("")
-	if c.Disk != "" {
-		c.furnish()
-	}
 	start := Start{
 		Machine: Config{
-			QEMU: t.qemu, Virtiofsd: t.virtiofsd, ShareDir: "/share", User: nobody, Groups: kvmGroups(t.accel),
+			QEMU: t.qemu, Virtiofsd: daemon, ShareDir: "/share", User: nobody, Groups: kvmGroups(t.accel),
 			Hardware: Hardware{
 				Accel: t.accel.Name, CPUs: processors(t.accel, c.CPUs), Memory: memoryOf(c.Memory),
-				Kernel: FilesDir + "/kernel", Initrd: FilesDir + "/initrd", Share: true, Disk: c.Disk != "",
+				Kernel: FilesDir + "/kernel", Initrd: FilesDir + "/initrd", Share: !disks, Disk: c.Disk != "", Disks: disks,
 			},
 		},
-		Run: proto.Run{Share: shareTag, TTY: c.TTY, Stdin: c.Stdin || c.TTY},
+		Run: proto.Run{TTY: c.TTY, Stdin: c.Stdin || c.TTY},
+	}
+	var shared []specs.Mount
+	if disks {
+		if start.Handed, err = c.onDisk(ownPlace); err != nil {
+			return nil, err
+		}
+		start.Root, start.Run.Place = rootFile, ownPlace
+		shared = []specs.Mount{diskMount(rootFile, c.RootDisk), c.handedMount()}
+	} else {
+		start.Run.Share = shareTag
+		shared = c.shareAt("")
+	}
+	if c.Disk != "" {
+		c.furnish()
+		shared = append(shared, diskMount(diskFile, c.Disk))
 	}
 	if c.Disk != "" { // few, and each with a disk, which cannot be saved
 		start.Machine.Disk, start.Run.Disk = diskFile, diskSerial
@@ -288,13 +315,13 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range []string{"share", "files", "vm", "tmp", "proc", "dev"} {
+	for _, d := range []string{"share", "files", "vm", "tmp", "proc", "dev", "handed"} {
 		if err := os.MkdirAll(filepath.Join(c.Root, d), 0o755); err != nil {
 			return nil, err
 		}
 	}
-	devices, rules := shimDevices()
-	caps := shimCapabilities(c.Capabilities)
+	devices, rules := shimDevices(c.RootDisk == "")
+	caps := shimCapabilities(c.Capabilities, c.RootDisk == "")
 	limits := c.Limits
 	if limits == nil {
 		limits = &specs.LinuxResources{}
@@ -307,17 +334,18 @@ func (h *Host) shimSpec(c Container, files string, shared []specs.Mount) (*specs
 	threads := int64(1024)
 	limits.Pids = &specs.LinuxPids{Limit: &threads}
 	nofile := openFiles()
-	var disk []specs.Mount
-	if c.Disk != "" {
-		disk = []specs.Mount{{Destination: diskFile, Type: "bind", Source: c.Disk, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}}}
-	}
 	s := h.baseSpec(c, h.opt.ShimVerb, caps)
 	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: nofile, Hard: nofile}}
 	s.Mounts = slices.Concat(s.Mounts, system, []specs.Mount{
 		{Destination: FilesDir, Type: "bind", Source: files, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev", "noexec"}},
-	}, disk, shared)
+	}, shared)
 	s.Linux.Resources, s.Linux.Devices = limits, devices
 	return s, confine(s)
+}
+
+// diskMount shows the shim the file of a disk.
+func diskMount(at, file string) specs.Mount {
+	return specs.Mount{Destination: at, Type: "bind", Source: file, Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"}}
 }
 
 // baseSpec is the container of a shim, before it has anything but this program and the directory that it shares with the daemon.
@@ -398,10 +426,11 @@ func standardDevices() (rules []specs.LinuxDeviceCgroup) {
 }
 
 // shimDevices are those that the shim makes taps with and QEMU runs with.
-func shimDevices() (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup) {
-	rules = append(standardDevices(),
-		// What the container makes for itself below the share, virtiofsd makes.
-		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"})
+func shimDevices(share bool) (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup) {
+	rules = standardDevices()
+	if share { // what the container makes for itself below the share, virtiofsd makes
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"})
+	}
 	for _, path := range []string{"/dev/net/tun", "/dev/kvm"} {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) != nil {
@@ -415,13 +444,13 @@ func shimDevices() (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup
 	return devices, rules
 }
 
-// shimCapabilities: the shim joins taps with vNICs and starts QEMU as another user, which has none of them; virtiofsd does to files what
-// the container's processes do, and gives up what it does not need. CAP_DAC_READ_SEARCH is not among them: with it, files are opened by
+// shimCapabilities: the shim joins taps with vNICs and starts QEMU as another user, which has none of them; virtiofsd, where there is a
+// share, does to files what the container's processes do, and gives up what it does not need. CAP_DAC_READ_SEARCH is not among them: with it, files are opened by
 // handles, those outside the container's root, too.
-func shimCapabilities(own []string) []string {
-	caps := []string{
-		"CAP_NET_ADMIN", "CAP_BPF", "CAP_SETUID", "CAP_SETGID", "CAP_KILL",
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP", "CAP_SYS_CHROOT", "CAP_SETPCAP",
+func shimCapabilities(own []string, share bool) []string {
+	caps := []string{"CAP_NET_ADMIN", "CAP_BPF", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"}
+	if share {
+		caps = append(caps, "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP", "CAP_SYS_CHROOT", "CAP_SETPCAP")
 	}
 	return slices.DeleteFunc(caps, func(name string) bool { return !slices.Contains(own, name) })
 }

@@ -61,7 +61,7 @@ func TestShimSpec(t *testing.T) {
 	h := NewHost(Options{Self: "/usr/bin/bulkhead", ShimVerb: "shim"})
 	root := t.TempDir()
 	s, err := h.shimSpec(Container{
-		Dir: "/run/c/vm", Root: root, Netns: "/run/netns/hns-x", Memory: 64 << 20, Cgroup: "/bulkhead/c", Capabilities: shimCapabilities([]string{"CAP_NET_ADMIN", "CAP_SETUID", "CAP_SYS_ADMIN"}),
+		Dir: "/run/c/vm", Root: root, Netns: "/run/netns/hns-x", Memory: 64 << 20, Cgroup: "/bulkhead/c", Capabilities: shimCapabilities([]string{"CAP_NET_ADMIN", "CAP_SETUID", "CAP_SYS_ADMIN"}, true),
 	}, "/var/lib/bulkhead/vm/key", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +75,11 @@ func TestShimSpec(t *testing.T) {
 	if want := int64(64+96+384) << 20; *s.Linux.Resources.Memory.Limit != want {
 		t.Errorf("the VM may use %d bytes, not %d", *s.Linux.Resources.Memory.Limit, want)
 	}
-	if slices.Contains(shimCapabilities(nil), "CAP_DAC_READ_SEARCH") {
+	all := append(shimCapabilities(capNames(), true), "CAP_DAC_READ_SEARCH")
+	if got := shimCapabilities(all, false); !slices.Equal(got, []string{"CAP_NET_ADMIN", "CAP_BPF", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"}) {
+		t.Errorf("without a share it has rights over files: %v", got)
+	}
+	if slices.Contains(shimCapabilities(all, true), "CAP_DAC_READ_SEARCH") {
 		t.Error("files of the host can be opened by handles")
 	}
 	if p := s.Linux.Resources.Pids; p == nil || *p.Limit <= 0 || *p.Limit > 4096 {
@@ -101,6 +105,10 @@ func TestShimSpec(t *testing.T) {
 	if len(s.Linux.Namespaces) != 5 {
 		t.Errorf("it shares a namespace with the host: %v", s.Linux.Namespaces)
 	}
+}
+
+func capNames() []string {
+	return []string{"CAP_NET_ADMIN", "CAP_BPF", "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_MKNOD", "CAP_SYS_ADMIN"}
 }
 
 func TestSizes(t *testing.T) {

@@ -271,9 +271,14 @@ func unpackLegacyLZ4(p []byte) ([]byte, error) {
 }
 
 // wantedModules are the drivers that the agent loads, in this order but for what they need, which comes first. Those with a question
-// mark are left out where a kernel has them not. A host of containers has no modprobe below it that the kernel could call.
-func wantedModules(host bool) []string {
-	wanted := []string{"virtio_pci", "virtio_console", "virtio_net", "virtiofs"}
+// mark are left out where a kernel has them not. There is no modprobe in a VM that the kernel could call.
+func wantedModules(host, disks bool) []string {
+	wanted := []string{"virtio_pci", "virtio_console", "virtio_net"}
+	if disks {
+		wanted = append(wanted, "virtio_blk", "crc32c_generic?", "ext4")
+	} else {
+		wanted = append(wanted, "virtiofs")
+	}
 	if !host {
 		return wanted
 	}

@@ -23,7 +23,7 @@ import (
 const kernelDir = "../../../.cache/vm"
 
 // bench is a place for VMs, and what they are started from.
-func bench(t *testing.T) (Config, string) {
+func bench(t *testing.T, disks bool) (Config, string) {
 	t.Helper()
 	if testing.Short() || os.Geteuid() != 0 {
 		if os.Getenv("REQUIRE_ROOT") == "1" {
@@ -54,7 +54,7 @@ func bench(t *testing.T) (Config, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src := Sources{Kernel: kernel, Agent: agentFile, Runtime: guestRuntime}
+	src := Sources{Kernel: kernel, Agent: agentFile, Runtime: guestRuntime, Disks: disks}
 	files, err := store.Get(t.Context(), src)
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +88,7 @@ func bench(t *testing.T) (Config, string) {
 	}
 	return Config{
 		QEMU: qemu, Virtiofsd: daemon, ShareDir: share, User: nobody,
-		Hardware: Hardware{Accel: AccelTCG, CPUs: 1, Memory: 192 << 20, Kernel: files.Kernel, Initrd: files.Initrd, Share: true},
+		Hardware: Hardware{Accel: AccelTCG, CPUs: 1, Memory: 192 << 20, Kernel: files.Kernel, Initrd: files.Initrd, Share: !disks, Disks: disks},
 	}, share
 }
 
@@ -133,7 +133,7 @@ func look(ctx context.Context, t *testing.T, m *Machine, name string) string {
 // TestMachine starts one VM and asks all of it that needs a real one.
 func TestMachine(t *testing.T) {
 	t.Parallel()
-	cfg, share := bench(t)
+	cfg, share := bench(t, false)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cfg.Template = filepath.Join(share, "missing") // so it is booted
@@ -251,7 +251,7 @@ echo share >/written; read line; echo got $line; echo oops >&2; exit 7`
 // TestBootFails holds that a guest that does not come up is ended, tried once more, and said why.
 func TestBootFails(t *testing.T) {
 	t.Parallel()
-	cfg, _ := bench(t)
+	cfg, _ := bench(t, false)
 	cfg.Patience = Patience{CPU: 200 * time.Millisecond, Time: time.Minute} // no guest is that fast
 	m, err := Boot(t.Context(), cfg)
 	if err == nil {
@@ -274,10 +274,11 @@ func stream(t *testing.T, m *Machine, process string, fd int) io.ReadWriteCloser
 	return s
 }
 
-// TestTemplate restores two VMs from one that was saved: each has its own time and entropy, its files and a NIC, and nothing of the other.
+// TestTemplate restores two VMs from one that was saved: each has its own time and entropy, its files on a disk and a NIC, and nothing of
+// the other.
 func TestTemplate(t *testing.T) {
 	t.Parallel()
-	cfg, _ := bench(t)
+	cfg, files := bench(t, true)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	path := filepath.Join(t.TempDir(), "template-1")
@@ -286,6 +287,7 @@ func TestTemplate(t *testing.T) {
 	}
 	cfg.Template = path
 	said := map[string]bool{}
+	var last *Machine
 	for range 2 {
 		began := time.Now()
 		m, err := Boot(ctx, cfg)
@@ -294,7 +296,7 @@ func TestTemplate(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer m.Close()
-		if m.Spoiled != nil {
+		if last = m; m.Spoiled != nil {
 			t.Fatalf("it was booted: %v", m.Spoiled)
 		}
 		if err := m.QMP.Do(ctx, "netdev_add", map[string]any{"type": "hubport", "id": "n0", "hubid": 0}, nil); err != nil {
@@ -308,10 +310,12 @@ func TestTemplate(t *testing.T) {
 			t.Fatal(err)
 		}
 		script := `busybox date +%s; busybox cat /proc/sys/kernel/random/boot_id; busybox head -c 16 /dev/urandom | busybox od -An -tx1; busybox ip -o addr show dev eth0`
-		raw := marshal(t, guestSpec(script, agent.CompartmentPath))
-		if err := m.Guest.Call(ctx, proto.OpRun, proto.Run{Process: "main", Share: shareTag, Spec: raw}, nil); err != nil {
+		d := newDisks(m.QMP)
+		disk := filepath.Join(t.TempDir(), "root-disk")
+		if err := MakeRootDisk(ctx, disk, files); err != nil {
 			t.Fatal(err)
 		}
+		runOnDisk(ctx, t, m, d, "main", disk, script)
 		text, err := io.ReadAll(stream(t, m, "main", 1))
 		if err != nil {
 			t.Fatal(err)
@@ -332,6 +336,8 @@ func TestTemplate(t *testing.T) {
 		}
 	}
 
+	testMemberDisk(ctx, t, last, files)
+
 	// What is no template is found out.
 	if err := os.WriteFile(filepath.Join(path, stateFile), []byte("no VM at all"), 0o600); err != nil {
 		t.Fatal(err)
@@ -344,6 +350,67 @@ func TestTemplate(t *testing.T) {
 	t.Log(err)
 	if left, _ := filepath.Glob(path + ".new"); len(left) != 0 {
 		t.Errorf("%v is left", left)
+	}
+}
+
+// runOnDisk starts a container whose files are on a disk, and gives the disk's number.
+func runOnDisk(ctx context.Context, t *testing.T, m *Machine, d *disks, name, disk, script string) string {
+	t.Helper()
+	serial, err := d.plug(ctx, disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := guestSpec(script, agent.CompartmentPath)
+	spec.Root.Path = filepath.Join(agent.RootsDir, name, RootOnDisk)
+	spec.Linux.CgroupsPath = CgroupOf(name)
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/hosts", Type: "bind", Source: filepath.Join(agent.HandedDir, name, "hosts"), Options: []string{"bind"}})
+	run := proto.Run{
+		Process: name, Root: serial, Place: name, Member: name != "main", Stdin: true, Spec: marshal(t, spec),
+		Files: []proto.File{{Name: "hosts", Text: []byte("before")}},
+	}
+	if err := m.Guest.Call(ctx, proto.OpRun, run, nil); err != nil {
+		t.Fatal(err)
+	}
+	return serial
+}
+
+// testMemberDisk plugs the disk of a further container into a VM that runs, and takes it out at the container's end, twice: what was
+// written by the first is there for the second.
+func testMemberDisk(ctx context.Context, t *testing.T, m *Machine, files string) {
+	t.Helper()
+	d := newDisks(m.QMP)
+	d.count = 1 // beside the one of the container whose VM it is
+	disk := filepath.Join(t.TempDir(), "root-disk")
+	if err := MakeRootDisk(ctx, disk, files); err != nil {
+		t.Fatal(err)
+	}
+	for round, want := range []string{"none: now after 0", "written: now after 0"} {
+		script := `busybox printf '%s: ' "$(busybox cat /file 2>/dev/null || echo none)"; read word; busybox printf '%s ' $word $(busybox cat /hosts) 0; busybox printf written >/file`
+		serial := runOnDisk(ctx, t, m, d, "member", disk, script)
+		if err := m.Guest.Call(ctx, proto.OpFiles, proto.Files{Process: "member", Files: []proto.File{{Name: "hosts", Text: []byte("after")}}}, nil); err != nil {
+			t.Error(err)
+		}
+		c, err := m.Guest.Stream(ctx, proto.OpRead, proto.Read{Process: "member", Path: "/hosts"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(c); err != nil || string(text) != "after" {
+			t.Errorf("a file of it holds %q, %v", text, err)
+		}
+		in := stream(t, m, "member", 0)
+		_, _ = io.WriteString(in, "now\n")
+		_ = in.Close()
+		text, err := io.ReadAll(stream(t, m, "member", 1))
+		if got := strings.TrimSpace(string(text)); err != nil || got != want {
+			t.Errorf("round %d: it says %q, %v; want %q", round, got, err, want)
+		}
+		var exit proto.Exit
+		if err := m.Guest.Call(ctx, proto.OpWait, proto.Process{Process: "member"}, &exit); err != nil || exit.Code != 0 {
+			t.Errorf("its end: %+v, %v", exit, err)
+		}
+		if err := d.unplug(ctx, serial); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -19,8 +19,13 @@ import (
 // A member is a container in the VM of another, whose compartment it shares: with it, a pod. What runs of it on the host has no VM,
 // but the socket of the shim that has. Its files are put below that VM's share, which is the only thing of the host that a VM sees.
 
-// MembersDir is where the files of members are, below a VM's share.
+// MembersDir is where the files of members are, below a VM's share. A shim whose VM has no share finds the disks of members there.
 const MembersDir = "members"
+
+const (
+	membersRoot = "/share/" + MembersDir
+	memberDisk  = "disk"
+)
 
 // PeerSocket is where a member finds the socket of the shim that has the VM.
 const PeerSocket = "/peer"
@@ -64,6 +69,9 @@ func (s *shim) join(ctx context.Context, peer string) (code int, err error) {
 	if run.TTY {
 		run.Size = sizeOf(s.stdin)
 	}
+	if run.Files, err = readHanded(HandedDir, cfg.Handed); err != nil {
+		return 0, s.failed(err)
+	}
 	limited, done := within(ctx, startWait)
 	err = g.Call(limited, proto.OpRun, run, nil)
 	done()
@@ -79,7 +87,8 @@ func (s *shim) join(ctx context.Context, peer string) (code int, err error) {
 	defer served.Wait()
 	defer cancel()
 	defer control.Close()
-	served.Go(func() { serveClients(ctx, control, g) })
+	served.Go(func() { serveClients(ctx, control, g, nil) })
+	served.Go(func() { handOver(ctx, g, HandedDir, cfg.Handed, run.Files, s.stderr) })
 	served.Go(func() { forwardSignals(ctx, g, mainProcess, signals, run.TTY, s.stdin) })
 	if err := s.report(Status{}); err != nil {
 		return 0, err
@@ -94,15 +103,27 @@ func (s *shim) join(ctx context.Context, peer string) (code int, err error) {
 // MemberMounts are what is to be mounted in the mount namespace of the shim that has the VM, for a container that is to be in it. The
 // document gets the guest's paths. Each start has a name of its own: the guest may still know what was mounted for one before.
 func (c *Container) MemberMounts(start string) []specs.Mount {
+	if c.RootDisk != "" {
+		return []specs.Mount{{Destination: filepath.Join(membersRoot, start, memberDisk), Type: "bind", Source: c.RootDisk}}
+	}
 	return c.shareAt(filepath.Join(MembersDir, start))
 }
 
-// PrepareMember writes what the shim of a member starts, and gives its OCI document; peer is the directory of the shim that has the VM.
-func (h *Host) PrepareMember(c Container, peer string) (*specs.Spec, error) {
-	if err := c.begin(Start{Run: proto.Run{Share: shareTag, Member: true, TTY: c.TTY, Stdin: c.Stdin || c.TTY}}); err != nil {
+// PrepareMember writes what the shim of a member starts, and gives its OCI document; peer is the directory of the shim that has the VM, and
+// start the name that MemberMounts got.
+func (h *Host) PrepareMember(c Container, peer, start string) (*specs.Spec, error) {
+	begin := Start{Run: proto.Run{Share: shareTag, Member: true, TTY: c.TTY, Stdin: c.Stdin || c.TTY}}
+	if c.RootDisk != "" {
+		var err error
+		if begin.Handed, err = c.onDisk(start); err != nil {
+			return nil, err
+		}
+		begin.Run.Share, begin.Run.Place = "", start
+	}
+	if err := c.begin(begin); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{"vm", "tmp", "proc", "dev"} {
+	for _, d := range []string{"vm", "tmp", "proc", "dev", "handed"} {
 		if err := os.MkdirAll(filepath.Join(c.Root, d), 0o755); err != nil {
 			return nil, err
 		}
@@ -114,6 +135,9 @@ func (h *Host) PrepareMember(c Container, peer string) (*specs.Spec, error) {
 	s.Mounts = append(s.Mounts, specs.Mount{
 		Destination: PeerSocket, Type: "bind", Source: filepath.Join(peer, controlFile), Options: []string{"bind", "rprivate", "nosuid", "nodev", "noexec"},
 	})
+	if c.RootDisk != "" {
+		s.Mounts = append(s.Mounts, c.handedMount())
+	}
 	s.Linux.Resources = &specs.LinuxResources{
 		Devices: append([]specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, rules...),
 		Memory:  &specs.LinuxMemory{Limit: &memory}, Pids: &specs.LinuxPids{Limit: &threads},

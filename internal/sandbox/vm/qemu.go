@@ -19,7 +19,7 @@ const (
 // A VM that is restored has no share at first, and reads what was saved of its devices in that place.
 const fdState = fdShare
 
-// slots are how many NICs can be plugged in; a share has a slot of its own.
+// slots are how many NICs can be plugged in; a share has a slot of its own, or the first of disks has it.
 const (
 	slots     = 8
 	shareSlot = slots
@@ -37,6 +37,8 @@ type Hardware struct {
 	Restore bool `json:"-"`
 	// Disk has it get a disk, whose file comes behind the share's socket.
 	Disk bool `json:"disk,omitempty"`
+	// Disks has it be ready for disks with the files of containers.
+	Disks bool `json:"disks,omitempty"`
 }
 
 // diskSerial names the disk to the guest.
@@ -99,7 +101,11 @@ func (h Hardware) Args() []string {
 			"-blockdev", "driver=raw,node-name=disk,file=file,discard=unmap",
 			"-device", "virtio-blk-pci,drive=disk,serial="+diskSerial)
 	}
-	for i := range slots + 1 {
+	ports := slots + 1
+	if h.Disks {
+		ports = slots + diskSlots
+	}
+	for i := range ports {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d", i, i+1))
 	}
 	if h.Restore {

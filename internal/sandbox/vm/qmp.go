@@ -31,6 +31,8 @@ type QMP struct {
 	answers map[string]chan qmpAnswer
 	err     error
 	ended   chan struct{}
+	// full tells that QEMU has stopped the VM since there was no room for what it writes to a disk.
+	full chan struct{}
 }
 
 type qmpAnswer struct {
@@ -41,12 +43,13 @@ type qmpAnswer struct {
 	} `json:"error"`
 	ID    string          `json:"id"`
 	Event string          `json:"event"`
+	Data  json.RawMessage `json:"data"`
 	QMP   json.RawMessage `json:"QMP"`
 }
 
 // NewQMP takes over the connection. It greets with the first command.
 func NewQMP(conn *net.UnixConn) *QMP {
-	q := &QMP{conn: conn, answers: map[string]chan qmpAnswer{}, ended: make(chan struct{})}
+	q := &QMP{conn: conn, answers: map[string]chan qmpAnswer{}, ended: make(chan struct{}), full: make(chan struct{}, 1)}
 	go q.read()
 	return q
 }
@@ -67,8 +70,9 @@ func (q *QMP) read() {
 			err = fmt.Errorf("QEMU says no JSON: %w", err)
 			break
 		}
-		if a.ID == "" {
-			continue // the greeting, or an event
+		if a.ID == "" { // the greeting, or an event
+			q.hear(a)
+			continue
 		}
 		q.state.Lock()
 		ch := q.answers[a.ID]
@@ -83,6 +87,23 @@ func (q *QMP) read() {
 	q.state.Unlock()
 	close(q.ended)
 }
+
+// hear takes note of an event.
+func (q *QMP) hear(a qmpAnswer) {
+	var data struct {
+		Action string `json:"action"`
+	}
+	if a.Event != "BLOCK_IO_ERROR" || json.Unmarshal(a.Data, &data) != nil || data.Action != "stop" {
+		return
+	}
+	select {
+	case q.full <- struct{}{}:
+	default:
+	}
+}
+
+// Full tells that there was no room for what the VM writes to a disk, and that QEMU has stopped it therefore.
+func (q *QMP) Full() <-chan struct{} { return q.full }
 
 func readLine(r *bufio.Reader) ([]byte, error) {
 	var line []byte
@@ -115,6 +136,15 @@ func (q *QMP) Do(ctx context.Context, command string, args, out any) error {
 
 // SendFile gives QEMU a descriptor by a name, which later commands refer to.
 func (q *QMP) SendFile(ctx context.Context, name string, fd int) error {
+	return q.send(ctx, "getfd", map[string]any{"fdname": name}, fd)
+}
+
+// AddFile gives QEMU a descriptor as the one of a set, which it opens by the name /dev/fdset/SET.
+func (q *QMP) AddFile(ctx context.Context, set, fd int) error {
+	return q.send(ctx, "add-fd", map[string]any{"fdset-id": set}, fd)
+}
+
+func (q *QMP) send(ctx context.Context, command string, args any, fd int) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.next == 0 {
@@ -122,7 +152,7 @@ func (q *QMP) SendFile(ctx context.Context, name string, fd int) error {
 			return err
 		}
 	}
-	return q.do(ctx, "getfd", map[string]string{"fdname": name}, nil, fd)
+	return q.do(ctx, command, args, nil, fd)
 }
 
 func (q *QMP) do(ctx context.Context, command string, args, out any, fd int) error {

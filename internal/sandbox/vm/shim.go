@@ -40,6 +40,10 @@ const ShimDir = "/vm"
 type Start struct {
 	Machine Config    `json:"machine"`
 	Run     proto.Run `json:"run"`
+	// Root is the file of the disk with the container's files; "": they are in the share. That of a member is where its place is.
+	Root string `json:"root,omitempty"`
+	// Handed are the names of the daemon's files in HandedDir.
+	Handed []string `json:"handed,omitempty"`
 }
 
 // Status is how the start went.
@@ -72,6 +76,7 @@ type shim struct {
 	stdin          *os.File
 	stdout, stderr *os.File
 	machine        *Machine
+	disks          *disks
 }
 
 func (s *shim) run(ctx context.Context) (code int, err error) {
@@ -100,10 +105,15 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 		return 0, s.failed(err)
 	}
 	defer s.machine.Close()
+	s.disks = newDisks(s.machine.QMP)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { s.guard(ctx) })
+	wg.Go(func() { goOn(ctx, s.machine.QMP, s.stderr) })
+	if cfg.Run.Files, err = readHanded(HandedDir, cfg.Handed); err != nil {
+		return 0, s.failed(err)
+	}
 	box, err := s.launch(ctx, cfg)
 	if err != nil {
 		return 0, s.failed(s.lost(err))
@@ -119,7 +129,8 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 	defer cancel()
 	defer control.Close()
 	served.Go(func() { s.mirror(ctx, box) })
-	served.Go(func() { serveClients(ctx, control, s.machine.Guest) })
+	served.Go(func() { serveClients(ctx, control, s.machine.Guest, s.disks) })
+	served.Go(func() { handOver(ctx, s.machine.Guest, HandedDir, cfg.Handed, cfg.Run.Files, s.stderr) })
 	served.Go(func() { s.forward(ctx, signals, cfg.Run.TTY) })
 	var st Status
 	if s.machine.Spoiled != nil {
@@ -212,7 +223,13 @@ func (s *shim) launch(ctx context.Context, cfg Start) (*compartment, error) {
 	if run.TTY {
 		run.Size = sizeOf(s.stdin)
 	}
-	if err := s.machine.Guest.Call(ctx, proto.OpRun, run, nil); err != nil {
+	if cfg.Root != "" {
+		run.Root, err = s.disks.plug(ctx, cfg.Root)
+	}
+	if err == nil {
+		err = s.machine.Guest.Call(ctx, proto.OpRun, run, nil)
+	}
+	if err != nil {
 		box.close()
 		return nil, err
 	}
@@ -428,7 +445,7 @@ func (s *shim) mirror(ctx context.Context, box *compartment) {
 }
 
 // serveClients answers those that start further processes, and the shims of containers that are in the same VM.
-func serveClients(ctx context.Context, l net.Listener, g guest) {
+func serveClients(ctx context.Context, l net.Listener, g guest, d *disks) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for n := 1; ; n++ {
@@ -436,7 +453,7 @@ func serveClients(ctx context.Context, l net.Listener, g guest) {
 		if err != nil {
 			return
 		}
-		r := &relay{guest: g, prefix: strconv.Itoa(n) + "-"}
+		r := &relay{guest: g, disks: d, prefix: strconv.Itoa(n) + "-"}
 		wg.Go(func() {
 			_ = proto.Serve(ctx, c, r)
 			r.end()
@@ -447,16 +464,18 @@ func serveClients(ctx context.Context, l net.Listener, g guest) {
 // relay asks the guest on behalf of a client. The names of the client's processes are its own; those that it leaves behind are ended.
 type relay struct {
 	guest  guest
+	disks  *disks // those of the VM; nil: a client can have none
 	prefix string
 	mu     sync.Mutex
 	begun  map[string]bool
-	own    bool // it has a container of its own, which its further processes are for
+	own    bool     // it has a container of its own, which its further processes are for
+	roots  []string // the disks that were plugged in for it
 }
 
 // Handle implements proto.Handler.
 func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (any, func(net.Conn), error) {
-	if op == proto.OpDial {
-		return r.dial(ctx, body)
+	if op == proto.OpDial || op == proto.OpRead {
+		return r.reach(ctx, op, body)
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {
@@ -473,7 +492,10 @@ func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (an
 		if err := r.begin(op, name, fields); err != nil {
 			return nil, nil, err
 		}
-	case proto.OpStdio, proto.OpSignal, proto.OpResize, proto.OpWait:
+		if err := r.root(ctx, fields); err != nil {
+			return nil, nil, err
+		}
+	case proto.OpStdio, proto.OpSignal, proto.OpResize, proto.OpWait, proto.OpFiles:
 	default:
 		return nil, nil, fmt.Errorf("%s is nothing to ask the shim for", op)
 	}
@@ -499,9 +521,10 @@ func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (an
 	return result, nil, nil
 }
 
-// dial connects a client with a socket in the container, or with what its compartment reaches. A client that goes takes its connection along, whatever the guest does.
-func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.Conn), error) {
-	var d proto.Dial
+// reach connects a client with a socket or a file in the container, or with what its compartment reaches. A client that goes takes its
+// connection along, whatever the guest does.
+func (r *relay) reach(ctx context.Context, op string, body json.RawMessage) (any, func(net.Conn), error) {
+	var d proto.Dial // as is Read
 	if err := json.Unmarshal(body, &d); err != nil {
 		return nil, nil, fmt.Errorf("read the request: %w", err)
 	}
@@ -513,17 +536,17 @@ func (r *relay) dial(ctx context.Context, body json.RawMessage) (any, func(net.C
 	limited, cancel := within(ctx, answerWait)
 	defer cancel()
 	var out any
-	if d.Network != "" {
+	switch {
+	case op == proto.OpRead:
+		out = new(proto.Content)
+	case d.Network != "":
 		out = new(proto.Dialled)
 	}
-	c, err := r.guest.Stream(limited, proto.OpDial, d, out)
+	c, err := r.guest.Stream(limited, op, d, out)
 	if err != nil {
 		return nil, nil, err
 	}
-	return out, func(client net.Conn) {
-		defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-		join(client, c)
-	}, nil
+	return out, func(client net.Conn) { joinUntil(ctx, client, c) }, nil
 }
 
 // begin notes what is to be started, and names the container that it is for.
@@ -549,6 +572,33 @@ func (r *relay) begin(op, name string, fields map[string]json.RawMessage) error 
 	return nil
 }
 
+// root plugs in the disk of a member, which its place names.
+func (r *relay) root(ctx context.Context, fields map[string]json.RawMessage) error {
+	delete(fields, "root")
+	if fields["place"] == nil {
+		return nil
+	}
+	var place string
+	if err := json.Unmarshal(fields["place"], &place); err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	if err := checkPlace(place); err != nil {
+		return err
+	}
+	if r.disks == nil {
+		return errors.New("this VM has no disks for others")
+	}
+	serial, err := r.disks.plug(ctx, filepath.Join(membersRoot, place, memberDisk))
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.roots = append(r.roots, serial)
+	fields["root"], _ = json.Marshal(serial) // a string
+	return nil
+}
+
 // outOf is where an answer goes, if there is one.
 func outOf(op string, result *json.RawMessage) any {
 	if op == proto.OpWait {
@@ -566,6 +616,47 @@ func (r *relay) end() {
 		_ = r.guest.Call(ctx, proto.OpSignal, proto.Signal{Process: name, Signal: int(unix.SIGKILL), Tree: true}, nil)
 		_ = r.guest.Call(ctx, proto.OpWait, proto.Process{Process: name}, nil)
 		cancel()
+	}
+	for _, serial := range r.roots {
+		ctx, cancel := context.WithTimeout(context.Background(), haltWait)
+		_ = r.disks.unplug(ctx, serial) // its next start says it
+		cancel()
+	}
+}
+
+// fullWait is how long a VM stands still before it tries again to write to its disk.
+const fullWait = time.Second
+
+// goOn lets a VM go on that stands still since the host's disk is full, when it is not any more.
+func goOn(ctx context.Context, q *QMP, log io.Writer) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-q.Full():
+		}
+		fmt.Fprintln(log, "bulkhead: the disk of the host that the container's files are on is full: its VM stands still until there is room")
+		for full := true; full; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(fullWait):
+			}
+			limited, cancel := within(ctx, answerWait)
+			err := q.Do(limited, "cont", nil, nil)
+			cancel()
+			if err != nil {
+				return // QEMU has ended
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-q.Full():
+			case <-time.After(fullWait):
+				full = false
+				fmt.Fprintln(log, "bulkhead: there is room on the host's disk again: its VM goes on")
+			}
+		}
 	}
 }
 

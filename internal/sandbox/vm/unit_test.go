@@ -48,7 +48,7 @@ func TestArgs(t *testing.T) {
 	t.Parallel()
 	for name, h := range map[string]Hardware{
 		"tcg": {Accel: AccelTCG, CPUs: 1, Memory: 256 << 20, Kernel: "/vm/kernel", Initrd: "/vm/initrd", Share: true},
-		"kvm": {Accel: AccelKVM, CPUs: 4, Memory: 1 << 30, Kernel: "/vm/kernel", Initrd: "/vm/initrd"},
+		"kvm": {Accel: AccelKVM, CPUs: 4, Memory: 1 << 30, Kernel: "/vm/kernel", Initrd: "/vm/initrd", Disks: true},
 	} {
 		golden(t, name+".args", strings.Join(h.Args(), "\n")+"\n")
 	}

@@ -35,6 +35,8 @@ const (
 	RuntimePath = "/bin/container" // the OCI runtime
 	ShareDir    = "/run/share"     // what the host shares
 	DiskDir     = "/run/disk"      // the disk, of a VM that has one; a directory "bulkhead" is on it
+	RootsDir    = "/run/roots"     // the disks with containers' files, by their places
+	HandedDir   = "/run/handed"    // the files that the host hands over, by the same
 	PortName    = "bulkhead.0"     // the virtio-serial port
 )
 

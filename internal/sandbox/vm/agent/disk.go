@@ -35,7 +35,7 @@ func mountDisk(class, dev, serial string) error {
 }
 
 func findDisk(class, dev, serial string) (string, error) {
-	for deadline := time.Now().Add(10 * time.Second); ; pause() {
+	for deadline := time.Now().Add(shareWait); ; pause() {
 		entries, _ := os.ReadDir(class)
 		for _, e := range entries {
 			have, err := os.ReadFile(filepath.Join(class, e.Name(), "serial"))

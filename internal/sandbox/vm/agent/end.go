@@ -15,11 +15,18 @@ func (ps *processes) endOf(r proto.Run, bundle string) func(*proto.Exit) {
 	group := groupOf(r.Spec)
 	return func(exit *proto.Exit) {
 		exit.OOM = outOfMemory(group)
+		if r.Member {
+			_ = ps.delete(r.Process)
+			_ = os.RemoveAll(bundle)
+		}
+		if r.Root != "" { // before the end is told, for then the host takes its disk
+			ps.handed.drop(r.Process)
+			leavePlace(r.Place)
+			return
+		}
 		if !r.Member {
 			return
 		}
-		_ = ps.delete(r.Process)
-		_ = os.RemoveAll(bundle)
 		// What the kernel remembers of its files keeps them open on the host.
 		_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0)
 	}

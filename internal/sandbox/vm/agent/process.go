@@ -34,8 +34,9 @@ const CgroupPath = "/container"
 // processes are those that the host has started, by the names that it gave them.
 type processes struct {
 	*reaper
-	mu sync.Mutex
-	by map[string]*process
+	handed handed
+	mu     sync.Mutex
+	by     map[string]*process
 }
 
 // process has the agent's ends of its streams. What it writes is held by the pipes until the host takes it.
@@ -50,7 +51,7 @@ type process struct {
 }
 
 func newProcesses() *processes {
-	return &processes{reaper: newReaper(), by: map[string]*process{}}
+	return &processes{reaper: newReaper(), handed: handed{dir: HandedDir, by: map[string]*handedFiles{}}, by: map[string]*process{}}
 }
 
 func (ps *processes) reap() { ps.run() }
@@ -73,6 +74,12 @@ func (ps *processes) handle(ctx context.Context, op string, body json.RawMessage
 			err = ps.container(v)
 		}
 		return nil, nil, err
+	case proto.OpFiles:
+		v, err := decode[proto.Files](body)
+		if err == nil {
+			err = ps.handed.refresh(v)
+		}
+		return nil, nil, err
 	case proto.OpExec:
 		v, err := decode[proto.Exec](body)
 		if err == nil {
@@ -93,6 +100,12 @@ func (ps *processes) handle(ctx context.Context, op string, body json.RawMessage
 		}
 		carry, err := ps.dial(ctx, v)
 		return nil, carry, err
+	case proto.OpRead:
+		v, err := decode[proto.Read](body)
+		if err != nil {
+			return nil, nil, err
+		}
+		return ps.read(v)
 	case proto.OpSignal:
 		v, err := decode[proto.Signal](body)
 		if err == nil {
@@ -116,9 +129,21 @@ func (ps *processes) handle(ctx context.Context, op string, body json.RawMessage
 	return nil, nil, fmt.Errorf("there is no request %q", op)
 }
 
-// container mounts what the host shares and has the OCI runtime make the container.
-func (ps *processes) container(r proto.Run) error {
-	if err := mountRoot(r); err != nil {
+// container mounts what the host shares, or the container's disk, and has the OCI runtime make the container.
+func (ps *processes) container(r proto.Run) (err error) {
+	if r.Root != "" {
+		if err := mountPlace("/sys/block", "/dev", r); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				leavePlace(r.Place)
+			}
+		}()
+	} else if err := mountRoot(r); err != nil {
+		return err
+	}
+	if err := ps.handed.put(r); err != nil {
 		return err
 	}
 	if r.Disk != "" {
@@ -159,7 +184,7 @@ func mountRoot(r proto.Run) error {
 	return nil
 }
 
-// shareWait is how long the kernel may take to find a share that was plugged in.
+// shareWait is how long the kernel may take to find a share, or a disk, that was plugged in.
 const shareWait = 20 * time.Second
 
 func (ps *processes) exec(e proto.Exec) error {

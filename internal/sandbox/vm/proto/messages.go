@@ -17,6 +17,8 @@ const (
 	OpResize = "resize" // Resize
 	OpWait   = "wait"   // Process → Exit, when it has ended and its output was carried
 	OpDial   = "dial"   // Dial: the stream is a connection
+	OpRead   = "read"   // Read → Content: the stream is what is in a file
+	OpFiles  = "files"  // Files: those that a container was handed have changed
 	OpHalt   = "halt"   // write everything to disks; there is no answer to more than that
 	OpRest   = "rest"   // the VM is about to be saved: the session ends with the answer, and the next begins with Again
 )
@@ -71,18 +73,34 @@ type Size struct {
 	Cols uint16 `json:"cols"`
 }
 
-// Run makes a container of an OCI document, whose paths are the guest's. Share is the tag of the file system that they are in. The
-// container has the name of its first process.
+// Run makes a container of an OCI document, whose paths are the guest's. Share is the tag of the file system that they are in; or Root is
+// the serial number of the disk with the container's files, which is to be at a place that no other container has. The container has the
+// name of its first process.
 type Run struct {
 	Process string          `json:"process"`
 	Share   string          `json:"share,omitempty"`
-	Disk    string          `json:"disk,omitempty"` // the serial number of the disk to mount at agent.DiskDir; "": none
+	Root    string          `json:"root,omitempty"`
+	Place   string          `json:"place,omitempty"`
+	Files   []File          `json:"files,omitempty"` // that the container is handed, at its place
+	Disk    string          `json:"disk,omitempty"`  // the serial number of the disk to mount at agent.DiskDir; "": none
 	Spec    json.RawMessage `json:"spec"`
 	TTY     bool            `json:"tty,omitempty"`
 	Stdin   bool            `json:"stdin,omitempty"`
 	Size    Size            `json:"size,omitzero"`
 	// Member: the VM goes on when it ends, so nothing of it may stay.
 	Member bool `json:"member,omitempty"`
+}
+
+// File is one that the host hands over.
+type File struct {
+	Name string `json:"name"`
+	Text []byte `json:"text"`
+}
+
+// Files are those of a container, named by its first process. One that the container has changed itself stays as it is.
+type Files struct {
+	Process string `json:"process"`
+	Files   []File `json:"files"`
 }
 
 // Exec makes a further process in a container, of the part "process" of such a document.
@@ -121,6 +139,17 @@ type Dial struct {
 type Dialled struct {
 	Local string `json:"local,omitempty"`
 	Errno int    `json:"errno,omitempty"`
+}
+
+// Read names a file in the file system of the container that a process is the first of.
+type Read struct {
+	Process string `json:"process"`
+	Path    string `json:"path"`
+}
+
+// Content says whether there is such a file.
+type Content struct {
+	Missing bool `json:"missing,omitempty"`
 }
 
 // Signal sends one.

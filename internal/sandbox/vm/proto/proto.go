@@ -26,7 +26,7 @@ import (
 )
 
 // Version is that of the protocol. Both sides say theirs, and go on only when they are the same: an agent comes with its daemon.
-const Version = 3
+const Version = 4
 
 // MaxFrame bounds a request and an answer. The largest is a container's document, with an environment of a megabyte.
 const MaxFrame = 4 << 20
