@@ -6,22 +6,23 @@ import "slices"
 var remotePolicies = []EndpointPolicyType{ProviderAddress, Aliases, L2Driver, EncapOverhead}
 
 // ByHost tells that an endpoint is neither on this network nor on another host's part of it: its addresses are in none of the network's
-// subnets, and the network's endpoints reach them by the host. It is there to be a back end of load balancers.
+// subnets, and the network's endpoints reach them by the host, or it is a machine of the network's LAN, or behind it. It is there to be a
+// back end of load balancers.
 func (e *HostComputeEndpoint) ByHost(n *HostComputeNetwork) bool {
 	if e.Flags&RemoteEndpoint == 0 || len(e.IpConfigurations) == 0 || !n.ByHost() {
 		return false
 	}
 	for _, c := range e.IpConfigurations {
-		if a, err := parseAddr(c.IpAddress); err != nil || !c.IpSubnetId.IsZero() || n.SubnetOf(a) != nil {
+		if a, err := parseAddr(c.IpAddress); err != nil || !c.IpSubnetId.IsZero() || n.SubnetOf(a) != nil && n.Type != L2Bridge && n.Type != Transparent {
 			return false
 		}
 	}
 	return true
 }
 
-// ByHost tells that endpoints of the network reach what is outside of it by the host.
+// ByHost tells that endpoints of the network reach what is outside of it by the host, or are on a LAN.
 func (n *HostComputeNetwork) ByHost() bool {
-	return n.Type == NAT || n.Type == Overlay && slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
+	return n.Type == NAT || n.Type == L2Bridge || n.Type == Transparent && !n.Macvlan() || n.Type == Overlay && slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
 }
 
 // validateByHost refuses what means nothing for an endpoint that the host reaches.

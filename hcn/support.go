@@ -45,7 +45,7 @@ var supportedSubnetFlags = map[NetworkType]SubnetFlags{
 const supportedIpSubnetFlags IpSubnetFlags = 0
 
 // supportedEndpointFlags are the endpoint flags that are enforced; EnableDhcp as checkDhcpOn says,
-// RemoteEndpoint on overlays.
+// RemoteEndpoint where the host reaches them, or the LAN.
 const supportedEndpointFlags = RemoteEndpoint | EnableLowInterfaceMetric | DisableInterComputeCommunication | OverrideDNSServerOrder | EnableDhcp
 
 // supportedEndpointPolicies are the endpoint policies that are enforced, each with the network types that do it. L2Driver is
@@ -218,7 +218,7 @@ func (e *HostComputeEndpoint) checkSupportOn(t NetworkType) error {
 	if err := e.checkDhcpOn(t); err != nil {
 		return err
 	}
-	if e.Flags&RemoteEndpoint != 0 && t != Overlay && t != NAT {
+	if e.Flags&RemoteEndpoint != 0 && !slices.Contains([]NetworkType{NAT, Transparent, L2Bridge, Overlay}, t) {
 		return unsupported("Flags", "RemoteEndpoint on a network of type "+t.String())
 	}
 	for i, p := range e.Policies {

@@ -196,7 +196,7 @@ func (e *Engine) describeDrop(s DropSample) api.Drop {
 		}
 	}
 	if layer != nil {
-		d.Endpoint, d.Name, d.NetworkID = layer.Endpoint, portName(layer), layer.Network
+		d.Endpoint, d.Name, d.NetworkID = layer.Endpoint, portName(layer), documented(layer.Network)
 		if n := e.view.network(layer.Network); n != nil {
 			d.Network = n.Name
 		}
@@ -204,7 +204,7 @@ func (e *Engine) describeDrop(s DropSample) api.Drop {
 	if at != nil && at.Kind == plan.PortTunnel { // which serves several networks
 		d.NetworkID, d.Network = "", ""
 		if n := e.view.numbered(s.Switch); n != nil {
-			d.NetworkID, d.Network = n.Network, n.Name
+			d.NetworkID, d.Network = documented(n.Network), n.Name
 		}
 	}
 	if s.Rule != 0 {
@@ -284,6 +284,8 @@ func nextAfterDrop(d *api.Drop, dst netip.Addr) string {
 	switch {
 	case d.Endpoint == "" && d.Name == "":
 		return "bulkhead doctor"
+	case d.Endpoint == "" && d.NetworkID == "":
+		return "bulkhead loadbalancer ls"
 	case d.Rule != nil && d.Rule.Layer == "network":
 		return "bulkhead network inspect " + string(d.NetworkID)
 	case d.Endpoint == "":

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/bulkhead-net/bulkhead/api"
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -195,12 +196,20 @@ func (e *Engine) describeFlow(r FlowRecord, live bool) api.Flow {
 		for _, end := range []*api.FlowEnd{&f.Source, &f.Destination} {
 			e.nameRemote(p, end)
 		}
-		f.NetworkID = p.Network
+		f.NetworkID = documented(p.Network)
 		if n := e.view.network(p.Network); n != nil {
 			f.Network = n.Name
 		}
 	}
 	return f
+}
+
+// documented is the ID of a network for those who look for its document, "" for the host's own switch, which has none.
+func documented(id hcn.GUID) hcn.GUID {
+	if id == plan.ServicesNetwork {
+		return ""
+	}
+	return id
 }
 
 // flowEnd names an end. What comes and goes by the host's port is the host only under an

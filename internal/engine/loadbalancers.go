@@ -311,12 +311,12 @@ func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 		s.services -= servicesOf(old)
 		s.served -= served(old)
 		for _, p := range old.Inside {
-			if s.inside[old.Network][p] == id {
-				delete(s.inside[old.Network], p)
+			if s.inside[old.DoorID()][p] == id {
+				delete(s.inside[old.DoorID()], p)
 			}
 		}
-		if len(s.inside[old.Network]) == 0 {
-			delete(s.inside, old.Network)
+		if len(s.inside[old.DoorID()]) == 0 {
+			delete(s.inside, old.DoorID())
 		}
 		for _, ep := range old.Doc.HostComputeEndpoints {
 			drop(s.byBackend, ep, id)
@@ -336,10 +336,10 @@ func (s *state) setBalancer(id hcn.GUID, row *plan.LoadBalancer) {
 	s.served += served(row)
 	for _, p := range row.Inside {
 		if p != 0 {
-			if s.inside[row.Network] == nil {
-				s.inside[row.Network] = map[uint16]hcn.GUID{}
+			if s.inside[row.DoorID()] == nil {
+				s.inside[row.DoorID()] = map[uint16]hcn.GUID{}
 			}
-			s.inside[row.Network][p] = id
+			s.inside[row.DoorID()][p] = id
 		}
 	}
 	for _, ep := range row.Doc.HostComputeEndpoints {

@@ -279,6 +279,46 @@ func TestLoadBalancersAtTheHost(t *testing.T) {
 	})
 }
 
+// TestLoadBalancersOnLAN: the ports by which the host reaches load balancers of networks on a LAN are on one switch of its own; it is in no VLAN.
+func TestLoadBalancersOnLAN(t *testing.T) {
+	run(t, func(e *env) {
+		e.onLAN()
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+		inside := map[uint16]bool{}
+		var last hcn.GUID
+		for i, kind := range []string{"L2Bridge", "Transparent"} {
+			n := must(e.network(netDoc(kind, kind, 9+i)))(e)
+			ep := must(e.endpoint(epDoc(n.ID, "")))(e)
+			e.ok(e.attach(ns.ID, ep.ID))
+			lb := must(e.balancer(fmt.Sprintf(`{%s,"HostComputeEndpoints":[%q],"PortMappings":[{"Protocol":6,"ExternalPort":%d,"InternalPort":80,"Flags":18}]}`, v2, ep.ID, 30080+i)))(e)
+			inside[e.e.st.balancers[lb.ID].Inside[0]], last = true, lb.ID
+		}
+		check := func(what string) {
+			e.t.Helper()
+			e.settle()
+			b := e.e.plan.Balancers[last]
+			if len(inside) != 2 || e.e.plan.Switches[plan.ServicesNetwork] == nil || b == nil || len(b.Forwards) != 2 || !inside[b.Forwards[0].To.Port()] {
+				e.t.Errorf("%s: inside ports %v, the last one %+v", what, inside, b)
+			}
+		}
+		check("made")
+		e.restart()
+		check("after a restart")
+		tagged := must(e.network(strings.ReplaceAll(netDoc("tagged", "L2Bridge", 20), `"IpAddressPrefix"`, `"Policies":[{"Type":"VLAN","Settings":{"IsolationId":7}}],"IpAddressPrefix"`)))(e)
+		_, err := e.balancer(fmt.Sprintf(`{%s,"HostComputeNetwork":%q,"PortMappings":[{"Protocol":6,"ExternalPort":30090,"InternalPort":80}]}`, v2, tagged.ID))
+		if hcn.CodeOf(err) != hcn.ErrRequestUnsupported {
+			e.t.Errorf("in a VLAN: %v", err)
+		}
+		for _, id := range e.e.LoadBalancers(hcn.Filter{}) {
+			e.ok(e.e.DeleteLoadBalancer(bg, id))
+		}
+		e.settle()
+		if e.e.plan.Switches[plan.ServicesNetwork] != nil || len(e.e.st.inside) > 0 {
+			e.t.Errorf("left: %+v, %v", e.e.plan.Switches[plan.ServicesNetwork], e.e.st.inside)
+		}
+	})
+}
+
 func TestLoadBalancerEvents(t *testing.T) {
 	run(t, func(e *env) {
 		n := must(e.network(netDoc("a", "NAT", 7)))(e)

@@ -30,7 +30,7 @@ func balancerOwner(b *plan.LoadBalancer) string { return plan.BalancerOwner(b.Do
 func (t *txn) openBalancer(row, old *plan.LoadBalancer, n *plan.Network) error {
 	doc := &row.Doc
 	can := plan.HostBalances(&n.Doc)
-	row.Inside, row.Only4 = nil, false
+	row.Inside, row.Only4, row.Apart = nil, false, false
 	for i, m := range doc.PortMappings {
 		what := "PortMappings[" + itoa(i) + "].Flags: " + (m.Flags & (hcn.LocalRoutedVip | hcn.VipExternalIp)).String()
 		if len(doc.FrontendVIPs) == 0 {
@@ -39,14 +39,15 @@ func (t *txn) openBalancer(row, old *plan.LoadBalancer, n *plan.Network) error {
 			continue
 		}
 		if !can {
-			return hcn.Errorf(hcn.ErrRequestUnsupported, "%s, and the host sends nothing to network %q of type %s by a vNIC of its own: "+
-				"use one of type NAT, or an Overlay with the policy HostRoute", what, n.Doc.Name, n.Doc.Type)
+			return hcn.Errorf(hcn.ErrRequestUnsupported, "%s, and the host sends nothing to network %q of type %s: "+
+				"use one of type NAT, L2Bridge or Transparent that is in no VLAN, or an Overlay with the policy HostRoute", what, n.Doc.Name, n.Doc.Type)
 		}
 	}
 	if len(doc.FrontendVIPs) == 0 && doc.Flags&hcn.LoadBalancerIPv6 != 0 && !slices.ContainsFunc(n.Doc.AllSubnets(), isIPv6) {
 		return hcn.Errorf(hcn.ErrInvalidParameter, "Flags: they say IPv6, and network %q has no IPv6 subnet: leave the flag out, or add one", n.Doc.Name)
 	}
 	if can {
+		row.Apart = plan.BalancesApart(&n.Doc)
 		if err := t.pickInside(row, old); err != nil {
 			return err
 		}
@@ -63,12 +64,12 @@ func isIPv6(s *hcn.Subnet) bool {
 // pickInside keeps what a mapping had, and takes the next free port for others.
 func (t *txn) pickInside(row, old *plan.LoadBalancer) error {
 	had := map[plan.Frontend]uint16{}
-	if old != nil && old.Network == row.Network && len(old.Inside) == len(old.Doc.PortMappings) {
+	if old != nil && old.DoorID() == row.DoorID() && len(old.Inside) == len(old.Doc.PortMappings) {
 		for i, m := range old.Doc.PortMappings {
 			had[plan.Frontend{Protocol: uint8(m.Protocol), Port: m.External()}] = old.Inside[i]
 		}
 	}
-	taken, last := t.st.inside[row.Network], t.st.lastInside[row.Network]
+	taken, last := t.st.inside[row.DoorID()], t.st.lastInside[row.DoorID()]
 	inside, open := make([]uint16, len(row.Doc.PortMappings)), false
 	for i, m := range row.Doc.PortMappings {
 		if !m.Opens() {
@@ -91,7 +92,7 @@ func (t *txn) pickInside(row, old *plan.LoadBalancer) error {
 		}
 	}
 	if open {
-		row.Inside, t.st.lastInside[row.Network] = inside, last
+		row.Inside, t.st.lastInside[row.DoorID()] = inside, last
 	}
 	return nil
 }

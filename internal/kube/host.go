@@ -243,8 +243,12 @@ func (h *host) reach(ctx context.Context, list []balancer) error {
 // sourceID is that of the endpoint as which back ends that are not on this host see who comes by it.
 func (h *host) sourceID() hcn.GUID { return guid("source", string(h.net.ID)) }
 
-// isAway tells that a load balancer has a back end that is not on this host: its answers come back here by a source.
+// isAway tells that a load balancer has a back end that is not on this host: its answers come back here by a source. On a LAN they do so
+// by the host's own address.
 func (h *host) isAway(b *balancer) bool {
+	if h.net.Type == hcn.L2Bridge || h.net.Type == hcn.Transparent {
+		return false
+	}
 	return slices.ContainsFunc(b.backends, func(a netip.Addr) bool { return h.away[a] })
 }
 

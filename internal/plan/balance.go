@@ -25,11 +25,23 @@ type LoadBalancer struct {
 	// Inside are ports, one for each of the mappings, by which the host sends to it on the network (see Inside). Those of a network are
 	// all different. 0 or none: the mapping is for endpoints of the network only.
 	Inside []uint16 `json:",omitempty"`
+	// Apart says that those ports are on a switch of the host's: see BalancesApart. There all of them are different, too.
+	Apart bool `json:",omitempty"`
 	// Host is the host of the cluster that has it, "" for one of this host's own. Such a one is stored nowhere, and is for endpoints of its
 	// network alone.
 	Host string `json:"-"`
 	// Only4 says that at the host's IPv6 addresses its ports are those of another one, which is for IPv6 alone.
 	Only4 bool `json:",omitempty"`
+}
+
+// DoorID is the network on whose switch the ports are that Inside names.
+func (b *LoadBalancer) DoorID() hcn.GUID { return door(b.Apart, b.Network) }
+
+func door(apart bool, network hcn.GUID) hcn.GUID {
+	if apart {
+		return ServicesNetwork
+	}
+	return network
 }
 
 // Balancer is a load balancer on a switch.
@@ -41,6 +53,8 @@ type Balancer struct {
 	// Host is that of the cluster that has it, "" for this one.
 	Host     string
 	Services []Service
+	// Apart says that the host reaches it by a switch of its own.
+	Apart bool
 	// Forwards are what the host translates, for itself and for the outside.
 	Forwards []Forward
 	// Source is as whom back ends elsewhere see those, nil for none. Unreached says that there are such back ends, and none.
@@ -64,6 +78,17 @@ type Service struct {
 	Source *Source
 	// Backends in a fixed order, without duplicates.
 	Backends []netip.AddrPort
+}
+
+// DoorID is the network on whose switch the host reaches it.
+func (b *Balancer) DoorID() hcn.GUID { return door(b.Apart, b.Network) }
+
+// SwitchOf is the number of the switch that a service of the load balancer is on.
+func (b *Balancer) SwitchOf(s *Service) uint32 {
+	if s.Host && b.onServices() {
+		return servicesSwitch
+	}
+	return b.Switch
 }
 
 func (b *Balancer) forwards() []Forward {
@@ -171,9 +196,9 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 	if n == nil || !Balances(&n.Doc) {
 		return nil
 	}
-	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch, Host: b.Host}
-	local, remote := backends(in, b)
-	ends := backendLists(local, remote)
+	out := &Balancer{ID: b.Doc.ID, Name: b.Doc.Name, Network: b.Network, Switch: n.Switch, Host: b.Host, Apart: b.Apart}
+	local, remote, tagged := backends(in, b)
+	ends := backendLists(slices.Concat(local, tagged), remote)
 	for _, m := range b.Doc.PortMappings {
 		for _, text := range b.Doc.FrontendVIPs {
 			vip, err := netip.ParseAddr(text)
@@ -199,11 +224,13 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 		return out
 	}
 	out.Forwards = BalancerForwards(b, n)
-	if len(out.Forwards) > 0 {
+	source := servicesSourceOf
+	if len(out.Forwards) > 0 && !out.onServices() {
 		out.Source = in.sourceOf(b)
 		out.Unreached = out.Source == nil && len(remote) > 0
+		source = out.Source.of
 	}
-	out.Services = append(out.Services, insideServices(b, out.Forwards, out.Source, local, remote)...)
+	out.Services = append(out.Services, insideServices(b, out.Forwards, source, local, remote)...)
 	return out
 }
 
@@ -235,7 +262,9 @@ func backendLists(local, remote []netip.Addr) func(is4, keep bool, port uint16) 
 	}
 }
 
-func backends(in *Intent, b *LoadBalancer) (local, remote []netip.Addr) {
+// backends are the addresses of a load balancer's back ends: of those on this host, and of others. Those in a VLAN, where the host
+// is not, are tagged.
+func backends(in *Intent, b *LoadBalancer) (local, remote, tagged []netip.Addr) {
 	for _, id := range b.Doc.HostComputeEndpoints {
 		e := in.Endpoints[id]
 		switch {
@@ -249,12 +278,16 @@ func backends(in *Intent, b *LoadBalancer) (local, remote []netip.Addr) {
 				remote = append(remote, a.Addr())
 			}
 		case e.Attach != nil && in.Namespaces[e.Attach.Namespace] != nil && !in.Namespaces[e.Attach.Namespace].Vanished:
+			to := &local
+			if VLANOf(e, in.Networks[b.Network]) != 0 {
+				to = &tagged
+			}
 			for _, a := range e.Addrs {
-				local = append(local, a.Addr())
+				*to = append(*to, a.Addr())
 			}
 		}
 	}
-	return local, remote
+	return local, remote, tagged
 }
 
 // Balances tells that the switch of a network balances. On an L2Tunnel every frame goes by the wire as it is, for somebody outside to
@@ -345,7 +378,7 @@ func (s *Service) Choose(src netip.AddrPort) (netip.AddrPort, bool) {
 // the host.
 func (p *Plan) ServiceAt(network hcn.GUID, protocol uint8, dst netip.AddrPort, host bool) (*Balancer, *Service) {
 	for _, b := range p.Balancers {
-		if b.Network != network {
+		if host && b.DoorID() != network || !host && b.Network != network {
 			continue
 		}
 		for i := range b.Services {

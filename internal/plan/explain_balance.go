@@ -60,7 +60,7 @@ func (e *explainer) hostToBalanced() bool {
 // toBalanced goes on at the host's vNIC, at whose port the switch chooses a back end. from is the container that sent the packet, nil for
 // the host and the outside.
 func (e *explainer) toBalanced(b *Balancer, f Forward, from *Port) {
-	sw := e.plan.Switches[b.Network]
+	sw, door := e.plan.Switches[b.Network], e.plan.Switches[b.DoorID()]
 	if from != nil && e.plan.Switches[from.Network].Mode == ModeInternal {
 		e.fail(layerNAT, from.ID, "", "network %s is Internal: nothing of it is forwarded (table inet bulkhead, drop_internal)", e.plan.Switches[from.Network].Name)
 		return
@@ -69,9 +69,19 @@ func (e *explainer) toBalanced(b *Balancer, f Forward, from *Port) {
 	if f.Scope == ScopeAddress && !e.hostAddress(f.Bind) {
 		where = "at its virtual address"
 	}
-	e.step(layerNAT, sw.HostPort, "load balancer %s, %s: %s becomes %s, which the switch of network %s balances", b.title(), where, netip.AddrPortFrom(e.Dst, f.Port), f.To, sw.Name)
-	k := Packet{From: sw.HostPort, Src: e.Src, Dst: f.To.Addr(), DstPort: f.To.Port(), DstMAC: insideMAC()}
-	if !e.foreign(e.seenAs(&k, from, sw)) {
+	whose := "the switch of network " + sw.Name
+	if b.onServices() {
+		whose = "a switch of the host's for network " + sw.Name
+	}
+	e.step(layerNAT, door.HostPort, "load balancer %s, %s: %s becomes %s, which %s balances", b.title(), where, netip.AddrPortFrom(e.Dst, f.Port), f.To, whose)
+	k := Packet{From: door.HostPort, Src: e.Src, Dst: f.To.Addr(), DstPort: f.To.Port(), DstMAC: insideMAC()}
+	var hook string
+	if b.onServices() {
+		hook = e.throughServices(&k)
+	} else {
+		hook = e.seenAs(&k, from, sw)
+	}
+	if !e.foreign(hook) {
 		return
 	}
 	got := e.leg(k)
@@ -90,14 +100,28 @@ func (e *explainer) toBalanced(b *Balancer, f Forward, from *Port) {
 		e.mtu(sw.MTU, to.VNIC.MTU)
 		e.deliver(to, k.Src, got.Backend, got.Backend.String())
 	case got.Source.IsValid():
-		e.toFar(sw, got)
+		e.toFar(door, sw, got)
 	default:
 		e.Summary = "the switch judges this packet by more than an explanation holds"
 	}
 }
 
-// toFar goes on to a back end that is on no port here, which sees a source of ours.
-func (e *explainer) toFar(sw *Switch, got *Trace) {
+// throughServices gives a packet the source that it has on the host's own switch, and says which hook it passes.
+func (e *explainer) throughServices(k *Packet) (hook string) {
+	if e.q.From.Kind != PartyHost {
+		return "forward"
+	}
+	if e.Dst.IsLoopback() {
+		if r, err := e.host.Route(k.Dst); err == nil {
+			k.Src = r.Src
+		}
+		e.step(layerNAT, "", "nobody could answer loopback: the source becomes %s", k.Src)
+	}
+	return "output"
+}
+
+// toFar goes on to a back end that is on no port of the switch, which sees a source of ours. lan is the network that it may be on.
+func (e *explainer) toFar(sw, lan *Switch, got *Trace) {
 	client, asked, port := e.Src, e.Dst, e.q.Port
 	defer func() { e.Src, e.Dst, e.q.Port = client, asked, port }()
 	host := e.plan.Ports[sw.HostPort]
@@ -114,9 +138,25 @@ func (e *explainer) toFar(sw *Switch, got *Trace) {
 		return
 	}
 	if r, ok := e.hostRoute(); ok && e.foreign("forward") {
+		if to := e.onNetwork(lan, e.Dst); to != nil && lan != sw {
+			e.Src = r.Src
+			e.step(layerNAT, "", "the container would answer the client past the host: the source becomes the host's, %s", r.Src)
+			e.hostToMember(to, lan, r, got.Backend.Port())
+			return
+		}
 		e.masquerade(host, r)
 		e.mtu(sw.MTU)
 	}
+}
+
+// onNetwork is the container that has an address on a network, nil for none.
+func (e *explainer) onNetwork(sw *Switch, a netip.Addr) *Port {
+	for _, p := range e.plan.Ports {
+		if p.Network == sw.Network && p.Kind == PortContainer && !inHost(p) && slices.Contains(p.Addrs, a) {
+			return p
+		}
+	}
+	return nil
 }
 
 // toService ends a way that a load balancer decides: who would get the packet without it says nothing.

@@ -214,9 +214,14 @@ func (e *explainer) toHidden(f Forward, to *Port, sw *Switch) {
 	}
 	e.Src = r.Src
 	e.step(layerNAT, "", "the container would answer the client past the host: the source becomes the host's, %s", r.Src)
-	k := Packet{From: sw.UplinkPort, Host: true, Src: r.Src, Dst: e.Dst, DstPort: f.To.Port()}
+	e.hostToMember(to, sw, r, f.To.Port())
+}
+
+// hostToMember is what the host sends as itself to a container on a LAN.
+func (e *explainer) hostToMember(to *Port, sw *Switch, r HostRoute, port uint16) {
+	k := Packet{From: sw.UplinkPort, Host: true, Src: r.Src, Dst: e.Dst, DstPort: port}
 	if own := e.hostVNIC(sw, r.Device); own != nil {
-		k = Packet{From: own.ID, Src: r.Src, Dst: e.Dst, DstPort: f.To.Port()}
+		k = Packet{From: own.ID, Src: r.Src, Dst: e.Dst, DstPort: port}
 	}
 	e.onLAN(k, to, sw)
 }

@@ -32,6 +32,14 @@ func (o *opened) add(b *Balancer, n int) {
 	}
 }
 
+// count notes that a load balancer came or went.
+func (p *Plan) count(b *Balancer, n int) {
+	p.opened.add(b, n)
+	if b.onServices() {
+		p.atServices.add(b, n)
+	}
+}
+
 // any tells which families have some.
 func (o opened) any() [2]bool { return [2]bool{o.v4 > 0, o.v6 > 0} }
 

@@ -37,16 +37,24 @@ func Inside(sw uint32, v6 bool) netip.Addr {
 func insideMAC() MAC { return MAC{0x02, 0x62, 0x75, 0x6c, 0x6b, 0x68} }
 
 // HostBalances tells that the switch of a network balances for the host and the outside: the host has a vNIC there, and forwards.
+//
+// On a LAN it has none, and a switch of its own for that; what it sends there is in no VLAN.
 func HostBalances(doc *hcn.HostComputeNetwork) bool {
 	switch modeOf(doc) {
 	case ModeNAT:
 		return true
 	case ModeOverlay:
 		return HasHostRoute(doc)
+	case ModeTransparent, ModeL2Bridge:
+		all := doc.AllSubnets()
+		return len(all) == 0 || slices.ContainsFunc(all, func(s *hcn.Subnet) bool { return s.VLAN() == 0 })
 	default:
 	}
 	return false
 }
+
+// BalancesApart tells that the host reaches load balancers of a network by a switch of its own: see ServicesNetwork.
+func BalancesApart(doc *hcn.HostComputeNetwork) bool { return modeOf(doc).OnLAN() }
 
 // OpenPorts are how many mappings of a load balancer are for the host and the outside as well.
 func (b *LoadBalancer) OpenPorts() int {
@@ -67,8 +75,11 @@ func (b *LoadBalancer) inside(mapping int) uint16 {
 	return b.Inside[mapping]
 }
 
-// families tells which a network has addresses of.
+// families tells which a network has addresses of. A LAN gives out which it likes.
 func families(doc *hcn.HostComputeNetwork) (v4, v6 bool) {
+	if doc.Dhcp() {
+		return true, true
+	}
 	for _, s := range doc.AllSubnets() {
 		if p, err := s.Prefix(); err == nil {
 			v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
@@ -80,17 +91,21 @@ func families(doc *hcn.HostComputeNetwork) (v4, v6 bool) {
 // BalancerForwards are what the host translates for a load balancer: its ports at the virtual addresses, or at all addresses of the host when
 // there are none.
 func BalancerForwards(b *LoadBalancer, n *Network) []Forward {
-	if n == nil || b.OpenPorts() == 0 || !HostBalances(&n.Doc) {
+	if n == nil || b.OpenPorts() == 0 || !HostBalances(&n.Doc) || b.Apart != BalancesApart(&n.Doc) {
 		return nil
 	}
 	v4, v6 := families(&n.Doc)
+	number := n.Switch
+	if b.Apart {
+		number = servicesSwitch
+	}
 	var out []Forward
 	for i, m := range b.Doc.PortMappings {
 		if b.inside(i) == 0 {
 			continue
 		}
 		f := Forward{Protocol: uint8(m.Protocol), Port: m.External()}
-		to := func(six bool) netip.AddrPort { return netip.AddrPortFrom(Inside(n.Switch, six), b.Inside[i]) }
+		to := func(six bool) netip.AddrPort { return netip.AddrPortFrom(Inside(number, six), b.Inside[i]) }
 		for _, vip := range b.Doc.VIPs() {
 			if vip.Is4() && v4 || vip.Is6() && v6 {
 				f.Scope, f.Bind, f.To = ScopeAddress, vip, to(vip.Is6())
@@ -116,7 +131,7 @@ func BalancerForwards(b *LoadBalancer, n *Network) []Forward {
 
 // insideServices are what those forwards lead to. A back end that is not on this host would answer the client past it: it counts where
 // there is a source of its family.
-func insideServices(b *LoadBalancer, forwards []Forward, source *Source, local, remote []netip.Addr) []Service {
+func insideServices(b *LoadBalancer, forwards []Forward, source func(six bool) *Source, local, remote []netip.Addr) []Service {
 	var out []Service
 	for i, m := range b.Doc.PortMappings {
 		for _, six := range []bool{false, true} {
@@ -136,9 +151,10 @@ func insideServices(b *LoadBalancer, forwards []Forward, source *Source, local, 
 				}
 			}
 			add(local)
-			if here := len(s.Backends); source != nil && source.Addr.Is6() == six {
-				if add(remote); len(s.Backends) > here {
-					s.Source = source
+			if from := source(six); from != nil {
+				here := len(s.Backends)
+				if add(remote); len(s.Backends) > here || from.always {
+					s.Source = from
 				}
 			}
 			slices.SortFunc(s.Backends, netip.AddrPort.Compare)
@@ -172,9 +188,7 @@ func (sw *Switch) setInside(host *Port, open bool, sources []*Source) {
 			continue
 		}
 		seen[six] = true
-		a := Inside(sw.Number, six)
-		host.VNIC.Routes = append(host.VNIC.Routes, Route{Dst: netip.PrefixFrom(a, a.BitLen())})
-		host.VNIC.Neighbours = append(host.VNIC.Neighbours, Neighbour{Addr: a, MAC: insideMAC()})
+		host.VNIC.reach(Inside(sw.Number, six), insideMAC())
 	}
 	for _, s := range sources {
 		host.VNIC.Neighbours = append(host.VNIC.Neighbours, Neighbour{Addr: s.Addr, MAC: s.MAC})

@@ -29,6 +29,10 @@ const NetnsDir = "/run/netns"
 // Plan.Namespaces. It is not a GUID, so no document can name it.
 const ResolverNamespace hcn.GUID = "resolver"
 
+// ServicesNetwork is the key of the switch by which the host reaches the load balancers of networks on a LAN, where it has no vNIC
+// (ADR 34). No document can name it, either.
+const ServicesNetwork hcn.GUID = "services"
+
 // HostPortID and ResolverPortID name a network's own ports.
 func HostPortID(network hcn.GUID) PortID { return PortID("host:" + string(network)) }
 

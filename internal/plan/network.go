@@ -50,8 +50,13 @@ func HasHostPort(t hcn.NetworkType) bool {
 	return mode(t) == ModeNAT || mode(t) == ModeInternal || mode(t) == ModeOverlay
 }
 
-// MaxSwitch is the largest number of a switch: in the tables its VLAN is above it.
-const MaxSwitch = 1<<19 - 1
+// MaxSwitch is the largest number of a network's switch: in the tables its VLAN is above it. Those after it are the host's own: see
+// ServicesNetwork.
+const (
+	MaxSwitch      = 1<<19 - 4
+	servicesSource = 1<<19 - 3
+	servicesSwitch = 1<<19 - 2
+)
 
 // minMTU6 is the smallest MTU that IPv6 works on (RFC 8200, section 5), minMTU4
 // what every IPv4 host takes (RFC 791).

@@ -46,7 +46,8 @@ type Plan struct {
 	policies map[hcn.GUID]*endpointPolicy
 	// sources are the load balancers by their source.
 	sources map[sourceKey]map[hcn.GUID]struct{}
-	opened  opened
+	// opened counts the load balancers that the host forwards for, and atServices those of them that it reaches by ServicesNetwork.
+	opened, atServices opened
 }
 
 // Host holds the settings of the host's own network namespace that the plan
@@ -88,6 +89,8 @@ const (
 	ModeOverlay
 	// ModeMacvlan: no switch at all. The containers are on the LAN by devices of their own.
 	ModeMacvlan
+	// ModeServices: the host's own, where it reaches the load balancers of networks on a LAN. No container is there.
+	ModeServices
 )
 
 // OnLAN tells that a switch of the mode has an uplink port, and no port of the host's own:

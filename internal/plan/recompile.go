@@ -85,8 +85,8 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	forwarding := p.opened.any()
 	for id, c := range d.Balancers {
 		p.noteSource(id, c.Old, c.New)
-		p.opened.add(c.Old, -1)
-		p.opened.add(c.New, 1)
+		p.count(c.Old, -1)
+		p.count(c.New, 1)
 		for _, b := range []*Balancer{c.Old, c.New} {
 			if b != nil {
 				balanced[b.Network] = struct{}{}
@@ -132,6 +132,7 @@ func (p *Plan) Recompile(in *Intent, f *Facts, dirty Dirty) *Delta {
 	for id := range balanced {
 		p.reopen(d, id)
 	}
+	p.recompileServices(d, f)
 	if len(d.Switches) > 0 {
 		p.recompileTunnels(d)
 	}

@@ -16,6 +16,16 @@ type Source struct {
 	MAC      MAC
 	// Addrs are all of the endpoint's.
 	Addrs []netip.Addr
+	// always says that none of the back ends is on the switch.
+	always bool
+}
+
+// of is the source itself for those of its family.
+func (s *Source) of(six bool) *Source {
+	if s == nil || s.Addr.Is6() != six {
+		return nil
+	}
+	return s
 }
 
 // SourceVIP is a load balancer's, not valid for none.

@@ -69,6 +69,8 @@ func (m Mode) String() string {
 		return "overlay"
 	case ModeMacvlan:
 		return "macvlan"
+	case ModeServices:
+		return "services"
 	}
 	return fmt.Sprintf("mode %d", m)
 }

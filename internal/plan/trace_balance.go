@@ -37,7 +37,11 @@ func (t *tracer) balance() bool {
 	}
 	if s.Source != nil && t.backendPort() == nil {
 		t.far, t.Source = true, s.Source.Addr
-		t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, which is not on this host and sees %s, the SourceVIP (%s)", s, b.title(), to, s.Source.Addr, how)
+		if s.Source.always {
+			t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, from %s (%s)", s, b.title(), to, s.Source.Addr, how)
+		} else {
+			t.step("load balancer", t.from.ID, nil, "%s is a service of load balancer %s: to the back end %s, which is not on this host and sees %s, the SourceVIP (%s)", s, b.title(), to, s.Source.Addr, how)
+		}
 		k.Src, k.SrcMAC, k.Dst, k.DstPort = s.Source.Addr, s.Source.MAC, to.Addr(), to.Port()
 		return true
 	}

@@ -61,7 +61,7 @@ func (es elements) addSwitch(s *plan.Switch) {
 	}
 	e := elem{kind: "network", owner: string(s.Network)}
 	dev, name := ifname(s.HostDevice), `"`+s.HostDevice+`"`
-	if s.Mode == plan.ModeNAT || s.Mode == plan.ModeOverlay {
+	if s.Mode == plan.ModeNAT || s.Mode == plan.ModeOverlay || s.Mode == plan.ModeServices {
 		e.keyText = []string{name}
 		es[elemKey{set: setNATVNICs, key: string(dev)}] = e
 	}

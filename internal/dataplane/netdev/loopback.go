@@ -25,9 +25,10 @@ const loopbackMetric = 2048
 
 var loopback6 = netip.PrefixFrom(netip.IPv6Loopback(), 128)
 
-// loopback compares the routes to ::1 on a vNIC: the host's own that have an IPv6 address need one.
+// loopback compares the routes to ::1 on a vNIC: the host's own by which it sends IPv6 need one.
 func (d *differ) loopback(object string, v plan.VNIC, index int, have []route) {
-	wanted := v.Namespace == "" && slices.ContainsFunc(v.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	wanted := v.Namespace == "" && (slices.ContainsFunc(v.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) ||
+		slices.ContainsFunc(v.Routes, func(r plan.Route) bool { return r.Dst.Addr().Is6() }))
 	missing := wanted
 	for _, h := range have {
 		if h.oif != index || h.dst != loopback6 || h.table != unix.RT_TABLE_LOCAL || h.kind != unix.RTN_LOCAL {

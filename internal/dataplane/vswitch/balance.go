@@ -143,7 +143,7 @@ func (b *balance) put(id hcn.GUID, next *plan.Balancer) (had map[bpfVipKey]vipEn
 	var errs []error
 	for i := range next.Services {
 		s := &next.Services[i]
-		k := vipKey(next.Switch, s)
+		k := vipKey(next.SwitchOf(s), s)
 		e, err := b.entry(s)
 		if err == nil {
 			err = b.point(k, e.v)

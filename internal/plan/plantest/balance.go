@@ -55,7 +55,7 @@ func balancers(t *rapid.T, in *plan.Intent) {
 			b.Doc.HostComputeEndpoints = append(b.Doc.HostComputeEndpoints, outside(in, network))
 		}
 		if rapid.Bool().Draw(t, "for the host") {
-			b.Inside = []uint16{uint16(2*i + 1), uint16(2*i + 2)}
+			b.Inside, b.Apart = []uint16{uint16(2*i + 1), uint16(2*i + 2)}, plan.BalancesApart(&in.Networks[network].Doc)
 			if rapid.Bool().Draw(t, "at its addresses") {
 				b.Doc.FrontendVIPs = nil
 			}
@@ -88,8 +88,11 @@ func outside(in *plan.Intent, network hcn.GUID) hcn.GUID {
 func served(t *rapid.T, p *plan.Plan, k *plan.Packet, v6 bool) {
 	var all []plan.Service
 	for _, id := range slices.Sorted(maps.Keys(p.Balancers)) {
-		if b := p.Balancers[id]; b.Network == p.Ports[k.From].Network {
-			all = append(all, b.Services...)
+		b := p.Balancers[id]
+		for _, s := range b.Services {
+			if at := p.Ports[k.From].Network; at == b.Network || s.Host && at == b.DoorID() {
+				all = append(all, s)
+			}
 		}
 	}
 	all = slices.DeleteFunc(all, func(s plan.Service) bool { return s.VIP.Is6() != v6 })
