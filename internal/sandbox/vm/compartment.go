@@ -66,20 +66,25 @@ func (c *compartment) sync(ctx context.Context) error {
 		return fmt.Errorf("look at the compartment: %w", err)
 	}
 	var errs []error
-	there := map[int]bool{}
+	there := map[int]netlink.Link{}
 	for _, l := range links {
 		a := l.Attrs()
-		if a.Flags&unix.IFF_LOOPBACK != 0 || strings.HasPrefix(a.Name, tapPrefix) || len(a.HardwareAddr) != 6 || a.Flags&unix.IFF_UP == 0 {
-			continue
-		}
-		there[a.Index] = true
-		if err := c.tell(ctx, l); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", a.Name, err))
+		if a.Flags&unix.IFF_LOOPBACK == 0 && !strings.HasPrefix(a.Name, tapPrefix) && len(a.HardwareAddr) == 6 && a.Flags&unix.IFF_UP != 0 {
+			there[a.Index] = l
 		}
 	}
+	// What goes goes first: what comes in its place has the same MAC.
 	for index, p := range c.plugged {
-		if !there[index] {
+		if there[index] == nil {
 			errs = append(errs, c.unplug(ctx, index, p))
+		}
+	}
+	for _, l := range links {
+		if there[l.Attrs().Index] == nil {
+			continue
+		}
+		if err := c.tell(ctx, l); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.Attrs().Name, err))
 		}
 	}
 	return errors.Join(errs...)

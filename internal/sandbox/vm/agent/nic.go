@@ -31,10 +31,11 @@ type nics struct {
 	boxF    int
 	fetched int
 	told    map[string][]proto.Neighbour // by MAC: what the host had us make
+	gone    map[int]bool                 // by index: what the host takes out, which may be there for a while yet
 }
 
 func newNICs(pen int) (*nics, error) {
-	n := &nics{told: map[string][]proto.Neighbour{}}
+	n := &nics{told: map[string][]proto.Neighbour{}, gone: map[int]bool{}}
 	var err error
 	// The families are named, as the kernel need not have all.
 	if n.pen, err = netlink.NewHandleAt(netns.NsHandle(pen), unix.NETLINK_ROUTE); err != nil {
@@ -88,14 +89,18 @@ func makeCompartment() (fd int, err error) {
 // nicWait is how long a NIC that was plugged in may take to show.
 const nicWait = 10 * time.Second
 
-// byMAC finds a NIC by the address that it was made with. The container may have given it another.
-func byMAC(h *netlink.Handle, mac net.HardwareAddr) (netlink.Link, error) {
+// byMAC finds a NIC by the address that it was made with. The container may have given it another, and the host may have put another with
+// the same in the place of one that is not gone yet.
+func (n *nics) byMAC(h *netlink.Handle, mac net.HardwareAddr) (netlink.Link, error) {
 	links, err := h.LinkList()
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range links {
 		a := l.Attrs()
+		if h == n.box && n.gone[a.Index] {
+			continue
+		}
 		if bytes.Equal(a.PermHWAddr, mac) || len(a.PermHWAddr) == 0 && bytes.Equal(a.HardwareAddr, mac) {
 			return l, nil
 		}
@@ -111,10 +116,10 @@ func (n *nics) set(ctx context.Context, c proto.NIC) error {
 	if err != nil {
 		return fmt.Errorf("set up NIC: %w", err)
 	}
-	l, err := byMAC(n.box, mac)
+	l, err := n.byMAC(n.box, mac)
 	if err == nil && l == nil {
 		if err = n.fetch(ctx, mac); err == nil {
-			l, err = byMAC(n.box, mac)
+			l, err = n.byMAC(n.box, mac)
 		}
 	}
 	if err == nil && l == nil {
@@ -132,7 +137,7 @@ func (n *nics) set(ctx context.Context, c proto.NIC) error {
 // fetch takes an interface out of the pen.
 func (n *nics) fetch(ctx context.Context, mac net.HardwareAddr) error {
 	for deadline := time.Now().Add(nicWait); ; pause() {
-		l, err := byMAC(n.pen, mac)
+		l, err := n.byMAC(n.pen, mac)
 		if err != nil {
 			return err
 		}
@@ -159,11 +164,17 @@ func (n *nics) remove(c proto.NIC) error {
 		return fmt.Errorf("take NIC down: %w", err)
 	}
 	delete(n.told, c.MAC)
-	l, err := byMAC(n.box, mac)
+	l, err := n.byMAC(n.box, mac)
 	if err != nil || l == nil {
 		return err
 	}
-	if err := n.box.LinkSetDown(l); err != nil {
+	index := l.Attrs().Index
+	n.gone[index] = true
+	err = n.box.LinkSetDown(l)
+	if err == nil { // its name is for the next one
+		err = n.box.LinkSetName(l, fmt.Sprintf("gone%d", index))
+	}
+	if err != nil {
 		return fmt.Errorf("take NIC %s down: %w", c.MAC, err)
 	}
 	return nil
