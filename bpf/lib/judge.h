@@ -463,6 +463,34 @@ static __always_inline int is_peer(__u8 kind)
 	return kind == PORT_CONTAINER || kind == PORT_REMOTE;
 }
 
+/* A verification border. Is an address that of an endpoint here? */
+__noinline int is_endpoint(struct addr_key *addr)
+{
+	const struct owner *o;
+	const struct port *at;
+	__u32 port;
+
+	if (!addr)
+		return 0;
+	o = owner_of(addr);
+	if (!o || o->flags & (OWNER_GATEWAY | OWNER_GUEST))
+		return 0;
+	port = o->port;
+	at = bpf_map_lookup_elem(&bh_ports_v3, &port);
+	return at && at->kind == PORT_CONTAINER;
+}
+
+/* Isolated ports exchange nothing with other endpoints, neither on the switch nor by a router, which the host is for everybody
+ * and others are on a LAN. */
+static __always_inline int is_apart(struct pkt *p, const struct port *from, const struct port *to)
+{
+	if (p->turned & TURNED_SELF)
+		return 0;
+	if (is_peer(from->kind))
+		return is_peer(to->kind) || (from->flags & PORT_ISOLATED && is_endpoint(&p->dst));
+	return to->flags & PORT_ISOLATED && is_peer(to->kind) && is_endpoint(&p->src);
+}
+
 /* May the packet go to that port? 0, or the reason why not. */
 static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct dest *d)
 {
@@ -490,7 +518,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		p->limits |= LIMIT_IN;
 	if (is_exempt(p) || is_renewal(p, to))
 		return DROP_NONE;
-	if ((from->flags | to->flags) & PORT_ISOLATED && !(p->turned & TURNED_SELF) && is_peer(from->kind) && is_peer(to->kind)) {
+	if ((from->flags | to->flags) & PORT_ISOLATED && is_apart(p, from, to)) {
 		if (!(from->flags & PORT_ISOLATED))
 			p->at = d->port;
 		return DROP_ISOLATED;

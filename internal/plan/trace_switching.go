@@ -1,6 +1,9 @@
 package plan
 
-import "cmp"
+import (
+	"cmp"
+	"net/netip"
+)
 
 func (t *tracer) flood() {
 	if !t.exempt() {
@@ -28,7 +31,7 @@ func (t *tracer) unicast() {
 		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
 	case t.self:
 		t.step("rules out", t.from.ID, nil, "what a port sends to itself is not subject to rules")
-	case t.isPeer(t.from) && t.isPeer(to) && (t.from.Policy.Isolated || to.Policy.Isolated):
+	case t.isApart(to):
 		t.dropIsolated(cmp.Or(isolatedPort(t.from), isolatedPort(to)))
 		return
 	default:
@@ -167,6 +170,19 @@ func (t *tracer) byWire(to *Port) *Port {
 	t.tunnelled = true
 	t.step("switching", t.from.ID, nil, "for port %s by way of the wire: out of the NIC %s, to come back there", to.ID, nic.Device)
 	return nic
+}
+
+// isApart tells whether an isolated port is one end, and another endpoint the other: on the switch, or by a router, which the host is for
+// everybody and others are on a LAN.
+func (t *tracer) isApart(to *Port) bool {
+	isEndpoint := func(a netip.Addr) bool { o := t.owner(a); return o != nil && t.isContainer(o) }
+	switch {
+	case !t.from.Policy.Isolated && !to.Policy.Isolated:
+		return false
+	case t.isPeer(t.from):
+		return t.isPeer(to) || t.from.Policy.Isolated && isEndpoint(t.pkt.Dst)
+	}
+	return to.Policy.Isolated && t.isPeer(to) && isEndpoint(t.pkt.Src)
 }
 
 func isolatedPort(p *Port) *Port {

@@ -1,6 +1,12 @@
 package vswitch
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
 
 // Sides of a rate (RATE_* in bpf/lib/structs.h).
 const (
@@ -21,4 +27,22 @@ const (
 // rate is a bound of bytes per second as the program wants it.
 func rate(bytes uint64) bpfRate {
 	return bpfRate{Bytes: bytes, Burst: max(256*uint64(burstTime), leastBurst*ticksPerSecond/bytes)}
+}
+
+// setRate writes a rate. A bucket says in time what was taken out of it, at the rate that held then: under another one it would have a port
+// wait for as long as the old one asks for. So it begins anew, with a full one.
+func (a *Applier) setRate(k bpfRateKey, v bpfRate) error {
+	if had, ok := a.tables.rates.have[k]; ok && had == v {
+		return nil
+	}
+	if err := a.tables.rates.set(k, v); err != nil {
+		return err
+	}
+	if a.shadow != nil { // a preview
+		return nil
+	}
+	if err := a.objs.BhBucketsV1.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("write map %s: %w", bpfMapBhBucketsV1, err)
+	}
+	return nil
 }

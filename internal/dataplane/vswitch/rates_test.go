@@ -214,6 +214,42 @@ func TestRateChange(t *testing.T) {
 	}
 }
 
+// TestRateRaised: what a low rate has used up is no debt under a higher one, nor under one that comes after none.
+func TestRateRaised(t *testing.T) {
+	p := newPair(t, AttachAuto)
+	const low, high = 10_000, 5_000_000
+	l := blast(t, p.hostA, p.hostB, netip.AddrPortFrom(p.b.Addrs[0], 7009), 300_000)
+	usedUp := func() {
+		t.Helper()
+		before := p.drops(p.a.ID, ReasonRateOut)
+		th.Eventually(t, 10*time.Second, func() error {
+			if n := p.drops(p.a.ID, ReasonRateOut) - before; n < 10 {
+				return fmt.Errorf("%d drops", n)
+			}
+			return nil
+		})
+	}
+	flows := func() {
+		t.Helper()
+		before := l.got.Load()
+		th.Eventually(t, 3*time.Second, func() error {
+			if n := l.got.Load() - before; n < 100_000 {
+				return fmt.Errorf("%d bytes since the rate is higher", n)
+			}
+			return nil
+		})
+	}
+	p.setRates(&p.a, low, 0)
+	usedUp()
+	p.setRates(&p.a, high, 0)
+	flows()
+	p.setRates(&p.a, low, 0)
+	usedUp()
+	p.setRates(&p.a, 0, 0)
+	p.setRates(&p.a, high, 0)
+	flows()
+}
+
 // TestRatesAcrossTheHost: flows that pass by the host's stack obey the same bounds.
 func TestRatesAcrossTheHost(t *testing.T) {
 	e := newEdge(t, AttachAuto)

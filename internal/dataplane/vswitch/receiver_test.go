@@ -58,6 +58,24 @@ func TestDropsAreTheirs(t *testing.T) {
 			c.set()
 			w.lost(t, c.name, w.a, w.b, c.frame(), c.reason, c.at)
 		}
+		// The gateway routes, also between two ports; who is isolated speaks with it, and with what is behind it, alone.
+		gateway, far := [2]netip.Addr{gateway4(1), gateway6(1)}[family], [2]netip.Addr{addr("192.0.2.7"), addr("2001:db8::7")}[family]
+		frame := func(from, to th.MAC, src, dst netip.Addr) []byte {
+			port++
+			return th.Frame(append([]th.Layer{eth(from, to), ip(src, dst)}, datagram(port, 53)...)...)
+		}
+		isolate(true, false)
+		w.lost(t, "by the gateway, the sender is isolated", w.a, w.gateway, frame(w.ma, w.mg, w.ga[family], w.gb[family]), ReasonIsolated, w.a.ID)
+		if got := w.send(w.a, w.gateway, frame(w.ma, w.mg, w.ga[family], far)); got != delivery {
+			t.Errorf("an isolated port to the outside: %s", got)
+		}
+		isolate(false, true)
+		w.lost(t, "from the gateway, the receiver is isolated", w.gateway, w.b, frame(w.mg, w.mb, w.ga[family], w.gb[family]), ReasonIsolated, w.b.ID)
+		for _, src := range []netip.Addr{gateway, far} {
+			if got := w.send(w.gateway, w.b, frame(w.mg, w.mb, src, w.gb[family])); got != delivery {
+				t.Errorf("%s to an isolated port: %s", src, got)
+			}
+		}
 	})
 }
 

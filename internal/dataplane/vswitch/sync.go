@@ -212,7 +212,7 @@ func (a *Applier) write(s *portState) error {
 		}
 	}
 	for k, v := range s.rates {
-		if err := a.tables.rates.set(k, v); err != nil {
+		if err := a.setRate(k, v); err != nil {
 			return err
 		}
 	}
