@@ -139,7 +139,7 @@ func (e *Engine) party(p *plan.Plan, ref string) (plan.Party, error) {
 	if i := slices.IndexFunc(ports, isMacvlan); i >= 0 {
 		return party, e.noSwitch(ports[i], ref)
 	}
-	party.Kind, party.Ports = plan.PartyPorts, ports
+	party.Kind, party.Ports, party.Compartment = plan.PartyPorts, ports, e.compartmentAlone(ports[0])
 	if slices.ContainsFunc(ports, func(o *plan.Port) bool { return o.VNIC.Namespace != ports[0].VNIC.Namespace }) {
 		return party, api.Errorf(api.KindConflict, "%s means endpoints in several compartments", ref).Hint("use an ID of bulkhead endpoint ls")
 	}
@@ -147,7 +147,10 @@ func (e *Engine) party(p *plan.Plan, ref string) (plan.Party, error) {
 }
 
 func (e *Engine) addressParty(p *plan.Plan, party plan.Party, a netip.Addr) (plan.Party, error) {
-	if a.Zone() != "" || a.IsMulticast() || a.IsUnspecified() {
+	if a.Is6() && a.IsLinkLocalUnicast() {
+		return party, api.Errorf(api.KindInvalid, "the way to %s is not explained: a link-local address is one on each link", a).Hint("name the container or endpoint, whose other addresses the same rules see, but for rules with addresses")
+	}
+	if a.Zone() != "" || a.IsMulticast() || a.IsUnspecified() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return party, api.Errorf(api.KindInvalid, "the way to %s is not explained: it is no address of one host", a).Hint("name a container, an endpoint, a unicast address without a zone, host or outside")
 	}
 	party.Addr, party.Kind = a, plan.PartyOutside // one on another host is outside, too

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
@@ -23,13 +22,17 @@ func (e *Engine) nextAfter(way *plan.Explanation) string {
 	}
 	switch r := way.Rule; {
 	case way.Reason == "isolated":
-		return fmt.Sprintf("bulkhead network disconnect %s %s && bulkhead network connect %s %s", n.Name, portName(at), n.Name, portName(at))
+		return e.joinCommand(at, n)
 	case way.Reason != "policy-out" && way.Reason != "policy-in":
-		return "bulkhead drops " + portName(at)
+		return "bulkhead drops " + plan.Word(portName(at))
 	case r == nil:
 		return e.allowCommand(way, at, n)
 	case r.Source.ID != "" && e.ownACL(at.Endpoint, r.Source.ID):
-		return fmt.Sprintf("bulkhead acl rm%s %s %s", e.whichNetwork(at, n), portName(at), r.Source.ID)
+		end := ""
+		if strings.HasPrefix(r.Source.ID, "-") { // not a flag
+			end = " --"
+		}
+		return fmt.Sprintf("bulkhead acl rm%s%s %s %s", e.whichNetwork(at, n), end, plan.Word(portName(at)), plan.Word(r.Source.ID))
 	}
 	direction := hcn.DirectionTypeIn
 	if way.Reason == "policy-out" {
@@ -49,28 +52,58 @@ func (e *Engine) allowCommand(way *plan.Explanation, at *plan.Port, n *plan.Swit
 	if k.Protocol == 6 || k.Protocol == 17 {
 		s += fmt.Sprintf(" --ports %d", k.DstPort)
 	}
-	return s + fmt.Sprintf(" --remote %s %s", remote, portName(at))
+	return s + fmt.Sprintf(" --remote %s %s", remote, plan.Word(portName(at)))
+}
+
+// joinCommand has an isolated endpoint replaced by one that is not: what keeps it apart is a flag, which it has from its making.
+func (e *Engine) joinCommand(at *plan.Port, n *plan.Switch) string {
+	name, network := plan.Word(portName(at)), plan.Word(n.Name)
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if ns := e.compartmentAlone(at); ns != "" {
+		return fmt.Sprintf("bulkhead endpoint rm %s && bulkhead endpoint create --network %s --name %s && bulkhead namespace attach %s %s", name, network, name, plan.Word(ns), name)
+	}
+	return fmt.Sprintf("bulkhead network disconnect %s %s && bulkhead network connect %s %s", network, name, network, name)
+}
+
+// compartmentAlone names the compartment of an endpoint that is of no container; "" with one. The caller holds e.mu.
+func (e *Engine) compartmentAlone(at *plan.Port) string {
+	ep := e.st.endpoints[at.Endpoint]
+	if ep == nil {
+		return ""
+	}
+	ns := e.st.namespaces[ep.Doc.HostComputeNamespace]
+	if ns == nil || len(ns.Containers) > 0 {
+		return ""
+	}
+	return string(ns.Doc.ID)
 }
 
 // whichNetwork is the flag that a container on several networks needs.
 func (e *Engine) whichNetwork(at *plan.Port, n *plan.Switch) string {
 	for _, o := range e.view.all() {
 		if o != at && o.Kind == plan.PortContainer && o.VNIC.Namespace == at.VNIC.Namespace {
-			return " --network " + n.Name
+			return " --network " + plan.Word(n.Name)
 		}
 	}
 	return ""
 }
 
+// ownACL tells whether the endpoint has one ACL of that Id, and no other that would go with it.
 func (e *Engine) ownACL(endpoint hcn.GUID, id string) bool {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	ep := e.st.endpoints[endpoint]
-	return ep != nil && slices.ContainsFunc(ep.Doc.Policies, func(p hcn.EndpointPolicy) bool {
+	ep, found := e.st.endpoints[endpoint], 0
+	if ep == nil {
+		return false
+	}
+	for _, p := range ep.Doc.Policies {
 		s, err := p.Decode()
-		acl, ok := s.(hcn.AclPolicySetting)
-		return err == nil && ok && acl.Id == id
-	})
+		if acl, ok := s.(hcn.AclPolicySetting); err == nil && ok && acl.Id == id {
+			found++
+		}
+	}
+	return found == 1
 }
 
 // removeByHCN is the request that takes away a policy which no verb of ours does: a tier, a
@@ -98,7 +131,7 @@ func (e *Engine) removeByHCN(at *plan.Port, r *plan.Rule, direction hcn.Directio
 			return removePolicy("networks", n.Doc.ID, string(p.Type), string(p.Settings))
 		}
 	}
-	return "bulkhead rules " + portName(at)
+	return "bulkhead rules " + plan.Word(portName(at))
 }
 
 // wroteACL tells whether a policy is the rule that blocked. Of several that are written alike each is.
@@ -113,6 +146,5 @@ func removePolicy(kind string, id hcn.GUID, policy, settings string) string {
 		settings = line.String()
 	}
 	body := fmt.Sprintf(`{"ResourceType":"Policy","RequestType":"Remove","Settings":{"Policies":[{"Type":%q,"Settings":%s}]}}`, policy, settings)
-	return fmt.Sprintf("curl -sS --unix-socket /run/bulkhead/bulkhead.sock -d %s http://bulkhead/hcn/v2/%s/%s/modify",
-		"'"+strings.ReplaceAll(body, "'", `'\''`)+"'", kind, id)
+	return fmt.Sprintf("curl -sS --unix-socket /run/bulkhead/bulkhead.sock -d %s http://bulkhead/hcn/v2/%s/%s/modify", plan.Word(body), kind, id)
 }

@@ -29,6 +29,8 @@ type Party struct {
 	Name string
 	// Ports of a container or endpoint; all are of one compartment.
 	Ports []*Port
+	// Compartment names theirs where there is no container in it.
+	Compartment string
 	// Addr that was asked for; invalid: any that fits.
 	Addr netip.Addr
 	// Remote is the endpoint on another host that is meant, which has Addr. Its Kind is PartyOutside.

@@ -87,9 +87,9 @@ func (e *explainer) toBalanced(b *Balancer, f Forward, from *Port) {
 	got := e.leg(k)
 	if got == nil {
 		if e.Reason == "no-backend" {
-			e.Next = "bulkhead loadbalancer set " + cmp.Or(b.Name, string(b.ID)) + " ENDPOINT…"
+			e.Next = "bulkhead loadbalancer set " + Word(cmp.Or(b.Name, string(b.ID))) + " ENDPOINT…"
 			if b.Unreached {
-				e.Next = "bulkhead endpoint create --network " + sw.Name + " --name source: its address is a SourceVIP (--source-vip) for the back ends that are not on this host"
+				e.Next = "bulkhead endpoint create --network " + Word(sw.Name) + " --name source: its address is a SourceVIP (--source-vip) for the back ends that are not on this host"
 			}
 		}
 		return

@@ -238,7 +238,7 @@ func (e *explainer) route(dst netip.Addr) (from *Port, via netip.Addr) {
 		}
 	}
 	if from == nil {
-		e.fail(layerRoute, e.q.From.Ports[0].ID, "bulkhead network connect NETWORK "+e.q.From.Name, "%s has no %s route to %s", e.q.From.Name, e.family(), dst)
+		e.fail(layerRoute, e.q.From.Ports[0].ID, e.q.From.connect("NETWORK"), "%s has no %s route to %s", e.q.From.Name, e.family(), dst)
 		return nil, netip.Addr{}
 	}
 	e.Src = e.addrOf(from, e.q.From.Addr)

@@ -53,7 +53,7 @@ func (e *explainer) intoHost(from *Port, sw *Switch, device string) {
 	if other := e.switchOf(e.Dst); other != nil {
 		next := ""
 		if len(e.q.To.Ports) > 0 {
-			next = "bulkhead network connect " + other.Name + " " + e.q.From.Name
+			next = e.q.From.connect(other.Name)
 		}
 		e.fail("isolation", from.ID, next, "%s is on network %s, and networks are apart from each other but for published ports (table inet bulkhead, drop_isolation)", e.Dst, other.Name)
 		return
@@ -392,7 +392,7 @@ func (e *explainer) notPublished() {
 	for _, p := range e.q.To.Ports {
 		if a := e.addrOf(p, netip.Addr{}); a.IsValid() {
 			e.Dst = a
-			next := "bulkhead publish add " + e.q.To.Name + " --expose lan HOSTPORT:PORT"
+			next := "bulkhead publish add " + Word(e.q.To.Name) + " --expose lan HOSTPORT:PORT"
 			if e.q.Port != 0 {
 				next = publishCommand(e.q.To.Name, Forward{Port: e.q.Port, To: netip.AddrPortFrom(a, e.q.Port)}, proto)
 			}
@@ -404,7 +404,7 @@ func (e *explainer) notPublished() {
 }
 
 func publishCommand(name string, f Forward, proto string) string {
-	return "bulkhead publish add " + name + " --expose lan " + portText(f.Port) + ":" + portText(f.To.Port()) + "/" + proto
+	return "bulkhead publish add " + Word(name) + " --expose lan " + portText(f.Port) + ":" + portText(f.To.Port()) + "/" + proto
 }
 
 func portText(p uint16) string { return PortRange{p, p}.String() }
