@@ -101,6 +101,15 @@ test-machine: go-ready ## boot, reboot and cut the power of a machine with syste
 	@[ -n "$(IS_ROOT)" ] || { echo "test-machine: needs root: sudo make test-machine" >&2; exit 1; }
 	./scripts/test-machine.sh
 
+# The stories of process isolation that hold in VMs. Of the others, some are about what only the host's kernel has or sees, as side-cars.
+VM_STORIES ?= capture|dhcp|drops|explain|flows|halt|images|l2bridge|l2ports|l2tunnel|lifecycle|loadbalancer|macvlan|metrics|names|networks|next|nic|offload|policy|ports|proxy|repair|restart|run|storage|storm|survive|transparent
+
+.PHONY: test-vm-stories
+test-vm-stories: go-ready ## run the stories of process isolation with VMs, one after the other (root; VM_STORIES='policy|ports')
+	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-stories: needs root: sudo make test-vm-stories" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	BULKHEAD_E2E_ISOLATION=vm $(GO) test -timeout 3h -count 1 -v -parallel 1 -run 'TestStories/($(VM_STORIES))$$' ./test/e2e
+
 .PHONY: test-vm-networks
 test-vm-networks: go-ready ## run a VM on a network of every type (root)
 	@[ -n "$(IS_ROOT)" ] || { echo "test-vm-networks: needs root: sudo make test-vm-networks" >&2; exit 1; }
