@@ -56,8 +56,9 @@ type ContainerSpec struct {
 	StopSignal  string        `json:"stopSignal,omitempty"`
 	StopTimeout *int          `json:"stopTimeout,omitempty"` // seconds; 10 when nil
 
-	// NetworkMode is "" (the Networks below, or the default network), "none", or
-	// "container:ID" to share another container's compartment.
+	// NetworkMode is "" (the Networks below, or the default network), "none",
+	// "container:ID" to share another container's compartment, or "namespace:ID" for
+	// a VM whose compartment is that namespace of HCN, of type Guest.
 	NetworkMode string              `json:"networkMode,omitempty"`
 	Networks    []NetworkAttachment `json:"networks,omitempty"`
 	Publish     []PublishedPort     `json:"publish,omitempty"`
@@ -157,8 +158,10 @@ type Container struct {
 	// where it is attached.
 	Runtime string         `json:"runtime,omitempty"`
 	State   ContainerState `json:"state"`
-	// Namespace is the HCN namespace, Endpoints the endpoints in it that this
-	// container brought along.
+	// VirtualMachineID is what HCN calls the VM that it runs in, "" with process isolation.
+	VirtualMachineID hcn.GUID `json:"virtualMachineId,omitempty"`
+	// Namespace is the HCN namespace, Endpoints the endpoints that this container
+	// brought along, and those that clients of HCN put into the namespace.
 	Namespace hcn.GUID            `json:"namespace,omitempty"`
 	Endpoints []ContainerEndpoint `json:"endpoints,omitempty"`
 }

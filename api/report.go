@@ -25,7 +25,7 @@ type Event struct {
 
 // EventKinds are the kinds that there are.
 func EventKinds() []string {
-	return []string{"container", "network", "endpoint", "namespace", "image", "drift"}
+	return []string{"container", "network", "endpoint", "namespace", "guestnetworkservice", "image", "drift"}
 }
 
 // Address is one row of the address report: who has an address, and since when.

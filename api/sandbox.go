@@ -3,6 +3,8 @@ package api
 import (
 	"io"
 	"time"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
 // SandboxConfig is everything a sandbox needs to make a container: the spec
@@ -69,4 +71,32 @@ type Streams struct {
 type WindowSize struct {
 	Rows uint16 `json:"rows"`
 	Cols uint16 `json:"cols"`
+}
+
+// VirtualMachineID is the ID, in HCN, of the VM that a container with VM isolation has.
+func VirtualMachineID(container string) hcn.GUID {
+	return hcn.DerivedGUID("virtual machine", container)
+}
+
+// GuestNICsRequest asks what a container's VM has been given.
+type GuestNICsRequest struct {
+	// Sync has the compartment looked at anew first, and the guest told of all that differs.
+	Sync bool
+	// Wait has the answer wait, for a while, until the number of the newest change is another than After.
+	Wait  bool
+	After uint64
+}
+
+// GuestNICs are the NICs that a VM's guest has taken over. Seq numbers the changes of a run of the VM; Error says why the guest does not
+// have all that it is to have.
+type GuestNICs struct {
+	Seq   uint64
+	NICs  []GuestNIC
+	Error string
+}
+
+// GuestNIC is one of them.
+type GuestNIC struct {
+	Name string
+	MAC  string // in lower case, with colons
 }

@@ -254,6 +254,64 @@ func (c *Client) changeNamespace(ctx context.Context, what hcn.RequestType, name
 	return c.call(ctx, r, nil)
 }
 
+// SyncNamespace waits until the VM in a namespace of type Guest has what is attached there, and nothing else. Without one that runs
+// there is nothing to wait for.
+func (c *Client) SyncNamespace(ctx context.Context, id hcn.GUID) error {
+	kind := hcn.NamespaceResourceTypeEndpoint
+	return c.ModifyNamespace(ctx, id, &hcn.ModifyNamespaceSettingRequest{ResourceType: &kind, RequestType: hcn.RequestTypeRefresh})
+}
+
+// PlugIn makes a port of a VM for an endpoint: it is in the VM's compartment whenever that runs. A VM that is not named is the one in
+// whose namespace the endpoint is.
+func (c *Client) PlugIn(ctx context.Context, endpoint hcn.GUID, port hcn.PortEndpointRequest) error {
+	return c.changePort(ctx, hcn.RequestTypeAdd, endpoint, port)
+}
+
+// Unplug takes an endpoint's port of a VM away, and the endpoint out of the VM.
+func (c *Client) Unplug(ctx context.Context, endpoint hcn.GUID, port hcn.PortEndpointRequest) error {
+	return c.changePort(ctx, hcn.RequestTypeRemove, endpoint, port)
+}
+
+func (c *Client) changePort(ctx context.Context, what hcn.RequestType, endpoint hcn.GUID, port hcn.PortEndpointRequest) error {
+	settings, err := json.Marshal(port)
+	if err != nil {
+		return fmt.Errorf("encode the request: %w", err)
+	}
+	return c.ModifyEndpoint(ctx, endpoint, &hcn.ModifyEndpointSettingRequest{ResourceType: hcn.EndpointResourceTypePort, RequestType: what, Settings: settings})
+}
+
+// GuestNetworkServices shows all guest network services in detail.
+func (c *Client) GuestNetworkServices(ctx context.Context) ([]hcn.GuestNetworkService, error) {
+	return all[hcn.GuestNetworkService](ctx, c, "guestnetworkservices")
+}
+
+// EnumerateGuestNetworkServices lists the guest network services that a query selects.
+func (c *Client) EnumerateGuestNetworkServices(ctx context.Context, q hcn.HostComputeQuery) ([]hcn.GUID, error) {
+	return c.enumerate(ctx, "guestnetworkservices", q)
+}
+
+// GuestNetworkService shows a guest network service in detail.
+func (c *Client) GuestNetworkService(ctx context.Context, id hcn.GUID) (*hcn.GuestNetworkService, error) {
+	return query[hcn.GuestNetworkService](ctx, c, "guestnetworkservices", id)
+}
+
+// CreateGuestNetworkService makes the document of a VM's service.
+func (c *Client) CreateGuestNetworkService(ctx context.Context, doc *hcn.GuestNetworkService) (*hcn.GuestNetworkService, error) {
+	d := *doc
+	version2(&d.SchemaVersion)
+	return create(ctx, c, "guestnetworkservices", d)
+}
+
+// ModifyGuestNetworkService asks something of a guest network service.
+func (c *Client) ModifyGuestNetworkService(ctx context.Context, id hcn.GUID, r *hcn.ModifyGuestServiceSettingRequest) error {
+	return c.modify(ctx, "guestnetworkservices", id, r)
+}
+
+// DeleteGuestNetworkService deletes a guest network service. The VM has its agent and its NICs as before.
+func (c *Client) DeleteGuestNetworkService(ctx context.Context, id hcn.GUID) error {
+	return c.delete(ctx, "guestnetworkservices", id)
+}
+
 // HCNVersion is the version that clients of HCN derive features from.
 func (c *Client) HCNVersion(ctx context.Context) (hcn.Version, error) {
 	var v hcn.Version

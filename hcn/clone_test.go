@@ -12,6 +12,7 @@ func TestCloneSharesNothing(t *testing.T) {
 	checkClone(t, new(HostComputeNamespace), (*HostComputeNamespace).Clone)
 	checkClone(t, new(HostComputeLoadBalancer), (*HostComputeLoadBalancer).Clone)
 	checkClone(t, new(HostComputeRoute), (*HostComputeRoute).Clone)
+	checkClone(t, new(GuestNetworkService), (*GuestNetworkService).Clone)
 }
 
 func checkClone[T any](t *testing.T, v *T, clone func(*T) *T) {

@@ -29,7 +29,7 @@ func (c ErrorCode) HTTPStatus() int {
 	switch c {
 	case ErrNetworkNotFound, ErrEndpointNotFound, ErrLayerNotFound, ErrSwitchNotFound, ErrSubnetNotFound, ErrAdapterNotFound,
 		ErrPortNotFound, ErrPolicyNotFound, ErrVFPPortSettingNotFound, ErrSwitchExtensionNotFound, ErrModuleNotFound,
-		ErrNetAdapterNotFound, ErrNetCompartmentNotFound, ErrNetInterfaceNotFound, ErrElementNotFound:
+		ErrNetAdapterNotFound, ErrNetCompartmentNotFound, ErrNetInterfaceNotFound, ErrElementNotFound, ErrSystemNotFound:
 		return http.StatusNotFound
 	case ErrNetworkAlreadyExists, ErrLayerAlreadyExists, ErrPolicyAlreadyExists, ErrPortAlreadyExists,
 		ErrEndpointAlreadyAttached, ErrEndpointNamespaceAlreadyExists, ErrEntityHasReferences, ErrDefaultNamespaceExists,

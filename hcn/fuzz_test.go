@@ -201,6 +201,8 @@ func FuzzModify(f *testing.F) {
 	seed(f)
 	f.Add([]byte(`{"ResourceType":"Policy","RequestType":"Update","Settings":{"Policies":[{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80}}]}}`))
 	f.Add([]byte(`{"ResourceType":"Subnet","RequestType":"Add","Settings":{"Subnets":[` + subnet4 + `]}}`))
+	f.Add([]byte(`{"ResourceType":"Port","RequestType":"Add","Settings":{"PortId":"c0ffee00-0000-4000-8000-000000000001","VirtualMachineId":"{C0FFEE00-0000-8000-8000-000000000002}","VirtualNicName":"a--b"}}`))
+	f.Add([]byte(`{"ResourceType":"State","RequestType":"Update","Settings":{"State":"Synchronized"}}`))
 	f.Add([]byte(`{"ResourceType":"Endpoint","RequestType":"Add","Settings":{"EndpointId":"c0ffee00-0000-4000-8000-000000000001"}}`))
 	network := HostComputeNetwork{ID: NewGUID()}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -221,6 +223,28 @@ func FuzzModify(f *testing.F) {
 		if r, err := Decode[ModifyNamespaceSettingRequest](b); err == nil {
 			_, err := r.Resource()
 			ourError(t, err)
+		}
+		if r, err := Decode[ModifyGuestServiceSettingRequest](b); err == nil {
+			ourError(t, r.Validate())
+		}
+	})
+}
+
+func FuzzGuestNetworkService(f *testing.F) {
+	seed(f)
+	f.Add([]byte(`{"VirtualMachineId":"c0ffee00-0000-8000-8000-000000000002","Flags":"IsFlowsteered|2","State":3,"MirroredInterfaces":[{}]}`))
+	f.Add([]byte(`{"VirtualMachineId":"{C0FFEE00-0000-8000-8000-000000000002}","State":"rehydrating","GnsRpcServerInformation":{}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		UnknownMembers[GuestNetworkService](b)
+		g, err := Decode[GuestNetworkService](b)
+		ourError(t, err)
+		if err != nil {
+			return
+		}
+		stable(t, g, (*GuestNetworkService).Clone)
+		ourError(t, g.Validate())
+		if g.Validate() == nil && (g.VirtualMachineId.IsZero() || g.Flags != 0 || g.MirrorHostNetworking) {
+			t.Fatalf("valid without effect: %+v", g)
 		}
 	})
 }
@@ -244,5 +268,6 @@ func FuzzQuery(f *testing.F) {
 		filter.MatchNamespace(&HostComputeNamespace{})
 		filter.MatchLoadBalancer(&HostComputeLoadBalancer{})
 		filter.MatchRoute(&HostComputeRoute{})
+		filter.MatchGuestNetworkService(&GuestNetworkService{})
 	})
 }

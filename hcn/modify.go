@@ -260,15 +260,19 @@ func (r *ModifyEndpointSettingRequest) Validate() error {
 		_, err := r.policies()
 		return err
 	case EndpointResourceTypePort:
-		if _, err := requestSettings[PortEndpointRequest](r.Settings, r.RequestType); err != nil {
-			return err
-		}
-		if !supportEndpointPorts {
-			return invalid(ErrRequestUnsupported, "ResourceType", "a switch port for a VM cannot be made by this version")
-		}
-		return nil
+		_, err := r.Port()
+		return err
 	}
 	return missingResourceType("Policy, Port")
+}
+
+// Port reads the settings of a request for Port, and checks them.
+func (r *ModifyEndpointSettingRequest) Port() (PortEndpointRequest, error) {
+	s, err := requestSettings[PortEndpointRequest](r.Settings, r.RequestType)
+	if err != nil {
+		return s, err
+	}
+	return s, checkText(ErrInvalidParameter, "Settings.VirtualNicName", s.VirtualNicName)
 }
 
 // policies reads the policies of a request and checks them.

@@ -243,6 +243,23 @@ func (f Filter) MatchRoute(r *HostComputeRoute) bool {
 	return f.matchBase(r.ID, r.Name, r.Owner, r.HostComputeNetwork, nil, 0)
 }
 
+// MatchGuestNetworkService reports whether the filter selects the service.
+func (f Filter) MatchGuestNetworkService(g *GuestNetworkService) bool {
+	return f.match(func(member string, want condition) bool {
+		switch member {
+		case "id":
+			return want.guid(g.ID)
+		case "name":
+			return want.text(g.Name)
+		case "owner":
+			return want.text(g.Owner)
+		case "virtualmachineid":
+			return want.guid(g.VirtualMachineId)
+		}
+		return false
+	})
+}
+
 func (f Filter) matchBase(id GUID, name, owner string, network GUID, flags flagNames, v uint32) bool {
 	return f.match(func(member string, want condition) bool {
 		switch member {

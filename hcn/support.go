@@ -98,12 +98,7 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: onLAN, VSID: {Overlay}}
 
 // supportedNamespaceTypes are the kinds of compartment that can be made.
-var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault}
-
-// The kinds of objects that can be created at all.
-const (
-	supportEndpointPorts = false // ModifyEndpointSettingRequest with ResourceType Port
-)
+var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault, NamespaceTypeGuest}
 
 // unsupportedSettings names the part of an enforced policy's settings that is not enforced, or is empty.
 func unsupportedSettings(settings any) string {

@@ -8,7 +8,8 @@ func (n *HostComputeNamespace) Validate() error {
 		return err
 	}
 	if !slices.Contains(supportedNamespaceTypes, n.Type) {
-		return invalid(ErrRequestUnsupported, "Type", "a namespace of type %s needs a utility VM, which this version does not run: use Host", n.Type)
+		return invalid(ErrRequestUnsupported, "Type", "%s would be the network stack of the utility VM itself, which never has a NIC: use Guest, "+
+			"the compartment in a VM that its containers have", n.Type)
 	}
 	return nil
 }

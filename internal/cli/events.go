@@ -28,7 +28,7 @@ was repaired because somebody else had changed it (drift), until interrupted.`,
 		Args:    noArgs,
 	}
 	cmd.Flags().Uint64Var(&after, "after", 0, "begin with those after an event's number, as far as they are kept")
-	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these kinds: container, network, endpoint, namespace, image or drift")
+	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these kinds: container, network, endpoint, namespace, guestnetworkservice, image or drift")
 	complete(cmd, "kind", api.EventKinds()...)
 	a.shows(cmd, func(c *client.Client, form string, _ []string) error {
 		stream, err := c.WatchEvents(cmd.Context(), client.EventOptions{Resume: cmd.Flags().Changed("after"), After: after, Kinds: kinds})

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/client"
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -16,7 +17,7 @@ func newNamespaceCmd(a *app) *cobra.Command {
 /run/netns/hns-GUID, in lower case, for other programs.`,
 		"  bulkhead namespace create --name pod\n  bulkhead namespace attach pod web0",
 		newNamespaceLsCmd(a), a.planned(newNamespaceCreateCmd(a)), newInspectKindCmd(a, "namespace", kindNamespace), a.planned(newNamespaceRmCmd(a)),
-		a.planned(a.tentative(newNamespaceAttachCmd(a, hcn.RequestTypeAdd), lastArg)), a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeRemove)))
+		a.planned(a.tentative(newNamespaceAttachCmd(a, hcn.RequestTypeAdd), lastArg)), a.planned(newNamespaceAttachCmd(a, hcn.RequestTypeRemove)), newNamespaceSyncCmd(a))
 }
 
 func newNamespaceLsCmd(a *app) *cobra.Command {
@@ -55,18 +56,29 @@ func newNamespaceLsCmd(a *app) *cobra.Command {
 
 func newNamespaceCreateCmd(a *app) *cobra.Command {
 	var name string
+	guest := "host"
 	cmd := &cobra.Command{
-		Use:     "create [flags]",
-		Short:   "Create a namespace",
-		Long:    "Creates a compartment with a network stack of its own, and prints the namespace's ID.",
-		Example: "  bulkhead namespace create --name pod",
+		Use:   "create [flags]",
+		Short: "Create a namespace",
+		Long: `Creates a compartment with a network stack of its own, and prints the namespace's ID.
+One of type guest is the compartment of a VM: bulkhead run --network namespace:NAME
+runs a container with VM isolation in it.`,
+		Example: "  bulkhead namespace create --name pod\n  bulkhead namespace create --name own --type guest",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			made, err := c.CreateNamespace(cmd.Context(), &hcn.HostComputeNamespace{Name: name, Owner: owner, SchemaVersion: hcn.V2()})
+			doc := hcn.HostComputeNamespace{Name: name, Owner: owner, SchemaVersion: hcn.V2()}
+			switch guest {
+			case "host":
+			case "guest":
+				doc.Type = hcn.NamespaceTypeGuest
+			default:
+				return api.Errorf(api.KindInvalid, "--type %.40q is not known", guest).Hint("use --type host or --type guest")
+			}
+			made, err := c.CreateNamespace(cmd.Context(), &doc)
 			if err != nil {
 				return err
 			}
@@ -75,7 +87,30 @@ func newNamespaceCreateCmd(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name")
+	cmd.Flags().StringVar(&guest, "type", guest, "where the compartment is: host, or guest for one in a VM")
 	return cmd
+}
+
+func newNamespaceSyncCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "sync NAME…",
+		Short: "Wait until a VM has what is attached to its namespace",
+		Long: `Has the VMs in namespaces of type guest look at what is attached, and waits until they
+have just that. A VM follows changes by itself; this tells when it has, and fails where
+it cannot.`,
+		Example:           "  bulkhead namespace sync own",
+		Args:              needNames("namespace"),
+		ValidArgsFunction: a.completeNamespaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.forEach(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
+				n, err := namespaces(c).find(ctx, name)
+				if err != nil {
+					return err
+				}
+				return c.SyncNamespace(ctx, n.ID)
+			})
+		},
+	}
 }
 
 func newNamespaceRmCmd(a *app) *cobra.Command {

@@ -18,11 +18,11 @@ type networkFlags struct {
 	aliases  []string
 }
 
-// parse gives either a mode ("none", "container:NAME") or the networks to join.
+// parse gives either a mode ("none", "container:NAME", "namespace:NAME") or the networks to join.
 // --ip and the like belong to the only network; several have their own options.
 func (f networkFlags) parse() (mode string, list []api.NetworkAttachment, err error) {
 	for _, s := range f.networks {
-		if s == "none" || strings.HasPrefix(s, "container:") {
+		if s == "none" || strings.HasPrefix(s, "container:") || strings.HasPrefix(s, "namespace:") {
 			mode = s
 			continue
 		}
@@ -37,6 +37,8 @@ func (f networkFlags) parse() (mode string, list []api.NetworkAttachment, err er
 	case mode != "" && (len(f.networks) > 1 || single):
 		return "", nil, api.Errorf(api.KindInvalid, "--network %s goes with no other network and no address", mode).
 			Hint("drop the other network flags, or --network %s", mode)
+	case mode == "namespace:":
+		return "", nil, api.Errorf(api.KindInvalid, "--network namespace: names no namespace").Hint("write --network namespace:NAME")
 	case mode == "container:":
 		return "", nil, api.Errorf(api.KindInvalid, "--network container: names no container").Hint("write --network container:NAME")
 	case single && len(list) > 1:

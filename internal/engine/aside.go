@@ -78,6 +78,8 @@ func (a asideRow) next() string {
 		return "nothing: it is made anew"
 	case "container":
 		verb = "rm"
+	case "guestservice":
+		return "run the version that wrote it, which finds it again; or make it anew, and have this one forgotten: DELETE /hcn/v2/guestnetworkservices/" + a.id
 	case "route":
 		return "run the version that wrote it, which finds it again; or make it anew, and have this one forgotten: DELETE /hcn/v2/routes/" + a.id
 	}
@@ -139,7 +141,13 @@ func (e *Engine) orForget(ctx context.Context, kind, id string, notThere error) 
 // dropCompartmentsOf takes away what a container had whose row says nothing.
 func (t *txn) dropCompartmentsOf(container string) {
 	for id, ns := range maps.Clone(t.st.namespaces) {
-		if ns.Doc.Owner != "bulkhead" || !slices.Contains(ns.Containers, container) {
+		if ns.Doc.Owner != "bulkhead" && !ns.Kept || !slices.Contains(ns.Containers, container) {
+			continue
+		}
+		if ns.Kept {
+			row := *ns
+			row.Containers = slices.DeleteFunc(slices.Clone(ns.Containers), func(id string) bool { return id == container })
+			t.putNamespace(id, &row)
 			continue
 		}
 		for ep := range maps.Clone(t.st.byNamespace[id]) {

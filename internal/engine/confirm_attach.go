@@ -203,9 +203,18 @@ func (t *txn) dropUnconfirmed() {
 	}
 }
 
-// attachable are the endpoints that a container's start attaches: what nobody confirmed, a user only.
+// attachable are the endpoints that a container's start attaches, its own and those with ports of its VM: what nobody confirmed, a user
+// only.
 func (s *state) attachable(c *containerRow, by starter) []hcn.GUID {
-	return slices.DeleteFunc(slices.Clone(c.Endpoints), func(id hcn.GUID) bool {
+	ids := slices.Clone(c.Endpoints)
+	if machine := s.machineOf(c); machine != "" && c.Shares == "" {
+		for _, id := range slices.Sorted(maps.Keys(s.byMachine[machine])) {
+			if ep := s.endpoints[id]; !slices.Contains(ids, id) && (ep.Attach == nil || ep.Attach.Namespace == c.Doc.Namespace) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return slices.DeleteFunc(ids, func(id hcn.GUID) bool {
 		ep := s.endpoints[id]
 		return ep == nil || by != byUser && unapproved(ep)
 	})

@@ -40,6 +40,8 @@ type containerRow struct {
 	Endpoints []hcn.GUID
 	// Shares names the container whose compartment it uses, "" for its own.
 	Shares string
+	// In is the namespace, made by a client of HCN, that its VM is in; "": one comes and goes with it.
+	In hcn.GUID `json:",omitempty"`
 }
 
 var containerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
@@ -102,8 +104,8 @@ func (e *Engine) Container(ref string) (api.Container, error) {
 
 func (s *state) containerDoc(c *containerRow) api.Container {
 	doc := c.Doc
-	doc.Endpoints = nil
-	for _, id := range c.Endpoints {
+	doc.Endpoints, doc.VirtualMachineID = nil, s.machineOf(c)
+	for _, id := range s.inCompartment(c) {
 		if ep := s.endpoints[id]; ep != nil {
 			doc.Endpoints = append(doc.Endpoints, s.endpointSummary(ep))
 		}
@@ -192,7 +194,7 @@ func (e *Engine) RunContainer(ctx context.Context, spec api.ContainerSpec) (api.
 
 // createContainer makes a container; also is part of the change.
 func (e *Engine) createContainer(ctx context.Context, spec api.ContainerSpec, also func(*txn, *containerRow) error) (api.ContainerCreated, error) {
-	if spec.Isolation == "" && spec.Host == nil && !strings.HasPrefix(spec.NetworkMode, "container:") { // who shares a compartment is no VM
+	if spec.Isolation == "" && spec.Host == nil && !strings.Contains(spec.NetworkMode, ":") { // the compartment decides
 		spec.Isolation = e.opt.Isolation
 	}
 	vmOf, err := e.joinVM(&spec)
@@ -304,9 +306,12 @@ func checkSpec(s *api.ContainerSpec) error {
 	if s.AutoRemove && s.Restart.Name != "" && s.Restart.Name != "no" {
 		return api.Errorf(api.KindInvalid, "autoRemove: it contradicts the restart policy %s: choose one", s.Restart.Name)
 	}
-	share := strings.HasPrefix(s.NetworkMode, "container:")
-	if s.NetworkMode != "" && s.NetworkMode != "none" && !share {
-		return api.Errorf(api.KindInvalid, "networkMode: %.80q is not known: use none or container:NAME, or name networks", s.NetworkMode)
+	share, in := strings.HasPrefix(s.NetworkMode, "container:"), strings.HasPrefix(s.NetworkMode, "namespace:")
+	if s.NetworkMode != "" && s.NetworkMode != "none" && !share && !in {
+		return api.Errorf(api.KindInvalid, "networkMode: %.80q is not known: use none, container:NAME or namespace:NAME, or name networks", s.NetworkMode)
+	}
+	if in && s.Isolation != isolationVM {
+		return api.Errorf(api.KindConflict, "isolation: a namespace that a container is put into is the compartment of a VM: use isolation vm, or leave it out")
 	}
 	if s.NetworkMode != "" && (len(s.Networks) > 0 || len(s.Publish) > 0) {
 		return api.Errorf(api.KindInvalid, "networkMode: %s has no networks and publishes no ports of its own: drop one or the other", s.NetworkMode)
@@ -371,6 +376,16 @@ func (t *txn) newContainer(id string, first hcn.GUID, spec api.ContainerSpec, im
 			return nil, api.Errorf(api.KindConflict, "networkMode: container %s has %s isolation now", other.Doc.Name, other.Doc.Spec.Isolation).Hint("try again")
 		}
 		row.Shares = other.Doc.ID
+	}
+	if ref, ok := strings.CutPrefix(spec.NetworkMode, "namespace:"); ok {
+		ns, err := t.st.guestNamespace(ref)
+		if err == nil {
+			err = t.occupied(ns.Doc.ID, id)
+		}
+		if err != nil {
+			return nil, err
+		}
+		row.In = ns.Doc.ID
 	}
 	if spec.NetworkMode == "" {
 		nets := spec.Networks

@@ -33,6 +33,9 @@ func (e *Engine) Endpoint(id hcn.GUID) (hcn.HostComputeEndpoint, error) {
 func (s *state) endpointDoc(ep *plan.Endpoint) *hcn.HostComputeEndpoint {
 	doc := ep.Doc.Clone()
 	s.showLeases(doc, ep)
+	if n := s.networks[ep.Doc.HostComputeNetwork]; ep.Port != nil && n != nil {
+		showPort(doc, ep.Port, n.Doc.SwitchGUID())
+	}
 	if ep.Attach != nil {
 		if ns := s.namespaces[ep.Attach.Namespace]; ns != nil && len(ns.Containers) > 1 {
 			doc.State = hcn.EndpointAttachedSharing
@@ -196,8 +199,11 @@ func (t *txn) checkVirtualIPs(row, old *plan.Endpoint) error {
 	return nil
 }
 
-// ModifyEndpoint changes an endpoint's policies; all of the request holds or none.
+// ModifyEndpoint changes an endpoint's policies, or its port of a VM; all of the request holds or none.
 func (e *Engine) ModifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyEndpointSettingRequest) error {
+	if r.ResourceType == hcn.EndpointResourceTypePort {
+		return e.modifyPort(ctx, id, r)
+	}
 	return e.modifyEndpoint(ctx, id, r, func(*txn) {})
 }
 
@@ -231,6 +237,9 @@ func (e *Engine) modifyEndpoint(ctx context.Context, id hcn.GUID, r *hcn.ModifyE
 			if err := errors.Join(t.checkHostRules(&row, old.Attach.Namespace), t.checkSideCar(&row, old.Attach.Namespace)); err != nil {
 				return err
 			}
+		}
+		if err := t.checkPortSideCar(&row); err != nil {
+			return err
 		}
 		if err := checkInterface(&row, old); err != nil {
 			return err

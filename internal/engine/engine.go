@@ -87,6 +87,8 @@ type Sandbox interface {
 	Dial(ctx context.Context, id, path string) (net.Conn, error)
 	// DialNet sends from the compartment inside the VM of a container, to a literal address, from a port unless that is 0.
 	DialNet(ctx context.Context, id, network, address string, from uint16) (net.Conn, error)
+	// GuestNICs tells what NICs a container's VM has been given.
+	GuestNICs(ctx context.Context, id string, r api.GuestNICsRequest) (api.GuestNICs, error)
 	// Volumes lists the named volumes. RemoveVolume takes one out of their list at
 	// once; finish removes its content.
 	Volumes() ([]api.Volume, error)
@@ -319,6 +321,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	// The last daemon may have died before it told the LANs, and a NIC may have moved since.
 	e.sayWhere(e.endpointsOn(func(string) bool { return true }))
 	e.watchAgain()
+	e.watchGuests()
 	defer wg.Wait()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

@@ -322,7 +322,7 @@ func (e *env) checkOwners() {
 	}
 	for id, ns := range st.namespaces {
 		for _, c := range ns.Containers {
-			if row := st.containers[c]; ns.Doc.Owner == "bulkhead" && len(c) == containerIDLen && (row == nil || row.Doc.Namespace != id) {
+			if row := st.containers[c]; (ns.Doc.Owner == "bulkhead" || ns.Kept) && len(c) == containerIDLen && (row == nil || row.Doc.Namespace != id) {
 				e.t.Errorf("namespace %s of container %.12s, which is not in it", id, c)
 			}
 		}
@@ -335,6 +335,16 @@ func (e *env) checkOwners() {
 			if st.endpoints[ep] == nil {
 				e.t.Errorf("load balancer %s has the back end %s, which is gone", id, ep)
 			}
+		}
+	}
+	for machine := range st.byMachine {
+		if machine != "" && st.machines[machine] == "" {
+			e.t.Errorf("ports of VM %s, which is gone", machine)
+		}
+	}
+	for machine, g := range st.guestOf {
+		if st.machines[machine] == "" {
+			e.t.Errorf("guest network service %s of VM %s, which is gone", g, machine)
 		}
 	}
 	for id := range e.w.disk {
@@ -379,7 +389,7 @@ func (e *env) checkIndexes() {
 		e.t.Fatal(err)
 	}
 	text := func(s *state) string {
-		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), len(s.bySource), s.frontends, len(s.routes), len(s.routesOf), s.services, s.served, s.inside, len(s.shared), len(s.sharedBy), len(s.sharedAt), s.sharedServices, s.sharedServed)
+		return fmt.Sprint(len(s.networks), len(s.endpoints), s.addrs, s.macs, s.netNames, s.ctrNames, s.ports, s.numbers, s.settings, len(s.balancers), len(s.byBackend), len(s.bySource), s.frontends, len(s.routes), len(s.routesOf), s.services, s.served, s.machines, s.guestOf, s.vmPorts, s.byMachine, s.inside, len(s.shared), len(s.sharedBy), len(s.sharedAt), s.sharedServices, s.sharedServed)
 	}
 	if d := cmp.Diff(text(fresh), text(e.e.st)); d != "" {
 		e.t.Errorf("indexes (-store +memory):\n%s", d)

@@ -39,7 +39,7 @@ func (e *Engine) refreshEtc(leased []hcn.GUID) {
 		e.mu.RLock()
 		for id, c := range e.st.containers {
 			alive := c.Doc.State.Status == api.StatusRunning || c.Doc.State.Status == api.StatusStarting
-			if alive && slices.ContainsFunc(e.st.networksOf(c).Endpoints, func(ep hcn.GUID) bool { return slices.Contains(leased, ep) }) {
+			if alive && slices.ContainsFunc(e.st.inCompartment(e.st.networksOf(c)), func(ep hcn.GUID) bool { return slices.Contains(leased, ep) }) {
 				_, hosts, resolvConf := e.st.etcFiles(c, e.facts.Resolvers)
 				all = append(all, files{id, hosts, resolvConf})
 			}
@@ -71,7 +71,8 @@ func (s *state) hostsFile(c *containerRow, spec *api.ContainerSpec, hostname str
 	line("::1", "localhost", "ip6-localhost", "ip6-loopback")
 	line("ff02::1", "ip6-allnodes")
 	line("ff02::2", "ip6-allrouters")
-	gateways := s.gateways(c.Endpoints)
+	in := s.inCompartment(c)
+	gateways := s.gateways(in)
 	for _, h := range spec.ExtraHosts {
 		addrs := []string{h.Address}
 		if h.Address == "host-gateway" {
@@ -88,7 +89,7 @@ func (s *state) hostsFile(c *containerRow, spec *api.ContainerSpec, hostname str
 	if c.Doc.Name != hostname {
 		own += " " + c.Doc.Name
 	}
-	for _, id := range c.Endpoints {
+	for _, id := range in {
 		if ep := s.endpoints[id]; ep != nil && ep.Attach != nil {
 			for _, a := range ep.Addrs {
 				line(a.Addr().String(), own)
@@ -127,14 +128,8 @@ const maxNameServers = 3
 // asking lists the endpoints of a container's compartment in the order in which their
 // name servers are asked: those with the flag OverrideDNSServerOrder first.
 func (s *state) asking(c *containerRow) []hcn.GUID {
-	all := slices.Clone(c.Endpoints)
-	for _, ep := range s.attachedTo(c.Doc.Namespace) { // by others than the container
-		if !slices.Contains(all, ep.Doc.ID) {
-			all = append(all, ep.Doc.ID)
-		}
-	}
 	var first, then []hcn.GUID
-	for _, id := range all {
+	for _, id := range s.inCompartment(c) {
 		if s.overridesOrder(id) {
 			first = append(first, id)
 		} else {
@@ -228,7 +223,7 @@ func (s *state) onLAN(id hcn.GUID) bool {
 // resolvConf is a container's private /etc/resolv.conf.
 func (s *state) resolvConf(c *containerRow, spec *api.ContainerSpec, host []netip.Addr) string {
 	var search, options []string
-	for _, id := range c.Endpoints {
+	for _, id := range s.inCompartment(c) {
 		ep := s.endpoints[id]
 		if ep == nil {
 			continue

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -364,6 +366,57 @@ func (s sandbox) DialNet(_ context.Context, id, network, address string, from ui
 	defer leave()
 	s.w.dialled = append(s.w.dialled, fmt.Sprintf("%s %s %s %t", s.w.ctrs[id].cfg.Name, network, address, from != 0))
 	return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+}
+
+// guestFault is what is wrong with guests.
+type guestFault struct {
+	silent error           // none of them can be asked
+	says   string          // what they could not do
+	lacks  map[string]bool // MACs that they do not take over
+	keeps  []api.GuestNIC  // what they do not let go of
+}
+
+// GuestNICs gives those that are in the kernel in a container's compartment.
+func (s sandbox) GuestNICs(ctx context.Context, id string, r api.GuestNICsRequest) (api.GuestNICs, error) {
+	for {
+		got, err := s.guestNICs(id)
+		if err != nil || !r.Wait || got.Seq != r.After {
+			return got, err
+		}
+		select {
+		case <-ctx.Done():
+			return got, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (s sandbox) guestNICs(id string) (out api.GuestNICs, err error) {
+	leave, err := s.enter()
+	if err != nil {
+		return out, err
+	}
+	defer leave()
+	c := s.w.ctrs[id]
+	if c == nil || c.status != api.StatusRunning || c.cfg.Spec.Isolation != isolationVM || s.w.guest.silent != nil {
+		return out, errors.Join(errors.New("the VM does not answer"), s.w.guest.silent)
+	}
+	for k, text := range s.w.kernel[0] {
+		if k.kind != "port" || !strings.Contains(text, fmt.Sprintf(" in %q ", c.cfg.NetnsPath)) {
+			continue
+		}
+		words := strings.Fields(text)
+		if n := (api.GuestNIC{Name: words[0], MAC: words[1]}); !s.w.guest.lacks[n.MAC] {
+			out.NICs = append(out.NICs, n)
+		}
+	}
+	out.NICs = append(out.NICs, s.w.guest.keeps...)
+	slices.SortFunc(out.NICs, func(a, b api.GuestNIC) int { return strings.Compare(a.MAC, b.MAC) })
+	out.Error = s.w.guest.says
+	h := fnv.New64()
+	_, _ = fmt.Fprint(h, out.NICs, out.Error)
+	out.Seq = h.Sum64()
+	return out, nil
 }
 
 // endContainer has a container's process end by itself.

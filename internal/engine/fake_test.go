@@ -42,6 +42,7 @@ type world struct {
 	dialled  []string // from inside VMs
 	noVM     error    // why there are no VMs
 	noKernel error    // what the host's kernel, and the installed one, lack
+	guest    guestFault
 	// onCreate is called outside the lock and may take its time.
 	onCreate func()
 	clock    int

@@ -21,6 +21,9 @@ const (
 // joinVM has a container that shares the compartment of one with VM isolation be in its VM, and gives the ID of that one: a compartment
 // is on one side of a VM's border.
 func (e *Engine) joinVM(spec *api.ContainerSpec) (vmOf string, err error) {
+	if ref, ok := strings.CutPrefix(spec.NetworkMode, "namespace:"); ok {
+		return "", e.joinGuest(spec, ref)
+	}
 	ref, ok := strings.CutPrefix(spec.NetworkMode, "container:")
 	if !ok {
 		return "", nil
@@ -48,6 +51,18 @@ func (e *Engine) joinVM(spec *api.ContainerSpec) (vmOf string, err error) {
 	}
 	spec.Isolation, spec.GuestKernel = isolationVM, other.Doc.Spec.GuestKernel
 	return other.Doc.ID, nil
+}
+
+// joinGuest has a container's VM be in a namespace that a client made for it.
+func (e *Engine) joinGuest(spec *api.ContainerSpec, ref string) error {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	ns, err := e.st.guestNamespace(ref)
+	if err != nil {
+		return err
+	}
+	spec.NetworkMode, spec.Isolation = "namespace:"+string(ns.Doc.ID), cmp.Or(spec.Isolation, isolationVM)
+	return nil
 }
 
 // IsolateContainer changes how a container is kept apart. Everything else of it stays: files, names, endpoints with their addresses,
@@ -195,6 +210,9 @@ func (t *txn) isolate(c *containerRow, r api.IsolationRequest, kernel string) er
 			return api.Errorf(api.KindConflict, "change the isolation of container %s: container %s shares its compartment, and so its isolation", c.Doc.Name, other.Doc.Name).
 				Hint("bulkhead rm %s, and make it again after the change", other.Doc.Name)
 		}
+	}
+	if r.Isolation != isolationVM {
+		t.dropMachine(api.VirtualMachineID(c.Doc.ID))
 	}
 	if r.Isolation == isolationVM {
 		for _, id := range c.Endpoints {

@@ -139,7 +139,7 @@ func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace) (*plan.Name
 		return nil, err
 	}
 	taken := func(n uint32) bool { return n == hcn.HostDefaultCompartment || t.st.numbers[n] > 0 }
-	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID}
+	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID, Kept: doc.Type == hcn.NamespaceTypeGuest}
 	switch {
 	case doc.Type == hcn.NamespaceTypeHostDefault:
 		row.Number = hcn.HostDefaultCompartment
@@ -188,6 +188,10 @@ func (e *Engine) ModifyNamespace(ctx context.Context, id hcn.GUID, r *hcn.Modify
 	}
 	if r.RequestType == hcn.RequestTypeRefresh {
 		e.Wake("refresh of namespace " + string(id))
+		if err := e.applied(ctx, rev); err != nil {
+			return hcn.Errorf(hcn.ErrNamespaceAttachFailed, "namespace %s: %w", id, err)
+		}
+		return e.syncGuest(ctx, id)
 	}
 	var wait []object
 	if attaching {
@@ -392,7 +396,7 @@ func (e *Engine) afterCrash() error {
 			}
 		}
 		for id, ns := range maps.Clone(t.st.namespaces) {
-			if ns.Doc.Owner != "bulkhead" {
+			if ns.Doc.Owner != "bulkhead" && !ns.Kept {
 				t.vacated(id)
 				continue
 			}
@@ -401,14 +405,15 @@ func (e *Engine) afterCrash() error {
 				ctr := t.st.containers[c]
 				return len(c) == containerIDLen && (ctr == nil || ctr.Doc.Namespace != id) && !t.st.isAside("container", c)
 			})
-			switch len(row.Containers) {
-			case len(ns.Containers):
-			case 0:
+			switch {
+			case len(row.Containers) == len(ns.Containers):
+			case len(row.Containers) == 0 && !ns.Kept:
 				t.dropNamespace(id)
 			default:
 				t.putNamespace(id, &row)
 			}
 		}
+		t.dropLostMachines()
 		t.forgetGone()
 		return nil
 	})

@@ -196,7 +196,10 @@ func (e *Engine) ContainerStats(ctx context.Context, ref string) (api.Stats, err
 		return s, err
 	}
 	s.ID, s.Name = c.Doc.ID, c.Doc.Name
-	for _, id := range c.Endpoints {
+	e.mu.RLock()
+	in := e.st.inCompartment(c)
+	e.mu.RUnlock()
+	for _, id := range in {
 		if n, err := e.EndpointStats(id); err == nil && n.Interface != "" {
 			s.Networks = append(s.Networks, n)
 		}

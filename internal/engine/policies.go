@@ -29,12 +29,27 @@ func (t *txn) checkSideCar(e *plan.Endpoint, namespace hcn.GUID) error {
 	if ns == nil || len(plan.Redirects(e)) == 0 {
 		return nil
 	}
+	if ns.Doc.Type == hcn.NamespaceTypeGuest && t.st.machineIn(ns) == nil {
+		return guestSideCarError(e)
+	}
 	for _, id := range ns.Containers {
 		if c := t.st.containers[id]; c != nil && c.Doc.Spec.Isolation == isolationVM {
 			return sideCarError(e, c)
 		}
 	}
 	return nil
+}
+
+// checkPortSideCar refuses them where the endpoint has a port of a VM.
+func (t *txn) checkPortSideCar(e *plan.Endpoint) error {
+	if e.Port == nil || len(plan.Redirects(e)) == 0 {
+		return nil
+	}
+	return guestSideCarError(e)
+}
+
+func guestSideCarError(e *plan.Endpoint) error {
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %q: policy L4WFPPROXY: a side-car in its compartment does not see a VM's traffic: use a namespace of type Host, or policy L4Proxy", e.Doc.Name)
 }
 
 func sideCarError(e *plan.Endpoint, c *containerRow) error {

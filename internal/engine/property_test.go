@@ -70,6 +70,7 @@ var opNames = []string{
 	"attach", "attach", "attach", "detach", "list container", "container", "container", "start", "start", "start", "stop", "kill", "remove",
 	"connect", "disconnect", "publish container", "compartment", "compartment", "delete compartment",
 	"balancer", "balancer", "modify balancer", "delete balancer",
+	"guest namespace", "machine", "plug in", "unplug", "guest service", "isolate",
 }
 
 func drawAct(t *rapid.T) act {
@@ -139,7 +140,7 @@ func (e *env) rows() string {
 	e.e.mu.RLock()
 	defer e.e.mu.RUnlock()
 	st := e.e.st
-	return toJSON([]any{st.networks, st.endpoints, st.namespaces, st.containers, st.settings, st.balancers}) +
+	return toJSON([]any{st.networks, st.endpoints, st.namespaces, st.containers, st.settings, st.balancers, st.guests}) +
 		fmt.Sprint(st.addrs, st.macs, st.netNames, st.ctrNames, st.ports)
 }
 
@@ -218,6 +219,14 @@ func (e *env) do(o op) error {
 		return second(e.network(doc))
 	case "namespace":
 		return second(e.namespace(`{` + v2 + `}`))
+	case "guest namespace":
+		return second(e.namespace(`{"Type":"Guest",` + v2 + `}`))
+	case "machine":
+		return second(e.create(fmt.Sprint("c", o.A), [][]string{{"run"}, {"exit", "0"}, {"run"}, {"run"}, {"stubborn"}}[o.B], func(s *api.ContainerSpec) {
+			if s.Isolation = "vm"; hasNs && o.C%2 == 0 {
+				s.Isolation, s.NetworkMode = "", "namespace:"+string(ns)
+			}
+		}))
 	case "container":
 		return second(e.create(fmt.Sprint("c", o.A), [][]string{{"run"}, {"exit", "0"}, {"exit", "1"}, {"run"}, {"stubborn"}}[o.B], e.randomSpec(o)))
 	}
@@ -258,6 +267,10 @@ func (e *env) do(o op) error {
 			return e.e.DeleteEndpoint(bg, ep)
 		case "publish":
 			return e.policies(ep, "Update", `[`+mapping(port)+`]`)
+		case "plug in":
+			return e.port(ep, "Add", fmt.Sprintf(`{"VirtualMachineId":%q}`, ctr.VirtualMachineID))
+		case "unplug":
+			return e.port(ep, "Remove", `{}`)
 		case "unpublish":
 			return e.policies(ep, "Remove", `[`+mapping(port)+`]`)
 		}
@@ -299,6 +312,11 @@ func (e *env) randomSpec(o op) func(*api.ContainerSpec) {
 
 func (e *env) doContainer(o op, c api.Container) error {
 	switch o.Name {
+	case "guest service":
+		return second(e.guestService(c.VirtualMachineID))
+	case "isolate":
+		soon := o.B
+		return second(e.e.IsolateContainer(bg, c.ID, api.IsolationRequest{Isolation: []string{"vm", "process"}[o.C%2], Timeout: &soon}))
 	case "start":
 		return e.e.StartContainer(bg, c.ID)
 	case "stop":

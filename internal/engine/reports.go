@@ -155,7 +155,7 @@ func (e *Engine) Addresses() []api.Address {
 	defer e.mu.RUnlock()
 	owners := map[hcn.GUID]string{}
 	for _, c := range e.st.containers {
-		for _, id := range c.Endpoints {
+		for _, id := range e.st.inCompartment(c) {
 			owners[id] = c.Doc.Name
 		}
 	}
@@ -215,7 +215,7 @@ func (e *Engine) Published() []api.Published {
 	defer e.mu.RUnlock()
 	owners := map[hcn.GUID]string{}
 	for _, c := range e.st.containers {
-		for _, id := range c.Endpoints {
+		for _, id := range e.st.inCompartment(c) {
 			owners[id] = c.Doc.Name
 		}
 	}

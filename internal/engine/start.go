@@ -220,17 +220,24 @@ func (t *txn) enterCompartment(c *containerRow, by starter) error {
 		c.Doc.Namespace = ns.Doc.ID
 		return t.modifyContainers(ns, hcn.RequestTypeAdd, c.Doc.ID)
 	}
+	if c.In != "" {
+		return t.enterGuest(c, by)
+	}
 	here := slices.DeleteFunc(slices.Clone(c.Endpoints), func(id hcn.GUID) bool { return t.st.endpoints[id] == nil })
 	if len(here) == 0 && len(c.Endpoints) > 0 {
 		return api.Errorf(api.KindConflict, "the networks that container %s was on are deleted", c.Doc.Name).Hint("bulkhead network connect %s %s", DefaultNetworkName, c.Doc.Name)
 	}
 	c.Endpoints = here
-	ns, err := t.newNamespace("", hcn.HostComputeNamespace{Owner: "bulkhead", Name: c.Doc.Name, SchemaVersion: hcn.V2()})
+	doc := hcn.HostComputeNamespace{Owner: "bulkhead", Name: c.Doc.Name, SchemaVersion: hcn.V2()}
+	if c.Doc.Spec.Isolation == isolationVM {
+		doc.Type = hcn.NamespaceTypeGuest
+	}
+	ns, err := t.newNamespace("", doc)
 	if err != nil {
 		return err
 	}
 	row := *ns
-	row.Containers = []string{c.Doc.ID}
+	row.Containers, row.Kept = []string{c.Doc.ID}, false
 	t.putNamespace(ns.Doc.ID, &row)
 	c.Doc.Namespace = ns.Doc.ID
 	for _, ep := range t.st.attachable(c, by) {
@@ -241,8 +248,28 @@ func (t *txn) enterCompartment(c *containerRow, by starter) error {
 	return nil
 }
 
+// enterGuest puts a container's VM into the namespace that a client made for it.
+func (t *txn) enterGuest(c *containerRow, by starter) error {
+	ns := t.st.namespaces[c.In]
+	if ns == nil || ns.Vanished {
+		return api.Errorf(api.KindConflict, "namespace %s, which is the compartment of container %s, is gone", c.In, c.Doc.Name).
+			Hint("bulkhead rm %s, and make it again in another: namespaces end with the run of the host", c.Doc.Name)
+	}
+	c.Doc.Namespace = ns.Doc.ID
+	if err := t.modifyContainers(ns, hcn.RequestTypeAdd, c.Doc.ID); err != nil {
+		return err
+	}
+	for _, ep := range t.st.attachable(c, by) {
+		if _, err := t.attach(ep, ns.Doc.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // leaveCompartment takes a container out of its namespace, with its endpoints; the
-// last of ours takes the namespace with it, whatever else a client listed there.
+// last of ours takes the namespace with it, whatever else a client listed there,
+// unless that was made by a client.
 func (t *txn) leaveCompartment(c *containerRow) {
 	ns := t.st.namespaces[c.Doc.Namespace]
 	c.Doc.Namespace = ""
@@ -251,7 +278,7 @@ func (t *txn) leaveCompartment(c *containerRow) {
 	}
 	row := *ns
 	row.Containers = slices.DeleteFunc(slices.Clone(ns.Containers), func(id string) bool { return id == c.Doc.ID })
-	if !slices.ContainsFunc(row.Containers, func(id string) bool { return t.st.containers[id] != nil }) {
+	if !ns.Kept && !slices.ContainsFunc(row.Containers, func(id string) bool { return t.st.containers[id] != nil }) {
 		t.dropNamespace(ns.Doc.ID)
 		return
 	}
@@ -271,6 +298,9 @@ func (t *txn) dropContainer(id string) {
 	}
 	c := *now
 	t.leaveCompartment(&c)
+	if c.Shares == "" {
+		t.dropMachine(api.VirtualMachineID(id))
+	}
 	for _, ep := range c.Endpoints {
 		t.dropEndpoint(ep)
 	}

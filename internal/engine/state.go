@@ -33,6 +33,7 @@ type state struct {
 	farewells  map[hcn.GUID]*farewell
 	routes     map[hcn.GUID]*plan.SDNRoute
 	balancers  map[hcn.GUID]*plan.LoadBalancer
+	guests     map[hcn.GUID]*guestRow
 
 	seq uint64 // of the newest object
 	rev uint64 // of the store's last change that concerns the plan
@@ -57,6 +58,10 @@ type state struct {
 	served      int                                            // back ends of all services together
 	inside      map[hcn.GUID]map[uint16]hcn.GUID               // by network: whose port on its own address is what
 	lastInside  map[hcn.GUID]uint16                            // the newest pick of those
+	machines    map[hcn.GUID]string                            // containers by the VMs that they have
+	guestOf     map[hcn.GUID]hcn.GUID                          // guest network services by VM
+	vmPorts     map[hcn.GUID]hcn.GUID                          // endpoints by the IDs of their ports of VMs
+	byMachine   map[hcn.GUID]map[hcn.GUID]struct{}             // and by the VMs
 
 	// remotes are the facts of control planes, kept in no store, with who told them; elsewhere says by network and address
 	// whose they are.
@@ -92,6 +97,8 @@ func newState() *state {
 		lastAddr: map[netip.Prefix]netip.Addr{}, avoided: map[lanAddr]time.Time{}, netNames: map[string]hcn.GUID{}, ctrNames: map[string]string{},
 		ports: map[portKey]map[hcn.GUID]int{}, numbers: map[uint32]int{},
 		balancers: map[hcn.GUID]*plan.LoadBalancer{}, byBackend: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, bySource: map[netip.Addr]map[hcn.GUID]*plan.LoadBalancer{}, frontends: map[plan.Frontend]hcn.GUID{},
+		guests: map[hcn.GUID]*guestRow{}, machines: map[hcn.GUID]string{}, guestOf: map[hcn.GUID]hcn.GUID{},
+		vmPorts: map[hcn.GUID]hcn.GUID{}, byMachine: map[hcn.GUID]map[hcn.GUID]struct{}{},
 		inside: map[hcn.GUID]map[uint16]hcn.GUID{}, lastInside: map[hcn.GUID]uint16{},
 		remotes: map[hcn.GUID]*plan.Remote{}, toldBy: map[hcn.GUID]string{}, elsewhere: map[hcn.GUID]map[netip.Addr]hcn.GUID{},
 		shared: map[hcn.GUID]*plan.LoadBalancer{}, sharedBy: map[hcn.GUID]map[hcn.GUID]*plan.LoadBalancer{}, sharedAt: map[hcn.GUID]map[plan.Frontend]hcn.GUID{},
@@ -193,6 +200,13 @@ func (s *state) read(db *store.DB) error {
 			s.setRoute(r.Doc.ID, &r)
 			return nil
 		}),
+		readTable(s, db, guestTable, func(k string, r guestRow) error {
+			if err := itself(k, r.Doc.ID); err != nil {
+				return err
+			}
+			s.setGuest(r.Doc.ID, &r)
+			return nil
+		}),
 		readTable(s, db, settingTable, func(k, v string) error { s.settings[k] = v; return nil }),
 	)
 }
@@ -262,6 +276,7 @@ func (s *state) setNetwork(id hcn.GUID, row *plan.Network) {
 }
 
 func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
+	s.setPort(id, s.endpoints[id], row)
 	if old := s.endpoints[id]; old != nil {
 		net := old.Doc.HostComputeNetwork
 		delete(s.endpoints, id)
@@ -327,12 +342,18 @@ func (s *state) setContainer(id string, row *containerRow) {
 	if old := s.containers[id]; old != nil {
 		delete(s.containers, id)
 		delete(s.ctrNames, old.Doc.Name)
+		if old.Shares == "" {
+			delete(s.machines, s.machineOf(old))
+		}
 	}
 	if row == nil {
 		return
 	}
 	s.containers[id] = row
 	s.ctrNames[row.Doc.Name] = id
+	if machine := s.machineOf(row); machine != "" && row.Shares == "" {
+		s.machines[machine] = id
+	}
 	s.seq = max(s.seq, row.Seq)
 }
 

@@ -157,7 +157,7 @@ func (v *view) all() []*plan.Port {
 func (s *state) endpointsOf(ref string) ([]*plan.Endpoint, error) {
 	if c, err := s.find(ref); err == nil {
 		var out []*plan.Endpoint
-		for _, id := range c.Endpoints {
+		for _, id := range s.inCompartment(c) {
 			if ep := s.endpoints[id]; ep != nil {
 				out = append(out, ep)
 			}

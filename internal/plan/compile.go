@@ -26,7 +26,7 @@ func New() *Plan {
 }
 
 func compileNamespace(n *NamespaceRow) *Namespace {
-	if n == nil || n.Vanished || n.Doc.Type != hcn.NamespaceTypeHost || n.Adopted != nil && n.Adopted.Inode == 0 {
+	if n == nil || n.Vanished || n.Doc.Type == hcn.NamespaceTypeHostDefault || n.Adopted != nil && n.Adopted.Inode == 0 {
 		return nil
 	}
 	return &Namespace{ID: n.Doc.ID, Path: NamespacePath(n.Doc.ID), Sysctls: n.Sysctls, Adopted: n.Adopted}

@@ -131,6 +131,16 @@ type Endpoint struct {
 	Boot string `json:",omitempty"`
 	// Foreign is the container of another runtime that has the endpoint.
 	Foreign *Foreign `json:",omitempty"`
+	// Port is what a client of HCN calls the endpoint's port of a VM; nil: it has made none.
+	Port *VMPort `json:",omitempty"`
+}
+
+// VMPort is a switch port for a NIC of a VM. The endpoint is in the compartment of that VM whenever that runs.
+type VMPort struct {
+	ID hcn.GUID
+	// Machine is the VM; "": whichever is in the endpoint's namespace.
+	Machine hcn.GUID `json:",omitempty"`
+	NIC     string   `json:",omitempty"` // as its client calls it
 }
 
 // SDNRoute is the stored form of a route at the ports of some endpoints.
@@ -199,6 +209,8 @@ type NamespaceRow struct {
 	// Adopted is the namespace of another runtime that the compartment is. It is kept by a mount of ours, and goes when that
 	// runtime lets go of it.
 	Adopted *Adopted `json:",omitempty"`
+	// Kept says that a client made it for a VM to come, and that it stays when that leaves.
+	Kept bool `json:",omitempty"`
 	// Containers listed in the namespace, by container ID.
 	Containers []string
 }

@@ -19,6 +19,7 @@ type Backend interface {
 	namespaces
 	sdnRoutes
 	loadBalancers
+	guestNetworkServices
 	attachments
 	containers
 	hosts
@@ -83,6 +84,15 @@ type loadBalancers interface {
 	// ModifyLoadBalancer takes the whole document.
 	ModifyLoadBalancer(ctx context.Context, id hcn.GUID, doc hcn.HostComputeLoadBalancer) error
 	DeleteLoadBalancer(ctx context.Context, id hcn.GUID) error
+}
+
+// guestNetworkServices are the agents of VMs.
+type guestNetworkServices interface {
+	GuestNetworkServices(f hcn.Filter) []hcn.GUID
+	GuestNetworkService(ctx context.Context, id hcn.GUID) (hcn.GuestNetworkService, error)
+	CreateGuestNetworkService(ctx context.Context, id hcn.GUID, doc hcn.GuestNetworkService) (hcn.GuestNetworkService, error)
+	ModifyGuestNetworkService(ctx context.Context, id hcn.GUID, r *hcn.ModifyGuestServiceSettingRequest) error
+	DeleteGuestNetworkService(ctx context.Context, id hcn.GUID) error
 }
 
 // attachments are the containers of other runtimes, each by the ID of its endpoint.

@@ -24,6 +24,7 @@ type fake struct {
 	namespaces  map[hcn.GUID]hcn.HostComputeNamespace
 	routes      map[hcn.GUID]hcn.HostComputeRoute
 	balancers   map[hcn.GUID]hcn.HostComputeLoadBalancer
+	guests      map[hcn.GUID]hcn.GuestNetworkService
 	containers  map[string]api.Container
 	images      map[string]api.Image
 	attachments map[hcn.GUID]api.Attachment
@@ -45,7 +46,7 @@ type fake struct {
 func newFake() *fake {
 	return &fake{
 		networks: map[hcn.GUID]hcn.HostComputeNetwork{}, endpoints: map[hcn.GUID]hcn.HostComputeEndpoint{},
-		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, routes: map[hcn.GUID]hcn.HostComputeRoute{}, balancers: map[hcn.GUID]hcn.HostComputeLoadBalancer{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
+		namespaces: map[hcn.GUID]hcn.HostComputeNamespace{}, routes: map[hcn.GUID]hcn.HostComputeRoute{}, balancers: map[hcn.GUID]hcn.HostComputeLoadBalancer{}, guests: map[hcn.GUID]hcn.GuestNetworkService{}, containers: map[string]api.Container{}, images: map[string]api.Image{},
 		attachments: map[hcn.GUID]api.Attachment{}, readers: map[chan api.Event]bool{}, exited: make(chan struct{}),
 	}
 }
@@ -811,6 +812,55 @@ func (f *fake) DeleteRoute(_ context.Context, id hcn.GUID) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.routes, id)
+	return nil
+}
+
+func (f *fake) GuestNetworkServices(q hcn.Filter) []hcn.GUID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return listed(f.guests, q.MatchGuestNetworkService)
+}
+
+func (f *fake) GuestNetworkService(_ context.Context, id hcn.GUID) (hcn.GuestNetworkService, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g, ok := f.guests[id]
+	if !ok {
+		return g, hcn.Errorf(hcn.ErrElementNotFound, "no guest network service has the ID %s", id)
+	}
+	return g, nil
+}
+
+func (f *fake) CreateGuestNetworkService(_ context.Context, id hcn.GUID, doc hcn.GuestNetworkService) (hcn.GuestNetworkService, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	doc.ID = hcn.ChooseID(id, doc.ID, f.newID)
+	if err := doc.Validate(); err != nil {
+		return doc, err
+	}
+	doc.State, doc.Health = hcn.GuestServiceSynchronized, &hcn.Health{Data: []byte(`{"Interfaces":[]}`)}
+	f.guests[doc.ID] = doc
+	return doc, nil
+}
+
+func (f *fake) ModifyGuestNetworkService(ctx context.Context, id hcn.GUID, r *hcn.ModifyGuestServiceSettingRequest) error {
+	if _, err := f.GuestNetworkService(ctx, id); err != nil {
+		return err
+	}
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	f.note("synchronize %s", id)
+	return nil
+}
+
+func (f *fake) DeleteGuestNetworkService(ctx context.Context, id hcn.GUID) error {
+	if _, err := f.GuestNetworkService(ctx, id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.guests, id)
 	return nil
 }
 

@@ -56,7 +56,7 @@ func (s *Server) hcnKinds() map[string]kind {
 		"namespaces":           s.namespaceKind(),
 		"loadbalancers":        s.balancerKind(),
 		"routes":               s.routeKind(),
-		"guestnetworkservices": absentKind[guestNetworkService]("guest network service"),
+		"guestnetworkservices": s.guestKind(),
 	}
 }
 
@@ -242,29 +242,4 @@ func decodeNoting[T any](c creation) (*T, error) {
 	}
 	*c.ignored = hcn.UnknownMembers[T](c.body)
 	return doc, nil
-}
-
-// guestNetworkService stands for the kind in the description; there are none.
-type guestNetworkService struct {
-	ID hcn.GUID `json:",omitempty"`
-}
-
-// absentKind is a kind whose objects cannot be created yet. Listing none is the truth, and clients do list them.
-func absentKind[T any](singular string) kind {
-	absent := func(id hcn.GUID) error {
-		return hcn.Errorf(hcn.ErrElementNotFound, "no %s has the ID %s", singular, id)
-	}
-	return kind{
-		singular: singular, document: reflect.TypeFor[T](), modify: reflect.TypeFor[T](),
-		enumerate: func(hcn.Filter) []hcn.GUID { return nil },
-		get:       func(id hcn.GUID) (view, error) { return nil, absent(id) },
-		create: func(_ context.Context, c creation) (view, error) {
-			if _, err := hcn.Decode[T](c.body); err != nil {
-				return nil, err
-			}
-			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "a %s cannot be created by this version", singular)
-		},
-		change: func(_ context.Context, id hcn.GUID, _ []byte) ([]string, error) { return nil, absent(id) },
-		remove: func(_ context.Context, id hcn.GUID) error { return absent(id) },
-	}
 }

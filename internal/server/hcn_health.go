@@ -30,6 +30,12 @@ func (s *Server) endpointHealth(doc *hcn.HostComputeEndpoint) *hcn.Health {
 	}
 	if ns, err := s.backend.Namespace(doc.HostComputeNamespace); err == nil {
 		extra.SharedContainers = containerList(ns)
+		s.machines(ns.Containers(), extra)
+	}
+	// Clients that plug a VM's NIC in look for its port here.
+	var port struct{ SwitchId, SwitchPortId string }
+	if json.Unmarshal(doc.AdditionalParams, &port) == nil && port.SwitchPortId != "" {
+		extra.Resources = settings(map[string]any{"Allocators": []map[string]string{{"SwitchId": port.SwitchId, "EndpointPortGuid": port.SwitchPortId}}})
 	}
 	return &hcn.Health{Extra: extra}
 }

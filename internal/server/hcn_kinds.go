@@ -136,8 +136,11 @@ func (s *Server) endpointKind() kind {
 				return nil, err
 			}
 			ignored := hcn.UnknownMembers[hcn.ModifyEndpointSettingRequest](body)
-			if r.ResourceType == hcn.EndpointResourceTypePolicy {
+			switch r.ResourceType {
+			case hcn.EndpointResourceTypePolicy:
 				ignored = append(ignored, inSettings[hcn.PolicyEndpointRequest](r.Settings)...)
+			case hcn.EndpointResourceTypePort:
+				ignored = append(ignored, inSettings[hcn.PortEndpointRequest](r.Settings)...)
 			}
 			return ignored, b.ModifyEndpoint(ctx, id, r)
 		},
@@ -276,6 +279,7 @@ func (s *Server) namespaceView(doc hcn.HostComputeNamespace) view {
 		doc.Health = nil
 		if q.Detailed() {
 			doc.Health = &hcn.Health{Extra: &hcn.ExtraHealth{SharedContainers: containerList(doc)}}
+			s.machines(doc.Containers(), doc.Health.Extra)
 		}
 		return doc
 	}

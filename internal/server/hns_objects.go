@@ -51,6 +51,13 @@ func (s *Server) hnsAttach(ctx context.Context, id hcn.GUID, c hnsCall) (any, er
 	if err != nil {
 		return nil, err
 	}
+	if strings.EqualFold(a.SystemType, "VirtualMachine") {
+		p, err := s.vmPort(a)
+		if err != nil {
+			return nil, err
+		}
+		return s.hnsPort(ctx, id, hcn.RequestTypeAdd, p)
+	}
 	home, err := s.compartment(ctx, a, &ep)
 	if err != nil {
 		return nil, err
@@ -88,8 +95,6 @@ func member(ns hcn.HostComputeNamespace, id string) (string, bool) {
 func (s *Server) compartment(ctx context.Context, a *hnsAttachment, ep *hcn.HostComputeEndpoint) (hcn.GUID, error) {
 	host := strings.EqualFold(a.SystemType, "Host")
 	switch number := uint32(a.CompartmentId); {
-	case strings.EqualFold(a.SystemType, "VirtualMachine"):
-		return "", hcn.Errorf(hcn.ErrNotImplemented, "SystemType %q: this version runs no virtual machines", a.SystemType)
 	case host && (number == 0 || number == hcn.HostDefaultCompartment):
 		id, ok := s.findNamespace(func(ns hcn.HostComputeNamespace) bool { return ns.Type == hcn.NamespaceTypeHostDefault })
 		switch {
@@ -147,6 +152,9 @@ func (s *Server) hnsDetach(ctx context.Context, id hcn.GUID, c hnsCall) (any, er
 	ep, err := s.backend.Endpoint(id)
 	if err != nil {
 		return nil, err
+	}
+	if strings.EqualFold(a.SystemType, "VirtualMachine") {
+		return s.hnsPort(ctx, id, hcn.RequestTypeRemove, &hcn.PortEndpointRequest{})
 	}
 	if ep.HostComputeNamespace.IsZero() {
 		return nil, hcn.Errorf(hcn.ErrEndpointNotAttached, "endpoint %s is in no namespace", id)

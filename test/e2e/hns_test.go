@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 
 	"github.com/bulkhead-net/bulkhead/hcsshim"
 )
@@ -248,8 +249,11 @@ func hnsLists(e *hcsshim.HNSEndpoint) error {
 }
 
 func hnsRefused(e *hcsshim.HNSEndpoint) error {
-	if err := e.VirtualMachineNICAttach("nic"); !hcsshim.IsNotSupported(err) {
-		return fmt.Errorf("a VM's NIC: %w", err)
+	if err := e.VirtualMachineNICAttach("nic"); err == nil || !strings.Contains(err.Error(), "the ID of a VM") {
+		return fmt.Errorf("a NIC of no VM: %w", err)
+	}
+	if err := e.VirtualMachineNICAttach("11111111-2222-8333-8444-555555555555--nic"); err == nil || !strings.Contains(err.Error(), "no container has the VM") {
+		return fmt.Errorf("a NIC of a VM that is not there: %w", err)
 	}
 	if err := e.VirtualMachineNICDetach(); err == nil {
 		return errors.New("detached from no VM")

@@ -202,7 +202,7 @@ func ulimits(list []api.Ulimit, f facts) (out []specs.POSIXRlimit, warnings []st
 func sysctls(spec api.ContainerSpec) (map[string]string, error) {
 	// An unprivileged process may serve any port of its own compartment, and ping.
 	out := map[string]string{}
-	shared := strings.HasPrefix(spec.NetworkMode, "container:")
+	shared := strings.HasPrefix(spec.NetworkMode, "container:") // that of a VM in a namespace is its own, in the guest
 	if !shared {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"

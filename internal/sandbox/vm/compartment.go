@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -32,8 +33,10 @@ type compartment struct {
 	nl      *netlink.Handle
 	guest   guest
 	machine *Machine
+	syncing sync.Mutex       // held while the guest is told
 	plugged map[int]*plugged // by the index of the vNIC
 	plugs   int              // so far
+	told    toldNICs
 }
 
 // plugged is a vNIC that the guest has.
@@ -61,6 +64,16 @@ func (c *compartment) close() {
 
 // sync makes the guest's NICs what the compartment's are.
 func (c *compartment) sync(ctx context.Context) error {
+	c.syncing.Lock()
+	defer c.syncing.Unlock()
+	err := c.compare(ctx)
+	if !errors.Is(err, netlink.ErrDumpInterrupted) { // it is looked at again
+		c.told.set(c.plugged, err)
+	}
+	return err
+}
+
+func (c *compartment) compare(ctx context.Context) error {
 	links, err := c.nl.LinkList()
 	if err != nil {
 		return fmt.Errorf("look at the compartment: %w", err)

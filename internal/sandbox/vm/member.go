@@ -87,7 +87,7 @@ func (s *shim) join(ctx context.Context, peer string) (code int, err error) {
 	defer served.Wait()
 	defer cancel()
 	defer control.Close()
-	served.Go(func() { serveClients(ctx, control, g, nil) })
+	served.Go(func() { serveClients(ctx, control, g, nil, nil) })
 	served.Go(func() { handOver(ctx, g, HandedDir, cfg.Handed, run.Files, s.stderr) })
 	served.Go(func() { forwardSignals(ctx, g, mainProcess, signals, run.TTY, s.stdin) })
 	if err := s.report(Status{}); err != nil {

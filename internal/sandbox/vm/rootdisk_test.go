@@ -504,7 +504,7 @@ func TestReadFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	go serveClients(t.Context(), l, readGuest{}, nil)
+	go serveClients(t.Context(), l, readGuest{}, nil, nil)
 	text, err := ReadFile(t.Context(), dir, "/etc/passwd", 100)
 	if err != nil || string(text) != "main /etc/passwd" {
 		t.Errorf("%q, %v", text, err)

@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -129,7 +128,7 @@ func (s *shim) run(ctx context.Context) (code int, err error) {
 	defer cancel()
 	defer control.Close()
 	served.Go(func() { s.mirror(ctx, box) })
-	served.Go(func() { serveClients(ctx, control, s.machine.Guest, s.disks) })
+	served.Go(func() { serveClients(ctx, control, s.machine.Guest, s.disks, box.look) })
 	served.Go(func() { handOver(ctx, s.machine.Guest, HandedDir, cfg.Handed, cfg.Run.Files, s.stderr) })
 	served.Go(func() { s.forward(ctx, signals, cfg.Run.TTY) })
 	var st Status
@@ -210,11 +209,7 @@ func (s *shim) launch(ctx context.Context, cfg Start) (*compartment, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The compartment may be changing just now, which cuts a list short.
-	for err = box.sync(ctx); errors.Is(err, netlink.ErrDumpInterrupted) && ctx.Err() == nil; {
-		err = box.sync(ctx)
-	}
-	if err != nil {
+	if err = box.syncWhole(ctx); err != nil {
 		box.close()
 		return nil, fmt.Errorf("give the VM its NICs: %w", err)
 	}
@@ -445,7 +440,7 @@ func (s *shim) mirror(ctx context.Context, box *compartment) {
 }
 
 // serveClients answers those that start further processes, and the shims of containers that are in the same VM.
-func serveClients(ctx context.Context, l net.Listener, g guest, d *disks) {
+func serveClients(ctx context.Context, l net.Listener, g guest, d *disks, look func(context.Context, proto.Look) (proto.NICs, error)) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for n := 1; ; n++ {
@@ -453,7 +448,7 @@ func serveClients(ctx context.Context, l net.Listener, g guest, d *disks) {
 		if err != nil {
 			return
 		}
-		r := &relay{guest: g, disks: d, prefix: strconv.Itoa(n) + "-"}
+		r := &relay{guest: g, disks: d, look: look, prefix: strconv.Itoa(n) + "-"}
 		wg.Go(func() {
 			_ = proto.Serve(ctx, c, r)
 			r.end()
@@ -470,10 +465,20 @@ type relay struct {
 	begun  map[string]bool
 	own    bool     // it has a container of its own, which its further processes are for
 	roots  []string // the disks that were plugged in for it
+	// look tells the guest's NICs; nil: this shim has no VM.
+	look func(context.Context, proto.Look) (proto.NICs, error)
 }
 
 // Handle implements proto.Handler.
 func (r *relay) Handle(ctx context.Context, op string, body json.RawMessage) (any, func(net.Conn), error) {
+	if op == proto.OpNICs && r.look != nil {
+		var l proto.Look
+		if err := json.Unmarshal(body, &l); err != nil {
+			return nil, nil, fmt.Errorf("read the request: %w", err)
+		}
+		nics, err := r.look(ctx, l)
+		return nics, nil, err
+	}
 	if op == proto.OpDial || op == proto.OpRead {
 		return r.reach(ctx, op, body)
 	}

@@ -3,6 +3,7 @@ package proto
 import (
 	"encoding/json"
 	"net/netip"
+	"time"
 )
 
 // The requests.
@@ -20,6 +21,7 @@ const (
 	OpRead   = "read"   // Read → Content: the stream is what is in a file
 	OpFiles  = "files"  // Files: those that a container was handed have changed
 	OpHalt   = "halt"   // write everything to disks; there is no answer to more than that
+	OpNICs   = "nics"   // Look → NICs; the shim answers it, which is on the host
 	OpRest   = "rest"   // the VM is about to be saved: the session ends with the answer, and the next begins with Again
 )
 
@@ -65,6 +67,31 @@ type Route struct {
 type Neighbour struct {
 	Addr netip.Addr `json:"addr"`
 	MAC  string     `json:"mac"`
+}
+
+// Look asks the shim what NICs the guest has taken over.
+type Look struct {
+	// Sync has the shim look at the compartment anew first, and tell the guest what differs.
+	Sync bool `json:"sync,omitempty"`
+	// Wait has the answer wait, for LookWait at most, until the number of the newest change is another than After.
+	Wait  bool   `json:"wait,omitempty"`
+	After uint64 `json:"after,omitempty"`
+}
+
+// LookWait bounds the wait.
+const LookWait = time.Minute
+
+// NICs answers it.
+type NICs struct {
+	Seq   uint64      `json:"seq"`
+	NICs  []Interface `json:"nics,omitempty"`
+	Error string      `json:"error,omitempty"` // why the guest has not all of them
+}
+
+// Interface of the guest.
+type Interface struct {
+	Name string `json:"name"`
+	MAC  string `json:"mac"`
 }
 
 // Size of a terminal.

@@ -202,7 +202,7 @@ func ask(s net.Conn, op string, in, out any) error {
 		return err
 	}
 	if a.Error != "" {
-		return &Error{Message: printable(a.Error[:min(len(a.Error), maxMessage)])}
+		return &Error{Message: Printable(a.Error[:min(len(a.Error), maxMessage)])}
 	}
 	if out == nil {
 		return nil
@@ -213,8 +213,8 @@ func ask(s net.Conn, op string, in, out any) error {
 	return nil
 }
 
-// printable is what of a guest's text may reach a terminal.
-func printable(s string) string {
+// Printable is what of a guest's text may reach a terminal.
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
 			return ' '
