@@ -3,6 +3,7 @@ module github.com/bulkhead-net/bulkhead
 go 1.26.8
 
 require (
+	github.com/Microsoft/go-winio v0.6.2
 	github.com/cavaliergopher/cpio v1.0.1
 	github.com/cilium/ebpf v0.22.0
 	github.com/containerd/go-runc v1.2.1

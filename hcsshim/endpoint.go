@@ -255,13 +255,12 @@ func (endpoint *HNSEndpoint) HostDetach() error {
 	return endpoint.attach("detach", EndpointAttachDetachRequest{SystemType: HostType})
 }
 
-// VirtualMachineNICAttach attaches the endpoint to a virtual machine's NIC, which the daemon refuses: a VM of its own has its endpoints as a
-// container has.
+// VirtualMachineNICAttach attaches the endpoint to a virtual machine's NIC, whose name begins with the ID of the machine: VMID--NICID.
 func (endpoint *HNSEndpoint) VirtualMachineNICAttach(virtualMachineNICName string) error {
 	return endpoint.attach("attach", EndpointAttachDetachRequest{VirtualNICName: virtualMachineNICName, SystemType: VirtualMachineType})
 }
 
-// VirtualMachineNICDetach detaches the endpoint.
+// VirtualMachineNICDetach detaches the endpoint from the machine.
 func (endpoint *HNSEndpoint) VirtualMachineNICDetach() error {
 	return endpoint.attach("detach", EndpointAttachDetachRequest{SystemType: VirtualMachineType})
 }

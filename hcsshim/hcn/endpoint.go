@@ -1,6 +1,10 @@
 package hcn
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"github.com/Microsoft/go-winio/pkg/guid"
+)
 
 // IpConfig is an address of an endpoint.
 type IpConfig struct {
@@ -57,6 +61,13 @@ type ModifyEndpointSettingRequest struct {
 // PolicyEndpointRequest are policies to add, remove or put in place of others.
 type PolicyEndpointRequest struct {
 	Policies []EndpointPolicy `json:",omitempty"`
+}
+
+// VmEndpointRequest makes a port for an endpoint in a VM. One that names no VM means that in whose namespace the endpoint is.
+type VmEndpointRequest struct {
+	PortId           guid.GUID `json:",omitzero"`
+	VirtualNicName   string    `json:",omitempty"`
+	VirtualMachineId guid.GUID `json:",omitzero"`
 }
 
 const endpoints = "endpoints"

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Microsoft/go-winio/pkg/guid"
+
 	"github.com/bulkhead-net/bulkhead/hcsshim/hcn"
 )
 
@@ -85,7 +87,7 @@ func serve(t *testing.T) *service {
 		if err := json.NewDecoder(r.Body).Decode(&s.last); err != nil {
 			t.Error(err)
 		}
-		if s.last["ResourceType"] == "Endpoint" {
+		if s.last["ResourceType"] == "Endpoint" && s.last["RequestType"] == "Add" {
 			s.docs[r.PathValue("id")]["Resources"] = []any{map[string]any{"Type": "Endpoint", "Data": map[string]any{"ID": s.last["Settings"].(map[string]any)["EndpointId"]}}}
 		}
 		answer(w, nil)
@@ -171,6 +173,38 @@ func TestNoDaemon(t *testing.T) {
 	}
 	if f := hcn.GetSupportedFeatures(); f.Api.V2 {
 		t.Errorf("features of nobody: %+v", f)
+	}
+}
+
+// TestGuest is how an endpoint comes into a VM: its port there, and a namespace that the VM is to look at.
+func TestGuest(t *testing.T) {
+	s := serve(t)
+	endpoint, err := (&hcn.HostComputeEndpoint{Name: "pod", SchemaVersion: hcn.V2SchemaVersion()}).Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine, err := guid.FromString("11111111-2222-8333-8444-555555555555")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, err := json.Marshal(hcn.VmEndpointRequest{VirtualNicName: "n", VirtualMachineId: machine})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = hcn.ModifyEndpointSettings(endpoint.Id, &hcn.ModifyEndpointSettingRequest{ResourceType: hcn.EndpointResourceTypePort, RequestType: hcn.RequestTypeAdd, Settings: settings})
+	sent, _ := json.Marshal(s.last["Settings"])
+	if want := `{"VirtualMachineId":"11111111-2222-8333-8444-555555555555","VirtualNicName":"n"}`; err != nil || string(sent) != want {
+		t.Errorf("sent %s, %v: want %s", sent, err, want)
+	}
+	for kind, want := range map[hcn.NamespaceType]any{hcn.NamespaceTypeGuest: "Refresh", hcn.NamespaceTypeHost: nil} {
+		ns, err := hcn.NewNamespace(kind).Create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.last = nil
+		if err := ns.Sync(); err != nil || s.last["RequestType"] != want {
+			t.Errorf("%s: sent %v, %v", kind, s.last, err)
+		}
 	}
 }
 

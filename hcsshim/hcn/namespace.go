@@ -113,8 +113,14 @@ func (namespace *HostComputeNamespace) Create() (*HostComputeNamespace, error) {
 // Delete deletes the namespace.
 func (namespace *HostComputeNamespace) Delete() error { return remove(namespaces, namespace.Id) }
 
-// Sync has nothing to do: endpoints are in their compartment when they are attached.
-func (namespace *HostComputeNamespace) Sync() error { return nil }
+// Sync waits until the VM that a namespace of type Guest is in has what is attached there, and nothing else. Others have nothing to wait
+// for: endpoints are in their compartment when they are attached.
+func (namespace *HostComputeNamespace) Sync() error {
+	if namespace.Type != NamespaceTypeGuest {
+		return nil
+	}
+	return ModifyNamespaceSettings(namespace.Id, &ModifyNamespaceSettingRequest{ResourceType: NamespaceResourceTypeEndpoint, RequestType: RequestTypeRefresh})
+}
 
 // ModifyNamespaceSettings changes what is in a namespace.
 func ModifyNamespaceSettings(namespaceId string, request *ModifyNamespaceSettingRequest) error {

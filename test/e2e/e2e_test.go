@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 
 // programs are those that this process is when it is called by such a name, and not the tests.
 func programs() map[string]func(args []string) error {
-	return map[string]func([]string) error{rogueName: rogue, criName: criMain, kubeName: kubeMain, kubeAPIName: kubeAPIMain, hnsName: hnsMain}
+	return map[string]func([]string) error{rogueName: rogue, criName: criMain, kubeName: kubeMain, kubeAPIName: kubeAPIMain, hnsName: hnsMain, guestName: guestMain}
 }
 
 func build(m *testing.M) (int, error) {
