@@ -89,7 +89,7 @@ func (g *GuestNetworkService) Clone() *GuestNetworkService {
 	return &c
 }
 
-// Validate checks a service that is to be created, and refuses what has no meaning here (ADR 34).
+// Validate checks a service that is to be created, and refuses what has no meaning here (ADR 35).
 func (g *GuestNetworkService) Validate() error {
 	const code = ErrInvalidParameter
 	if err := checkName(code, g.Name); err != nil {

@@ -114,6 +114,20 @@ func kernelText(kernel [5]map[object]string) string {
 	return b.String()
 }
 
+// servicesText has what pointers point to, for a plan that is made anew has others.
+func servicesText(list []plan.Service) string {
+	var b strings.Builder
+	for _, s := range list {
+		source := s.Source
+		s.Source = nil
+		fmt.Fprintf(&b, "%v", s)
+		if source != nil {
+			fmt.Fprintf(&b, " as %v", *source)
+		}
+	}
+	return b.String()
+}
+
 // wanted is what the appliers have to bring about for a plan.
 func wanted(p *plan.Plan) (kernel [5]map[object]string) {
 	for i := range kernel {
@@ -126,7 +140,7 @@ func wanted(p *plan.Plan) (kernel [5]map[object]string) {
 		kernel[1][object{"network", string(id)}] = fmt.Sprintf("%d %s %v mtu %d sets %v", s.Number, s.Mode, s.Subnets, s.MTU, s.Sets)
 	}
 	for id, b := range p.Balancers {
-		kernel[1][balancerObject(id)] = fmt.Sprintf("switch %d %v", b.Switch, b.Services)
+		kernel[1][balancerObject(id)] = fmt.Sprintf("switch %d %s", b.Switch, servicesText(b.Services))
 	}
 	for id, port := range p.Ports {
 		k := object{"port", string(id)}
