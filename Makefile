@@ -101,6 +101,12 @@ test-machine: go-ready ## boot, reboot and cut the power of a machine with syste
 	@[ -n "$(IS_ROOT)" ] || { echo "test-machine: needs root: sudo make test-machine" >&2; exit 1; }
 	./scripts/test-machine.sh
 
+.PHONY: test-firewalld-iptables
+test-firewalld-iptables: go-ready ## run beside firewalld with its older backend, iptables (root)
+	@[ -n "$(IS_ROOT)" ] || { echo "test-firewalld-iptables: needs root: sudo make test-firewalld-iptables" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	$(GO) test -tags long -timeout 10m -count 1 -v -run 'TestLong/firewalldiptables$$' ./test/e2e
+
 # The stories of process isolation that hold in VMs. Of the others, some are about what only the host's kernel has or sees, as side-cars.
 VM_STORIES ?= capture|dhcp|drops|explain|flows|halt|images|l2bridge|l2ports|l2tunnel|lifecycle|loadbalancer|macvlan|metrics|names|networks|next|nic|offload|policy|ports|proxy|repair|restart|run|storage|storm|survive|transparent
 
