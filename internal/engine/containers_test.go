@@ -191,6 +191,19 @@ func TestProbeFromAVM(t *testing.T) {
 				e.t.Errorf("from %s: %+v, %v", from, x.Paths, err)
 			}
 		}
+		status := func(now string) {
+			e.w.mu.Lock()
+			defer e.w.mu.Unlock()
+			for _, c := range e.w.ctrs {
+				c.status = now
+			}
+		}
+		status(api.StatusExited) // its shim is gone, and the daemon has not heard yet
+		defer status(api.StatusRunning)
+		x, err := e.e.Explain(bg, api.ExplainOptions{From: "own", To: "plain", Protocol: "icmp", Family: 4, Probe: true})
+		if err != nil || len(x.Paths) != 1 || x.Paths[0].Probe.Sent || !x.Paths[0].Probe.Agrees || !strings.Contains(x.Paths[0].Probe.Text, "nothing is sent: it does not run") {
+			e.t.Errorf("from a VM that cannot be asked: %+v, %v", x.Paths, err)
+		}
 		if len(e.w.dialled) != 1 || !strings.HasPrefix(e.w.dialled[0], "own ip4:icmp ") || len(byHost) != 1 || !strings.HasSuffix(byHost[0], " ip4:icmp") {
 			e.t.Errorf("sent from VMs: %q, by the host's kernel: %q", e.w.dialled, byHost)
 		}

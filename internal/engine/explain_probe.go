@@ -119,10 +119,17 @@ func (s *prober) dial(ctx context.Context, network, to string, port uint16) (net
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	if s.vm != "" { // whose stack has the addresses, and gets the answers
-		return s.e.opt.Sandbox.DialNet(ctx, s.vm, network, to, port)
+		c, err := s.e.opt.Sandbox.DialNet(ctx, s.vm, network, to, port)
+		if _, kernels := errors.AsType[syscall.Errno](err); err != nil && !kernels && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", errNotSent, err)
+		}
+		return c, err
 	}
 	return s.e.opt.Explain.Dial(ctx, s.path, network, to, port)
 }
+
+// errNotSent is of what could not be asked of a VM.
+var errNotSent = errors.New("nothing is sent")
 
 // refused is the text of a refusal, which may be that of a firewall.
 const refused = "it arrived: refused, for nothing listens there"
@@ -141,6 +148,8 @@ func signs(all []plan.HostVerdict, p *api.ExplainProbe) []plan.HostVerdict {
 // meaning of an error of the kernel, after something was sent or because it could not be.
 func meaning(err error) api.ExplainProbe {
 	switch {
+	case errors.Is(err, errNotSent):
+		return api.ExplainProbe{Text: err.Error()}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return api.ExplainProbe{Sent: true, Arrived: true, Text: refused}
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):

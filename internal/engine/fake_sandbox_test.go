@@ -364,6 +364,9 @@ func (s sandbox) DialNet(_ context.Context, id, network, address string, from ui
 		return nil, err
 	}
 	defer leave()
+	if s.w.ctrs[id].status != api.StatusRunning {
+		return nil, errors.New("it does not run")
+	}
 	s.w.dialled = append(s.w.dialled, fmt.Sprintf("%s %s %s %t", s.w.ctrs[id].cfg.Name, network, address, from != 0))
 	return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
 }

@@ -2,8 +2,6 @@ package process
 
 import (
 	"context"
-	"fmt"
-	"path/filepath"
 
 	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
@@ -13,13 +11,11 @@ import (
 // GuestNICs tells what NICs a container's VM has been given.
 func (r *Runtime) GuestNICs(ctx context.Context, id string, ask api.GuestNICsRequest) (api.GuestNICs, error) {
 	var out api.GuestNICs
-	if err := checkID(id); err != nil {
+	dir, err := r.shimOf(id)
+	if err != nil {
 		return out, err
 	}
-	if !r.inVM(id) {
-		return out, fmt.Errorf("container %.12s: its VM: %w", id, ErrNotRunning)
-	}
-	got, err := vm.Look(ctx, filepath.Join(r.bundle(id), vmDir), proto.Look{Sync: ask.Sync, Wait: ask.Wait, After: ask.After})
+	got, err := vm.Look(ctx, dir, proto.Look{Sync: ask.Sync, Wait: ask.Wait, After: ask.After})
 	if err != nil {
 		return out, err
 	}

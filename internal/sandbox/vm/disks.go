@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -140,3 +141,39 @@ func (d *disks) unplug(ctx context.Context, serial string) error {
 }
 
 const unplugPause = 20 * time.Millisecond
+
+// fullWait is how long a VM stands still before it tries again to write to its disk.
+const fullWait = time.Second
+
+// goOn lets a VM go on that stands still since the host's disk is full, when it is not any more.
+func goOn(ctx context.Context, q *QMP, log io.Writer) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-q.Full():
+		}
+		fmt.Fprintln(log, "bulkhead: the disk of the host that the container's files are on is full: its VM stands still until there is room")
+		for full := true; full; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(fullWait):
+			}
+			limited, cancel := within(ctx, answerWait)
+			err := q.Do(limited, "cont", nil, nil)
+			cancel()
+			if err != nil {
+				return // QEMU has ended
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-q.Full():
+			case <-time.After(fullWait):
+				full = false
+				fmt.Fprintln(log, "bulkhead: there is room on the host's disk again: its VM goes on")
+			}
+		}
+	}
+}

@@ -93,7 +93,7 @@ func TestOnDisk(t *testing.T) {
 		t.Errorf("a directory of the host: %v", err)
 	}
 	for _, place := range []string{"", "..", "a/b"} {
-		if checkPlace(place) == nil {
+		if proto.CheckName(place) == nil {
 			t.Errorf("%q is taken for a place", place)
 		}
 	}
@@ -379,7 +379,7 @@ func TestRelayRoot(t *testing.T) {
 	}
 	r := &relay{guest: g, disks: newDisks(fakeQEMU(t, b.answer)), prefix: "1-"}
 	for _, place := range []string{"..", "a/b"} {
-		if err := ask(r, place); err == nil || !strings.Contains(err.Error(), "no place") {
+		if err := ask(r, place); err == nil || !strings.Contains(err.Error(), "no name of a file") {
 			t.Errorf("%q: %v", place, err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,18 +15,10 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/proto"
 )
 
-// checkName refuses what would lead out of a directory.
-func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("%.80q is no name of a file", name)
-	}
-	return nil
-}
-
 // mountPlace mounts the disk with a container's files at its place. Nobody writes zeros into the tables of a new file system, which
 // are zeros already and take no space on the host; what was deleted is given back to it.
 func mountPlace(class, dev string, r proto.Run) error {
-	if err := checkName(r.Place); err != nil {
+	if err := proto.CheckName(r.Place); err != nil {
 		return fmt.Errorf("mount the disk with the container's files: %w", err)
 	}
 	device, err := findDisk(class, dev, r.Root)
@@ -53,7 +44,7 @@ const leaveWait = 5 * time.Second
 
 // leavePlace writes all of a disk, and lets go of it.
 func leavePlace(place string) {
-	if checkName(place) != nil {
+	if proto.CheckName(place) != nil {
 		return
 	}
 	dir := filepath.Join(RootsDir, place)
@@ -87,7 +78,7 @@ func (h *handed) put(r proto.Run) error {
 	if len(r.Files) == 0 {
 		return nil
 	}
-	if err := checkName(r.Place); err != nil {
+	if err := proto.CheckName(r.Place); err != nil {
 		return fmt.Errorf("write the files of a container: %w", err)
 	}
 	f := &handedFiles{dir: filepath.Join(h.dir, r.Place), text: map[string]string{}}
@@ -95,7 +86,7 @@ func (h *handed) put(r proto.Run) error {
 		return fmt.Errorf("write the files of a container: %w", err)
 	}
 	for _, file := range r.Files {
-		err := checkName(file.Name)
+		err := proto.CheckName(file.Name)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(f.dir, file.Name), file.Text, 0o644)
 		}

@@ -2,7 +2,9 @@ package proto
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -197,4 +199,12 @@ type Resize struct {
 type Exit struct {
 	Code int  `json:"code"`
 	OOM  bool `json:"oom,omitempty"`
+}
+
+// CheckName refuses a name that would lead out of the directory that it is for.
+func CheckName(name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%.80q is no name of a file", name)
+	}
+	return nil
 }
