@@ -140,6 +140,13 @@ test-vm-leaks: go-ready ## run 50 VMs, killing their parts at random, and count 
 	./scripts/deps.sh build runtime test
 	BULKHEAD_VM_LEAKS=$(or $(VM_LEAKS),50) BULKHEAD_VM_FILES=$(VM_FILES) $(GO) test -tags long -timeout 90m -count 1 -v -run 'TestLong/vmleak$$' ./test/e2e
 
+.PHONY: test-kubernetes-image
+test-kubernetes-image: build ## build the image for Kubernetes, and run the manifest's pods of it (root)
+	@[ -n "$(IS_ROOT)" ] || { echo "test-kubernetes-image: needs root: sudo make test-kubernetes-image" >&2; exit 1; }
+	./scripts/deps.sh build runtime test
+	./scripts/kubernetes-image.sh .cache/kubernetes-image.tar
+	BULKHEAD_KUBE_IMAGE=$(CURDIR)/.cache/kubernetes-image.tar $(GO) test -timeout 10m -count 1 -v -run 'TestStories/kubernetes$$' ./test/e2e
+
 .PHONY: test-unit
 test-unit: go-ready ## run the tests that need no privileges
 	$(GOTESTSUM) -short -timeout 5m $(TESTFLAGS) ./...

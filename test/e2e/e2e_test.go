@@ -202,6 +202,7 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	env.Setenv("KUBEIMAGE", os.Getenv("BULKHEAD_KUBE_IMAGE"))
 	env.Setenv("VMKERNEL", guest)
 	env.Setenv("VMLEAKS", cmp.Or(os.Getenv("BULKHEAD_VM_LEAKS"), "50"))
 	env.Setenv("VMFILES", cmp.Or(os.Getenv("BULKHEAD_VM_FILES"), "auto"))
