@@ -28,8 +28,8 @@ network among them; bulkhead explain says what becomes of a packet.`,
 
 // aclFlags are the flags of a rule.
 type aclFlags struct {
-	network, id, direction, action, protocols, local, remote, ports, sourcePorts string
-	priority                                                                     uint16
+	network, id, direction, action, protocols, local, remote, ports, sourcePorts, ruleType string
+	priority                                                                               uint16
 }
 
 func newACLAddCmd(a *app) *cobra.Command {
@@ -39,12 +39,20 @@ func newACLAddCmd(a *app) *cobra.Command {
 		Short: "Add a rule to an endpoint",
 		Long: `Adds a rule to a container's or an endpoint's port, and prints its ID. What is not given
 matches everything. --ports are the destination's: the endpoint's own for --direction in,
-the peer's for out. A prefix matches its own family only. The lower priority is asked first.`,
+the peer's for out. A prefix matches its own family only. The lower priority is asked first.
+
+A rule of type host comes before all others, and has no priority: block goes before allow. The
+first one brings its layer's default, by which TCP, UDP, ICMP and IGMP come in and other
+protocols do not; what the layer lets pass the other rules judge.`,
 		Example: `  bulkhead acl add db --action allow --proto tcp --ports 5432 --remote 10.246.0.0/24
   bulkhead acl add web --direction out --action block --remote 198.51.100.0/24,2001:db8::/32 --id no-lab
-  bulkhead acl add web --direction out --action allow --priority 65500`,
+  bulkhead acl add web --direction out --action allow --priority 65500
+  bulkhead acl add pbx --rule-type host --action allow --proto sctp`,
 		Args: needArgs(1, 1, "container or endpoint"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.EqualFold(f.ruleType, string(hcn.RuleTypeHost)) && !cmd.Flags().Changed("priority") {
+				f.priority = 0
+			}
 			rule, err := f.setting()
 			if err != nil {
 				return err
@@ -79,11 +87,13 @@ the peer's for out. A prefix matches its own family only. The lower priority is 
 	flags.StringVar(&f.local, "local", "", "the endpoint's own addresses, likewise")
 	flags.StringVar(&f.ports, "ports", "", "destination ports and ranges, comma separated")
 	flags.StringVar(&f.sourcePorts, "source-ports", "", "source ports, likewise")
-	flags.Uint16Var(&f.priority, "priority", 100, "the lower is asked first")
+	flags.Uint16Var(&f.priority, "priority", 100, "the lower is asked first; not of a rule of type host")
+	flags.StringVar(&f.ruleType, "rule-type", "switch", "switch, or host for the layer before the others")
 	flags.StringVar(&f.id, "id", "", "name of the rule (default made of what it says)")
 	flags.StringVar(&f.network, "network", "", "which of the container's endpoints, by its network")
 	complete(cmd, "direction", "in", "out")
 	complete(cmd, "action", "allow", "block")
+	complete(cmd, "rule-type", "switch", "host")
 	completeFlag(cmd, "network", a.completeNetworks)
 	return cmd
 }
@@ -104,7 +114,7 @@ func (f *aclFlags) inFlags(err error) error {
 		ports, source = source, ports
 	}
 	flag := map[string]string{
-		"LocalAddresses": "local", "RemoteAddresses": "remote", ports: "ports", source: "source-ports", "Protocols": "proto", "Id": "id",
+		"LocalAddresses": "local", "RemoteAddresses": "remote", ports: "ports", source: "source-ports", "Protocols": "proto", "Id": "id", "Priority": "priority",
 	}[member]
 	if flag == "" {
 		return err
@@ -114,7 +124,15 @@ func (f *aclFlags) inFlags(err error) error {
 
 // setting is the HCN rule that the flags ask for.
 func (f *aclFlags) setting() (hcn.AclPolicySetting, error) {
-	s := hcn.AclPolicySetting{LocalAddresses: f.local, RemoteAddresses: f.remote, Priority: f.priority, RuleType: hcn.RuleTypeSwitch}
+	s := hcn.AclPolicySetting{LocalAddresses: f.local, RemoteAddresses: f.remote, Priority: f.priority}
+	switch strings.ToLower(f.ruleType) {
+	case "switch":
+		s.RuleType = hcn.RuleTypeSwitch
+	case "host":
+		s.RuleType = hcn.RuleTypeHost
+	default:
+		return s, api.Errorf(api.KindInvalid, "--rule-type %q is not known", f.ruleType).Hint("use switch or host")
+	}
 	switch strings.ToLower(f.direction) {
 	case "in":
 		s.Direction, s.LocalPorts, s.RemotePorts = hcn.DirectionTypeIn, f.ports, f.sourcePorts

@@ -290,6 +290,8 @@ func nextAfterDrop(d *api.Drop, dst netip.Addr) string {
 		return "bulkhead network inspect " + string(d.NetworkID)
 	case d.Endpoint == "":
 		return "bulkhead network inspect " + string(d.NetworkID)
+	case d.Rule != nil || d.Reason == "policy-out" || d.Reason == "policy-in":
+		return "bulkhead rules " + string(d.Endpoint)
 	case d.Reason == "unknown-address" && dst.IsValid():
 		return "bulkhead address who " + dst.String()
 	}

@@ -124,8 +124,8 @@ func TestDropsNameThings(t *testing.T) {
 		see := "bulkhead endpoint inspect "
 		want := []string{
 			"a n out martian: " + see + string(a.ID),
-			"b n in policy rule 7 no-ping: " + see + string(b.ID),
-			"a n out policy rule 8 : " + see + string(a.ID),
+			"b n in policy rule 7 no-ping: bulkhead rules " + string(b.ID),
+			"a n out policy rule 8 : bulkhead rules " + string(a.ID),
 			"host n out martian: bulkhead network inspect " + string(netw.ID),
 			"  out martian: bulkhead doctor",
 			"1 not shown",

@@ -27,6 +27,9 @@ func (e *Engine) nextAfter(way *plan.Explanation) string {
 		return "bulkhead drops " + plan.Word(portName(at))
 	case r == nil:
 		return e.allowCommand(way, at, n)
+	case r.Source.Implied && r.Source.Layer == plan.LayerHost:
+		k := &way.Legs[len(way.Legs)-1].Packet
+		return fmt.Sprintf("bulkhead acl add%s --rule-type host --direction in --action allow --proto %s %s", e.whichNetwork(at, n), protocolWord(k.Protocol), plan.Word(portName(at)))
 	case r.Source.ID != "" && e.ownACL(at.Endpoint, r.Source.ID):
 		end := ""
 		if strings.HasPrefix(r.Source.ID, "-") { // not a flag

@@ -66,6 +66,8 @@ type HostRoute struct {
 	Device string
 	Via    netip.Addr // invalid: on-link
 	Src    netip.Addr
+	// Broadcast: the address is that of everybody on the device's link.
+	Broadcast bool
 }
 
 // ForeignChain is a base chain of somebody else's firewall.

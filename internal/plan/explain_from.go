@@ -32,6 +32,10 @@ func (e *explainer) fromContainer() {
 	}
 	k := Packet{From: from.ID, Src: e.Src, Dst: dst, DstPort: e.q.Port}
 	sw := e.plan.Switches[from.Network]
+	if !via.IsValid() && slices.ContainsFunc(from.VNIC.Addrs, func(p netip.Prefix) bool { b, ok := Broadcast(p); return ok && b == dst }) {
+		e.toAll(k, sw)
+		return
+	}
 	next := cmp.Or(via, dst)
 	t := &tracer{plan: e.plan, from: from, sw: sw, pkt: k}
 	if t.pkt.Protocol = e.q.Protocol; t.service() != nil {
@@ -65,11 +69,30 @@ func (e *explainer) fromContainer() {
 		to := e.plan.Ports[got.To]
 		e.mtu(from.VNIC.MTU, to.VNIC.MTU)
 		e.deliver(to, e.Src, netip.AddrPortFrom(dst, e.q.Port), dst.String())
-	case got.Verdict == Flooded:
-		e.arrive("a copy goes to each other port of network %s, whose own rules judge it", sw.Name)
 	default:
 		e.Summary = "the switch judges this packet by more than an explanation holds"
 	}
+}
+
+// toAll is a packet to the broadcast address of a container's network.
+func (e *explainer) toAll(k Packet, sw *Switch) {
+	if e.noConnection(k.From, sw.Name) {
+		return
+	}
+	k.DstMAC = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	if e.leg(k) != nil {
+		e.arrive("a copy goes to each other port of network %s, whose own rules judge it", sw.Name)
+	}
+}
+
+// noConnection ends what TCP sends to a broadcast address; a socket sends others there when it asks for that itself.
+func (e *explainer) noConnection(at PortID, where string) bool {
+	if e.q.Protocol == protoTCP {
+		e.fail(layerRoute, at, "", "%s is the broadcast address of %s, to which no connection is made", e.Dst, where)
+		return true
+	}
+	e.NoProbe = "nothing is sent: to a broadcast address it would go to everybody"
+	return false
 }
 
 // redirected ends the way at a side-car that takes the flow inside the sender's compartment.
@@ -161,6 +184,18 @@ func (e *explainer) remoteName(to *Party) {
 		}
 	}
 	e.step(layerName, "", "%s is on no network of the sender: taken by its address %s", remoteTitle(to.Remote), to.Addr)
+}
+
+// Broadcast is the last address of an IPv4 prefix that has one.
+func Broadcast(p netip.Prefix) (netip.Addr, bool) {
+	if !p.Addr().Is4() || p.Bits() > 30 {
+		return netip.Addr{}, false
+	}
+	b := p.Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b), true
 }
 
 // Example is an address outside: one of those that documentation uses (RFC 5737, RFC 3849).

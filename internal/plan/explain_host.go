@@ -113,6 +113,17 @@ func (e *explainer) hostRoute() (HostRoute, bool) {
 		e.fail(layerHost, "", "ip route get "+e.Dst.String(), "the host has no route to %s: %v", e.Dst, err)
 		return r, false
 	}
+	if r.Broadcast && e.q.From.Kind == PartyHost {
+		if e.noConnection("", r.Device) {
+			return r, false
+		}
+		e.step(layerHost, "", "%s is the broadcast address of %s: a copy goes to each machine there", e.Dst, r.Device)
+		return r, true
+	}
+	if r.Broadcast {
+		e.fail(layerHost, "", "", "%s is the broadcast address of the host's %s: the host takes such a packet for its own and forwards none", e.Dst, r.Device)
+		return r, false
+	}
 	way := "on the link"
 	if r.Via.IsValid() {
 		way = "via " + r.Via.String()

@@ -23,7 +23,7 @@ func TestExplainHolds(t *testing.T) {
 				if rapid.Bool().Draw(r, "no route") {
 					return plan.HostRoute{}, errors.New("none")
 				}
-				return plan.HostRoute{Device: "eth0", Src: a}, nil
+				return plan.HostRoute{Device: "eth0", Src: a, Broadcast: rapid.IntRange(0, 9).Draw(r, "broadcast") == 0}, nil
 			},
 		}
 		if rapid.Bool().Draw(r, "chain") {

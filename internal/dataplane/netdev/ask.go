@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
@@ -32,7 +33,7 @@ func (n *Netdev) HostRoute(to netip.Addr) (plan.HostRoute, error) {
 	if err != nil {
 		return plan.HostRoute{}, fmt.Errorf("find the device of the route to %s: %w", to, err)
 	}
-	r := plan.HostRoute{Device: link.Attrs().Name}
+	r := plan.HostRoute{Device: link.Attrs().Name, Broadcast: routes[0].Type == unix.RTN_BROADCAST}
 	if a, ok := netip.AddrFromSlice(routes[0].Gw); ok {
 		r.Via = a.Unmap()
 	}

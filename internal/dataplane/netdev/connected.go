@@ -56,7 +56,7 @@ func kernelRoutes(a netip.Prefix, old bool) (out []kernelRoute) {
 	if a != self {
 		out = append(out, kernelRoute{dst: a.Masked(), src: a.Addr(), table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
 	}
-	if b, ok := broadcast(a); ok {
+	if b, ok := plan.Broadcast(a); ok {
 		out = append(out, kernelRoute{dst: netip.PrefixFrom(b, 32), src: a.Addr(), table: unix.RT_TABLE_LOCAL, kind: unix.RTN_BROADCAST, scope: unix.RT_SCOPE_LINK})
 	}
 	return out

@@ -137,7 +137,7 @@ func changeAddress(kind, index int, p netip.Prefix, ownRoute bool) write {
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
 	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
 	if kind == unix.RTM_NEWADDR {
-		if b, ok := broadcast(p); ok {
+		if b, ok := plan.Broadcast(p); ok {
 			req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, b.AsSlice()))
 		}
 		req.AddData(attrUint32(unix.IFA_FLAGS, flags))
@@ -145,18 +145,6 @@ func changeAddress(kind, index int, p netip.Prefix, ownRoute bool) write {
 	}
 	words := func() (doing, what string) { return fmt.Sprintf("%s address %s", verb, p), "address " + p.String() }
 	return write{words: words, req: req, fine: []unix.Errno{fine}}
-}
-
-// broadcast is the last address of an IPv4 prefix that has one.
-func broadcast(p netip.Prefix) (netip.Addr, bool) {
-	if !p.Addr().Is4() || p.Bits() > 30 {
-		return netip.Addr{}, false
-	}
-	b := p.Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(b), true
 }
 
 // changeRoute adds (RTM_NEWROUTE) or deletes a route of the main table.
