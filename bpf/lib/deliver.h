@@ -208,7 +208,7 @@ __noinline int find_tunnel(struct pkt *p, struct dest *to)
 	if (!from || !you)
 		return DROP_UNKNOWN_PORT;
 	/* The receiver's port takes it for a frame of the wire's. */
-	if ((from->flags | you->flags) & PORT_ISOLATED && !is_exempt(p))
+	if ((from->flags | you->flags) & PORT_ISOLATED)
 		return DROP_ISOLATED;
 	index = uplink_of(SWITCH_OF(p->src.sw));
 	if (!index)
@@ -471,6 +471,8 @@ static long flood_one(__u32 slot, void *ctx)
 	if (f->p->kind == PORT_REMOTE && (d->kind != PORT_CONTAINER || !in_group(f->p, d->port)))
 		return 0;
 	step = judge_copy(f->p, d->port, f->isolated);
+	if (step == NO_COPY)
+		return 0;
 	if (!step)
 		step = rates(f->skb, f->p, d->port);
 	if (step) {

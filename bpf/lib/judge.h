@@ -516,13 +516,13 @@ static __always_inline int judge(struct __sk_buff *skb, struct pkt *p, struct de
 		return DROP_UNKNOWN_PORT;
 	if (to->flags & PORT_RATE_IN)
 		p->limits |= LIMIT_IN;
-	if (is_exempt(p) || is_renewal(p, to))
-		return DROP_NONE;
 	if ((from->flags | to->flags) & PORT_ISOLATED && is_apart(p, from, to)) {
 		if (!(from->flags & PORT_ISOLATED))
 			p->at = d->port;
 		return DROP_ISOLATED;
 	}
+	if (is_exempt(p) || is_renewal(p, to))
+		return DROP_NONE;
 	if (p->flags & PKT_NO_L4) {
 		if (!from->out && !to->in)
 			return DROP_NONE;
@@ -574,6 +574,9 @@ __noinline int judge_group(struct pkt *p, __u32 *isolated)
 	return DROP_NONE;
 }
 
+/* What a link lives by is not for isolated ports to say to each other: the switch answers for them. Not worth a drop. */
+#define NO_COPY -1
+
 /* A verification border: may this port have a copy? */
 __noinline int judge_copy(struct pkt *p, __u32 port, __u32 isolated)
 {
@@ -583,11 +586,9 @@ __noinline int judge_copy(struct pkt *p, __u32 port, __u32 isolated)
 	if (!p || !to)
 		return DROP_UNKNOWN_PORT;
 	p->limits = to->flags & PORT_RATE_IN ? LIMIT_IN : 0;
-	if (is_exempt(p))
-		return DROP_NONE;
 	if ((isolated || to->flags & PORT_ISOLATED) && is_peer(p->kind) && is_peer(to->kind))
-		return DROP_ISOLATED;
-	if (!to->in)
+		return is_exempt(p) ? NO_COPY : DROP_ISOLATED;
+	if (is_exempt(p) || !to->in)
 		return DROP_NONE;
 	if (p->flags & PKT_NO_L4)
 		return DROP_FRAGMENT;

@@ -27,13 +27,13 @@ func (t *tracer) unicast() {
 	}
 	defer t.encapsulate(to)
 	switch {
-	case t.exempt(), t.renewal(to):
-		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
 	case t.self:
 		t.step("rules out", t.from.ID, nil, "what a port sends to itself is not subject to rules")
 	case t.isApart(to):
 		t.dropIsolated(cmp.Or(isolatedPort(t.from), isolatedPort(to)))
 		return
+	case t.exempt(), t.renewal(to):
+		t.step("rules out", t.from.ID, nil, "neighbour discovery and DHCP are not subject to rules")
 	default:
 		if !t.judge("rules out", t.from, t.from.Policy.Out, "policy-out", &t.Out) ||
 			!t.judge("rules in", to, to.Policy.In, "policy-in", &t.In) {
@@ -158,7 +158,7 @@ func (t *tracer) beyond() *Port {
 
 // byWire is the uplink for what one port of a tunnel sends to another.
 func (t *tracer) byWire(to *Port) *Port {
-	if isolated := cmp.Or(isolatedPort(t.from), isolatedPort(to)); isolated != nil && !t.exempt() {
+	if isolated := cmp.Or(isolatedPort(t.from), isolatedPort(to)); isolated != nil {
 		t.dropIsolated(isolated)
 		return nil
 	}

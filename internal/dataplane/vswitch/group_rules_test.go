@@ -3,6 +3,7 @@ package vswitch
 import (
 	"bytes"
 	"context"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -118,15 +119,30 @@ func TestLinkKeepsWorking(t *testing.T) {
 	if _, gateway := w.copies(question, true, true); !gateway {
 		t.Error("a DHCP client's question does not reach the host")
 	}
+	// Between isolated ports such frames would carry anything.
+	w.a = w.replace(w.a, func(p *plan.Port) { p.Policy.Isolated = true })
+	before := w.losses()
+	question = th.Frame(eth(w.ma, th.Broadcast()), v4(addr("0.0.0.0"), addr("255.255.255.255")), udp(68, 67), th.Text("from an isolated port"))
+	if b, gateway := w.copies(question, false, true); b || !gateway {
+		t.Errorf("a DHCP client's question from an isolated port reaches b: %t, and the host: %t", b, gateway)
+	}
+	if after := w.losses(); !maps.Equal(before, after) {
+		t.Errorf("it counts as a drop: %v, and before %v", after, before)
+	}
+	reply := th.Frame(eth(w.ma, w.mb), th.ARP{Reply: true, SenderMAC: w.ma, SenderIP: w.ga[0], TargetMAC: w.mb, TargetIP: w.gb[0]})
+	if got := w.send(w.a, w.b, reply); got != ReasonIsolated.String() {
+		t.Errorf("an answer of ARP from an isolated port to b: %s", got)
+	}
+	w.a = w.replace(w.a, func(p *plan.Port) { p.Policy.Isolated = false })
 	conn, err := w.hostA.DialContext(context.Background(), "udp", netip.AddrPortFrom(gateway4(1), 9).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	before := w.drops(w.a.ID, ReasonPolicyOut)
+	dropped := w.drops(w.a.ID, ReasonPolicyOut)
 	_, _ = conn.Write([]byte("x"))
 	th.Eventually(t, 3*time.Second, func() error {
-		if w.drops(w.a.ID, ReasonPolicyOut) == before {
+		if w.drops(w.a.ID, ReasonPolicyOut) == dropped {
 			return context.DeadlineExceeded
 		}
 		return nil
