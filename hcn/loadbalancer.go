@@ -2,6 +2,7 @@ package hcn
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -88,6 +89,14 @@ func (m *LoadBalancerPortMapping) External() uint16 {
 	return m.ExternalPort
 }
 
+// Behind is the port that back ends see: that of the virtual address where packets are delivered as they are.
+func (m *LoadBalancerPortMapping) Behind() uint16 {
+	if m.Flags&EnablePreserveDip != 0 {
+		return m.External()
+	}
+	return m.InternalPort
+}
+
 // Opens tells that the port is for more than the endpoints of the network: for the host itself, and for who comes to it from outside.
 func (m *LoadBalancerPortMapping) Opens() bool {
 	return m.Flags&(EnableInternalLoadBalancer|EnablePreserveDip) == 0
@@ -156,6 +165,17 @@ func (l *HostComputeLoadBalancer) Defaults() {
 	if l.SchemaVersion.Major == 0 {
 		l.SchemaVersion = V2()
 	}
+}
+
+// Ignored names the members that say nothing, and why. Clients have to send an InternalPort, and with EnablePreserveDip nothing is
+// translated: Windows takes another port there, as does this.
+func (l *HostComputeLoadBalancer) Ignored() (out []string) {
+	for i := range l.PortMappings {
+		if m := &l.PortMappings[i]; m.Behind() != m.InternalPort {
+			out = append(out, fmt.Sprintf("%s.InternalPort (EnablePreserveDip: back ends see port %d)", indexed("PortMappings", i), m.Behind()))
+		}
+	}
+	return out[:min(len(out), maxUnknown)]
 }
 
 // VIPs are the virtual addresses of a document that is valid.
@@ -320,10 +340,6 @@ func (l *HostComputeLoadBalancer) checkSupport() error {
 		}
 		if m.Flags&UseMux != 0 && !keep {
 			return invalid(ErrRequestUnsupported, at, "UseMux means nothing without EnablePreserveDip: no multiplexer stands before this host, leave it out")
-		}
-		if keep && m.External() != m.InternalPort {
-			return invalid(ErrInvalidPolicy, indexed("PortMappings", i)+".InternalPort", "with EnablePreserveDip packets are delivered as they are, "+
-				"to port %d: give the same as InternalPort", m.External())
 		}
 	}
 	return nil

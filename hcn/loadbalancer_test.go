@@ -3,6 +3,7 @@ package hcn
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -34,7 +35,7 @@ func TestLoadBalancerRefuses(t *testing.T) {
 		"internal, host's":  {`{"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":3}]}`, ErrInvalidPolicy, "LocalRoutedVip"},
 		"kept, outside's":   {`{"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":28}]}`, ErrRequestUnsupported, "VipExternalIp"},
 		"kept":              {`{"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":6,"InternalPort":80,"Flags":12}]}`, 0, ""},
-		"kept and not kept": {`{"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":6,"InternalPort":8080,"ExternalPort":80,"Flags":8}]}`, ErrInvalidPolicy, "as they are"},
+		"kept and not kept": {`{"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":6,"InternalPort":8080,"ExternalPort":80,"Flags":8}]}`, 0, ""},
 		"SCTP":              {`{"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":132,"InternalPort":80}]}`, ErrInvalidPolicy, "Protocol"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,6 +45,17 @@ func TestLoadBalancerRefuses(t *testing.T) {
 			}
 			checkErr(t, err, tc.code, tc.says)
 		})
+	}
+}
+
+// TestLoadBalancerIgnored: with EnablePreserveDip the back ends' port is that of the virtual address, and whoever gives another is told.
+func TestLoadBalancerIgnored(t *testing.T) {
+	l := &HostComputeLoadBalancer{PortMappings: []LoadBalancerPortMapping{
+		{InternalPort: 8080, ExternalPort: 80}, {InternalPort: 80, Flags: EnablePreserveDip}, {InternalPort: 8080, ExternalPort: 80, Flags: EnablePreserveDip},
+	}}
+	want := []string{"PortMappings[2].InternalPort (EnablePreserveDip: back ends see port 80)"}
+	if got := l.Ignored(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

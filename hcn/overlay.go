@@ -22,7 +22,11 @@ func (e *HostComputeEndpoint) ByHost(n *HostComputeNetwork) bool {
 
 // ByHost tells that endpoints of the network reach what is outside of it by the host, or are on a LAN.
 func (n *HostComputeNetwork) ByHost() bool {
-	return n.Type == NAT || n.Type == L2Bridge || n.Type == Transparent && !n.Macvlan() || n.Type == Overlay && slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
+	return n.Type == NAT || n.Type == L2Bridge || n.Type == Transparent && !n.Macvlan() || n.Type == Overlay && n.hasHostRoute()
+}
+
+func (n *HostComputeNetwork) hasHostRoute() bool {
+	return slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
 }
 
 // validateByHost refuses what means nothing for an endpoint that the host reaches.
@@ -49,8 +53,9 @@ func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
 	at := slices.IndexFunc(e.Policies, func(p EndpointPolicy) bool { return p.Type == ProviderAddress })
 	if e.Flags&RemoteEndpoint == 0 {
 		if at >= 0 {
-			return invalid(ErrInvalidPolicy, policyPath(at), "the endpoint is on this host, and its network says by which address that is reached: "+
-				"leave it out, or set the flag RemoteEndpoint")
+			if err := n.validateProvider(e.Policies[at], policyPath(at)); err != nil {
+				return err
+			}
 		}
 		return e.validateHostRoute(n)
 	}
@@ -72,9 +77,31 @@ func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
 	return nil
 }
 
+// validateProvider: plugins for Windows tell each endpoint the host's own address, which is taken as long as it is that.
+func (n *HostComputeNetwork) validateProvider(p EndpointPolicy, path string) error {
+	own, err := NetworkSettingsOf[ProviderAddressPolicySetting](n.Policies)
+	if err != nil {
+		return err
+	}
+	v, err := p.Decode()
+	if err != nil {
+		return err
+	}
+	s, _ := v.(ProviderAddressPolicySetting)
+	a, _ := parseAddr(s.ProviderAddress)
+	if slices.ContainsFunc(own, func(o ProviderAddressPolicySetting) bool {
+		b, err := parseAddr(o.ProviderAddress)
+		return err == nil && a == b
+	}) {
+		return nil
+	}
+	return invalid(ErrInvalidPolicy, path, "the endpoint is on this host, and its network says by which address that is reached: "+
+		"give that one, leave the policy out, or set the flag RemoteEndpoint")
+}
+
 // validateHostRoute: the way to the outside, and from there, is by the host.
 func (e *HostComputeEndpoint) validateHostRoute(n *HostComputeNetwork) error {
-	if slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute }) {
+	if n.hasHostRoute() {
 		return nil
 	}
 	for i, p := range e.Policies {

@@ -71,7 +71,12 @@ func (r *HostComputeRoute) ValidateFor(i int, e *HostComputeEndpoint, n *HostCom
 		return invalid(ErrInvalidParameter, at, "endpoint %s is on network %s, and the route for network %s", e.ID, n.ID, r.HostComputeNetwork)
 	}
 	if !slices.Contains(supportedEndpointPolicies[SDNRoute], n.Type) {
-		return invalid(ErrRequestUnsupported, at, "an SDN route needs a network of type L2Bridge or L2Tunnel, that of endpoint %s is %s", e.ID, n.Type)
+		return invalid(ErrRequestUnsupported, at, "an SDN route needs a network of type L2Bridge, L2Tunnel or Overlay, that of endpoint %s is %s", e.ID, n.Type)
+	}
+	for i, s := range r.Routes {
+		if err := s.validateOn(n, indexed("Routes", i)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -108,8 +113,8 @@ func (r *HostComputeRoute) validateSchema() error {
 		if err := s.validate(indexed("Routes", i)); err != nil {
 			return err
 		}
-		if !s.NeedEncap && s.NextHop == "" {
-			return invalid(ErrInvalidPolicy, indexed("Routes", i)+".NextHop", "there is none: give one, or NeedEncap for a route to the host")
+		if s.NextHop == "" && !s.NeedEncap {
+			return s.leadsNowhere(indexed("Routes", i))
 		}
 	}
 	return nil

@@ -205,6 +205,26 @@ func (s SDNRoutePolicySetting) validate(path string) error {
 	return nil
 }
 
+func (SDNRoutePolicySetting) leadsNowhere(path string) error {
+	return invalid(ErrInvalidPolicy, path+".NextHop", "there is none: give one, or NeedEncap for a route to the host")
+}
+
+// validateOn refuses what a route cannot say on a network.
+func (s SDNRoutePolicySetting) validateOn(n *HostComputeNetwork, path string) error {
+	overlay := n.Type == Overlay
+	switch hop, _ := parseAddr(s.NextHop); {
+	case s.AutomaticEndpointMonitor:
+		return invalid(ErrRequestUnsupported, path+".AutomaticEndpointMonitor", "nobody asks here whether a next hop lives: leave it out")
+	case s.NextHop == "" && !s.NeedEncap:
+		return s.leadsNowhere(path)
+	case s.NextHop == "" && overlay && !n.hasHostRoute():
+		return invalid(ErrInvalidPolicy, path+".NextHop", `there is none, and network %s has no way to the host: add the policy {"Type":"HostRoute","Settings":{}} to it, or give a next hop`, n.label())
+	case hop.IsValid() && !overlay && !s.NeedEncap && (hop.IsLoopback() || hop.IsMulticast() || hop.IsUnspecified()):
+		return invalid(ErrInvalidPolicy, path+".NextHop", "%s is no address of one machine on a LAN: give that of the one that takes the packets", hop)
+	}
+	return nil
+}
+
 // ProviderAddressPolicySetting is an address of the underlay: the host's own, or that of the host a remote endpoint is on.
 type ProviderAddressPolicySetting struct {
 	ProviderAddress string `json:",omitempty"`

@@ -53,8 +53,8 @@ const supportedEndpointFlags = RemoteEndpoint | EnableLowInterfaceMetric | Disab
 var supportedEndpointPolicies = map[EndpointPolicyType][]NetworkType{
 	PortMapping:         {NAT, L2Bridge, L2Tunnel, Overlay}, // but for loopback on the LAN, see checkSupportOn, and see validateHostRoute
 	OutBoundNAT:         {NAT, L2Bridge, L2Tunnel, Overlay}, // but for what unsupportedSettings names
-	ProviderAddress:     {Overlay},                          // of remote endpoints
-	SDNRoute:            {L2Bridge, L2Tunnel},
+	ProviderAddress:     {Overlay},                          // of remote endpoints, or what is so anyway
+	SDNRoute:            {L2Bridge, L2Tunnel, Overlay},      // but for what its validateOn names
 	ACL:                 everywhere,
 	TierAcl:             everywhere,
 	QOS:                 everywhere,

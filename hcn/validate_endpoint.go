@@ -255,8 +255,10 @@ func (e *HostComputeEndpoint) validateSchemaFor(n *HostComputeNetwork) error {
 			if err != nil {
 				return err
 			}
-			if s, ok := v.(SDNRoutePolicySetting); ok && !s.NeedEncap && s.NextHop == "" {
-				return invalid(ErrInvalidPolicy, policyPath(i)+".Settings.NextHop", "there is none: give one, or NeedEncap for a route to the host")
+			if s, ok := v.(SDNRoutePolicySetting); ok {
+				if err := s.validateOn(n, policyPath(i)+".Settings"); err != nil {
+					return err
+				}
 			}
 		default:
 		}

@@ -50,7 +50,7 @@ static __always_inline const struct vip *vip_of(const struct pkt *p)
 	struct vip_key key = {.sw = SWITCH_OF(p->src.sw), .port = p->dport, .proto = p->proto};
 	const struct vip *v;
 
-	if (p->flags & PKT_STEERED && !p->lan && steer_of(p))
+	if (p->flags & PKT_STEERED && !p->lan && !on_overlay(p) && steer_of(p))
 		return 0; /* a proxy takes it, for what it is */
 	__builtin_memcpy(key.ip, p->dst.ip, 16);
 	v = bpf_map_lookup_elem(&bh_vips_v2, &key);

@@ -14,6 +14,7 @@
 #include "rate.h"
 #include "reject.h"
 #include "related.h"
+#include "route.h"
 #include "send.h"
 #include "steer.h"
 #include "tunnel.h"
@@ -72,6 +73,8 @@ __noinline int redress(struct __sk_buff *skb, struct pkt *p, __u32 port)
 
 	if (!p)
 		return DROP_MALFORMED;
+	if (p->routed && hop_mac(p, port, &host))
+		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0) ? 1 : pass_router(skb, p);
 	if (steer_mac(p, port, &host))
 		return bpf_skb_store_bytes(skb, 0, host.mac, ETH_ALEN, 0);
 	if (p->turned & TURNED_SOURCED && host_mac(port, &host)) /* nobody else has the address that it bears */
@@ -131,6 +134,8 @@ __noinline int carry(struct __sk_buff *skb, struct pkt *p)
 		return 0;
 	if (f->state & (FLOW_TURNED | FLOW_KEPT))
 		recall(f, p, end);
+	if (p->flags & PKT_STEERED && on_overlay(p) && f->opener == end && !p->turned)
+		p->routed = 1;
 	if ((f->state & (end ? FLOW_STALE_A : FLOW_STALE_B) || p->turned == (TURNED_ANSWER | TURNED_SELF) ||
 	     p->turned == (TURNED_ANSWER | TURNED_SOURCED)) && redress(skb, p, port)) {
 		if (p->turned & TURNED_KEPT) /* what balance() has not seen it is to see as it came */
@@ -410,6 +415,8 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 	if (p->turned & TURNED_SOURCED)
 		return find_far(p, to);
 	step = on_overlay(p) ? find_overlay(p, to) : find_here(p, to);
+	if (on_overlay(p) && p->flags & PKT_STEERED && !p->turned && !is_exempt(p))
+		step = route(p, to, step, find_hop(p));
 	return step || to->kind != PORT_HOST ? step : find_host(p, to);
 }
 

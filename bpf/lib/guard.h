@@ -5,6 +5,7 @@
 
 #include "owner.h"
 #include "parse.h"
+#include "route.h"
 
 #define DHCP_FLAGS 18 /* of a message (RFC 2131, section 2), from the UDP header on */
 #define DHCP_CHADDR 36
@@ -126,7 +127,7 @@ static __always_inline int guard_resolver(const struct pkt *p, const struct owne
 	return DROP_NONE;
 }
 
-static __always_inline int guard_address(const struct pkt *p)
+static __always_inline int guard_address(struct pkt *p)
 {
 	const struct owner *o;
 
@@ -137,7 +138,7 @@ static __always_inline int guard_address(const struct pkt *p)
 	o = owner_of(&p->src);
 	if (p->kind == PORT_RESOLVER)
 		return guard_resolver(p, o);
-	return o && o->port == p->ifindex ? DROP_NONE : DROP_SOURCE_ADDRESS;
+	return (o && o->port == p->ifindex) || (!o && speaks(p)) ? DROP_NONE : DROP_SOURCE_ADDRESS;
 }
 
 /* A unicast packet in a group frame would reach every stack and step around the

@@ -167,15 +167,16 @@ struct scratch {
 	struct turn turn;
 	struct mend mend;
 	struct inner inner;
+	struct dest hop;
 };
 
-FIXED(bh_scratch_v6, PERCPU_ARRAY, 1, __u32, struct scratch);
+FIXED(bh_scratch_v7, PERCPU_ARRAY, 1, __u32, struct scratch);
 
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&bh_scratch_v6, &zero);
+	return bpf_map_lookup_elem(&bh_scratch_v7, &zero);
 }
 
 #endif

@@ -60,6 +60,8 @@ struct pkt {
 	__u8 copied; /* a port has a copy of it */
 	__u8 lan; /* LAN_*; from PORT_HOST: seen at the NIC's egress, or from a vNIC of the host's */
 	__u8 turned; /* TURNED_* */
+	__u8 routed; /* by what the SDN routes of its port say (route.h) */
+	__u8 pad;
 	__u16 aport; /* with alias */
 	__u8 alias[16] __attribute__((aligned(4)));
 };

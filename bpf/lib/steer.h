@@ -1,6 +1,7 @@
 /* Detours: what a port sends to a proxy goes by the host, which translates it, wherever in
  * the switch it is for. What goes to the host anyway needs nothing of this. On a LAN it is what
- * a port sends to others there that the host translates or routes, whatever its protocol. */
+ * a port sends to others there that the host translates or routes, whatever its protocol. On an
+ * overlay it is what SDN routes say: to the host, or to another endpoint (route.h). */
 #ifndef BULKHEAD_STEER_H
 #define BULKHEAD_STEER_H
 
@@ -20,24 +21,33 @@ struct steer_key {
 	__u8 ip[16] __attribute__((aligned(4)));
 };
 
-/* The host's vNIC, or on a LAN the way up by the NIC. One that is no port is where no detour begins. */
+/* The host's vNIC, or on a LAN the way up by the NIC. One that is no port is where no detour begins; or hop
+ * is an address on the overlay: whoever has that gets the packet, on whichever host. */
 struct steer {
 	struct dest to;
 	__u8 mac[ETH_ALEN];
 	__u16 pad;
+	__u8 hop[16] __attribute__((aligned(4)));
 };
 
-TABLE(bh_steer_v1, LPM_TRIE, MAX_PREFIXES, struct steer_key, struct steer);
+TABLE(bh_steer_v2, LPM_TRIE, MAX_PREFIXES, struct steer_key, struct steer);
+
+/* What a port says of an address; of a protocol where detours are for proxies. */
+static __always_inline const struct steer *steer_at(__u32 port, __u8 proto, const __u8 *ip)
+{
+	struct steer_key key = {.bits = 64 + 128, .port = port, .proto = proto};
+
+	__builtin_memcpy(key.ip, ip, 16);
+	return bpf_map_lookup_elem(&bh_steer_v2, &key);
+}
 
 static __always_inline const struct steer *steer_of(const struct pkt *p)
 {
-	struct steer_key key = {.bits = 64 + 128, .port = p->ifindex, .proto = p->lan ? 0 : p->proto};
 	const struct steer *s;
 
 	if (!(p->flags & PKT_STEERED))
 		return 0;
-	__builtin_memcpy(key.ip, p->dst.ip, 16);
-	s = bpf_map_lookup_elem(&bh_steer_v1, &key);
+	s = steer_at(p->ifindex, p->lan || on_overlay(p) ? 0 : p->proto, p->dst.ip);
 	return s && s->to.port ? s : 0;
 }
 

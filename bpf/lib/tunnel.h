@@ -11,6 +11,7 @@
 #include "drop.h"
 #include "guard.h"
 #include "remote.h"
+#include "route.h"
 #include "send.h"
 #include "step.h"
 
@@ -135,6 +136,7 @@ static __always_inline int is_keyless(const struct remote *r, const struct overl
 /* A verification border. Why a frame cannot go by a tunnel: 0, or a reason. */
 __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 {
+	struct addr_key to = {};
 	const struct overlay *o;
 	const struct remote *r;
 	__u32 most;
@@ -142,7 +144,8 @@ __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 	if (!p)
 		return DROP_MALFORMED;
 	o = overlay_of(p->src.sw);
-	r = o ? remote_of(&p->dst, o) : 0;
+	target(p, &to);
+	r = o ? remote_of(&to, o) : 0;
 	if (r && is_keyless(r, o))
 		return DROP_NO_KEY;
 	if (!r || is_mapped(r->host) != is_mapped(o->from))
@@ -155,6 +158,7 @@ __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
  * looked up for each: what moved is found where it is now. */
 __noinline int to_remote(struct __sk_buff *skb, struct pkt *p)
 {
+	struct addr_key to = {};
 	const struct overlay *o;
 	const struct remote *r;
 	int step;
@@ -162,7 +166,8 @@ __noinline int to_remote(struct __sk_buff *skb, struct pkt *p)
 	if (!p)
 		return TC_ACT_SHOT;
 	o = overlay_of(p->src.sw);
-	r = o ? remote_of(&p->dst, o) : 0;
+	target(p, &to);
+	r = o ? remote_of(&to, o) : 0;
 	if (!r || is_keyless(r, o))
 		return TC_ACT_SHOT;
 	if (skb->mark)
@@ -176,7 +181,7 @@ __noinline int to_remote(struct __sk_buff *skb, struct pkt *p)
 }
 
 /* A verification border: is a frame's sender on the host that it came from? Asked of each frame,
- * also of one that belongs to a flow. A router speaks for all that is behind it. */
+ * also of one that belongs to a flow. A router speaks for all that is behind it, and a next hop to whom it is one. */
 __noinline int guard_remote(struct pkt *p)
 {
 	struct scratch *room = scratch();
@@ -193,7 +198,9 @@ __noinline int guard_remote(struct pkt *p)
 	r = endpoint_of(&p->src);
 	if (!r && o->flags & OVERLAY_ROUTES)
 		r = router_of(&p->src);
-	return r && same_ip(r->host, room->arrival.host.ip) ? DROP_NONE : DROP_INNER_SOURCE;
+	if (!r)
+		return speaks(p) ? DROP_NONE : DROP_INNER_SOURCE;
+	return same_ip(r->host, room->arrival.host.ip) ? DROP_NONE : DROP_INNER_SOURCE;
 }
 
 /* A verification border: what the first frame of a flow is asked besides. No question for a

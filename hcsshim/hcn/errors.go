@@ -79,35 +79,36 @@ func isA[E error](err error) bool {
 // NetworkNotFoundError says that no network has a name or an ID.
 type NetworkNotFoundError struct{ NetworkName, NetworkID string }
 
-func (e NetworkNotFoundError) Error() string { return notFound("network", e.NetworkName, e.NetworkID) }
+func (e NetworkNotFoundError) Error() string { return notFound("Network", e.NetworkName, e.NetworkID) }
 
 // EndpointNotFoundError says that no endpoint has a name or an ID.
 type EndpointNotFoundError struct{ EndpointName, EndpointID string }
 
 func (e EndpointNotFoundError) Error() string {
-	return notFound("endpoint", e.EndpointName, e.EndpointID)
+	return notFound("Endpoint", e.EndpointName, e.EndpointID)
 }
 
 // NamespaceNotFoundError says that no namespace has an ID.
 type NamespaceNotFoundError struct{ NamespaceID string }
 
-func (e NamespaceNotFoundError) Error() string { return notFound("namespace", "", e.NamespaceID) }
+func (e NamespaceNotFoundError) Error() string { return notFound("Namespace", "", e.NamespaceID) }
 
 // LoadBalancerNotFoundError says that no load balancer has an ID.
 type LoadBalancerNotFoundError struct{ LoadBalancerId string }
 
 func (e LoadBalancerNotFoundError) Error() string {
-	return notFound("load balancer", "", e.LoadBalancerId)
+	return fmt.Sprintf("LoadBalancer %q not found", e.LoadBalancerId)
 }
 
 // RouteNotFoundError says that no SDN route has an ID.
 type RouteNotFoundError struct{ RouteId string }
 
-func (e RouteNotFoundError) Error() string { return notFound("route", "", e.RouteId) }
+func (e RouteNotFoundError) Error() string { return fmt.Sprintf("SDN Route %q not found", e.RouteId) }
 
+// notFound is in the words that users of the Windows client compare.
 func notFound(kind, name, id string) string {
 	if name != "" {
-		return fmt.Sprintf("no %s has the name %q: not found", kind, name)
+		return fmt.Sprintf("%s name %q not found", kind, name)
 	}
-	return fmt.Sprintf("no %s has the ID %q: not found", kind, id)
+	return fmt.Sprintf("%s ID %q not found", kind, id)
 }

@@ -108,7 +108,7 @@ func serve(t *testing.T) *service {
 // TestPodNetwork is what a CNI plugin for Windows does for a pod, in the words of that API.
 func TestPodNetwork(t *testing.T) {
 	s := serve(t)
-	if _, err := hcn.GetNetworkByName("pods"); !hcn.IsNotFoundError(err) {
+	if _, err := hcn.GetNetworkByName("pods"); !hcn.IsNotFoundError(err) || err.Error() != `Network name "pods" not found` {
 		t.Fatalf("no network: %v", err)
 	}
 	if err := hcn.HostRouteSupported(); err != nil {

@@ -86,8 +86,8 @@ func services(l *hcn.HostComputeLoadBalancer) []string {
 		}
 		for _, m := range l.PortMappings {
 			s := vip + ":" + strconv.Itoa(int(m.External()))
-			if m.InternalPort != m.External() {
-				s += "→" + strconv.Itoa(int(m.InternalPort))
+			if m.Behind() != m.External() {
+				s += "→" + strconv.Itoa(int(m.Behind()))
 			}
 			out = append(out, s+"/"+strings.ToLower(m.Protocol.String()))
 		}

@@ -118,6 +118,16 @@ func (t *txn) checkNobodyOutside(doc *hcn.HostComputeNetwork) error {
 		if i := slices.IndexFunc(ep.Doc.Policies, func(p hcn.EndpointPolicy) bool { return p.Type == hcn.OutBoundNAT || p.Type == hcn.PortMapping }); i >= 0 {
 			return hcn.Errorf(hcn.ErrEntityHasReferences, "HostRoute: endpoint %q (%s) is by the host with the outside: remove its %s first", ep.Doc.Name, ep.Doc.ID, ep.Doc.Policies[i].Type)
 		}
+		byHost := func(s hcn.SDNRoutePolicySetting) bool { return s.NextHop == "" }
+		own, err := hcn.SettingsOf[hcn.SDNRoutePolicySetting](ep.Doc.Policies)
+		if err == nil && slices.ContainsFunc(own, byHost) {
+			return hcn.Errorf(hcn.ErrEntityHasReferences, "HostRoute: endpoint %q (%s) sends by the host: remove its SDNRoute without NextHop first", ep.Doc.Name, ep.Doc.ID)
+		}
+		for id, r := range t.st.routesOf[ep.Doc.ID] {
+			if slices.ContainsFunc(r.Doc.Routes, byHost) {
+				return hcn.Errorf(hcn.ErrEntityHasReferences, "HostRoute: endpoint %q (%s) sends by the host: delete the SDN route %s first", ep.Doc.Name, ep.Doc.ID, id)
+			}
+		}
 	}
 	return nil
 }

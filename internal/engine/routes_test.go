@@ -70,6 +70,40 @@ func TestRoutes(t *testing.T) {
 	})
 }
 
+// TestRoutesOnOverlay: the switch goes by them there, and the compartment has a route to it.
+func TestRoutesOnOverlay(t *testing.T) {
+	run(t, func(e *env) {
+		e.underlay()
+		n := must(e.network(overlayDoc("o", 61, 5001, "")))(e)
+		one := must(e.endpoint(epDoc(n.ID, "")))(e)
+		ns := must(e.namespace(`{` + v2 + `}`))(e)
+		e.ok(e.attach(ns.ID, one.ID))
+		route := func(settings string) (hcn.HostComputeRoute, error) {
+			return e.route(`{"HostComputeEndpoints":["` + string(one.ID) + `"],"Setting":[` + settings + `],` + v2 + `}`)
+		}
+		made := must(route(`{"DestinationPrefix":"169.254.169.254/24","NextHop":"127.10.0.33"}`))(e)
+		e.settle()
+		port := e.e.view.port(plan.EndpointPortID(one.ID))
+		want := plan.Hop{Prefix: netip.MustParsePrefix("169.254.169.0/24"), Via: netip.MustParseAddr("127.10.0.33")}
+		if !slices.Equal(port.Hops, []plan.Hop{want}) || !slices.ContainsFunc(port.VNIC.Routes, func(r plan.Route) bool { return r.Dst == want.Prefix && r.Via.String() == "10.61.0.1" }) {
+			e.t.Errorf("hops %v, routes %v", port.Hops, port.VNIC.Routes)
+		}
+		e.ok(e.e.DeleteRoute(context.Background(), made.ID))
+		_, err := route(`{"DestinationPrefix":"10.96.0.0/12","NeedEncap":true}`)
+		e.wantCode(err, hcn.ErrInvalidPolicy)
+		host := func(request string) error {
+			return e.modifyNetwork(n.ID, `{"ResourceType":"Policy","RequestType":"`+request+`","Settings":{"Policies":[`+hostRoute+`]}}`)
+		}
+		e.ok(host("Add"))
+		made = must(route(`{"DestinationPrefix":"10.96.0.0/12","NeedEncap":true}`))(e)
+		e.wantCode(host("Remove"), hcn.ErrEntityHasReferences)
+		e.ok(e.e.DeleteRoute(context.Background(), made.ID))
+		_, err = route(`{"DestinationPrefix":"10.96.0.0/12","NeedEncap":true,"AutomaticEndpointMonitor":true}`)
+		e.wantCode(err, hcn.ErrRequestUnsupported)
+		e.ok(host("Remove"))
+	})
+}
+
 // TestRoutesRefuse what would have no effect.
 func TestRoutesRefuse(t *testing.T) {
 	run(t, func(e *env) {
@@ -96,6 +130,8 @@ func TestRoutesRefuse(t *testing.T) {
 		if got := e.e.Routes(hcn.Filter{}); len(got) != 0 {
 			e.t.Errorf("something of what was refused is there: %v", got)
 		}
+		_, err := e.route(`{"HostComputeEndpoints":["` + string(on.ID) + `"],"Routes":[{"DestinationPrefix":"10.99.0.0/16","NextHop":"127.10.0.33"}],` + v2 + `}`)
+		e.wantCode(err, hcn.ErrInvalidPolicy) // which no LAN has
 		host := must(e.e.HostNamespace(context.Background()))(e)
 		e.ok(e.attach(host, on.ID))
 		e.wantCode(to("", on.ID), hcn.ErrRequestUnsupported)

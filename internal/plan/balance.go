@@ -216,7 +216,7 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 			if self, err := netip.ParseAddr(b.Doc.SourceVIP); err == nil && self.Unmap().Is4() == vip.Is4() {
 				s.Self = self.Unmap()
 			}
-			s.Backends = ends(vip.Is4(), s.Keep, m.InternalPort)
+			s.Backends = ends(vip.Is4(), s.Keep, m.Behind())
 			out.Services = append(out.Services, s)
 		}
 	}

@@ -66,9 +66,13 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	if HasHostRoute(&n.Doc) && !onHost {
 		p.Outbound = overlayOutbounds(e)
 	}
+	more := slices.SortedFunc(maps.Values(in.Routes[id]), func(a, b *SDNRoute) int { return cmp.Compare(a.Seq, b.Seq) })
+	if n.Doc.Type == hcn.Overlay && !onHost {
+		p.Hops = hops(e, more)
+		p.VNIC.Routes = withHops(p.VNIC.Routes, p.Hops, e, n)
+	}
 	if OneMAC(n.Doc.Type) && !onHost {
 		p.Outbound = bridgeOutbounds(e)
-		more := slices.SortedFunc(maps.Values(in.Routes[id]), func(a, b *SDNRoute) int { return cmp.Compare(a.Seq, b.Seq) })
 		p.Turns = turns(e, more, p.Outbound)
 		p.VNIC.Routes = withSDN(p.VNIC.Routes, sdnNextHops(e, more))
 	}

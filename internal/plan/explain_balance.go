@@ -127,7 +127,7 @@ func (e *explainer) toFar(sw, lan *Switch, got *Trace) {
 	host := e.plan.Ports[sw.HostPort]
 	e.Src, e.Dst, e.q.Port = got.Source, got.Backend.Addr(), got.Backend.Port()
 	if got.Verdict == ToRemote {
-		e.remote(host, sw, got.Backend)
+		e.remote(host, sw, got.Backend, netip.Addr{})
 		return
 	}
 	if e.hostAddress(e.Dst) {
@@ -184,7 +184,7 @@ func (e *explainer) toService(k Packet, from *Port, sw *Switch) {
 		e.Dst, e.q.Port = seen.Addr(), seen.Port() // a back end outside of the network
 		e.intoHost(from, sw, hostDevice(sw, host))
 	case ToRemote:
-		e.remote(from, sw, seen)
+		e.remote(from, sw, seen, netip.Addr{})
 	case ToWire:
 		e.arrive("the back end %s is reached by the LAN of network %s", seen, sw.Name)
 	default:

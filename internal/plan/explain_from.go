@@ -62,7 +62,7 @@ func (e *explainer) fromContainer() {
 	case got.Verdict == ToHost:
 		e.intoHost(from, sw, hostDevice(sw, owner))
 	case got.Verdict == ToRemote:
-		e.remote(from, sw, netip.AddrPortFrom(dst, e.q.Port))
+		e.remote(from, sw, netip.AddrPortFrom(dst, e.q.Port), got.Hop)
 	case got.Verdict == ToWire:
 		e.backFromWire(owner, sw)
 	case got.Verdict == Delivered:

@@ -16,7 +16,7 @@ func (e *explainer) toRemote(k Packet, sw *Switch, next netip.Addr) {
 		k.DstMAC = h.mac
 	}
 	if got := e.leg(k); got != nil {
-		e.remote(from, sw, netip.AddrPortFrom(e.Dst, e.q.Port))
+		e.remote(from, sw, netip.AddrPortFrom(e.Dst, e.q.Port), got.Hop)
 	}
 }
 
@@ -40,9 +40,15 @@ func (e *explainer) remoteToPort() bool {
 	return false
 }
 
-// remote ends the way at the border of this host, where a packet for an address elsewhere leaves it.
-func (e *explainer) remote(from *Port, sw *Switch, dst netip.AddrPort) {
+// remote ends the way at the border of this host, where a packet for an address elsewhere leaves it, or one that a next hop gets there.
+func (e *explainer) remote(from *Port, sw *Switch, dst netip.AddrPort, hop netip.Addr) {
 	e.mtu(from.VNIC.MTU, sw.MTU, sw.Overlay.carries())
+	if hop.IsValid() {
+		if h := e.plan.hopTo(sw, hop); h != nil {
+			e.arrive("leaves this host in a tunnel to %s, where %s is, the next hop; what becomes of it there is that host's to say", h.provider, h.title)
+			return
+		}
+	}
 	h := e.plan.hopTo(sw, dst.Addr())
 	if h == nil {
 		e.Summary = "the switch judges this packet by more than an explanation holds"

@@ -218,6 +218,8 @@ type Port struct {
 	Outbound []Outbound
 	// Turns say what goes to the host instead of the LAN.
 	Turns []Turn
+	// Hops say who gets what is sent to some prefixes on an overlay.
+	Hops []Hop
 	// Detours send flows that leave the compartment to a proxy.
 	Detours []Detour
 	// Redirects lead flows to a side-car inside the compartment.

@@ -168,6 +168,9 @@ func (p *Port) text(b *strings.Builder) {
 	for i := range p.Detours {
 		fmt.Fprintf(b, "    detour %s\n", &p.Detours[i])
 	}
+	for _, h := range p.Hops {
+		fmt.Fprintf(b, "    %s\n", h)
+	}
 	for i := range p.Redirects {
 		fmt.Fprintf(b, "    redirect %s\n", &p.Redirects[i])
 	}

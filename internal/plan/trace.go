@@ -87,6 +87,8 @@ type Trace struct {
 	Backend netip.AddrPort
 	// Source is as whom that sees the sender, where it is on no port here; not valid where it sees who that is.
 	Source netip.Addr
+	// Hop is the one that an SDN route leads to; not valid without one.
+	Hop netip.Addr
 	// Rule is the one that the verdict is due to: the rule that blocked, or the last
 	// one that allowed.
 	Rule *Rule

@@ -92,7 +92,7 @@ func (t *tracer) guardAddress() string {
 	if t.from.Kind == PortResolver {
 		return t.guardResolver(o)
 	}
-	if o != t.from {
+	if o != t.from && !t.speaks() {
 		return "source-address"
 	}
 	return ""

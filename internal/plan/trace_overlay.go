@@ -68,6 +68,9 @@ func (t *tracer) overlayDestination() *Port {
 	if t.from.Kind == PortHost && !o.Host {
 		return fail("no-route", "network %q has no way to the host (HostRoute)", t.sw.Name)
 	}
+	if to, ok := t.byHop(); ok {
+		return to
+	}
 	routed := k.DstMAC == o.Router
 	var to *Port
 	for _, p := range t.ports() {
@@ -239,6 +242,9 @@ func (t *tracer) completeOuter() {
 	if h != nil && !k.OuterSrc.IsValid() {
 		k.OuterSrc = h.provider
 	}
+	if r := t.speaker(); h == nil && r != nil && !k.OuterSrc.IsValid() {
+		k.OuterSrc, h = r.Provider, &hop{mac: r.MAC}
+	}
 	if k.SrcMAC == (MAC{}) && h != nil {
 		k.SrcMAC = h.mac
 	}
@@ -292,6 +298,9 @@ func (p *Plan) traceTunnel(t *tracer) Trace {
 func (t *tracer) guardInner() string {
 	k := &t.pkt
 	h := t.plan.hopTo(t.sw, k.Src)
+	if r := t.speaker(); h == nil && r != nil {
+		h = &hop{provider: r.Provider}
+	}
 	switch {
 	case k.DstMAC[0]&1 != 0 && !t.sw.Overlay.Multicast:
 		return "flooded"

@@ -184,6 +184,9 @@ func TestListsMeanTheDocuments(t *testing.T) {
 			if _, s := p.ServiceAt(p.Ports[k.From].Network, k.Protocol, netip.AddrPortFrom(k.Dst, k.DstPort), p.Ports[k.From].Kind == plan.PortHost); s != nil {
 				continue // its back end's rules
 			}
+			if p.Ports[k.From].HopOf(k.Dst) != nil {
+				continue // those of who is named there
+			}
 			var ports [2]uint16
 			if k.Protocol == 6 || k.Protocol == 17 {
 				ports = [2]uint16{k.SrcPort, k.DstPort}
@@ -300,6 +303,9 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 			if slices.ContainsFunc(tr.Steps, func(s plan.Step) bool { return strings.HasPrefix(s.Text, "OutBoundNAT or SDNRoute") }) {
 				found["turned"]++
 			}
+			if slices.ContainsFunc(tr.Steps, func(s plan.Step) bool { return strings.HasPrefix(s.Text, "SDNRoute") }) {
+				found["hop, "+tr.Verdict.String()]++
+			}
 			for _, s := range tr.Steps {
 				for _, what := range []string{"which is the sender itself", "as it is", "to the back end"} {
 					if s.Layer == "load balancer" && s.Pass && strings.Contains(s.Text, what) {
@@ -333,7 +339,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 		}
 		return found
 	})
-	for seed := range 220 {
+	for seed := range 300 {
 		for k, n := range draw.Example(seed) {
 			seen[k] += n
 		}
@@ -342,7 +348,7 @@ func TestDrawnPacketsReachEverything(t *testing.T) {
 		"delivered", "to host", "flooded", "dropped", "policy-out", "policy-in", "isolated", "source-address", "source-mac", "martian", "unknown-mac",
 		"to-self", "resolver", "membership", "router-solicit", "router-advert", "redirect", "dhcp-server", "group-unicast",
 		"out allow", "out block", "in allow", "in block", "set", "ports", "layer 1", "layer 2", "layer 3", "detour", "to wire", "passed", "reflected", "turned", "balanced which is the sender itself", "balanced as it is", "balanced to the back end", "no-backend", "to another host", "no-route", "inner-source", "unknown-vtep", "flooded",
-		"isolated from elsewhere", "isolated to elsewhere",
+		"isolated from elsewhere", "isolated to elsewhere", "hop, delivered", "hop, to host", "hop, to another host", "hop, dropped",
 	} {
 		if seen[want] == 0 {
 			t.Errorf("%q never came up", want)

@@ -328,6 +328,14 @@ func TestWarnings(t *testing.T) {
 	if len(r.warned) != 1 || !strings.HasPrefix(r.warned[0], "ignored members: a\"b\nc, ") || len(r.warned[0]) > 400 {
 		t.Errorf("warned of %q", r.warned)
 	}
+	r.warned = nil
+	kept := `{"SchemaVersion":{"Major":2},"FrontendVIPs":["10.96.0.1"],"PortMappings":[{"Protocol":6,"InternalPort":8080,"ExternalPort":80,"Flags":8}]}`
+	if _, err := r.HCN(t.Context(), "POST", "/loadbalancers", nil, []byte(kept)); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.warned) != 1 || r.warned[0] != "ignored members: PortMappings[0].InternalPort (EnablePreserveDip: back ends see port 80)" {
+		t.Errorf("warned of %q", r.warned)
+	}
 }
 
 // TestTurnedDefaultIsTold: the first rule of a direction blocks what it does not allow, and whoever writes it is told.

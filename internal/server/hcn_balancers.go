@@ -45,7 +45,11 @@ func (s *Server) balancerKind() kind {
 }
 
 func balancerDocument(c creation) (*hcn.HostComputeLoadBalancer, error) {
-	return listDocument(c, hcn.LoadBalancerFromV1)
+	doc, err := listDocument(c, hcn.LoadBalancerFromV1)
+	if err == nil && c.ignored != nil {
+		*c.ignored = append(*c.ignored, doc.Ignored()...)
+	}
+	return doc, err
 }
 
 func balancerView(doc hcn.HostComputeLoadBalancer) view { return listView(doc, hcn.LoadBalancerToV1) }

@@ -463,7 +463,10 @@ type bpfScratch struct {
 		Copied    uint8
 		Lan       uint8
 		Turned    uint8
+		Routed    uint8
+		Pad       uint8
 		Aport     uint16
+		_         [2]byte
 		Alias     [16]uint8
 	}
 	Question struct {
@@ -494,6 +497,7 @@ type bpfScratch struct {
 		Action      uint32
 	}
 	Key      bpfFlowKey
+	_        [4]byte
 	Flow     bpfFlow
 	Fragment bpfFragmentKey
 	Arrival  struct {
@@ -535,6 +539,8 @@ type bpfScratch struct {
 		Proto uint8
 		Pad   uint8
 	}
+	Hop bpfDest
+	_   [4]byte
 }
 
 type bpfServiceKey struct {
@@ -619,6 +625,7 @@ type bpfSteer struct {
 	To  bpfDest
 	Mac [6]uint8
 	Pad uint16
+	Hop [16]uint8
 }
 
 type bpfSteerKey struct {
@@ -731,13 +738,13 @@ const (
 	bpfMapBhRoutesV2       = "bh_routes_v2"
 	bpfMapBhRulesV1        = "bh_rules_v1"
 	bpfMapBhRulestatsV1    = "bh_rulestats_v1"
-	bpfMapBhScratchV6      = "bh_scratch_v6"
+	bpfMapBhScratchV7      = "bh_scratch_v7"
 	bpfMapBhServicesV1     = "bh_services_v1"
 	bpfMapBhSetsV1         = "bh_sets_v1"
 	bpfMapBhSharesV4       = "bh_shares_v4"
 	bpfMapBhStandingV1     = "bh_standing_v1"
 	bpfMapBhStatsV1        = "bh_stats_v1"
-	bpfMapBhSteerV1        = "bh_steer_v1"
+	bpfMapBhSteerV2        = "bh_steer_v2"
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
 	bpfMapBhTurnsV2        = "bh_turns_v2"
@@ -844,13 +851,13 @@ type bpfMapSpecs struct {
 	BhRoutesV2       *ebpf.MapSpec `ebpf:"bh_routes_v2"`
 	BhRulesV1        *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV6      *ebpf.MapSpec `ebpf:"bh_scratch_v6"`
+	BhScratchV7      *ebpf.MapSpec `ebpf:"bh_scratch_v7"`
 	BhServicesV1     *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV4       *ebpf.MapSpec `ebpf:"bh_shares_v4"`
 	BhStandingV1     *ebpf.MapSpec `ebpf:"bh_standing_v1"`
 	BhStatsV1        *ebpf.MapSpec `ebpf:"bh_stats_v1"`
-	BhSteerV1        *ebpf.MapSpec `ebpf:"bh_steer_v1"`
+	BhSteerV2        *ebpf.MapSpec `ebpf:"bh_steer_v2"`
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhTurnsV2        *ebpf.MapSpec `ebpf:"bh_turns_v2"`
@@ -923,13 +930,13 @@ type bpfMaps struct {
 	BhRoutesV2       *ebpf.Map `ebpf:"bh_routes_v2"`
 	BhRulesV1        *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1    *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV6      *ebpf.Map `ebpf:"bh_scratch_v6"`
+	BhScratchV7      *ebpf.Map `ebpf:"bh_scratch_v7"`
 	BhServicesV1     *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1         *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV4       *ebpf.Map `ebpf:"bh_shares_v4"`
 	BhStandingV1     *ebpf.Map `ebpf:"bh_standing_v1"`
 	BhStatsV1        *ebpf.Map `ebpf:"bh_stats_v1"`
-	BhSteerV1        *ebpf.Map `ebpf:"bh_steer_v1"`
+	BhSteerV2        *ebpf.Map `ebpf:"bh_steer_v2"`
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhTurnsV2        *ebpf.Map `ebpf:"bh_turns_v2"`
@@ -972,13 +979,13 @@ func (m *bpfMaps) Close() error {
 		m.BhRoutesV2,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV6,
+		m.BhScratchV7,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV4,
 		m.BhStandingV1,
 		m.BhStatsV1,
-		m.BhSteerV1,
+		m.BhSteerV2,
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
 		m.BhTurnsV2,

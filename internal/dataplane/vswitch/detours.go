@@ -12,6 +12,9 @@ func (a *Applier) wantDetours(s *portState, p *plan.Plan, port *plan.Port) error
 	if len(port.Turns) > 0 {
 		return a.wantTurns(s, p, port)
 	}
+	if len(port.Hops) > 0 {
+		return a.wantHops(s, p, port)
+	}
 	if len(port.Detours) == 0 {
 		return nil
 	}
@@ -19,18 +22,44 @@ func (a *Applier) wantDetours(s *portState, p *plan.Plan, port *plan.Port) error
 	if host == nil {
 		return portError(port.ID, "send flows to a proxy: its switch has no host port")
 	}
-	index, err := a.dev.index(host.Device)
+	by, err := a.byHost(host)
 	if err != nil {
 		return portError(port.ID, "send flows to a proxy by the host: %w", err)
 	}
-	device, err := a.dev.index(host.VNIC.Device)
-	if err != nil {
-		return portError(port.ID, "send flows to a proxy by the host: %w", err)
-	}
-	by := bpfSteer{To: bpfDest{Port: index, Device: device, Kind: uint8(plan.PortHost)}, Mac: host.MAC}
 	s.entry.Flags |= portSteered
 	for _, t := range port.Steers() {
 		s.steer(t.Protocol, t.Prefix, t.ByHost, by)
+	}
+	return nil
+}
+
+// byHost is the way to the host's vNIC.
+func (a *Applier) byHost(host *plan.Port) (bpfSteer, error) {
+	index, err := a.dev.index(host.Device)
+	if err != nil {
+		return bpfSteer{}, err
+	}
+	device, err := a.dev.index(host.VNIC.Device)
+	return bpfSteer{To: bpfDest{Port: index, Device: device, Kind: uint8(plan.PortHost)}, Mac: host.MAC}, err
+}
+
+// wantHops works out what SDN routes say of a port on an overlay. Where a next hop is, the program looks up.
+func (a *Applier) wantHops(s *portState, p *plan.Plan, port *plan.Port) error {
+	sw := p.Switches[port.Network]
+	host := p.Ports[sw.HostPort]
+	s.entry.Flags |= portSteered
+	for _, h := range port.Hops {
+		var by bpfSteer
+		switch {
+		case h.Via.IsValid():
+			by.Hop, _ = mapped(netip.PrefixFrom(h.Via, h.Via.BitLen()))
+		case host != nil && sw.Overlay != nil && sw.Overlay.Host:
+			var err error
+			if by, err = a.byHost(host); err != nil {
+				return portError(port.ID, "send by the host: %w", err)
+			}
+		}
+		s.steer(0, h.Prefix, true, by)
 	}
 	return nil
 }
@@ -80,7 +109,7 @@ func followsHost(p *plan.Plan, d *plan.Delta, out map[plan.PortID]*plan.Port) {
 			continue
 		}
 		for _, port := range p.Ports {
-			if port.Network == c.New.Network && len(port.Detours) > 0 && port.ID != id {
+			if port.Network == c.New.Network && len(port.Detours)+len(port.Hops) > 0 && port.ID != id {
 				out[port.ID] = port
 			}
 		}

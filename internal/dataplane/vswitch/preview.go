@@ -352,6 +352,9 @@ func (r *recorder) value(v any) string {
 	case bpfRate:
 		return fmt.Sprintf(": %d bytes/s", v.Bytes)
 	case bpfSteer:
+		if v.Hop != [16]uint8{} {
+			return ": to " + netip.AddrFrom16(v.Hop).Unmap().String()
+		}
 		if v.To.Port == 0 {
 			return ": as ever"
 		}

@@ -182,7 +182,7 @@ func TestSteerRepaired(t *testing.T) {
 	w.sync()
 	var k bpfSteerKey
 	var v bpfSteer
-	it := w.lab.a.objs.BhSteerV1.Iterate()
+	it := w.lab.a.objs.BhSteerV2.Iterate()
 	var all []bpfSteerKey
 	for it.Next(&k, &v) {
 		all = append(all, k)
@@ -191,17 +191,17 @@ func TestSteerRepaired(t *testing.T) {
 		t.Fatal("no entries")
 	}
 	for _, k := range all {
-		if err := w.lab.a.objs.BhSteerV1.Delete(&k); err != nil {
+		if err := w.lab.a.objs.BhSteerV2.Delete(&k); err != nil {
 			t.Fatal(err)
 		}
 	}
 	drift := w.sync()
-	if len(drift) != 1 || drift[0].ID != string(w.a.ID) || drift[0].Object != "map "+bpfMapBhSteerV1 {
+	if len(drift) != 1 || drift[0].ID != string(w.a.ID) || drift[0].Object != "map "+bpfMapBhSteerV2 {
 		t.Errorf("drift %v", drift)
 	}
 	w.turns(t, 0, []step{{"SYN", false, tcp(1, 80, "S"), toHost}})
 	w.detours()
-	if err := w.lab.a.objs.BhSteerV1.NextKey(nil, &k); err == nil {
+	if err := w.lab.a.objs.BhSteerV2.NextKey(nil, &k); err == nil {
 		t.Errorf("left: %+v", k)
 	}
 }

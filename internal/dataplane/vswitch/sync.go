@@ -341,7 +341,7 @@ func (a *Applier) differs(s *portState) []string {
 		out = append(out, bpfMapBhRatesV1)
 	}
 	if !holds(a.tables.steers.have, s.steers) {
-		out = append(out, bpfMapBhSteerV1)
+		out = append(out, bpfMapBhSteerV2)
 	}
 	if !holds(a.tables.lans.have, s.lans) {
 		out = append(out, bpfMapBhLansV1)

@@ -338,7 +338,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		switches: newTable[uint32, bpfVswitch](bpfMapBhSwitchesV2, o.BhSwitchesV2, writes),
 		members:  newTable[bpfMemberKey, bpfDest](bpfMapBhMembersV1, o.BhMembersV1, writes),
 		rates:    newTable[bpfRateKey, bpfRate](bpfMapBhRatesV1, o.BhRatesV1, writes),
-		steers:   newTable[bpfSteerKey, bpfSteer](bpfMapBhSteerV1, o.BhSteerV1, writes),
+		steers:   newTable[bpfSteerKey, bpfSteer](bpfMapBhSteerV2, o.BhSteerV2, writes),
 		lans:     newTable[bpfLanKey, bpfLan](bpfMapBhLansV1, o.BhLansV1, writes),
 		overlays: newTable[uint32, bpfOverlay](bpfMapBhOverlaysV1, o.BhOverlaysV1, writes),
 		vnis:     newTable[bpfVniKey, uint32](bpfMapBhVnisV1, o.BhVnisV1, writes),

@@ -391,7 +391,10 @@ type uplinkScratch struct {
 		Copied    uint8
 		Lan       uint8
 		Turned    uint8
+		Routed    uint8
+		Pad       uint8
 		Aport     uint16
+		_         [2]byte
 		Alias     [16]uint8
 	}
 	Question struct {
@@ -422,6 +425,7 @@ type uplinkScratch struct {
 		Action      uint32
 	}
 	Key      uplinkFlowKey
+	_        [4]byte
 	Flow     uplinkFlow
 	Fragment uplinkFragmentKey
 	Arrival  struct {
@@ -481,6 +485,8 @@ type uplinkScratch struct {
 		Proto uint8
 		Pad   uint8
 	}
+	Hop uplinkDest
+	_   [4]byte
 }
 
 type uplinkServiceKey struct {
@@ -587,7 +593,7 @@ const (
 	uplinkMapBhRoutesV2        = "bh_routes_v2"
 	uplinkMapBhRulesV1         = "bh_rules_v1"
 	uplinkMapBhRulestatsV1     = "bh_rulestats_v1"
-	uplinkMapBhScratchV6       = "bh_scratch_v6"
+	uplinkMapBhScratchV7       = "bh_scratch_v7"
 	uplinkMapBhServicesV1      = "bh_services_v1"
 	uplinkMapBhSetsV1          = "bh_sets_v1"
 	uplinkMapBhSharesV4        = "bh_shares_v4"
@@ -692,7 +698,7 @@ type uplinkMapSpecs struct {
 	BhRoutesV2        *ebpf.MapSpec `ebpf:"bh_routes_v2"`
 	BhRulesV1         *ebpf.MapSpec `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.MapSpec `ebpf:"bh_rulestats_v1"`
-	BhScratchV6       *ebpf.MapSpec `ebpf:"bh_scratch_v6"`
+	BhScratchV7       *ebpf.MapSpec `ebpf:"bh_scratch_v7"`
 	BhServicesV1      *ebpf.MapSpec `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.MapSpec `ebpf:"bh_sets_v1"`
 	BhSharesV4        *ebpf.MapSpec `ebpf:"bh_shares_v4"`
@@ -767,7 +773,7 @@ type uplinkMaps struct {
 	BhRoutesV2        *ebpf.Map `ebpf:"bh_routes_v2"`
 	BhRulesV1         *ebpf.Map `ebpf:"bh_rules_v1"`
 	BhRulestatsV1     *ebpf.Map `ebpf:"bh_rulestats_v1"`
-	BhScratchV6       *ebpf.Map `ebpf:"bh_scratch_v6"`
+	BhScratchV7       *ebpf.Map `ebpf:"bh_scratch_v7"`
 	BhServicesV1      *ebpf.Map `ebpf:"bh_services_v1"`
 	BhSetsV1          *ebpf.Map `ebpf:"bh_sets_v1"`
 	BhSharesV4        *ebpf.Map `ebpf:"bh_shares_v4"`
@@ -815,7 +821,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhRoutesV2,
 		m.BhRulesV1,
 		m.BhRulestatsV1,
-		m.BhScratchV6,
+		m.BhScratchV7,
 		m.BhServicesV1,
 		m.BhSetsV1,
 		m.BhSharesV4,

@@ -77,6 +77,9 @@ func Intent(t *rapid.T) *plan.Intent {
 		if plan.OnLAN(in.Networks[on].Doc.Type) && rapid.IntRange(0, 4).Draw(t, "tagged") == 0 {
 			e.Doc.Policies = append(e.Doc.Policies, hcn.NewEndpointPolicy(hcn.EndpointVLAN, hcn.VlanPolicySetting{IsolationId: 5}))
 		}
+		if in.Networks[on].Doc.Type == hcn.Overlay && rapid.IntRange(0, 2).Draw(t, "routed") > 0 {
+			e.Doc.Policies = append(e.Doc.Policies, hops(t)...)
+		}
 		e.Attach = &plan.Attachment{Namespace: ns, Interface: "eth0"}
 		in.Endpoints[id] = e
 	}

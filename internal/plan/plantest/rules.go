@@ -106,6 +106,17 @@ func outboundPolicies(t *rapid.T) []hcn.EndpointPolicy {
 	return out
 }
 
+// hops draws the next hops of an endpoint on an overlay: those of others there, here or elsewhere, the gateway's, nobody's, or the host.
+func hops(t *rapid.T) (out []hcn.EndpointPolicy) {
+	for i, prefix := range [][]string{{"0.0.0.0/0", "10.0.0.0/8", "10.1.0.50/32"}, {"::/0", "fd00::/16", "fd00:1::32/128"}} {
+		next := [][]string{{"", "127.10.0.33", "10.1.0.10", "10.1.0.11", "10.1.0.50", "10.1.0.1"}, {"", "fd00:9::9", "fd00:1::a", "fd00:1::b", "fd00:1::32", "fd00:1::1"}}[i]
+		out = append(out, hcn.NewEndpointPolicy(hcn.SDNRoute, hcn.SDNRoutePolicySetting{
+			DestinationPrefix: rapid.SampledFrom(prefix).Draw(t, "prefix"), NextHop: rapid.SampledFrom(next).Draw(t, "next hop"), NeedEncap: true,
+		}))
+	}
+	return out
+}
+
 type match struct{ protocols, local, remote, localPorts, remotePorts string }
 
 func rule(t *rapid.T) match {
