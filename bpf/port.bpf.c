@@ -12,9 +12,11 @@
 #include "lib/judge.h"
 #include "lib/maps.h"
 #include "lib/nd.h"
+#include "lib/near.h"
 #include "lib/nic.h"
 #include "lib/parse.h"
 #include "lib/pending.h"
+#include "lib/quick.h"
 #include "lib/reject.h"
 #include "lib/step.h"
 #include "lib/sweep.h"
@@ -40,12 +42,19 @@ static __always_inline int neighbour(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int bh_from_port(struct __sk_buff *skb)
 {
-	struct scratch *room = scratch();
-	const struct port *port;
+	const struct port *port = port_of(skb->ifindex);
+	struct scratch *room;
 	struct pkt *p;
-	__u32 index;
 	int step;
 
+	if (port) {
+		step = quick(skb, port);
+		if (step == CARRY_OFFERED)
+			return offload_call(skb);
+		if (step)
+			return step;
+	}
+	room = scratch();
 	if (!room)
 		return TC_ACT_SHOT;
 	p = &room->pkt;
@@ -55,8 +64,6 @@ int bh_from_port(struct __sk_buff *skb)
 	/* A received frame always has the index of its device; a built one has none. */
 	if (!skb->ingress_ifindex)
 		p->flags = PKT_TEST;
-	index = p->ifindex;
-	port = bpf_map_lookup_elem(&bh_ports_v3, &index);
 	if (!port)
 		return drop(skb, p, DROP_UNKNOWN_PORT);
 	p->kind = port->kind;

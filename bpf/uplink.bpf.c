@@ -96,15 +96,12 @@ int bh_carry_in(struct __sk_buff *skb)
 {
 	const struct offload_config *c = offload_config();
 	__u64 now = bpf_ktime_get_coarse_ns();
-	struct scratch *room = scratch();
 	struct offload_key key = {};
+	struct pkt frame = {}, *p = &frame; /* on the stack, which is in the CPU's caches: most frames are of no flow here */
 	struct offload *o;
-	struct pkt *p;
 
-	if (!room || !c || skb->pkt_type != PACKET_HOST || now >= c->until)
+	if (!c || skb->pkt_type != PACKET_HOST || now >= c->until)
 		return TC_ACT_UNSPEC;
-	p = &room->pkt;
-	*p = (struct pkt){};
 	p->ifindex = skb->ifindex;
 	p->len = skb->len;
 	if (parse(skb, p) || !is_plain(p))

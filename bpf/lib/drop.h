@@ -3,6 +3,7 @@
 #define BULKHEAD_DROP_H
 
 #include "maps.h"
+#include "near.h"
 #include "owner.h"
 #include "parse.h"
 
@@ -58,11 +59,27 @@ static __always_inline __u32 counted(__u32 port, __u32 device, __u32 kind)
 	return kind == PORT_GUEST ? device : port;
 }
 
+static __always_inline void count_sent(__u32 port, __u32 len)
+{
+	struct traffic *t = traffic(port);
+	struct stats *s;
+
+	if (t) {
+		t->tx_packets++;
+		t->tx_bytes += len;
+		return;
+	}
+	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
+	if (s) {
+		s->tx_packets++;
+		s->tx_bytes += len;
+	}
+}
+
 /* Only a switch that has endpoints in the host's stack pays for the look-up. */
 static __always_inline void count_tx(struct pkt *p)
 {
 	__u32 port = p->ifindex;
-	struct stats *s;
 
 	if (p->flags & PKT_TEST)
 		return;
@@ -70,17 +87,20 @@ static __always_inline void count_tx(struct pkt *p)
 		port = sender(p);
 	if (p->lan & LAN_VNIC)
 		port = vnic(p);
-	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
-	if (s) {
-		s->tx_packets++;
-		s->tx_bytes += p->len;
-	}
+	count_sent(port, p->len);
 }
 
 static __always_inline void count_rx(__u32 port, __u32 len)
 {
-	struct stats *s = bpf_map_lookup_elem(&bh_stats_v1, &port);
+	struct traffic *t = traffic(port);
+	struct stats *s;
 
+	if (t) {
+		t->rx_packets++;
+		t->rx_bytes += len;
+		return;
+	}
+	s = bpf_map_lookup_elem(&bh_stats_v1, &port);
 	if (s) {
 		s->rx_packets++;
 		s->rx_bytes += len;

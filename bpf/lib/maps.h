@@ -72,6 +72,12 @@ TABLE(bh_groups_v1, HASH, MAX_PORTS * (MAX_PORT_GROUPS + 1), struct addr_key, __
 TABLE(bh_members_v1, HASH, MAX_PORTS, struct member_key, struct dest);
 TABLE(bh_stats_v1, PERCPU_HASH, MAX_PORTS, __u32, struct stats); /* by interface index of the port */
 
+/* Of the ports that have a place at the low bits of their index (near.h). */
+#define NEAR_PORTS 1024
+
+FIXED(bh_near_v1, ARRAY, NEAR_PORTS, __u32, struct near);
+FIXED(bh_traffic_v1, PERCPU_ARRAY, NEAR_PORTS, __u32, struct traffic);
+
 /* Filled by the program: at most one entry per port and reason. */
 TABLE(bh_drops_v1, HASH, 4 * MAX_PORTS, struct drop_key, struct drop_count);
 

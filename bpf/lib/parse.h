@@ -185,14 +185,14 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct pkt *p)
 	return DROP_NONE;
 }
 
-/* TCP and UDP behind a plain IPv4 header, which most packets are: all that is read lies in
- * the bytes that parse() has seen to be there, so no helper has to fetch them. */
-static __always_inline int parse_plain4(struct pkt *p, void *data, void *data_end)
+/* TCP and UDP behind a plain header, which most packets are: all that is read lies in bytes
+ * that are known to be there, so no helper has to fetch them. */
+static __always_inline int parse_plain(struct pkt *p, void *at, void *data_end)
 {
 	struct {
 		__be16 sport, dport;
 		__u8 other[9], flags;
-	} *l4 = data + ETH_HLEN + sizeof(struct iphdr);
+	} *l4 = at;
 
 	if ((void *)(l4 + 1) > data_end || p->l4 + 20 > p->end)
 		return 0;
@@ -228,7 +228,7 @@ static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *p, void 
 	p->l4 = ETH_HLEN + ihl;
 	p->end = ETH_HLEN + total;
 	frag = bpf_ntohs(ip->frag_off);
-	if (!(frag & 0x3fff) && ihl == sizeof(*ip) && parse_plain4(p, data, data_end))
+	if (!(frag & 0x3fff) && ihl == sizeof(*ip) && parse_plain(p, ip + 1, data_end))
 		return DROP_NONE;
 	if (frag & 0x3fff) {
 		p->flags |= PKT_FRAGMENT;

@@ -176,6 +176,23 @@ struct stats {
 	__u64 tx_dropped;
 };
 
+/* A port's entry once more (see near.h). */
+struct near {
+	struct port port;
+	__u32 index; /* whose it is; 0: nobody's */
+};
+
+/* What a port has received and sent (see near.h). A per-CPU value is written in the order of its fields: the port,
+ * without which nobody counts here, comes last. */
+struct traffic {
+	__u64 rx_packets;
+	__u64 rx_bytes;
+	__u64 tx_packets;
+	__u64 tx_bytes;
+	__u32 port; /* whose place it is; 0: nobody's */
+	__u32 pad;
+};
+
 struct drop_key {
 	__u32 port; /* 0: a device that is no port */
 	enum drop_reason reason;

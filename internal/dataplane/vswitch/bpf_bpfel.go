@@ -283,6 +283,12 @@ type bpfMemberKey struct {
 	Slot uint32
 }
 
+type bpfNear struct {
+	_     structs.HostLayout
+	Port  bpfPort
+	Index uint32
+}
+
 type bpfOutcome uint32
 
 const (
@@ -646,6 +652,16 @@ type bpfSweeper struct {
 	Turn uint64
 }
 
+type bpfTraffic struct {
+	_         structs.HostLayout
+	RxPackets uint64
+	RxBytes   uint64
+	TxPackets uint64
+	TxBytes   uint64
+	Port      uint32
+	Pad       uint32
+}
+
 type bpfTurn struct {
 	_      structs.HostLayout
 	Time   uint64
@@ -726,6 +742,7 @@ const (
 	bpfMapBhLostV1         = "bh_lost_v1"
 	bpfMapBhMacsV1         = "bh_macs_v1"
 	bpfMapBhMembersV1      = "bh_members_v1"
+	bpfMapBhNearV1         = "bh_near_v1"
 	bpfMapBhOffloadCallsV1 = "bh_offload_calls_v1"
 	bpfMapBhOverlaysV1     = "bh_overlays_v1"
 	bpfMapBhPendingV1      = "bh_pending_v1"
@@ -747,6 +764,7 @@ const (
 	bpfMapBhSteerV2        = "bh_steer_v2"
 	bpfMapBhSweeperV1      = "bh_sweeper_v1"
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
+	bpfMapBhTrafficV1      = "bh_traffic_v1"
 	bpfMapBhTurnsV2        = "bh_turns_v2"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
 	bpfMapBhVipsV2         = "bh_vips_v2"
@@ -839,6 +857,7 @@ type bpfMapSpecs struct {
 	BhLostV1         *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.MapSpec `ebpf:"bh_members_v1"`
+	BhNearV1         *ebpf.MapSpec `ebpf:"bh_near_v1"`
 	BhOffloadCallsV1 *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
 	BhOverlaysV1     *ebpf.MapSpec `ebpf:"bh_overlays_v1"`
 	BhPendingV1      *ebpf.MapSpec `ebpf:"bh_pending_v1"`
@@ -860,6 +879,7 @@ type bpfMapSpecs struct {
 	BhSteerV2        *ebpf.MapSpec `ebpf:"bh_steer_v2"`
 	BhSweeperV1      *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
+	BhTrafficV1      *ebpf.MapSpec `ebpf:"bh_traffic_v1"`
 	BhTurnsV2        *ebpf.MapSpec `ebpf:"bh_turns_v2"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 	BhVipsV2         *ebpf.MapSpec `ebpf:"bh_vips_v2"`
@@ -918,6 +938,7 @@ type bpfMaps struct {
 	BhLostV1         *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1         *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1      *ebpf.Map `ebpf:"bh_members_v1"`
+	BhNearV1         *ebpf.Map `ebpf:"bh_near_v1"`
 	BhOffloadCallsV1 *ebpf.Map `ebpf:"bh_offload_calls_v1"`
 	BhOverlaysV1     *ebpf.Map `ebpf:"bh_overlays_v1"`
 	BhPendingV1      *ebpf.Map `ebpf:"bh_pending_v1"`
@@ -939,6 +960,7 @@ type bpfMaps struct {
 	BhSteerV2        *ebpf.Map `ebpf:"bh_steer_v2"`
 	BhSweeperV1      *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
+	BhTrafficV1      *ebpf.Map `ebpf:"bh_traffic_v1"`
 	BhTurnsV2        *ebpf.Map `ebpf:"bh_turns_v2"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
 	BhVipsV2         *ebpf.Map `ebpf:"bh_vips_v2"`
@@ -967,6 +989,7 @@ func (m *bpfMaps) Close() error {
 		m.BhLostV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
+		m.BhNearV1,
 		m.BhOffloadCallsV1,
 		m.BhOverlaysV1,
 		m.BhPendingV1,
@@ -988,6 +1011,7 @@ func (m *bpfMaps) Close() error {
 		m.BhSteerV2,
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
+		m.BhTrafficV1,
 		m.BhTurnsV2,
 		m.BhVectorsV1,
 		m.BhVipsV2,

@@ -53,6 +53,9 @@ func (a *Applier) Counters(port plan.PortID) (Counters, error) {
 		c.TxBytes += v.TxBytes
 		c.TxDropped += v.TxDropped
 	}
+	if err := trafficOf(a.objs.BhTrafficV1, index, &c); err != nil {
+		return Counters{}, fmt.Errorf("read counters of port %s: %w", port, err)
+	}
 	return c, nil
 }
 

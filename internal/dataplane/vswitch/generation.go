@@ -72,7 +72,9 @@ func (a *Applier) raiseGeneration() error {
 func (a *Applier) collectLater() {
 	garbage, tables := a.policies.garbage, a.balance.garbage
 	stale, epoch := a.policies.stale, a.policies.setEpoch
-	if len(garbage) == 0 && !stale && len(tables) == 0 {
+	near := a.tables.near
+	ports, counters, wanted := near.resting()
+	if len(garbage) == 0 && !stale && len(tables) == 0 && !wanted {
 		return
 	}
 	a.policies.garbage, a.policies.stale, a.balance.garbage = nil, false, nil
@@ -81,6 +83,9 @@ func (a *Applier) collectLater() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		err := errors.Join(a.policies.collect(garbage), a.balance.collect(tables))
+		if wanted && near == a.tables.near {
+			err = errors.Join(err, near.rested(ports, counters, a.tables))
+		}
 		// After a later change of sets, packets may be at what this one has left; its own
 		// collection comes.
 		if stale && epoch == a.policies.setEpoch {

@@ -173,7 +173,14 @@ func (l *lab) port(n int, id plan.PortID, kind plan.PortKind, mac plan.MAC, vnic
 // devices makes the veth pair of a port; the switch side stays down until up.
 func (l *lab) devices(p *plan.Port) {
 	l.t.Helper()
+	l.devicesAt(p, 0)
+}
+
+// devicesAt does so with a certain index for the switch side, if it is not 0.
+func (l *lab) devicesAt(p *plan.Port, index uint32) {
+	l.t.Helper()
 	attrs := netlink.NewLinkAttrs()
+	attrs.Index = int(index)
 	attrs.Name, attrs.NumTxQueues, attrs.NumRxQueues = p.Device, 1, 1
 	attrs.Alias = "bulkhead port"
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: p.VNIC.Device, PeerHardwareAddr: p.VNIC.MAC[:]}

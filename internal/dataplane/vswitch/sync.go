@@ -52,7 +52,7 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	}
 
 	// What is not wanted goes first: a removed port is cut off before anything else.
-	errs = append(errs, a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs), a.tables.rates.prune(w.rates),
+	errs = append(errs, a.tables.near.keep(w.ports), a.tables.ports.prune(w.ports), a.tables.macs.prune(w.macs), a.tables.addrs.prune(w.addrs), a.tables.rates.prune(w.rates),
 		a.tables.steers.prune(w.steers),
 		a.tables.lans.prune(w.lans))
 	a.carryFlows()
@@ -90,6 +90,9 @@ func (a *Applier) holdRules(w *wanted) (release func()) {
 
 func (a *Applier) list() error {
 	if _, err := a.tables.list(); err != nil {
+		return err
+	}
+	if err := a.tables.near.list(a.tables.ports.have); err != nil {
 		return err
 	}
 	a.groups = readGroups(a.tables)
@@ -161,6 +164,7 @@ func (w *wanted) index(id plan.PortID) uint32 {
 func (a *Applier) pruneRest(p *plan.Plan, w *wanted, whole bool) []error {
 	errs := []error{a.groups.prune(w.groups)}
 	a.groups = readGroups(a.tables)
+	errs = append(errs, a.tables.near.keepCounters(w.counts))
 	for index := range a.tables.stats.have {
 		if !w.counts[index] {
 			errs = append(errs, a.tables.stats.delete(index))
@@ -231,8 +235,14 @@ func (a *Applier) write(s *portState) error {
 	}
 	if had, ok := a.tables.ports.have[s.index]; ok && had != s.entry {
 		a.policies.changed = true
+		if err := a.tables.near.forget(s.index); err != nil {
+			return err
+		}
 	}
 	if err := a.tables.ports.set(s.index, s.entry); err != nil {
+		return err
+	}
+	if err := a.tables.near.copy(s.index, s.entry); err != nil {
 		return err
 	}
 	for k, v := range s.addrs {
@@ -252,6 +262,9 @@ func (a *Applier) write(s *portState) error {
 }
 
 func (a *Applier) ensureStats(index uint32) error {
+	if err := a.tables.near.count(index); err != nil {
+		return fmt.Errorf("give counters their place: %w", err)
+	}
 	if a.tables.stats.have[index] {
 		return nil
 	}

@@ -325,6 +325,7 @@ type tables struct {
 	vnis     *table[bpfVniKey, uint32]
 	// stats keys have to exist for the program to count; their values are its own.
 	stats  *keySet[uint32, bpfStats]
+	near   *near
 	shares *keySet[uint32, bpfShare]
 	drops  *keySet[bpfDropKey, bpfDropCount]
 	groups *keySet[bpfAddrKey, uint32]
@@ -343,6 +344,7 @@ func newTables(o *bpfObjects, writes *int) *tables {
 		overlays: newTable[uint32, bpfOverlay](bpfMapBhOverlaysV1, o.BhOverlaysV1, writes),
 		vnis:     newTable[bpfVniKey, uint32](bpfMapBhVnisV1, o.BhVnisV1, writes),
 		stats:    &keySet[uint32, bpfStats]{name: bpfMapBhStatsV1, m: o.BhStatsV1, writes: writes},
+		near:     newNear(o),
 		shares:   &keySet[uint32, bpfShare]{name: bpfMapBhSharesV4, m: o.BhSharesV4, writes: writes},
 		drops:    &keySet[bpfDropKey, bpfDropCount]{name: bpfMapBhDropsV1, m: o.BhDropsV1, writes: writes},
 		groups:   &keySet[bpfAddrKey, uint32]{name: bpfMapBhGroupsV1, m: o.BhGroupsV1, writes: writes},

@@ -100,7 +100,7 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 		}
 		cut = true
 		err := errors.Join(
-			a.tables.ports.drop(old.index),
+			a.tables.near.forget(old.index), a.tables.ports.drop(old.index),
 			dropMissing(a.tables.macs, old.macs, nil),
 			dropMissing(a.tables.addrs, old.addrs, nil))
 		if err != nil {
@@ -206,7 +206,7 @@ func (a *Applier) release(id plan.PortID, next *portState) error {
 			dropMissing(a.tables.lans, old.lans, next.lans))
 	}
 	errs := []error{
-		a.tables.ports.drop(old.index),
+		a.tables.near.forget(old.index), a.tables.ports.drop(old.index),
 		dropMissing(a.tables.macs, old.macs, nil),
 		dropMissing(a.tables.addrs, old.addrs, nil),
 		dropMissing(a.tables.rates, old.rates, nil),
@@ -265,7 +265,7 @@ func (a *Applier) forgetCounters(s *portState) error {
 			errs = append(errs, a.tables.drops.delete(bpfDropKey{Port: index, Reason: r.enum()}))
 		}
 	}
-	errs = append(errs, a.tables.stats.delete(index), a.tables.shares.delete(s.index))
+	errs = append(errs, a.tables.near.uncount(index), a.tables.stats.delete(index), a.tables.shares.delete(s.index))
 	if s.entry.Tunnel != 0 && a.shadow == nil {
 		errs = append(errs, a.forgetGroups(s.index))
 	}

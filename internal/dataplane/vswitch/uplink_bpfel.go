@@ -176,6 +176,12 @@ type uplinkMemberKey struct {
 	Slot uint32
 }
 
+type uplinkNear struct {
+	_     structs.HostLayout
+	Port  uplinkPort
+	Index uint32
+}
+
 type uplinkOffload struct {
 	_          structs.HostLayout
 	Stamp      uint64
@@ -529,6 +535,16 @@ type uplinkSweeper struct {
 	Turn uint64
 }
 
+type uplinkTraffic struct {
+	_         structs.HostLayout
+	RxPackets uint64
+	RxBytes   uint64
+	TxPackets uint64
+	TxBytes   uint64
+	Port      uint32
+	Pad       uint32
+}
+
 type uplinkVector struct {
 	_     structs.HostLayout
 	Some  uint64
@@ -577,6 +593,7 @@ const (
 	uplinkMapBhLostV1          = "bh_lost_v1"
 	uplinkMapBhMacsV1          = "bh_macs_v1"
 	uplinkMapBhMembersV1       = "bh_members_v1"
+	uplinkMapBhNearV1          = "bh_near_v1"
 	uplinkMapBhOffloadAsksV1   = "bh_offload_asks_v1"
 	uplinkMapBhOffloadCallsV1  = "bh_offload_calls_v1"
 	uplinkMapBhOffloadConfigV1 = "bh_offload_config_v1"
@@ -600,6 +617,7 @@ const (
 	uplinkMapBhStatsV1         = "bh_stats_v1"
 	uplinkMapBhSweeperV1       = "bh_sweeper_v1"
 	uplinkMapBhSwitchesV2      = "bh_switches_v2"
+	uplinkMapBhTrafficV1       = "bh_traffic_v1"
 	uplinkMapBhVectorsV1       = "bh_vectors_v1"
 	uplinkMapBhVnisV1          = "bh_vnis_v1"
 	uplinkMapBhVtepsV1         = "bh_vteps_v1"
@@ -682,6 +700,7 @@ type uplinkMapSpecs struct {
 	BhLostV1          *ebpf.MapSpec `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.MapSpec `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.MapSpec `ebpf:"bh_members_v1"`
+	BhNearV1          *ebpf.MapSpec `ebpf:"bh_near_v1"`
 	BhOffloadAsksV1   *ebpf.MapSpec `ebpf:"bh_offload_asks_v1"`
 	BhOffloadCallsV1  *ebpf.MapSpec `ebpf:"bh_offload_calls_v1"`
 	BhOffloadConfigV1 *ebpf.MapSpec `ebpf:"bh_offload_config_v1"`
@@ -705,6 +724,7 @@ type uplinkMapSpecs struct {
 	BhStatsV1         *ebpf.MapSpec `ebpf:"bh_stats_v1"`
 	BhSweeperV1       *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.MapSpec `ebpf:"bh_switches_v2"`
+	BhTrafficV1       *ebpf.MapSpec `ebpf:"bh_traffic_v1"`
 	BhVectorsV1       *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 	BhVnisV1          *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
 	BhVtepsV1         *ebpf.MapSpec `ebpf:"bh_vteps_v1"`
@@ -757,6 +777,7 @@ type uplinkMaps struct {
 	BhLostV1          *ebpf.Map `ebpf:"bh_lost_v1"`
 	BhMacsV1          *ebpf.Map `ebpf:"bh_macs_v1"`
 	BhMembersV1       *ebpf.Map `ebpf:"bh_members_v1"`
+	BhNearV1          *ebpf.Map `ebpf:"bh_near_v1"`
 	BhOffloadAsksV1   *ebpf.Map `ebpf:"bh_offload_asks_v1"`
 	BhOffloadCallsV1  *ebpf.Map `ebpf:"bh_offload_calls_v1"`
 	BhOffloadConfigV1 *ebpf.Map `ebpf:"bh_offload_config_v1"`
@@ -780,6 +801,7 @@ type uplinkMaps struct {
 	BhStatsV1         *ebpf.Map `ebpf:"bh_stats_v1"`
 	BhSweeperV1       *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.Map `ebpf:"bh_switches_v2"`
+	BhTrafficV1       *ebpf.Map `ebpf:"bh_traffic_v1"`
 	BhVectorsV1       *ebpf.Map `ebpf:"bh_vectors_v1"`
 	BhVnisV1          *ebpf.Map `ebpf:"bh_vnis_v1"`
 	BhVtepsV1         *ebpf.Map `ebpf:"bh_vteps_v1"`
@@ -805,6 +827,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhLostV1,
 		m.BhMacsV1,
 		m.BhMembersV1,
+		m.BhNearV1,
 		m.BhOffloadAsksV1,
 		m.BhOffloadCallsV1,
 		m.BhOffloadConfigV1,
@@ -828,6 +851,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhStatsV1,
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
+		m.BhTrafficV1,
 		m.BhVectorsV1,
 		m.BhVnisV1,
 		m.BhVtepsV1,

@@ -261,7 +261,7 @@ func closeObjects(o *bpfObjects) error {
 func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		bpfMapBhPortsV3: o.BhPortsV3, bpfMapBhMacsV1: o.BhMacsV1, bpfMapBhAddrsV1: o.BhAddrsV1,
-		bpfMapBhSwitchesV2: o.BhSwitchesV2, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1,
+		bpfMapBhSwitchesV2: o.BhSwitchesV2, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1, bpfMapBhTrafficV1: o.BhTrafficV1, bpfMapBhNearV1: o.BhNearV1,
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
 		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1,
