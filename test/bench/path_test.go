@@ -1,10 +1,15 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
@@ -17,25 +22,33 @@ func BenchmarkPath(b *testing.B) {
 	section := report.section("3. same host, container to container; client and server on one CPU",
 		"rr: one byte each way on one connection; crr: connect, one byte each way, close; udp: 64-byte datagrams delivered.",
 		"stream: one TCP connection, or 4 at once, iperf3.",
+		"redirect alone: two pairs and a program on each that does nothing but send each frame to the other's far end.",
 		"bulkhead, N rules: on both ports, half of them In and half Out; the last one lets the packets pass.")
 	paths := []path{barePath(b), bridgePath(b)}
 	docker, missing := dockerPath(b)
 	if missing != "" {
 		section.Notes = append(section.Notes, missing)
 	}
-	paths = append(paths, docker, switchPath(b, s, 0), switchPath(b, s, 100), switchPath(b, s, 10_000))
+	ours := []path{switchPath(b, s, 0), switchPath(b, s, 100), switchPath(b, s, 10_000)}
+	paths = append(paths, docker)
+	if redirect, err := redirectPath(b); err == nil {
+		paths = append(paths, redirect)
+	} else {
+		section.Notes = append(section.Notes, "redirect alone is not measured: "+err.Error())
+	}
+	paths = append(paths, ours...)
 	metrics := []string{metricRR, metricCRR, metricUDP, metricStream, metricStreams}
 	measurePaths(b, s, section, paths, metrics...)
 	bare := map[string]float64{metricRR: 0.95, metricCRR: 0.93, metricUDP: 0.90, metricStream: 0.95, metricStreams: 0.95}
 	beside := map[string]float64{metricRR: 1.35, metricCRR: 1.4, metricUDP: 1.45}
 	for _, metric := range metrics {
-		for _, p := range paths[3:] {
-			ours := section.median(metric, p.name)
+		for _, p := range ours {
+			rate := section.median(metric, p.name)
 			what := "same host, " + metric + ", " + p.name + " by "
-			report.atLeast(what+"a bare veth pair", ratio(ours, section.median(metric, paths[0].name)), bare[metric])
-			report.atLeast(what+"a Linux bridge", ratio(ours, section.median(metric, paths[1].name)), 1)
+			report.atLeast(what+"a bare veth pair", ratio(rate, section.median(metric, paths[0].name)), bare[metric])
+			report.atLeast(what+"a Linux bridge", ratio(rate, section.median(metric, paths[1].name)), 1)
 			if aim := beside[metric]; aim > 0 && missing == "" {
-				report.atLeast(what+"a bridge with Docker-like rules", ratio(ours, section.median(metric, docker.name)), aim)
+				report.atLeast(what+"a bridge with Docker-like rules", ratio(rate, section.median(metric, docker.name)), aim)
 			}
 		}
 	}
@@ -82,6 +95,42 @@ func switchPath(b *testing.B, s settings, rules int) path {
 		}
 	}
 	return path{name: name, client: f.compartment(0), server: f.compartment(1), at: f.addr(1), served: 80, port: 80}
+}
+
+// redirectPath is the limit of any switch that is a program on the ports: one that decides nothing.
+func redirectPath(b *testing.B) (path, error) {
+	b.Helper()
+	h := testhost.New(b, testhost.WithName("redirect"))
+	client, server := h.NewNamespace("client"), h.NewNamespace("server")
+	h.Connect(client, testhost.Cable{Dev: "veth0", PeerAddrs: []string{"10.9.0.1/24"}})
+	h.Connect(server, testhost.Cable{Dev: "veth1", PeerAddrs: []string{"10.9.0.2/24"}})
+	from, to := h.Link("veth0").Attrs().Index, h.Link("veth1").Attrs().Index
+	var err error
+	h.Do(func() { err = errors.Join(redirectTo(b, from, to), redirectTo(b, to, from)) })
+	return path{name: "redirect alone", client: client, server: server, at: netip.MustParseAddr("10.9.0.2"), served: 80, port: 80}, err
+}
+
+// redirectTo sends all that comes in by a port to the far end of another one.
+func redirectTo(b *testing.B, from, to int) error {
+	b.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
+		// The frame is for another MAC than that of the port, and would be nobody's.
+		asm.Mov.Imm(asm.R2, 0), // PACKET_HOST
+		asm.FnSkbChangeType.Call(),
+		asm.Mov.Imm(asm.R1, int32(to)),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.FnRedirectPeer.Call(),
+		asm.Return(),
+	}})
+	if err != nil {
+		return fmt.Errorf("load a program that redirects: %w", err)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: from, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return errors.Join(fmt.Errorf("attach it: %w", err), prog.Close())
+	}
+	b.Cleanup(func() { l.Close(); prog.Close() })
+	return nil
 }
 
 // dockerPath is a bridge whose frames netfilter sees, with the rules that Docker has for two containers of which each
