@@ -13,6 +13,12 @@ const (
 	NamespaceTypeGuestDefault
 )
 
+// InGuest tells whether the compartment is in a VM: Guest is one made for its containers, GuestDefault the one that those have which
+// name none.
+func (t NamespaceType) InGuest() bool {
+	return t == NamespaceTypeGuest || t == NamespaceTypeGuestDefault
+}
+
 var namespaceTypeNames = names{"Host", "HostDefault", "Guest", "GuestDefault"}
 
 func (t NamespaceType) String() string { return namespaceTypeNames.text(int(t)) }

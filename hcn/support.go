@@ -97,9 +97,6 @@ var supportedNetworkPolicies = map[NetworkPolicyType][]NetworkType{
 // supportedSubnetPolicies are the subnet policies that are enforced.
 var supportedSubnetPolicies = map[SubnetPolicyType][]NetworkType{VLAN: onLAN, VSID: {Overlay}}
 
-// supportedNamespaceTypes are the kinds of compartment that can be made.
-var supportedNamespaceTypes = []NamespaceType{NamespaceTypeHost, NamespaceTypeHostDefault, NamespaceTypeGuest}
-
 // unsupportedSettings names the part of an enforced policy's settings that is not enforced, or is empty.
 func unsupportedSettings(settings any) string {
 	s, ok := settings.(OutboundNatPolicySetting)

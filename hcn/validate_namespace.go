@@ -1,20 +1,7 @@
 package hcn
 
-import "slices"
-
 // Validate checks a namespace that is to be created.
 func (n *HostComputeNamespace) Validate() error {
-	if err := n.validateSchema(); err != nil {
-		return err
-	}
-	if !slices.Contains(supportedNamespaceTypes, n.Type) {
-		return invalid(ErrRequestUnsupported, "Type", "%s would be the network stack of the utility VM itself, which never has a NIC: use Guest, "+
-			"the compartment in a VM that its containers have", n.Type)
-	}
-	return nil
-}
-
-func (n *HostComputeNamespace) validateSchema() error {
 	const code = ErrInvalidParameter
 	if int(n.Type) >= len(namespaceTypeNames) {
 		return invalid(code, "Type", "%d is not known", n.Type)

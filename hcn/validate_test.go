@@ -480,7 +480,7 @@ func TestOtherKinds(t *testing.T) {
 	}
 	checkErr(t, ns(`{"Type":"HostDefault"}`), 0, "")
 	checkErr(t, ns(`{"Type":"Guest"}`), 0, "")
-	checkErr(t, ns(`{"Type":"GuestDefault"}`), ErrRequestUnsupported, "Type")
+	checkErr(t, ns(`{"Type":"GuestDefault"}`), 0, "")
 	checkErr(t, ns(`{"Type":"Moon"}`), ErrInvalidParameter, "Moon")
 	checkErr(t, ns(`{"Name":"a/b"}`), ErrInvalidParameter, "Name")
 	checkErr(t, ns(`{"Resources":[{"Type":"Endpoint","Data":{"ID":"x"}}]}`), ErrGUIDConversionFailure, "Resources[0].Data.ID")

@@ -62,7 +62,8 @@ func newNamespaceCreateCmd(a *app) *cobra.Command {
 		Short: "Create a namespace",
 		Long: `Creates a compartment with a network stack of its own, and prints the namespace's ID.
 One of type guest is the compartment of a VM: bulkhead run --network namespace:NAME
-runs a container with VM isolation in it.`,
+runs a container with VM isolation in it. A VM has one compartment, so one of type
+guest-default is that, too.`,
 		Example: "  bulkhead namespace create --name pod\n  bulkhead namespace create --name own --type guest",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -75,8 +76,10 @@ runs a container with VM isolation in it.`,
 			case "host":
 			case "guest":
 				doc.Type = hcn.NamespaceTypeGuest
+			case "guest-default":
+				doc.Type = hcn.NamespaceTypeGuestDefault
 			default:
-				return api.Errorf(api.KindInvalid, "--type %.40q is not known", guest).Hint("use --type host or --type guest")
+				return api.Errorf(api.KindInvalid, "--type %.40q is not known", guest).Hint("use --type host, guest or guest-default")
 			}
 			made, err := c.CreateNamespace(cmd.Context(), &doc)
 			if err != nil {
@@ -87,7 +90,7 @@ runs a container with VM isolation in it.`,
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name")
-	cmd.Flags().StringVar(&guest, "type", guest, "where the compartment is: host, or guest for one in a VM")
+	cmd.Flags().StringVar(&guest, "type", guest, "where the compartment is: host, or guest or guest-default for that of a VM")
 	return cmd
 }
 

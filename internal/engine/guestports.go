@@ -56,8 +56,8 @@ func (s *state) guestNamespace(ref string) (*plan.NamespaceRow, error) {
 	switch {
 	case found == nil:
 		return nil, api.Errorf(api.KindNotFound, "networkMode: namespace %.80q does not exist", ref).Hint("bulkhead namespace ls, or bulkhead namespace create --type guest")
-	case found.Doc.Type != hcn.NamespaceTypeGuest:
-		return nil, api.Errorf(api.KindConflict, "networkMode: namespace %s is of type %s: a container of ours can be in one of type Guest, which is the compartment of its VM", found.Doc.ID, found.Doc.Type).
+	case !found.Doc.Type.InGuest():
+		return nil, api.Errorf(api.KindConflict, "networkMode: namespace %s is of type %s: a container of ours can be in one of type Guest or GuestDefault, which is the compartment of its VM", found.Doc.ID, found.Doc.Type).
 			Hint("bulkhead namespace create --type guest; other runtimes find one of type Host at %s", plan.NamespacePath(found.Doc.ID))
 	case !found.Kept:
 		return nil, api.Errorf(api.KindConflict, "networkMode: namespace %s comes and goes with a container", found.Doc.ID).
@@ -200,8 +200,8 @@ func (t *txn) compartmentOf(ep *plan.Endpoint, s *hcn.PortEndpointRequest) (hcn.
 	}
 	if s.VirtualMachineId.IsZero() {
 		ns := t.st.namespaces[now]
-		if ns == nil || ns.Doc.Type != hcn.NamespaceTypeGuest {
-			return "", hcn.Errorf(hcn.ErrInvalidParameter, "Settings.VirtualMachineId: it is missing, and endpoint %s is in no namespace of type Guest: "+
+		if ns == nil || !ns.Doc.Type.InGuest() {
+			return "", hcn.Errorf(hcn.ErrInvalidParameter, "Settings.VirtualMachineId: it is missing, and endpoint %s is in no namespace of a VM: "+
 				"give the ID of a VM (bulkhead inspect of a container with VM isolation shows it), or attach the endpoint first", ep.Doc.ID)
 		}
 		if s.VirtualMachineId = ""; t.st.machineIn(ns) != nil {

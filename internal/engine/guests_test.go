@@ -53,17 +53,26 @@ func (e *env) faulty(f guestFault) {
 
 func macText(m hcn.MAC) string { return strings.ToLower(strings.ReplaceAll(string(m), "-", ":")) }
 
-// TestGuestNamespace: a namespace of type Guest is the compartment of a VM that is run in it, and of no other.
+// TestGuestNamespace: a namespace of type Guest or GuestDefault is the compartment of a VM that is run in it, and of no other.
 func TestGuestNamespace(t *testing.T) {
+	for _, kind := range []hcn.NamespaceType{hcn.NamespaceTypeGuest, hcn.NamespaceTypeGuestDefault} {
+		t.Run(kind.String(), func(t *testing.T) { testGuestNamespace(t, kind.String()) })
+	}
+}
+
+func testGuestNamespace(t *testing.T, kind string) {
 	run(t, func(e *env) {
 		n := must(e.network(netDoc("net", "NAT", 7)))(e)
-		ns := must(e.namespace(`{"Name":"pod","Type":"Guest",` + v2 + `}`))(e)
+		ns := must(e.namespace(`{"Name":"pod","Type":"` + kind + `",` + v2 + `}`))(e)
 		first, second := must(e.endpoint(epDoc(n.ID, `"Name":"first"`)))(e), must(e.endpoint(epDoc(n.ID, "")))(e)
 		e.ok(e.attach(ns.ID, first.ID))
 		e.ok(e.syncNamespace(ns.ID)) // no VM is known
+		e.ok(e.port(first.ID, "Add", `{}`))
+		e.ok(e.port(first.ID, "Remove", `{}`))
+		e.ok(e.attach(ns.ID, first.ID))
 		id := e.started("own", []string{"run"}, func(s *api.ContainerSpec) { s.NetworkMode = "namespace:pod" })
 		doc := must(e.e.Container(id))(e)
-		if doc.Namespace != ns.ID || doc.Spec.Isolation != "vm" || doc.VirtualMachineID != api.VirtualMachineID(id) || len(doc.Endpoints) != 1 || doc.Endpoints[0].ID != first.ID {
+		if ns.Type.String() != kind || doc.Namespace != ns.ID || doc.Spec.Isolation != "vm" || doc.VirtualMachineID != api.VirtualMachineID(id) || len(doc.Endpoints) != 1 || doc.Endpoints[0].ID != first.ID {
 			e.t.Errorf("%+v", doc)
 		}
 		if hosts := e.w.ctrs[id].cfg.Hosts; !strings.Contains(hosts, first.IpConfigurations[0].IpAddress) {
@@ -129,8 +138,6 @@ func TestGuestNamespaceRefused(t *testing.T) {
 		if err := e.e.StartContainer(bg, "first"); err == nil || !strings.Contains(err.Error(), "is gone") {
 			e.t.Errorf("its namespace is deleted: %v", err)
 		}
-		_, err := e.namespace(`{"Type":"GuestDefault",` + v2 + `}`)
-		e.wantCode(err, hcn.ErrRequestUnsupported)
 		n := must(e.network(netDoc("net", "NAT", 7)))(e)
 		ep := must(e.endpoint(epDoc(n.ID, `"Policies":[{"Type":"L4WFPPROXY","Settings":{"OutboundProxyPort":"15001","FilterTuple":{"Protocols":"6"}}}]`)))(e)
 		other := must(e.namespace(`{"Type":"Guest",` + v2 + `}`))(e)

@@ -139,7 +139,7 @@ func (t *txn) newNamespace(id hcn.GUID, in hcn.HostComputeNamespace) (*plan.Name
 		return nil, err
 	}
 	taken := func(n uint32) bool { return n == hcn.HostDefaultCompartment || t.st.numbers[n] > 0 }
-	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID, Kept: doc.Type == hcn.NamespaceTypeGuest}
+	row := &plan.NamespaceRow{Doc: *doc, Seq: t.nextSeq(), Boot: t.e.facts.BootID, Kept: doc.Type.InGuest()}
 	switch {
 	case doc.Type == hcn.NamespaceTypeHostDefault:
 		row.Number = hcn.HostDefaultCompartment

@@ -23,8 +23,6 @@ func TestNamespaceLife(t *testing.T) {
 		}
 		_, err := e.namespace(`{"ID":"` + string(ns.ID) + `",` + v2 + `}`)
 		e.wantCode(err, hcn.ErrObjectAlreadyExists)
-		_, err = e.namespace(`{"Type":"GuestDefault",` + v2 + `}`)
-		e.wantCode(err, hcn.ErrRequestUnsupported)
 		if got := e.e.Namespaces(filter(e, `{"Name":"pod"}`)); !cmp.Equal(got, []hcn.GUID{ns.ID}) {
 			e.t.Errorf("by name: %v", got)
 		}

@@ -29,7 +29,7 @@ func (t *txn) checkSideCar(e *plan.Endpoint, namespace hcn.GUID) error {
 	if ns == nil || len(plan.Redirects(e)) == 0 {
 		return nil
 	}
-	if ns.Doc.Type == hcn.NamespaceTypeGuest && t.st.machineIn(ns) == nil {
+	if ns.Doc.Type.InGuest() && t.st.machineIn(ns) == nil {
 		return guestSideCarError(e)
 	}
 	for _, id := range ns.Containers {
