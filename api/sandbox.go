@@ -87,6 +87,9 @@ type GuestNICsRequest struct {
 	After uint64
 }
 
+// MostGuestNICs is how many NICs a VM can have.
+const MostGuestNICs = 8
+
 // GuestNICs are the NICs that a VM's guest has taken over. Seq numbers the changes of a run of the VM; Error says why the guest does not
 // have all that it is to have.
 type GuestNICs struct {

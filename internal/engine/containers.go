@@ -327,6 +327,9 @@ func (t *txn) newContainer(id string, first hcn.GUID, spec api.ContainerSpec, im
 			row.Endpoints = append(row.Endpoints, ep.Doc.ID)
 		}
 	}
+	if err := t.checkSlots(row); err != nil {
+		return nil, err
+	}
 	t.putContainer(id, row)
 	return row, nil
 }

@@ -387,7 +387,7 @@ func (t *txn) attach(id, namespace hcn.GUID) (*plan.Endpoint, error) {
 	if n := t.st.networks[old.Doc.HostComputeNetwork]; n != nil && n.Doc.Flags&hcn.DisableSharing != 0 && len(ns.Containers) > 1 {
 		return nil, hcn.Errorf(hcn.ErrEndpointSharingDisabled, "network %q forbids that containers share an endpoint, and namespace %s has %d", n.Doc.Name, namespace, len(ns.Containers))
 	}
-	if err := errors.Join(t.checkHostRules(old, namespace), t.checkSideCar(old, namespace)); err != nil {
+	if err := errors.Join(t.checkHostRules(old, namespace), t.checkSideCar(old, namespace), t.checkSlot(old, ns)); err != nil {
 		return nil, err
 	}
 	at, err := t.place(old, namespace)

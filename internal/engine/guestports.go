@@ -158,6 +158,23 @@ func (e *Engine) plugIn(ctx context.Context, id hcn.GUID, s hcn.PortEndpointRequ
 	return err
 }
 
+// checkSlot refuses an endpoint for which a VM has no slot.
+func (t *txn) checkSlot(ep *plan.Endpoint, ns *plan.NamespaceRow) error {
+	if len(t.st.byNamespace[ns.Doc.ID]) < api.MostGuestNICs || !ns.Doc.Type.InGuest() {
+		return nil
+	}
+	return hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %s: namespace %s is the compartment of a VM, which has at most %d NICs: detach another first", ep.Doc.ID, ns.Doc.ID, api.MostGuestNICs)
+}
+
+// checkSlots refuses a container whose VM would have more NICs than it can.
+func (t *txn) checkSlots(c *containerRow) error {
+	if n := len(t.st.attachable(c, byUser)); c.Doc.Spec.Isolation == isolationVM && n > api.MostGuestNICs {
+		return api.Errorf(api.KindConflict, "container %s: a VM has at most %d NICs, and this one would have %d", c.Doc.Name, api.MostGuestNICs, n).
+			Hint("leave a network out, or take it off one: bulkhead network disconnect NETWORK %s", c.Doc.Name)
+	}
+	return nil
+}
+
 // plugIn notes a port, and attaches the endpoint where its VM has a compartment.
 func (t *txn) plugIn(old *plan.Endpoint, s hcn.PortEndpointRequest) (*plan.Endpoint, error) {
 	id := old.Doc.ID
@@ -183,6 +200,9 @@ func (t *txn) plugIn(old *plan.Endpoint, s hcn.PortEndpointRequest) (*plan.Endpo
 	t.putEndpoint(id, &row)
 	t.tell(queued{ev: api.Event{Kind: "endpoint", Action: "modify", ID: string(id), Name: old.Doc.Name}})
 	if in == "" {
+		if err := t.checkSlots(t.st.containers[t.st.machines[port.Machine]]); err != nil {
+			return nil, hcn.Errorf(hcn.ErrRequestUnsupported, "endpoint %s: %w", id, err)
+		}
 		return &row, nil
 	}
 	return t.attach(id, in)

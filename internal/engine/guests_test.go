@@ -258,6 +258,39 @@ func TestVMPortRefusedByGuest(t *testing.T) {
 	})
 }
 
+// TestSlots: what a VM has no slot for is refused at once, whichever way it comes.
+func TestSlots(t *testing.T) {
+	run(t, func(e *env) {
+		var nets []api.NetworkAttachment
+		for i := range api.MostGuestNICs + 1 {
+			must(e.network(netDoc(fmt.Sprint("net", i), "NAT", 20+i)))(e)
+			nets = append(nets, api.NetworkAttachment{Network: fmt.Sprint("net", i)})
+		}
+		last := nets[api.MostGuestNICs]
+		on := func(n int) func(*api.ContainerSpec) {
+			return func(s *api.ContainerSpec) { s.Networks = slices.Clone(nets[:n]) }
+		}
+		e.wantKind(second(e.create("over", []string{"run"}, asVM, on(api.MostGuestNICs+1))), api.KindConflict)
+		must(e.create("many", []string{"run"}, on(api.MostGuestNICs+1)))(e)
+		e.wantKind(second(e.isolate("many", "vm")), api.KindConflict)
+
+		id := must(e.create("full", []string{"run"}, asVM, on(api.MostGuestNICs)))(e).ID
+		spare := must(e.endpoint(epDoc(must(e.network(netDoc("spare", "NAT", 7)))(e).ID, "")))(e)
+		add := fmt.Sprintf(`{"VirtualMachineId":%q}`, api.VirtualMachineID(id))
+		for range 2 {
+			e.wantKind(e.e.ConnectContainer(bg, "full", last), api.KindConflict)
+			e.wantCode(e.port(spare.ID, "Add", add), hcn.ErrRequestUnsupported)
+			e.ok(e.e.StartContainer(bg, "full"))
+		}
+		e.wantCode(e.attach(must(e.e.Container(id))(e).Namespace, spare.ID), hcn.ErrRequestUnsupported)
+		if got := must(e.e.Endpoint(spare.ID))(e); got.HostComputeNamespace != "" || got.AdditionalParams != nil {
+			e.t.Errorf("it is left as %+v", got)
+		}
+		e.ok(e.e.DisconnectContainer(bg, "full", "net0"))
+		e.ok(e.e.ConnectContainer(bg, "full", last))
+	})
+}
+
 // TestCutPlugIn kills the daemon at every step: the endpoint has the port and is in the VM, or neither.
 func TestCutPlugIn(t *testing.T) {
 	for cut := 1; cut < 100; cut++ {

@@ -222,7 +222,7 @@ func (t *txn) isolate(c *containerRow, r api.IsolationRequest, kernel string) er
 		}
 	}
 	c.Doc.Spec.Isolation, c.Doc.Spec.GuestKernel, c.Doc.GuestKernelID = r.Isolation, r.GuestKernel, kernel
-	return nil
+	return t.checkSlots(c)
 }
 
 // errNotYet ends a wait.

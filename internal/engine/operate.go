@@ -338,6 +338,9 @@ func (e *Engine) ConnectContainer(ctx context.Context, ref string, a api.Network
 		// Those whose networks were deleted are gone for good.
 		c.Endpoints = slices.DeleteFunc(slices.Clone(c.Endpoints), func(id hcn.GUID) bool { return t.st.endpoints[id] == nil })
 		c.Endpoints = append(c.Endpoints, made)
+		if err := t.checkSlots(c); err != nil {
+			return err
+		}
 		if t.st.namespaces[c.Doc.Namespace] != nil {
 			_, err = t.attach(made, c.Doc.Namespace)
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/agent"
 )
 
@@ -21,7 +22,7 @@ const fdState = fdShare
 
 // slots are how many NICs can be plugged in; a share has a slot of its own, or the first of disks has it.
 const (
-	slots     = 8
+	slots     = api.MostGuestNICs
 	shareSlot = slots
 )
 
