@@ -36,10 +36,6 @@ func (c *Container) furnish() {
 	mode := fs.FileMode(0o600)
 	root := uint32(0)
 	s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200, FileMode: &mode, UID: &root, GID: &root})
-	const files = "RLIMIT_NOFILE"
-	if !slices.ContainsFunc(s.Process.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == files }) {
-		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{Type: files, Soft: 1 << 20, Hard: 1 << 20})
-	}
 }
 
 // FindMkfs finds the program that makes disks.

@@ -34,8 +34,8 @@ func TestFurnish(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if len(c.Spec.Linux.Devices) != 1 || c.Spec.Linux.Devices[0].Path != "/dev/net/tun" || len(c.Spec.Process.Rlimits) != 1 {
-		t.Errorf("devices %+v, limits %+v", c.Spec.Linux.Devices, c.Spec.Process.Rlimits)
+	if len(c.Spec.Linux.Devices) != 1 || c.Spec.Linux.Devices[0].Path != "/dev/net/tun" {
+		t.Errorf("devices %+v", c.Spec.Linux.Devices)
 	}
 	h := Hardware{Accel: AccelTCG, CPUs: 1, Memory: 1 << 30, Kernel: "k", Initrd: "i", Disk: true}
 	for share, fd := range map[bool]string{false: "fd=7,set=1", true: "fd=8,set=1"} {

@@ -62,6 +62,9 @@ func Main() error {
 // the one that calls leaves a namespace, and what it executes has but that one.
 func enter() error {
 	runtime.LockOSThread()
+	if err := raiseFiles(); err != nil {
+		return err
+	}
 	if err := makeRoot(); err != nil {
 		return err
 	}
@@ -76,6 +79,18 @@ func enter() error {
 	}
 	err = unix.Exec("/proc/self/exe", []string{"/init"}, append(os.Environ(), penEnv+"="+strconv.Itoa(pen)))
 	return fmt.Errorf("begin anew outside the holding pen: %w", err)
+}
+
+// openFiles is how many a process in the VM may have open unless it is told otherwise: as many as below the service on the host, and not
+// the few of a kernel that has just booted.
+const openFiles = 1 << 20
+
+// raiseFiles sets it for us, from whom all have it.
+func raiseFiles() error {
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: openFiles, Max: openFiles}); err != nil {
+		return fmt.Errorf("raise the limit of open files: %w", err)
+	}
+	return nil
 }
 
 type mountPoint struct {
@@ -134,7 +149,12 @@ func live(pen int) error {
 	if err != nil {
 		return err
 	}
-	procs := newProcesses()
+	oci, err := sealedRuntime(RuntimePath)
+	if err != nil {
+		return err
+	}
+	_ = os.Remove(RuntimePath) // the VM's memory has it once
+	procs := newProcesses(oci)
 	go procs.reap()
 	line := proto.NewLine(port)
 	for over := true; over; {

@@ -162,7 +162,7 @@ func TestOutputEnds(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	t.Parallel()
-	ps := newProcesses()
+	ps := newProcesses("")
 	ps.by["p"] = &process{ended: make(chan struct{})}
 	for _, fd := range []int{-1, 0, 1, 3, 1 << 30} {
 		if _, err := ps.stdio(proto.Stdio{Process: "p", FD: fd}); err == nil {

@@ -31,7 +31,7 @@ func TestConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	a := &agent{nics: &nics{boxF: ns}, procs: newProcesses()}
+	a := &agent{nics: &nics{boxF: ns}, procs: newProcesses("")}
 	ask := func(d proto.Dial) (proto.Dialled, func(net.Conn), error) {
 		body, err := json.Marshal(d)
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm/proto"
 )
@@ -40,11 +39,7 @@ func (ps *processes) delete(name string) error {
 		return err
 	}
 	defer null.Close()
-	ends, err := ps.start(func() (int, error) {
-		return syscall.ForkExec(RuntimePath, []string{RuntimePath, "--root", runtimeRoot, "delete", "--force", name}, &syscall.ProcAttr{
-			Dir: "/", Env: []string{"PATH=/bin"}, Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
-		})
-	})
+	ends, err := ps.callRuntime([]string{"delete", "--force", name}, [3]*os.File{null, null, null})
 	if err != nil {
 		return err
 	}

@@ -146,7 +146,7 @@ func TestDial(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	ps := newProcesses()
+	ps := newProcesses("")
 	ps.by["main"] = &process{pid: os.Getpid()}
 	carry, err := ps.dial(t.Context(), proto.Dial{Process: "main", Path: path})
 	if err != nil {

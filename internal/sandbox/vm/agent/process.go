@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,9 +33,10 @@ const CgroupPath = "/container"
 // processes are those that the host has started, by the names that it gave them.
 type processes struct {
 	*reaper
-	handed handed
-	mu     sync.Mutex
-	by     map[string]*process
+	runtime string // the path to execute it by
+	handed  handed
+	mu      sync.Mutex
+	by      map[string]*process
 }
 
 // process has the agent's ends of its streams. What it writes is held by the pipes until the host takes it.
@@ -50,8 +50,8 @@ type process struct {
 	exit   proto.Exit
 }
 
-func newProcesses() *processes {
-	return &processes{reaper: newReaper(), handed: handed{dir: HandedDir, by: map[string]*handedFiles{}}, by: map[string]*process{}}
+func newProcesses(runtime string) *processes {
+	return &processes{reaper: newReaper(), runtime: runtime, handed: handed{dir: HandedDir, by: map[string]*handedFiles{}}, by: map[string]*process{}}
 }
 
 func (ps *processes) reap() { ps.run() }
@@ -246,12 +246,7 @@ func (ps *processes) launch(name string, tty, stdin bool, size proto.Size, args 
 		files.console = []string{"--console-socket", path}
 	}
 	defer ps.reaper.launch()()
-	argv := append([]string{RuntimePath, "--root", runtimeRoot, "--log", files.log, "--log-format", "json"}, args(files)...)
-	ends, err := ps.start(func() (int, error) {
-		return syscall.ForkExec(RuntimePath, argv, &syscall.ProcAttr{
-			Dir: "/", Env: []string{"PATH=/bin"}, Files: []uintptr{s.files[0].Fd(), s.files[1].Fd(), s.files[2].Fd()},
-		})
-	})
+	ends, err := ps.callRuntime(append([]string{"--log", files.log, "--log-format", "json"}, args(files)...), s.files)
 	if err != nil {
 		return fmt.Errorf("start the OCI runtime: %w", err)
 	}
