@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -254,11 +255,11 @@ func (r *Runtime) awaitVM(ctx context.Context, id string) error {
 		return nil
 	}
 	dir := filepath.Join(r.bundle(id), vmDir)
-	for ; ; waitShortly() {
-		p, alive := r.initOf(id)
-		if alive {
-			p.close()
-		}
+	shim, alive := r.initOf(id)
+	if alive {
+		defer shim.close()
+	}
+	for {
 		st, err := vm.ReadStatus(dir)
 		switch {
 		case err == nil && st.Error != "":
@@ -275,8 +276,12 @@ func (r *Runtime) awaitVM(ctx context.Context, id string) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
+		alive = !shim.wait(ctx, statusWait)
 	}
 }
+
+// statusWait is how often a shim is looked at that starts. A VM wants the processors meanwhile.
+const statusWait = 5 * time.Millisecond
 
 // checkSignal refuses what would act on the shim instead of the container.
 func (r *Runtime) checkSignal(id string, sig unix.Signal) error {

@@ -45,6 +45,7 @@ type Host struct {
 	templates *templates
 	log       *slog.Logger
 	warn      sync.Once
+	virtiofsd virtiofsds
 }
 
 // NewHost looks at nothing yet: what VMs need may be installed later.
@@ -185,7 +186,7 @@ func (h *Host) Prepare(ctx context.Context, c Container) (*specs.Spec, error) {
 	disks := c.RootDisk != ""
 	var daemon Virtiofsd
 	if !disks {
-		if daemon, err = FindVirtiofsd(ctx); err != nil {
+		if daemon, err = h.virtiofsd.find(ctx); err != nil {
 			return nil, err
 		}
 	}

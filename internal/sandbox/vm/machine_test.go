@@ -66,7 +66,7 @@ func bench(t *testing.T, disks bool) (Config, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	daemon, err := FindVirtiofsd(t.Context())
+	daemon, err := new(virtiofsds).find(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

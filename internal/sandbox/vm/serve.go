@@ -41,7 +41,7 @@ func (s Serving) String() string {
 
 // Serving chooses it, and tells what is missing for it.
 func (h *Host) Serving(ctx context.Context) (Serving, error) {
-	return chooseServing(h.opt.Files, func() (Virtiofsd, error) { return FindVirtiofsd(ctx) }, FindMkfs)
+	return chooseServing(h.opt.Files, func() (Virtiofsd, error) { return h.virtiofsd.find(ctx) }, FindMkfs)
 }
 
 func chooseServing(want string, daemon func() (Virtiofsd, error), mkfs func() (string, error)) (Serving, error) {

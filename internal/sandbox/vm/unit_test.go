@@ -87,6 +87,38 @@ func TestChooseAccel(t *testing.T) {
 	}
 }
 
+// TestVirtiofsdRemembered: it is asked once, and again when it is another.
+func TestVirtiofsdRemembered(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":/usr/bin:/bin")
+	path, asked := filepath.Join(dir, "virtiofsd"), filepath.Join(dir, "asked")
+	put := func(version string) {
+		text := fmt.Sprintf("#!/bin/sh\necho >>%s\necho virtiofsd %s\n", asked, version)
+		if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o755), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var v virtiofsds
+	for i, version := range []string{"version 7.2.22", "1.13.0"} {
+		put(version)
+		for range 3 {
+			got, err := v.find(t.Context())
+			if err != nil || got != (Virtiofsd{Path: path, Rust: i == 1}) {
+				t.Errorf("%s: %+v, %v", version, got, err)
+			}
+		}
+		if text, err := os.ReadFile(asked); err != nil || len(text) != i+1 {
+			t.Errorf("%s: it was asked %d times, %v", version, len(text), err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := v.find(t.Context()); got.Path == path {
+		t.Errorf("it is gone: %+v, %v", got, err)
+	}
+}
+
 func TestFindKernel(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
