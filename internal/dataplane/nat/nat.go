@@ -239,14 +239,15 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	return errors.Join(errs...)
 }
 
-// Cut deletes the elements of the ports and load balancers that d takes away. Entries of conntrack are left to the Update, which comes
-// before any other port can get the address.
+// Cut deletes the elements of the load balancers that d takes away, and of the ports in the host's own stack. Those of ports in
+// compartments lead to the switch, which lets nothing through any more: they are left to the Update, as entries of conntrack are, which
+// comes before any other port can get the address.
 func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	del := elements{}
 	for _, c := range d.Ports {
-		if c.New == nil {
+		if c.New == nil && (c.Old.VNIC.Namespace == "" || c.Old.Kind == plan.PortMacvlan) {
 			_ = del.addPort(c.Old) // a conflict in there was told when it was new
 		}
 	}

@@ -159,6 +159,14 @@ func TestOutbound(t *testing.T) {
 		}
 	})
 	old := tp.plan.Ports["web"]
+	inside, gen := *old, tp.generation()
+	inside.VNIC.Namespace = "/run/netns/hns-web"
+	if err := tp.a.Cut(t.Context(), &plan.Delta{Ports: map[plan.PortID]plan.Change[plan.Port]{"web": {Old: &inside}}}); err != nil {
+		t.Fatal(err)
+	}
+	if now := tp.generation(); now != gen {
+		t.Error("what the switch cuts off is cut off here too, for which its caller has to wait")
+	}
 	delete(tp.plan.Ports, "web")
 	d := &plan.Delta{Ports: map[plan.PortID]plan.Change[plan.Port]{"web": {Old: old}}}
 	if err := tp.a.Cut(t.Context(), d); err != nil {

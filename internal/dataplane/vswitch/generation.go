@@ -25,11 +25,16 @@ func (a *Applier) configure(flowsPerPort int) error {
 	return a.setConfig(c)
 }
 
+// config are the settings, which are read once: nobody else writes them.
 func (a *Applier) config() (bpfConfig, error) {
+	if a.settings != nil {
+		return *a.settings, nil
+	}
 	var c bpfConfig
 	if err := a.objs.BhConfigV1.Lookup(new(uint32), &c); err != nil {
 		return c, fmt.Errorf("read the switch's settings: %w", err)
 	}
+	a.settings = &c
 	return c, nil
 }
 
@@ -38,6 +43,7 @@ func (a *Applier) setConfig(c bpfConfig) error {
 		return fmt.Errorf("write the switch's settings: %w", err)
 	}
 	a.writes++
+	a.settings = &c
 	return nil
 }
 

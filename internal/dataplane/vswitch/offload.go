@@ -232,6 +232,13 @@ func (o *offload) bump() error {
 	return o.beat()
 }
 
+// passStack is bump for who has not got the lock.
+func (o *offload) passStack() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bump()
+}
+
 // beat tells the programs that somebody watches.
 func (o *offload) beat() error {
 	var now unix.Timespec

@@ -207,7 +207,35 @@ func TestOffload(t *testing.T) {
 		if got := e.invalid(); got != "" {
 			t.Error(got)
 		}
+		e.cutOff()
 	})
+}
+
+// cutOff takes the container away while a flow into it is carried.
+func (e *edge) cutOff() {
+	e.t.Helper()
+	flows := e.flows()
+	f := flows[len(flows)-1] // whose server runs
+	conn, err := f.from.DialContext(e.t.Context(), f.network, f.ask.String())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer conn.Close()
+	e.carried(conn)
+	e.in(func() error { return e.a.Cut(context.Background(), change(e.c, nil)) })
+	before := e.state().Stats.In
+	for range 3 {
+		if _, err := conn.Write([]byte("x")); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	if _, err := conn.Read(make([]byte, 16)); err == nil {
+		e.t.Error("who is cut off answers")
+	}
+	if now := e.state().Stats.In; now != before {
+		e.t.Errorf("%d packets were carried to who is cut off", now-before)
+	}
 }
 
 func (a *Applier) tcpEntries(t *testing.T) (n int) {

@@ -109,6 +109,9 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	}
 	if cut { // the flows to them know the way without these maps
 		errs = append(errs, a.raiseGeneration())
+		if a.offload != nil {
+			errs = append(errs, a.offload.passStack())
+		}
 	}
 	return errors.Join(errs...)
 }

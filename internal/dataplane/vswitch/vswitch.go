@@ -88,6 +88,8 @@ type Applier struct {
 	log  *slog.Logger
 	pins pins
 	objs bpfObjects
+	// settings are what the programs were told last, nil until it is known.
+	settings *bpfConfig
 	// firstRoom is how many entries a new table that grows has room for, most what others have at most; 0 for what the object says.
 	firstRoom, most uint32
 	// ids are the numbers of the attached programs, by name.
