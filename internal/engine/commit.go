@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -65,6 +66,8 @@ func (e *Engine) commitOnce(fn func(*txn) error) (uint64, error) {
 	if err != nil || t == nil {
 		return rev, err
 	}
+	// The loop goes on with the change here and now, and not when another processor has woken up for it: that one gets the writing.
+	runtime.Gosched()
 	// Who waits anyway writes: another goroutine is another processor to wake.
 	if t.writes && e.storeBatch() {
 		go e.storeAll()
