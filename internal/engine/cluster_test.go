@@ -468,6 +468,7 @@ func TestSharedBalancers(t *testing.T) {
 			e.t.Error(d)
 		}
 		e.ok(e.e.DeleteLoadBalancer(ctx, web.ID))
+		e.settle()
 		if got := published(); len(got) != 0 {
 			e.t.Errorf("%v are published", got)
 		}
