@@ -23,10 +23,13 @@
 #define RING_NO_WAKEUP 1
 
 /* Only these have a flow: unicast with ports, echoes by their identifier, and other
- * protocols by their addresses. ICMP's messages stand each for itself. */
+ * protocols by their addresses. ICMP's messages stand each for itself. An IPv6 header with
+ * mapped addresses, which the source guard drops, would be taken for a packet of an IPv4 flow. */
 static __always_inline int has_flow(const struct pkt *p)
 {
 	if (p->flags & (PKT_GROUP | PKT_NO_L4) || (p->ethertype != ETH_P_IP && p->ethertype != ETH_P_IPV6))
+		return 0;
+	if (p->ethertype == ETH_P_IPV6 && is_mapped(p->src.ip))
 		return 0;
 	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
 		return p->flags & PKT_ECHO;

@@ -70,7 +70,7 @@ static __always_inline int is_plain(const struct pkt *p)
 		return 0;
 	if (p->ethertype == ETH_P_IP)
 		return p->l4 == ETH_HLEN + sizeof(struct iphdr);
-	return p->ethertype == ETH_P_IPV6 && p->l4 == ETH_HLEN + sizeof(struct ipv6hdr);
+	return p->ethertype == ETH_P_IPV6 && !is_mapped(p->src.ip) && p->l4 == ETH_HLEN + sizeof(struct ipv6hdr);
 }
 
 static __always_inline int is_ending(const struct pkt *p)

@@ -50,7 +50,8 @@ static __always_inline int parse_quick(struct __sk_buff *skb, struct pkt *p, __u
 	__builtin_memcpy(dst, ip6->daddr, 16);
 	p->proto = ip6->nexthdr;
 	p->end = p->l4 + total;
-	return p->end <= p->len && parse_plain(p, ip6 + 1, data_end);
+	/* With a mapped address it would be of an IPv4 flow. */
+	return !is_mapped(src) && p->end <= p->len && parse_plain(p, ip6 + 1, data_end);
 }
 
 /* The packet as parsed, for the offload: what is_plain() and those who come after it ask for. */
