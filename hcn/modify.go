@@ -314,6 +314,7 @@ func (r *ModifyEndpointSettingRequest) Apply(e *HostComputeEndpoint, n *HostComp
 	if c.Policies, err = ModifyEndpointPolicies(c.Policies, r.RequestType, policies); err != nil {
 		return nil, err
 	}
+	c.followProvider(e, n)
 	if err := c.ValidateFor(n); err != nil {
 		return nil, inRequest(err, policyPaths(c.Policies, policies, "endpoint"))
 	}

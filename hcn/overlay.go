@@ -77,6 +77,20 @@ func (e *HostComputeEndpoint) validateRemote(n *HostComputeNetwork) error {
 	return nil
 }
 
+// followProvider gives a ProviderAddress that the endpoint e had already the address that the network has by now: it names this host,
+// whose address may have changed since.
+func (e *HostComputeEndpoint) followProvider(had *HostComputeEndpoint, n *HostComputeNetwork) {
+	own, err := NetworkSettingsOf[ProviderAddressPolicySetting](n.Policies)
+	if err != nil || len(own) == 0 || n.Type != Overlay || e.Flags&RemoteEndpoint != 0 {
+		return
+	}
+	for i, p := range e.Policies {
+		if p.Type == ProviderAddress && slices.ContainsFunc(had.Policies, func(o EndpointPolicy) bool { return o.Type == p.Type && string(o.Settings) == string(p.Settings) }) {
+			e.Policies[i] = NewEndpointPolicy(ProviderAddress, own[0])
+		}
+	}
+}
+
 // validateProvider: plugins for Windows tell each endpoint the host's own address, which is taken as long as it is that.
 func (n *HostComputeNetwork) validateProvider(p EndpointPolicy, path string) error {
 	own, err := NetworkSettingsOf[ProviderAddressPolicySetting](n.Policies)

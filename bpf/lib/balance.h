@@ -9,11 +9,10 @@
 #include "owner.h"
 #include "remote.h"
 #include "steer.h"
+#include "vips.h"
 
-#define MAX_VIPS (1 << 16)
 #define MAX_BACKENDS (1 << 20)
 
-TABLE(bh_vips_v2, HASH, MAX_VIPS, struct vip_key, struct vip);
 TABLE(bh_places_v1, HASH, MAX_BACKENDS, struct places_key, struct places);
 TABLE(bh_backends_v1, HASH, MAX_BACKENDS, struct backend_key, struct backend);
 TABLE(bh_standing_v1, HASH, MAX_BACKENDS, struct standing_key, __u32);

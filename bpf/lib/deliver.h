@@ -407,6 +407,7 @@ static __always_inline int find(struct pkt *p, struct dest *to)
 {
 	int step = 0;
 
+	p->routed = 0; /* the short way may have begun with it */
 	if (p->turned & (TURNED | TURNED_KEPT | TURNED_SELF)) {
 		step = find_backend(p, to);
 		if (step)

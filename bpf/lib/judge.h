@@ -173,7 +173,7 @@ static __always_inline __u8 end_flags(const struct pkt *p, __u8 limit)
 	return p->limits & limit ? PORT_RATE_IN : 0;
 }
 
-/* How a frame gets back to its sender: to a container by its port. The resolver shares the host's MAC, under which
+/* How a frame gets back to its sender. The resolver shares the host's MAC, under which
  * only the host is found. */
 static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 {
@@ -185,7 +185,7 @@ static __always_inline void own_end(struct flow_end *me, const struct pkt *p)
 	me->kind = p->kind;
 	me->flags = end_flags(p, LIMIT_BACK);
 	__builtin_memcpy(me->mac, p->smac, ETH_ALEN);
-	if (p->kind == PORT_CONTAINER || p->kind == PORT_RESOLVER || p->kind == PORT_REMOTE)
+	if (p->kind == PORT_RESOLVER || p->kind == PORT_REMOTE)
 		return;
 	__builtin_memcpy(key.mac, p->port_mac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&bh_macs_v1, &key);

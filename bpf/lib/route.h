@@ -7,17 +7,20 @@
 #include "owner.h"
 #include "remote.h"
 #include "steer.h"
+#include "vips.h"
 
-/* The next hop of what a port sends to an address. */
+/* The next hop of what a port sends to an address, if that is somebody's else than the gateway's, which goes by the destination. */
 static __always_inline int hop_at(const struct addr_key *dst, __u32 port, struct addr_key *hop)
 {
 	const struct steer *s = steer_at(port, 0, dst->ip);
+	const struct owner *o;
 
 	if (!s || s->to.port || is_unspecified(s->hop))
 		return 0;
 	hop->sw = dst->sw;
 	__builtin_memcpy(hop->ip, s->hop, 16);
-	return 1;
+	o = owner_of(hop);
+	return !o || !(o->flags & OWNER_GATEWAY);
 }
 
 /* A verification border. The address by which the host is found that a packet goes to. */
@@ -25,8 +28,24 @@ __noinline int target(struct pkt *p, struct addr_key *to)
 {
 	if (!p || !to)
 		return 0;
+	if (p->routed && hop_at(&p->dst, p->ifindex, to))
+		return 1;
 	*to = p->dst;
-	return p->routed && hop_at(&p->dst, p->ifindex, to);
+	return 0;
+}
+
+/* A verification border: is that end of a packet a service's? Its answers come from the ends of its connections alone. */
+__noinline int is_service(struct pkt *p)
+{
+	struct vip_key key = {};
+
+	if (!p)
+		return 0;
+	key.sw = SWITCH_OF(p->src.sw);
+	key.port = p->sport;
+	key.proto = p->proto;
+	__builtin_memcpy(key.ip, p->src.ip, 16);
+	return bpf_map_lookup_elem(&bh_vips_v2, &key) != 0;
 }
 
 /* A verification border: the MAC of the next hop, if that is behind a port. */
@@ -52,7 +71,7 @@ __noinline int speaks(struct pkt *p)
 	const struct remote *r;
 	const struct owner *o;
 
-	if (!p || !room || !on_overlay(p) || owner_of(&p->src) || endpoint_of(&p->src))
+	if (!p || !room || !on_overlay(p) || owner_of(&p->src) || endpoint_of(&p->src) || is_service(p))
 		return 0;
 	o = owner_of(&p->dst);
 	if (!o || !hop_at(&p->src, o->port, &hop))

@@ -133,10 +133,20 @@ static __always_inline int is_keyless(const struct remote *r, const struct overl
 	return is_mute(o) || (o->flags & OVERLAY_SEALED && (is_mapped(r->host) || is_unspecified(r->host)));
 }
 
+/* The host that a packet goes to, 0 for none. A next hop is an endpoint, and never behind a router. */
+static __always_inline const struct remote *target_of(struct pkt *p, const struct overlay *o)
+{
+	struct addr_key to = {};
+	int hop = target(p, &to);
+
+	if (!o)
+		return 0;
+	return hop ? endpoint_of(&to) : remote_of(&to, o);
+}
+
 /* A verification border. Why a frame cannot go by a tunnel: 0, or a reason. */
 __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 {
-	struct addr_key to = {};
 	const struct overlay *o;
 	const struct remote *r;
 	__u32 most;
@@ -144,8 +154,7 @@ __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
 	if (!p)
 		return DROP_MALFORMED;
 	o = overlay_of(p->src.sw);
-	target(p, &to);
-	r = o ? remote_of(&to, o) : 0;
+	r = target_of(p, o);
 	if (r && is_keyless(r, o))
 		return DROP_NO_KEY;
 	if (!r || is_mapped(r->host) != is_mapped(o->from))
@@ -158,7 +167,6 @@ __noinline int fits_tunnel(struct __sk_buff *skb, struct pkt *p)
  * looked up for each: what moved is found where it is now. */
 __noinline int to_remote(struct __sk_buff *skb, struct pkt *p)
 {
-	struct addr_key to = {};
 	const struct overlay *o;
 	const struct remote *r;
 	int step;
@@ -166,8 +174,7 @@ __noinline int to_remote(struct __sk_buff *skb, struct pkt *p)
 	if (!p)
 		return TC_ACT_SHOT;
 	o = overlay_of(p->src.sw);
-	target(p, &to);
-	r = o ? remote_of(&to, o) : 0;
+	r = target_of(p, o);
 	if (!r || is_keyless(r, o))
 		return TC_ACT_SHOT;
 	if (skb->mark)

@@ -113,10 +113,10 @@ func (namespace *HostComputeNamespace) Create() (*HostComputeNamespace, error) {
 // Delete deletes the namespace.
 func (namespace *HostComputeNamespace) Delete() error { return remove(namespaces, namespace.Id) }
 
-// Sync waits until the VM that a namespace of type Guest is in has what is attached there, and nothing else. Others have nothing to wait
+// Sync waits until the VM that a namespace of type Guest or GuestDefault is in has what is attached there, and nothing else. Others have nothing to wait
 // for: endpoints are in their compartment when they are attached.
 func (namespace *HostComputeNamespace) Sync() error {
-	if namespace.Type != NamespaceTypeGuest {
+	if namespace.Type != NamespaceTypeGuest && namespace.Type != NamespaceTypeGuestDefault {
 		return nil
 	}
 	return ModifyNamespaceSettings(namespace.Id, &ModifyNamespaceSettingRequest{ResourceType: NamespaceResourceTypeEndpoint, RequestType: RequestTypeRefresh})

@@ -152,8 +152,12 @@ func (f *aclFlags) setting() (hcn.AclPolicySetting, error) {
 		return s, api.Errorf(api.KindInvalid, "--action %q is not known", f.action).Hint("use allow or block")
 	}
 	s.Protocols = protocolNumbers(f.protocols)
+	layer := "" // rules that differ in it alone are two
+	if s.RuleType == hcn.RuleTypeHost {
+		layer = "host"
+	}
 	s.Id = cmp.Or(f.id, strings.Join(slices.DeleteFunc(
-		[]string{strings.ToLower(f.action), strings.ToLower(f.direction), f.protocols, f.remote, f.ports},
+		[]string{layer, strings.ToLower(f.action), strings.ToLower(f.direction), f.protocols, f.remote, f.ports},
 		func(w string) bool { return w == "" }), "-"))
 	return s, nil
 }

@@ -32,7 +32,7 @@ func (e *explainer) fromContainer() {
 	}
 	k := Packet{From: from.ID, Src: e.Src, Dst: dst, DstPort: e.q.Port}
 	sw := e.plan.Switches[from.Network]
-	if !via.IsValid() && slices.ContainsFunc(from.VNIC.Addrs, func(p netip.Prefix) bool { b, ok := Broadcast(p); return ok && b == dst }) {
+	if slices.ContainsFunc(from.VNIC.Addrs, func(p netip.Prefix) bool { b, ok := Broadcast(p); return ok && b == dst }) {
 		e.toAll(k, sw)
 		return
 	}
@@ -80,7 +80,19 @@ func (e *explainer) toAll(k Packet, sw *Switch) {
 		return
 	}
 	k.DstMAC = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	if e.leg(k) != nil {
+	if e.leg(k) == nil {
+		return
+	}
+	switch from := e.plan.Ports[k.From]; {
+	case from.Policy.Isolated && sw.Mode.OnLAN():
+		e.arrive("a copy goes to the host and to the LAN, and none to the other ports of network %s, with which nothing is exchanged", sw.Name)
+	case from.Policy.Isolated:
+		e.arrive("a copy goes to the host, and none to the other ports of network %s, with which nothing is exchanged", sw.Name)
+	case sw.Mode == ModeL2Tunnel:
+		e.arrive("a copy goes to the host and to the wire, which sends it back for the other ports of network %s", sw.Name)
+	case sw.Mode.OnLAN():
+		e.arrive("a copy goes to each other port of network %s, whose own rules judge it, and to the LAN", sw.Name)
+	default:
 		e.arrive("a copy goes to each other port of network %s, whose own rules judge it", sw.Name)
 	}
 }

@@ -119,17 +119,28 @@ func (t *tracer) byHop() (*Port, bool) {
 // speaks tells that the sender, a container here, speaks for an address that nobody has to the one whose next hop for it that is.
 func (t *tracer) speaks() bool {
 	to := t.owner(t.pkt.Dst)
-	if t.sw.Overlay == nil || !t.isContainer(t.from) || to == nil || t.owner(t.pkt.Src) != nil || t.plan.remoteAt(t.sw, t.pkt.Src) != nil {
+	if t.sw.Overlay == nil || !t.isContainer(t.from) || to == nil || t.owner(t.pkt.Src) != nil || t.plan.remoteAt(t.sw, t.pkt.Src) != nil || t.fromService() {
 		return false
 	}
 	h := to.HopOf(t.pkt.Src)
 	return h != nil && h.Via.IsValid() && t.owner(h.Via) == t.from
 }
 
+// fromService tells that the source is a service's, in whose name nobody speaks: its answers come from the ends of its connections alone.
+func (t *tracer) fromService() bool {
+	k := &t.pkt
+	for _, host := range []bool{false, true} {
+		if _, s := t.plan.ServiceAt(t.sw.Network, k.Protocol, netip.AddrPortFrom(k.Src, k.SrcPort), host); s != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // speaker is the endpoint elsewhere that speaks for an address of nobody's to who is here: the next hop by which that one reaches it.
 func (t *tracer) speaker() *Remote {
 	to := t.owner(t.pkt.Dst)
-	if to == nil {
+	if to == nil || t.fromService() {
 		return nil
 	}
 	if h := to.HopOf(t.pkt.Src); h != nil && h.Via.IsValid() {

@@ -14,6 +14,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -43,11 +44,13 @@ type Applier struct {
 	applied elements
 	// pending is drift that an Update met; the next Sync reports it.
 	pending []plan.Drift
+	// wide are the networks whose addresses may be somebody's beyond the switch: on a LAN, or on other hosts.
+	wide map[hcn.GUID]bool
 }
 
 // New makes an Applier. It touches nothing yet.
 func New(c Config) (*Applier, error) {
-	a := &Applier{log: c.Log, tracing: make(chan struct{}, 1)}
+	a := &Applier{log: c.Log, wide: map[hcn.GUID]bool{}, tracing: make(chan struct{}, 1)}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
@@ -84,6 +87,10 @@ func (a *Applier) Reservations() *Reservations { return a.ports }
 func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.wide = map[hcn.GUID]bool{}
+	for id, sw := range p.Switches {
+		a.wide[id] = isWide(sw)
+	}
 	want, errs := planElements(p)
 	have, err := a.reconcile(ctx, want)
 	drift := a.pending
@@ -204,6 +211,9 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for id, c := range d.Switches {
+		a.wide[id] = isWide(c.New)
+	}
 	was, is, errs := deltaElements(d)
 	errs = append(errs, a.refuseTaken(was, is)...)
 	a.ports.releaseGone(d)
@@ -225,6 +235,7 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 				delete(want, k)
 			}
 			if _, err := a.reconcile(ctx, want); err != nil {
+				a.applied = nil // the next one lists what is there, and lets no port have an address that elements of another lead to
 				return errors.Join(append(errs, err)...)
 			}
 		} else {
@@ -239,15 +250,19 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	return errors.Join(errs...)
 }
 
-// Cut deletes the elements of the load balancers that d takes away, and of the ports in the host's own stack. Those of ports in
-// compartments lead to the switch, which lets nothing through any more: they are left to the Update, as entries of conntrack are, which
-// comes before any other port can get the address.
+func isWide(sw *plan.Switch) bool {
+	return sw != nil && sw.Mode != plan.ModeNAT && sw.Mode != plan.ModeInternal
+}
+
+// Cut deletes the elements of the load balancers that d takes away, and of the ports in the host's own stack or on a network that is wider
+// than this host. Those of other ports lead to the switch, which lets nothing through any more: they are left to the Update, as entries of
+// conntrack are, which comes before any other port can get the address.
 func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	del := elements{}
 	for _, c := range d.Ports {
-		if c.New == nil && (c.Old.VNIC.Namespace == "" || c.Old.Kind == plan.PortMacvlan) {
+		if c.New == nil && (c.Old.VNIC.Namespace == "" || c.Old.Kind == plan.PortMacvlan || a.wide[c.Old.Network]) {
 			_ = del.addPort(c.Old) // a conflict in there was told when it was new
 		}
 	}

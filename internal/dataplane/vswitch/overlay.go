@@ -218,19 +218,29 @@ func (a *Applier) updateOverlays(p *plan.Plan, d *plan.Delta) error {
 		a.about(string(c.New.Network))
 		fail(c.New.Network, a.remotes.set(id, p.Switches[c.New.Network].Number, c.New))
 	}
-	a.weighShifts()
+	a.weighShifts(p)
 	return errors.Join(append(errs, a.remotes.regroup())...)
 }
 
 // weighShifts has flows judged again where it may be another now whether they go to this host or to another one. On a network
-// without a way to this host each packet looks up who has the address.
-func (a *Applier) weighShifts() {
+// without a way to this host each packet looks up who has the address; but where ports have next hops, one of those may have spoken for
+// an address that is somebody's now.
+func (a *Applier) weighShifts(p *plan.Plan) {
 	for sw, shifted := range a.remotes.shifted {
-		if shifted && a.tables.overlays.have[sw].Flags&overlayHost != 0 {
+		if shifted && (a.tables.overlays.have[sw].Flags&overlayHost != 0 || hasHops(p, sw)) {
 			a.policies.changed = true
 		}
 	}
 	clear(a.remotes.shifted)
+}
+
+func hasHops(p *plan.Plan, number uint32) bool {
+	for _, port := range p.Ports {
+		if sw := p.Switches[port.Network]; len(port.Hops) > 0 && sw != nil && sw.Number == number {
+			return true
+		}
+	}
+	return false
 }
 
 // syncOverlays makes all that is known of other hosts what the plan says.
@@ -270,7 +280,7 @@ func (a *Applier) syncOverlays(p *plan.Plan) error {
 		fresh.regrouped[k.Sw] = true
 	}
 	errs = append(errs, fresh.prune(), fresh.regroup())
-	a.weighShifts()
+	a.weighShifts(p)
 	return errors.Join(errs...)
 }
 

@@ -233,8 +233,11 @@ func (a *Applier) write(s *portState) error {
 			return err
 		}
 	}
-	if had, ok := a.tables.ports.have[s.index]; ok && had != s.entry {
+	had, ok := a.tables.ports.have[s.index]
+	if ok && had != s.entry {
 		a.policies.changed = true
+	}
+	if !ok || had != s.entry {
 		if err := a.tables.near.forget(s.index); err != nil {
 			return err
 		}

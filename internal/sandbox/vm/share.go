@@ -44,16 +44,21 @@ func (v *virtiofsds) find(ctx context.Context) (Virtiofsd, error) {
 // ask has a program say which it is, unless it is the one that said so last.
 func (v *virtiofsds) ask(ctx context.Context, path string, st fs.FileInfo) (Virtiofsd, error) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.file != nil && v.found.Path == path && os.SameFile(v.file, st) && v.file.Size() == st.Size() && v.file.ModTime().Equal(st.ModTime()) {
-		return v.found, nil
+	found, known := v.found, v.file != nil && v.found.Path == path && os.SameFile(v.file, st) && v.file.Size() == st.Size() && v.file.ModTime().Equal(st.ModTime())
+	v.mu.Unlock()
+	if known {
+		return found, nil
 	}
+	// Not under the lock: one that hangs is its caller's trouble alone.
 	out, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
 	if err != nil {
 		return Virtiofsd{}, fmt.Errorf("%w: %s --version: %w: %.200s", ErrUnavailable, path, err, out)
 	}
-	v.file, v.found = st, Virtiofsd{Path: path, Rust: isRust(string(out))}
-	return v.found, nil
+	found = Virtiofsd{Path: path, Rust: isRust(string(out))}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.file, v.found = st, found
+	return found, nil
 }
 
 // isRust tells the two by their versions: "virtiofsd 1.13.0", and "virtiofsd version 7.2.19 (Debian …)".
