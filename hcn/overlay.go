@@ -22,11 +22,12 @@ func (e *HostComputeEndpoint) ByHost(n *HostComputeNetwork) bool {
 
 // ByHost tells that endpoints of the network reach what is outside of it by the host, or are on a LAN.
 func (n *HostComputeNetwork) ByHost() bool {
-	return n.Type == NAT || n.Type == L2Bridge || n.Type == Transparent && !n.Macvlan() || n.Type == Overlay && n.hasHostRoute()
+	return n.Type == NAT || n.Type == L2Bridge || n.Type == Transparent && !n.Macvlan() || n.HasHostRoute()
 }
 
-func (n *HostComputeNetwork) hasHostRoute() bool {
-	return slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
+// HasHostRoute tells that the host is to reach the endpoints of an overlay network.
+func (n *HostComputeNetwork) HasHostRoute() bool {
+	return n.Type == Overlay && slices.ContainsFunc(n.Policies, func(p NetworkPolicy) bool { return p.Type == HostRoute })
 }
 
 // validateByHost refuses what means nothing for an endpoint that the host reaches.
@@ -115,7 +116,7 @@ func (n *HostComputeNetwork) validateProvider(p EndpointPolicy, path string) err
 
 // validateHostRoute: the way to the outside, and from there, is by the host.
 func (e *HostComputeEndpoint) validateHostRoute(n *HostComputeNetwork) error {
-	if n.hasHostRoute() {
+	if n.HasHostRoute() {
 		return nil
 	}
 	for i, p := range e.Policies {

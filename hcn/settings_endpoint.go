@@ -217,7 +217,7 @@ func (s SDNRoutePolicySetting) validateOn(n *HostComputeNetwork, path string) er
 		return invalid(ErrRequestUnsupported, path+".AutomaticEndpointMonitor", "nobody asks here whether a next hop lives: leave it out")
 	case s.NextHop == "" && !s.NeedEncap:
 		return s.leadsNowhere(path)
-	case s.NextHop == "" && overlay && !n.hasHostRoute():
+	case s.NextHop == "" && overlay && !n.HasHostRoute():
 		return invalid(ErrInvalidPolicy, path+".NextHop", `there is none, and network %s has no way to the host: add the policy {"Type":"HostRoute","Settings":{}} to it, or give a next hop`, n.label())
 	case hop.IsValid() && !overlay && !s.NeedEncap && (hop.IsLoopback() || hop.IsMulticast() || hop.IsUnspecified()):
 		return invalid(ErrInvalidPolicy, path+".NextHop", "%s is no address of one machine on a LAN: give that of the one that takes the packets", hop)

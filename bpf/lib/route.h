@@ -9,26 +9,31 @@
 #include "steer.h"
 #include "vips.h"
 
-/* The next hop of what a port sends to an address, if that is somebody's else than the gateway's, which goes by the destination. */
-static __always_inline int hop_at(const struct addr_key *dst, __u32 port, struct addr_key *hop)
+/* The next hop that an entry names, and who has it here, if anybody. None is the gateway: that goes by the destination. */
+static __always_inline int hop_of(const struct steer *s, __u32 sw, struct addr_key *hop, const struct owner **own)
 {
-	const struct steer *s = steer_at(port, 0, dst->ip);
-	const struct owner *o;
-
 	if (!s || s->to.port || is_unspecified(s->hop))
 		return 0;
-	hop->sw = dst->sw;
+	hop->sw = sw;
 	__builtin_memcpy(hop->ip, s->hop, 16);
-	o = owner_of(hop);
-	return !o || !(o->flags & OWNER_GATEWAY);
+	*own = owner_of(hop);
+	return !*own || !((*own)->flags & OWNER_GATEWAY);
+}
+
+/* The next hop of what a port sends to an address. */
+static __always_inline int hop_at(const struct addr_key *dst, __u32 port, struct addr_key *hop, const struct owner **own)
+{
+	return hop_of(steer_at(port, 0, dst->ip), dst->sw, hop, own);
 }
 
 /* A verification border. The address by which the host is found that a packet goes to. */
 __noinline int target(struct pkt *p, struct addr_key *to)
 {
+	const struct owner *own;
+
 	if (!p || !to)
 		return 0;
-	if (p->routed && hop_at(&p->dst, p->ifindex, to))
+	if (p->routed && hop_at(&p->dst, p->ifindex, to, &own))
 		return 1;
 	*to = p->dst;
 	return 0;
@@ -74,14 +79,13 @@ __noinline int speaks(struct pkt *p)
 	if (!p || !room || !on_overlay(p) || owner_of(&p->src) || endpoint_of(&p->src) || is_service(p))
 		return 0;
 	o = owner_of(&p->dst);
-	if (!o || !hop_at(&p->src, o->port, &hop))
+	if (!o || !hop_at(&p->src, o->port, &hop, &o))
 		return 0;
 	if (p->kind == PORT_REMOTE) {
 		r = endpoint_of(&hop);
 		return r && same_ip(r->host, room->arrival.host.ip);
 	}
-	o = owner_of(&hop);
-	return p->kind == PORT_CONTAINER && o && !(o->flags & OWNER_GATEWAY) && o->port == p->ifindex;
+	return p->kind == PORT_CONTAINER && o && o->port == p->ifindex;
 }
 
 #define PLAIN -1
@@ -105,18 +109,11 @@ __noinline int find_hop(struct pkt *p)
 	if (own && own->flags & OWNER_GATEWAY)
 		return PLAIN;
 	s = steer_at(p->ifindex, 0, p->dst.ip);
-	if (!s)
-		return PLAIN;
-	if (s->to.port) {
+	if (s && s->to.port) {
 		room->hop = s->to;
 		return DROP_NONE;
 	}
-	if (is_unspecified(s->hop))
-		return PLAIN;
-	hop.sw = p->src.sw;
-	__builtin_memcpy(hop.ip, s->hop, 16);
-	own = owner_of(&hop);
-	if (own && own->flags & OWNER_GATEWAY)
+	if (!hop_of(s, p->src.sw, &hop, &own))
 		return PLAIN;
 	if (own) {
 		key.sw = p->src.sw;

@@ -152,13 +152,11 @@ func (f *aclFlags) setting() (hcn.AclPolicySetting, error) {
 		return s, api.Errorf(api.KindInvalid, "--action %q is not known", f.action).Hint("use allow or block")
 	}
 	s.Protocols = protocolNumbers(f.protocols)
-	layer := "" // rules that differ in it alone are two
+	words := []string{strings.ToLower(f.action), strings.ToLower(f.direction), f.protocols, f.remote, f.ports}
 	if s.RuleType == hcn.RuleTypeHost {
-		layer = "host"
+		words = slices.Insert(words, 0, "host") // it differs from one of the switch that says the same
 	}
-	s.Id = cmp.Or(f.id, strings.Join(slices.DeleteFunc(
-		[]string{layer, strings.ToLower(f.action), strings.ToLower(f.direction), f.protocols, f.remote, f.ports},
-		func(w string) bool { return w == "" }), "-"))
+	s.Id = cmp.Or(f.id, strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), "-"))
 	return s, nil
 }
 

@@ -215,7 +215,7 @@ func (s *state) publisher(c *containerRow) (*plan.Endpoint, *plan.Network, error
 			if ep == nil {
 				continue
 			}
-			if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && slices.Contains(kinds, n.Doc.Type) && (n.Doc.Type != hcn.Overlay || plan.HasHostRoute(&n.Doc)) {
+			if n := s.networks[ep.Doc.HostComputeNetwork]; n != nil && slices.Contains(kinds, n.Doc.Type) && (n.Doc.Type != hcn.Overlay || n.Doc.HasHostRoute()) {
 				return ep, n, nil
 			}
 		}

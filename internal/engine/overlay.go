@@ -16,7 +16,7 @@ func hostReaches(doc *hcn.HostComputeNetwork) bool {
 	case hcn.Private:
 		return false
 	case hcn.Overlay:
-		return plan.HasHostRoute(doc)
+		return doc.HasHostRoute()
 	default:
 		return true
 	}
@@ -72,7 +72,7 @@ func (t *txn) checkOverlay(doc *hcn.HostComputeNetwork, old *plan.Network, uplin
 	if was, is := plan.VXLANPort(&old.Doc), plan.VXLANPort(doc); was != is && len(t.st.byNetwork[doc.ID]) > 0 {
 		return hcn.Errorf(hcn.ErrEntityHasReferences, "VxlanPort: network %q has endpoints, and their tunnels go by port %d: delete them first", doc.Name, was)
 	}
-	if plan.HasHostRoute(&old.Doc) && !plan.HasHostRoute(doc) {
+	if old.Doc.HasHostRoute() && !doc.HasHostRoute() {
 		return t.checkNobodyOutside(doc)
 	}
 	return nil

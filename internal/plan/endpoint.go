@@ -63,7 +63,7 @@ func compileEndpoint(in *Intent, e *Endpoint, f *Facts) *Port {
 	if n.Doc.Type == hcn.NAT && !onHost { // the host's own packets bear the host's addresses
 		p.Outbound = Outbounds(e)
 	}
-	if HasHostRoute(&n.Doc) && !onHost {
+	if n.Doc.HasHostRoute() && !onHost {
 		p.Outbound = overlayOutbounds(e)
 	}
 	more := slices.SortedFunc(maps.Values(in.Routes[id]), func(a, b *SDNRoute) int { return cmp.Compare(a.Seq, b.Seq) })

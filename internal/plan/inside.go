@@ -44,7 +44,7 @@ func HostBalances(doc *hcn.HostComputeNetwork) bool {
 	case ModeNAT:
 		return true
 	case ModeOverlay:
-		return HasHostRoute(doc)
+		return doc.HasHostRoute()
 	case ModeTransparent, ModeL2Bridge:
 		all := doc.AllSubnets()
 		return len(all) == 0 || slices.ContainsFunc(all, func(s *hcn.Subnet) bool { return s.VLAN() == 0 })

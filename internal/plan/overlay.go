@@ -88,11 +88,6 @@ func VXLANPort(n *hcn.HostComputeNetwork) uint16 {
 	return DefaultVXLANPort
 }
 
-// HasHostRoute tells that the host is to reach the endpoints of an overlay network.
-func HasHostRoute(n *hcn.HostComputeNetwork) bool {
-	return n.Type == hcn.Overlay && slices.ContainsFunc(n.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.HostRoute })
-}
-
 func hasMulticast(n *hcn.HostComputeNetwork) bool {
 	return slices.ContainsFunc(n.Policies, func(p hcn.NetworkPolicy) bool { return p.Type == hcn.Multicast })
 }
@@ -163,7 +158,7 @@ func (o *Overlay) carries() int {
 
 // compileOverlay adds what an overlay network has besides.
 func (s *Switch) compileOverlay(n *Network, f *Facts) {
-	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: HasHostRoute(&n.Doc), Multicast: hasMulticast(&n.Doc)}
+	o := &Overlay{Port: VXLANPort(&n.Doc), Provider: Provider(n, f), Router: n.GatewayMAC, Host: n.Doc.HasHostRoute(), Multicast: hasMulticast(&n.Doc)}
 	if nic := f.NIC(n.Uplink); nic != nil {
 		o.MTU = underlayMTU(n, nic)
 	}

@@ -87,9 +87,9 @@ func (a *Applier) Reservations() *Reservations { return a.ports }
 func (a *Applier) Sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.wide = map[hcn.GUID]bool{}
+	clear(a.wide)
 	for id, sw := range p.Switches {
-		a.wide[id] = isWide(sw)
+		a.noteWide(id, sw)
 	}
 	want, errs := planElements(p)
 	have, err := a.reconcile(ctx, want)
@@ -212,7 +212,7 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for id, c := range d.Switches {
-		a.wide[id] = isWide(c.New)
+		a.noteWide(id, c.New)
 	}
 	was, is, errs := deltaElements(d)
 	errs = append(errs, a.refuseTaken(was, is)...)
@@ -250,8 +250,13 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 	return errors.Join(errs...)
 }
 
-func isWide(sw *plan.Switch) bool {
-	return sw != nil && sw.Mode != plan.ModeNAT && sw.Mode != plan.ModeInternal
+// noteWide takes down whether a network is one of them; sw is nil when it is gone.
+func (a *Applier) noteWide(id hcn.GUID, sw *plan.Switch) {
+	if sw != nil && sw.Mode != plan.ModeNAT && sw.Mode != plan.ModeInternal {
+		a.wide[id] = true
+	} else {
+		delete(a.wide, id)
+	}
 }
 
 // Cut deletes the elements of the load balancers that d takes away, and of the ports in the host's own stack or on a network that is wider
@@ -262,7 +267,7 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 	defer a.mu.Unlock()
 	del := elements{}
 	for _, c := range d.Ports {
-		if c.New == nil && (c.Old.VNIC.Namespace == "" || c.Old.Kind == plan.PortMacvlan || a.wide[c.Old.Network]) {
+		if c.New == nil && (c.Old.VNIC.Namespace == "" || a.wide[c.Old.Network]) {
 			_ = del.addPort(c.Old) // a conflict in there was told when it was new
 		}
 	}

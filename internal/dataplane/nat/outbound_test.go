@@ -184,4 +184,18 @@ func TestOutbound(t *testing.T) {
 			}
 		}
 	}
+
+	// On a LAN the address may be somebody's whom the switch does not know.
+	tp.plan.Ports["web"] = &inside
+	tp.plan.Switches[inside.Network] = &plan.Switch{Network: inside.Network, Mode: plan.ModeL2Bridge}
+	if _, err := tp.a.Sync(t.Context(), tp.plan); err != nil {
+		t.Fatal(err)
+	}
+	gen = tp.generation()
+	if err := tp.a.Cut(t.Context(), &plan.Delta{Ports: map[plan.PortID]plan.Change[plan.Port]{"web": {Old: &inside}}}); err != nil {
+		t.Fatal(err)
+	}
+	if tp.generation() == gen {
+		t.Error("what is published of a port on a LAN outlives the cut")
+	}
 }

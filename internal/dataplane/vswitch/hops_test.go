@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bulkhead-net/bulkhead/hcn"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
@@ -35,6 +36,13 @@ func TestHops(t *testing.T) {
 		hop(p[3], a.Addrs[i].String())
 		hop([]string{"10.1.0.50/32", "fd00:1::50/128"}[i], here[i]) // to somebody else than the one who has it
 	}
+	services := &plan.Balancer{ID: "services", Network: network(1), Switch: 1}
+	for i, vip := range []string{"100.64.9.8", "fd77::8"} {
+		services.Services = append(services.Services, plan.Service{
+			Protocol: unix.IPPROTO_UDP, VIP: netip.MustParseAddr(vip), Port: 1000, Self: insides[i], Backends: []netip.AddrPort{netip.AddrPortFrom(r.Addrs[i], 80)},
+		})
+	}
+	l.plan.Balancers = map[hcn.GUID]*plan.Balancer{services.ID: services}
 	l.sync()
 	if drift := l.sync(); len(drift) > 0 {
 		t.Errorf("a second Sync found %v", drift)
@@ -53,6 +61,7 @@ func TestHops(t *testing.T) {
 		{from: b.ID, to: tunnel, dst: there},
 		{from: b.ID, dst: [2]string{"100.64.9.9", "fd77::9"}, reason: ReasonNoRoute},
 		{from: b.ID, to: a.ID, src: [2]string{"100.64.9.9", "fd77::9"}, dst: [2]string{a.Addrs[0].String(), a.Addrs[1].String()}},
+		{from: b.ID, src: [2]string{"100.64.9.8", "fd77::8"}, dst: [2]string{a.Addrs[0].String(), a.Addrs[1].String()}, reason: ReasonSourceAddress}, // a service's
 		{from: b.ID, src: [2]string{"100.64.1.9", "fd77::1:0:0:9"}, dst: [2]string{a.Addrs[0].String(), a.Addrs[1].String()}, reason: ReasonSourceAddress},
 		{from: b.ID, src: there, dst: [2]string{a.Addrs[0].String(), a.Addrs[1].String()}, reason: ReasonSourceAddress},
 		{from: tunnel, to: a.ID, src: [2]string{"100.64.1.9", "fd77::1:0:0:9"}, dst: [2]string{a.Addrs[0].String(), a.Addrs[1].String()}},
