@@ -4,14 +4,11 @@ import (
 	"encoding/csv"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
 )
-
-var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // parseVolume reads -v [SOURCE:]TARGET[:OPTIONS]. A source with a slash is a path
 // of the host, another one the name of a volume. dir is what relative paths start
@@ -66,7 +63,7 @@ func source(s, dir string) (api.Mount, error) {
 		return api.Mount{Type: "bind", Source: filepath.Clean(s)}, nil
 	case strings.Contains(s, "/") || s == "." || s == "..":
 		return api.Mount{Type: "bind", Source: filepath.Join(dir, s)}, nil
-	case !volumeName.MatchString(s):
+	case !api.IsName(s):
 		return api.Mount{}, fmt.Errorf("%q is neither a path nor the name of a volume", s)
 	}
 	return api.Mount{Type: "volume", Source: s}, nil
@@ -174,7 +171,7 @@ func mountSource(kind, s, dir string) (string, error) {
 		}
 		return filepath.Clean(s), nil
 	case "volume":
-		if s != "" && !volumeName.MatchString(s) {
+		if s != "" && !api.IsName(s) {
 			return "", fmt.Errorf("%q is not the name of a volume: use type=bind for a path", s)
 		}
 		return s, nil

@@ -10,7 +10,7 @@ import (
 
 // checkSpec refuses a document of a container that contradicts itself, or asks for what there is not.
 func checkSpec(s *api.ContainerSpec) error {
-	if s.Name != "" && !containerName.MatchString(s.Name) {
+	if s.Name != "" && !api.IsName(s.Name) {
 		return api.Errorf(api.KindInvalid, "name: %.80q is not a container name: use letters, digits, '_', '.' and '-', starting with a letter or digit", s.Name)
 	}
 	if s.Image == "" {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -43,8 +42,6 @@ type containerRow struct {
 	// In is the namespace, made by a client of HCN, that its VM is in; "": one comes and goes with it.
 	In hcn.GUID `json:",omitempty"`
 }
-
-var containerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 func newContainerID() string {
 	var b [containerIDLen / 2]byte

@@ -122,7 +122,7 @@ func (r *Runtime) planMount(p *mountPlan, m api.Mount, target string) error {
 		out.Type, out.Source = "bind", filepath.Clean(m.Source)
 		out.Options, err = r.bindOptions(options, out.Source, &p.propagation)
 	case "volume":
-		if !validVolume(m.Source) {
+		if !api.IsName(m.Source) {
 			return fmt.Errorf("%w: %q is not the name of a volume: letters, digits, and . _ - inside", ErrInvalid, m.Source)
 		}
 		dir := filepath.Join(r.volumeDir, m.Source)

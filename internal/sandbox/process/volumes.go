@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin/pathrs-lite"
@@ -22,10 +21,6 @@ const (
 	volumeData = "_data"
 	goneVolume = ".gone-" // begins the names of directories whose volumes are removed
 )
-
-func validVolume(name string) bool {
-	return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`).MatchString(name)
-}
 
 // anonymousName names a volume that belongs to one place of one container.
 func anonymousName(target string) string {
@@ -71,7 +66,7 @@ func (r *Runtime) Volumes() ([]api.Volume, error) {
 	var out []api.Volume
 	for _, e := range entries {
 		st, err := e.Info()
-		if err != nil || !validVolume(e.Name()) { // removed meanwhile, or half made
+		if err != nil || !api.IsName(e.Name()) { // removed meanwhile, or half made
 			continue
 		}
 		out = append(out, api.Volume{Name: e.Name(), Path: filepath.Join(r.volumeDir, e.Name(), volumeData), Created: st.ModTime().UTC()})
@@ -83,7 +78,7 @@ func (r *Runtime) Volumes() ([]api.Volume, error) {
 // What a crash leaves in between goes with the next removal.
 func (r *Runtime) RemoveVolume(name string) (finish func() error, err error) {
 	dir := filepath.Join(r.volumeDir, name)
-	if !validVolume(name) || !exists(dir) {
+	if !api.IsName(name) || !exists(dir) {
 		return nil, api.Errorf(api.KindNotFound, "volume %.80q does not exist", name).Hint("bulkhead volume ls")
 	}
 	gone, err := os.MkdirTemp(r.volumeDir, goneVolume)
