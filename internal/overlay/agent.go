@@ -92,6 +92,8 @@ type Agent struct {
 
 	session, watching error // why there is none just now
 
+	doubt doubt
+
 	// breaks counts how often the way to etcd broke, looked at which of them it was seen that etcd is what it was.
 	breaks, looked atomic.Int64
 
@@ -174,7 +176,7 @@ const opTimeout = 5 * time.Second
 // goes on with it, and nobody notices.
 func (a *Agent) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	wg.Go(func() { a.again(ctx, "lease", &a.session, a.hold) })
+	wg.Go(func() { a.again(ctx, "lease", &a.session, a.keep) })
 	wg.Go(func() { a.again(ctx, "watch", &a.watching, a.watch) })
 	wg.Go(func() { a.countBreaks(ctx) })
 	if a.cfg.Memory != "" {

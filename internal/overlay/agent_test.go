@@ -191,6 +191,49 @@ func TestPartition(t *testing.T) {
 	eventually(t, "a has heard that b's is gone", func() bool { return a.fact(n.ID, idb) == nil })
 }
 
+// TestFrozen: etcd stands still for longer than leases last, and ends them all as it goes on. Nobody loses what he knows of those that are
+// there; who is not goes a little later.
+func TestFrozen(t *testing.T) {
+	s := startEtcd(t, 1)
+	s.found()
+	a, b, c := s.host(1), s.host(2), s.host(3)
+	for _, h := range []*testHost{a, b, c} {
+		h.connected()
+	}
+	n := a.network("blue", "10.77.0.0/20")
+	eps := map[*testHost]Endpoint{}
+	for i, h := range []*testHost{a, b, c} {
+		eps[h] = endpoint(n, guid(0xe, i), "web", h.block(n, "10.77.0.0/20").Addr())
+		h.Publish([]Endpoint{eps[h]})
+	}
+	eventually(t, "all know all", func() bool { return a.factCount() == 2 && b.factCount() == 2 && c.factCount() == 2 })
+	before, err := s.dial().Get(t.Context(), a.keys.host(a.id))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s.members[0].signal(t, syscall.SIGSTOP)
+	c.stop()
+	time.Sleep(2*testTTL + time.Second) //nolint:forbidigo // the leases' time is over
+	again := endpoint(n, guid(0xe, 9), "other", eps[b].Addrs...)
+	b.Publish([]Endpoint{again}) // with the address of one that is gone
+	s.members[0].signal(t, syscall.SIGCONT)
+	a.connected()
+	b.connected()
+	eventually(t, "a knows what b has now", func() bool { return a.fact(n.ID, again.ID) != nil && a.fact(n.ID, eps[b].ID) == nil })
+	eventually(t, "the dead host is gone", func() bool { return a.fact(n.ID, eps[c].ID) == nil && b.fact(n.ID, eps[c].ID) == nil })
+	after, err := s.dial().Get(t.Context(), a.keys.host(a.id))
+	if err != nil || len(after.Kvs) != 1 || after.Kvs[0].Lease == before.Kvs[0].Lease {
+		t.Errorf("etcd has not ended the lease: %v, %v", after, err)
+	}
+	for h, want := range map[*testHost]int{a: 3, b: 2} { // c and its endpoint; the one that b has deleted
+		if h.mu.Lock(); h.losses != want || len(h.facts) != 1 || len(h.hosts) != 2 {
+			t.Errorf("%s has lost %d endpoints and hosts, and knows %v, %v", h.name, h.losses, h.facts, h.hosts)
+		}
+		h.mu.Unlock()
+	}
+}
+
 // TestMembers: of three members one is killed, one stands still; then all are killed and come back.
 func TestMembers(t *testing.T) {
 	s := startEtcd(t, 3)

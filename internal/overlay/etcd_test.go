@@ -299,6 +299,7 @@ type testHost struct {
 	lbs    map[BalancerKey]*Balancer
 	blocks map[hcn.GUID][]netip.Prefix
 	firsts int // how often it was told that it knows all
+	losses int // of endpoints and hosts that were known
 }
 
 const testTTL = 3 * time.Second
@@ -388,11 +389,17 @@ func (h *testHost) take() {
 		}
 	}
 	for id, o := range u.Hosts {
+		if h.hosts[id] != nil && o == nil && id != h.id {
+			h.losses++
+		}
 		if h.hosts[id] = o; o == nil {
 			delete(h.hosts, id)
 		}
 	}
 	for id, ep := range u.Endpoints {
+		if h.facts[id] != nil && ep == nil {
+			h.losses++
+		}
 		if h.facts[id] = ep; ep == nil {
 			delete(h.facts, id)
 		}

@@ -3,11 +3,14 @@ package overlay
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/bulkhead-net/bulkhead/internal/durable"
@@ -21,7 +24,8 @@ import (
 //  2. the new address in what is kept, after which only the rest is left to do;
 //  3. the process is ended if it still listens at the old address, and started at the new one. It dials the others, so they have its vote
 //     again, though they cannot dial it. That it tells itself where clients find it is etcd's own doing;
-//  4. the other members are told where to find it, which takes most of them. Whether they know is asked at every start.
+//  4. the other members are told where to find it, which takes most of them. Whether they know is asked at every start. Where etcd knows
+//     another member at the new address, as when two swap theirs, it gives up the old one until the other has moved.
 //
 // Hosts see in the host's own record that it has moved, ask the members, and keep where all are. A host that knows no other member than one
 // that has moved cannot ask anybody.
@@ -114,13 +118,37 @@ func tellMember(ctx context.Context, cli *clientv3.Client, m *memberConfig) (oth
 		if o.Name != m.Name || slices.Equal(o.PeerURLs, []string{m.peer()}) {
 			continue
 		}
-		err := patiently(ctx, func() error {
-			tctx, cancel := context.WithTimeout(ctx, opTimeout)
-			defer cancel()
-			_, err := cli.MemberUpdate(tctx, o.ID, []string{m.peer()})
-			return err
-		})
+		err := updateMember(ctx, cli, o.ID, m.peer())
+		if errors.Is(err, rpctypes.ErrPeerURLExist) {
+			err = parkMember(ctx, cli, o, list.Members, m.peer())
+		}
 		return true, Explain(err)
 	}
 	return false, nil
+}
+
+func updateMember(ctx context.Context, cli *clientv3.Client, id uint64, peer string) error {
+	return patiently(ctx, func() error {
+		tctx, cancel := context.WithTimeout(ctx, opTimeout)
+		defer cancel()
+		_, err := cli.MemberUpdate(tctx, id, []string{peer})
+		return err
+	})
+}
+
+// parkMember gives up the address at which the others know this member, where another one is known at that which it has now. That one moves
+// too, maybe to just the address given up: etcd knows no two members at one, so neither could be told before the other.
+func parkMember(ctx context.Context, cli *clientv3.Client, own *etcdserverpb.Member, all []*etcdserverpb.Member, peer string) error {
+	for _, o := range all {
+		if o.ID != own.ID && slices.Contains(o.PeerURLs, peer) {
+			parked := "https://" + own.Name + ".moving.invalid:1"
+			if !slices.Equal(own.PeerURLs, []string{parked}) {
+				if err := updateMember(ctx, cli, own.ID, parked); err != nil {
+					return err
+				}
+			}
+			return fmt.Errorf("member %s is known to etcd at this address: waiting for it to tell where it is; if its host will not come back, `bulkhead cluster forget` it", o.Name)
+		}
+	}
+	return errors.New("another member of etcd was known at this address just now")
 }

@@ -9,8 +9,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/bulkhead-net/bulkhead/internal/testhost"
 )
@@ -151,6 +154,52 @@ func TestMemberMoves(t *testing.T) {
 	b.follows(a, b)
 	if after := readPid(filepath.Join(b.opt.RunDir, "etcd.pid")); *after != *before {
 		t.Errorf("etcd was started again without need: %v, before %v", after, before)
+	}
+}
+
+// TestMembersSwap: two members of etcd have each other's address. Members of one machine differ in their ports too, so what they tell the others
+// is tried without them.
+func TestMembersSwap(t *testing.T) {
+	s := startEtcd(t, 3)
+	cli := s.dial()
+	res, err := cli.MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := res.Members[0], res.Members[1]
+	at := func(m *etcdserverpb.Member, port uint16) *memberConfig {
+		return &memberConfig{Name: m.Name, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.77")}, Port: port}
+	}
+	for _, m := range []*memberConfig{at(one, 1000), at(two, 2000)} {
+		if _, err := tellMember(t.Context(), cli, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swapped := []*memberConfig{at(one, 2000), at(two, 1000)}
+	for i := range 3 { // each of them asks again until it is done
+		for j, m := range swapped {
+			other, err := tellMember(t.Context(), cli, m)
+			switch {
+			case i == 0 && j == 0:
+				if !other || err == nil || !strings.Contains(err.Error(), two.Name) {
+					t.Errorf("the first one: %v, %v", other, err)
+				}
+			case err != nil:
+				t.Errorf("%s: %v", m.Name, err)
+			case i == 2 && other:
+				t.Errorf("%s was told again", m.Name)
+			}
+		}
+	}
+	if res, err = cli.MemberList(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range res.Members {
+		for _, want := range swapped {
+			if m.Name == want.Name && !slices.Equal(m.PeerURLs, []string{want.peer()}) {
+				t.Errorf("%s is known at %v, want %s", m.Name, m.PeerURLs, want.peer())
+			}
+		}
 	}
 }
 

@@ -16,9 +16,9 @@ import (
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
-// hold takes the host's place in the cluster and keeps it until something breaks: the lease ended, its key was removed, etcd is
+// keep takes the host's place in the cluster and keeps it until something breaks: the lease ended, its key was removed, etcd is
 // away. It returns no nil.
-func (a *Agent) hold(ctx context.Context) error {
+func (a *Agent) keep(ctx context.Context) error {
 	lease, rev, err := a.claim(ctx)
 	if err != nil {
 		return err
@@ -29,6 +29,7 @@ func (a *Agent) hold(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the host's lease: %w", err)
 	}
+	a.heardOf()
 	lost, void := a.begin(lease, rev)
 	if err := a.lookBack(ctx); errors.Is(err, errPutBack) { // else it is looked at again
 		return err
@@ -54,6 +55,7 @@ func (a *Agent) hold(ctx context.Context) error {
 			if !ok {
 				return fmt.Errorf("the host's lease ended: %w", ErrAway)
 			}
+			a.heardOf()
 			if a.suspicious(ka.ResponseHeader) || time.Since(looked) > lookBackEvery {
 				looked = time.Now()
 				if err := a.lookBack(ctx); errors.Is(err, errPutBack) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -73,6 +74,7 @@ func (a *Agent) list(ctx context.Context) error {
 		return a.putBack()
 	}
 	a.brought = false
+	clear(a.doubt.held)
 	a.cache.reset(entries, rev)
 	a.takeOwn(entries, rev)
 	a.synced = true
@@ -236,10 +238,16 @@ func (a *Agent) follow(ctx context.Context, rev int64, void <-chan struct{}) err
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	events := a.cli.Watch(ctx, a.keys.all(), clientv3.WithPrefix(), clientv3.WithRev(rev+1), clientv3.WithCreatedNotify(), clientv3.WithFragment(), clientv3.WithProgressNotify())
+	due := time.NewTicker(doubtEvery)
+	defer due.Stop()
 	for {
 		select {
 		case <-void:
 			return errPutBack
+		case <-due.C:
+			if a.believeDue() {
+				a.cfg.Changed()
+			}
 		case res, ok := <-events:
 			if !ok {
 				return fmt.Errorf("watch: %w", errors.Join(errors.New("it ended"), ctx.Err()))
@@ -262,6 +270,7 @@ func (a *Agent) follow(ctx context.Context, rev int64, void <-chan struct{}) err
 func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 	a.mu.Lock()
 	a.watching = nil
+	doubted := a.doubted(res.Events)
 	for _, ev := range res.Events {
 		e := a.entryOf(ev.Kv)
 		if ev.Type == mvccpb.DELETE {
@@ -277,9 +286,10 @@ func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 				return err
 			}
 		}
-		if a.skips(e.key) {
+		if a.skips(e.key) || a.hold(e, doubted) {
 			continue
 		}
+		a.release(e)
 		a.cache.put(e)
 		a.ownEvent(e)
 	}

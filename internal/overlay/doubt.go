@@ -1,0 +1,134 @@
+package overlay
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// An etcd that stands still for longer than leases last, as on machines that are paused, ends them as it goes on, before anybody could have
+// kept his. All hosts are there, and would take from each other's data planes what they publish again a moment later. So a host that has
+// just been without etcd for so long does not believe at once that others have ended: what a lease's end removes stays until it is
+// published again, or until the others have had their time to come back.
+
+// doubt is what an agent does not believe yet. Guarded by the agent's mu.
+type doubt struct {
+	heard time.Time // when etcd last said that it keeps this host's lease
+	until time.Time // of the time after a silence
+	held  map[string]entry
+	due   time.Time // when those are believed
+}
+
+// patience is how long etcd may be silent before leases end that nobody gave up, and how long others have after that.
+func (a *Agent) patience() time.Duration { return a.cfg.TTL * 2 / 3 }
+
+// heardOf notes that etcd keeps this host's lease.
+func (a *Agent) heardOf() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	if a.silent(now) {
+		a.doubt.until = now.Add(a.patience())
+	}
+	a.doubt.heard = now
+}
+
+// silent tells that etcd has said nothing for long. Locked: a.mu.
+func (a *Agent) silent(now time.Time) bool {
+	return !a.doubt.heard.IsZero() && now.Sub(a.doubt.heard) > a.patience()
+}
+
+// doubted are the revisions among events at which a host ended, while that is not believed. A lease's end removes all that it had by one.
+// Locked: a.mu.
+func (a *Agent) doubted(events []*clientv3.Event) map[int64]bool {
+	now := time.Now()
+	if !a.silent(now) && !now.Before(a.doubt.until) {
+		return nil
+	}
+	out := map[int64]bool{}
+	for _, ev := range events {
+		if ev.Type != mvccpb.DELETE {
+			continue
+		}
+		if p, err := a.keys.parse(string(ev.Kv.Key)); err == nil && p.kind == kindHost && p.id != a.self.ID {
+			out[ev.Kv.ModRevision] = true
+		}
+	}
+	return out
+}
+
+// hold keeps what an event removes, if it does so at one of these revisions. Locked: a.mu.
+func (a *Agent) hold(e entry, revs map[int64]bool) bool {
+	if !e.deleted || !revs[e.rev] {
+		return false
+	}
+	switch p, err := a.keys.parse(e.key); {
+	case err != nil || p.kind == kindHost && p.id == a.self.ID:
+		return false
+	case p.kind != kindHost && p.kind != kindEndpoint && p.kind != kindBalancer:
+		return false
+	}
+	if len(a.doubt.held) == 0 {
+		a.doubt.held, a.doubt.due = map[string]entry{}, time.Now().Add(a.patience())
+		a.log.Info("hosts have ended as etcd came back: they are waited for", "for", a.patience())
+	}
+	a.doubt.held[e.key] = e
+	return true
+}
+
+// release lets go of what is held where an event says what has become of it: the key itself, and what has an address that another endpoint
+// of its host has now. Locked: a.mu.
+func (a *Agent) release(e entry) {
+	if len(a.doubt.held) == 0 {
+		return
+	}
+	delete(a.doubt.held, e.key)
+	p, err := a.keys.parse(e.key)
+	if err != nil || p.kind != kindEndpoint || e.deleted {
+		return
+	}
+	ep, err := decode[Endpoint](kindEndpoint, e.value)
+	if err != nil {
+		return
+	}
+	for key, old := range a.doubt.held {
+		o, err := a.keys.parse(key)
+		if err != nil || o.kind != kindEndpoint || o.network != p.network || o.host != p.host {
+			continue
+		}
+		for _, it := range a.cache.endpoints[o.network][o.id] {
+			if it.v.Host == p.host && slices.ContainsFunc(ep.Addrs, func(x netip.Addr) bool { return slices.Contains(it.v.Addrs, x) }) {
+				a.believe(old)
+				break
+			}
+		}
+	}
+}
+
+// believe takes one in that was held. Locked: a.mu.
+func (a *Agent) believe(e entry) {
+	delete(a.doubt.held, e.key)
+	a.cache.put(e)
+	a.ownEvent(e)
+}
+
+// believeDue takes all in whose time is over, and tells whether there was any.
+func (a *Agent) believeDue() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.doubt.held) == 0 || time.Now().Before(a.doubt.due) {
+		return false
+	}
+	for _, e := range a.doubt.held {
+		a.believe(e)
+	}
+	a.saveSoon()
+	a.advance()
+	return true
+}
+
+// doubtEvery is how often it is looked whether the time of what is held is over.
+const doubtEvery = 500 * time.Millisecond
