@@ -274,7 +274,7 @@ func (r *Runtime) awaitVM(ctx context.Context, id string) error {
 		case !alive:
 			return errors.New("the VM's shim ended before the container ran: bulkhead logs shows what it said")
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return fmt.Errorf("its VM did not come up within the time of a start: %w", context.Cause(ctx))
 		}
 		alive = !shim.wait(ctx, statusWait)
 	}

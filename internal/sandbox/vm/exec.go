@@ -59,11 +59,19 @@ func execIn(ctx context.Context, dir, name string) (int, error) {
 	if e.TTY {
 		e.Size = sizeOf(os.Stdin)
 	}
-	if err := client.Call(ctx, proto.OpExec, e, nil); err != nil {
+	return execBy(ctx, client, e, signals)
+}
+
+// execBy has a guest start a process, which one that never answers does not.
+func execBy(ctx context.Context, g guest, e proto.Exec, signals <-chan os.Signal) (int, error) {
+	limited, done := within(ctx, startWait)
+	err := g.Call(limited, proto.OpExec, e, nil)
+	done()
+	if err != nil {
 		return codeOf(err), err
 	}
-	go forwardSignals(ctx, client, execProcess, signals, e.TTY, os.Stdin)
-	exit, err := carryProcess(ctx, client, execProcess, e.TTY, e.Stdin, os.Stdin, os.Stdout, os.Stderr)
+	go forwardSignals(ctx, g, execProcess, signals, e.TTY, os.Stdin)
+	exit, err := carryProcess(ctx, g, execProcess, e.TTY, e.Stdin, os.Stdin, os.Stdout, os.Stderr)
 	if err != nil {
 		return lostCode, err
 	}

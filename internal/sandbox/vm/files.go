@@ -35,6 +35,21 @@ func FindAgent(self string) (string, error) {
 	return "", fmt.Errorf("%w: %s is missing: install it as %s (make install does)", ErrUnavailable, AgentName, filepath.Clean(places[1]))
 }
 
+// agent finds it, where the options say it is or beside this program.
+func (o Options) agent() (string, error) {
+	if o.Agent == "" {
+		return FindAgent(o.Self)
+	}
+	st, err := os.Stat(o.Agent)
+	if err == nil && !st.Mode().IsRegular() {
+		err = errors.New("it is no file")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: --vm-agent %s: %w: name the file %s", ErrUnavailable, o.Agent, err, AgentName)
+	}
+	return o.Agent, nil
+}
+
 // FindRuntime finds the OCI runtime that makes the container in the guest. crun starts there in a sixth of the time of runc, which
 // is what emulation has most of an effect on; either does.
 func FindRuntime() (string, error) {

@@ -87,10 +87,8 @@ func (h *Host) tools(ctx context.Context, image string) (t tools, err error) {
 	if t.runtime, err = FindRuntime(); err != nil {
 		return t, err
 	}
-	if t.agent = h.opt.Agent; t.agent == "" {
-		if t.agent, err = FindAgent(h.opt.Self); err != nil {
-			return t, err
-		}
+	if t.agent, err = h.opt.agent(); err != nil {
+		return t, err
 	}
 	t.accel, err = Accelerators(ctx, h.opt.Accel)
 	return t, err

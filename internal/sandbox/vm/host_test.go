@@ -135,6 +135,8 @@ func TestMissing(t *testing.T) {
 			_, err := FindAgent(filepath.Join(t.TempDir(), "bin", "bulkhead"))
 			return err
 		},
+		"--vm-agent /none/agent": func() error { _, err := Options{Agent: "/none/agent"}.agent(); return err },
+		"it is no file":          func() error { _, err := Options{Agent: "/"}.agent(); return err },
 	} {
 		if err := find(); err == nil {
 			t.Logf("%s is installed where it is looked for outside the path", want) // the agent may be

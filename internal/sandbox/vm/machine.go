@@ -45,11 +45,16 @@ type Config struct {
 const nobody = 65534
 
 // Patience is how long a guest may be silent from its start. What it has computed says more than the time: on a busy machine an
-// emulated one has been seen to take forty times its usual second, and one that spins would never come up.
+// emulated one has been seen to take forty times its usual second, and one that spins would never come up. One that computes nothing
+// at all is given up soon enough for another to be started within the time of a start.
 type Patience struct {
 	CPU  time.Duration `json:"cpu"`  // used by QEMU
-	Time time.Duration `json:"time"` // by the clock, for one that sleeps
+	Time time.Duration `json:"time"` // by the clock
+	Idle time.Duration `json:"idle"` // by the clock, without having computed; 0: as long as Time
 }
+
+// stirs is what a guest computes within its Idle that comes up, however small its share of the processors is.
+const stirs = 100 * time.Millisecond
 
 func (cfg Config) patience() Patience {
 	switch {
@@ -58,7 +63,7 @@ func (cfg Config) patience() Patience {
 	case cfg.Hardware.Accel == AccelKVM, cfg.Hardware.Restore:
 		return Patience{CPU: 5 * time.Second, Time: 30 * time.Second}
 	}
-	return Patience{CPU: 12 * time.Second, Time: 90 * time.Second}
+	return Patience{CPU: 12 * time.Second, Time: 90 * time.Second, Idle: 30 * time.Second}
 }
 
 // errSilent ends a wait.
@@ -259,6 +264,7 @@ func (m *Machine) watchdog(ctx context.Context, cancel context.CancelCauseFunc, 
 	defer end.Stop()
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
+	stirred, had := time.Now(), time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -266,7 +272,11 @@ func (m *Machine) watchdog(ctx context.Context, cancel context.CancelCauseFunc, 
 		case <-m.qemu.ended:
 		case <-end.C:
 		case <-look.C:
-			if cpuTime(m.qemu.cmd.Process.Pid) < p.CPU {
+			used := cpuTime(m.qemu.cmd.Process.Pid)
+			if used-had >= stirs {
+				stirred, had = time.Now(), used
+			}
+			if used < p.CPU && (p.Idle == 0 || time.Since(stirred) < p.Idle) {
 				continue
 			}
 		}
@@ -339,7 +349,9 @@ func (m *Machine) Why() string {
 	if m.share != nil {
 		select {
 		case <-m.share.ended:
-			s += "; virtiofsd ended: " + m.share.why()
+			if m.share.err != nil { // else it has ended since QEMU has, and says nothing of use
+				s += "; virtiofsd ended: " + m.share.why()
+			}
 		default:
 		}
 	}

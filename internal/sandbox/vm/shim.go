@@ -305,13 +305,15 @@ func carryProcess(ctx context.Context, g guest, name string, tty, stdin bool, in
 			defer func() { _ = term.Restore(int(in.Fd()), old) }()
 		}
 	}
+	limited, done := within(ctx, startWait)
+	defer done()
 	var wg sync.WaitGroup
 	outputs := map[int]*os.File{1: out}
 	if !tty {
 		outputs[2] = errs
 	}
 	for fd, to := range outputs {
-		c, err := g.Stream(ctx, proto.OpStdio, proto.Stdio{Process: name, FD: fd}, nil)
+		c, err := g.Stream(limited, proto.OpStdio, proto.Stdio{Process: name, FD: fd}, nil)
 		if err != nil {
 			return exit, err
 		}
@@ -324,7 +326,7 @@ func carryProcess(ctx context.Context, g guest, name string, tty, stdin bool, in
 		})
 	}
 	if stdin || tty {
-		c, err := g.Stream(ctx, proto.OpStdio, proto.Stdio{Process: name, FD: 0}, nil)
+		c, err := g.Stream(limited, proto.OpStdio, proto.Stdio{Process: name, FD: 0}, nil)
 		if err != nil {
 			return exit, err
 		}
