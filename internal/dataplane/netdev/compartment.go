@@ -256,7 +256,7 @@ func (n *Netdev) prepareDir() error {
 		if err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
 			return nil
 		}
-		if err := n.updateRecord(func(r *record) { r.NetnsDir = true }); err != nil {
+		if err := n.noteDir(err == nil); err != nil {
 			return err
 		}
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -269,6 +269,21 @@ func (n *Netdev) prepareDir() error {
 			return fmt.Errorf("share mount %s: %w", dir, err)
 		}
 		return nil
+	})
+}
+
+// noteDir writes down that the directory of bound namespaces is about to become a mount of ours, and whether it is there already: unless a
+// start that was cut short has made it.
+func (n *Netdev) noteDir(there bool) error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	return n.updateRecord(func(r *record) {
+		if r.NetnsDir && r.NetnsBoot == boot {
+			return
+		}
+		r.NetnsDir, r.NetnsBoot, r.NetnsKept = true, boot, there
 	})
 }
 

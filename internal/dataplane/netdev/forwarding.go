@@ -26,8 +26,12 @@ import (
 type record struct {
 	// Sysctls holds the former values of settings.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
-	// NetnsDir says that the directory of bound namespaces is our doing.
+	// NetnsDir says that the mount at the directory of bound namespaces is our doing.
 	NetnsDir bool `json:"netns_dir,omitempty"`
+	// NetnsBoot is the boot in which it was made: another boot's is gone with its host, and what is there since is others'.
+	NetnsBoot string `json:"netns_boot,omitempty"`
+	// NetnsKept says that the directory below that mount was there before.
+	NetnsKept bool `json:"netns_kept,omitempty"`
 	// Filters holds the MACs that we added to the unicast filters of NICs, by their names.
 	Filters map[string][]string `json:"filters,omitempty"`
 	// NICs holds what else we changed of NICs, by their names.

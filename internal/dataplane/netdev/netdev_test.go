@@ -424,6 +424,46 @@ func TestResetLeavesNothing(t *testing.T) {
 	}
 }
 
+// The directory of bound namespaces, and a mount there, stay as others left them: a directory that was there is there again, and what somebody has
+// made since the host booted is nobody else's.
+func TestResetKeepsOthersNetnsDir(t *testing.T) {
+	t.Parallel()
+	h, n := open(t)
+	look := func() string {
+		return h.Run(t, "bash", "-c", "stat -c '%A %n' /run/netns; grep -c ' /run/netns ' /proc/self/mountinfo || true")
+	}
+	h.Run(t, "bash", "-c", "umount /run/netns; mkdir -p /run/netns; chmod 750 /run/netns")
+	before := look()
+	apply(t, n, &plan.Plan{}, sample())
+	// Another start of the daemon, which finds the mount, and one that was cut before it made it.
+	if _, err := resync(t, openIn(t, h), sample()); err != nil {
+		t.Fatal(err)
+	}
+	h.Run(t, "umount", "-l", "/run/netns")
+	n = openIn(t, h)
+	if err := n.prepareDir(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := look(); after != before {
+		t.Errorf("reset left %q, there was %q", after, before)
+	}
+	// The mount of an earlier boot went with it, and this one is somebody's.
+	apply(t, n, &plan.Plan{}, sample())
+	if err := n.home.do(func() error { return n.updateRecord(func(r *record) { r.NetnsBoot = "another" }) }); err != nil {
+		t.Fatal(err)
+	}
+	before = look()
+	if err := n.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := look(); after != before {
+		t.Errorf("reset after a boot left %q, there was %q", after, before)
+	}
+}
+
 func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 	t.Parallel()
 	h, n := open(t)

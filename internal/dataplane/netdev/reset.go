@@ -32,6 +32,16 @@ func (n *Netdev) dropDir() error {
 		if err != nil || !r.NetnsDir {
 			return err
 		}
+		boot, err := bootID()
+		if err != nil {
+			return err
+		}
+		forget := func() error {
+			return n.updateRecord(func(r *record) { r.NetnsDir, r.NetnsBoot, r.NetnsKept = false, "", false })
+		}
+		if r.NetnsBoot != "" && r.NetnsBoot != boot {
+			return forget()
+		}
 		dir := n.opts.NetnsDir
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -41,13 +51,16 @@ func (n *Netdev) dropDir() error {
 			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("unmount %s: %w", dir, err)
 			}
-			// What is not empty below the mount belongs to somebody.
+			// What was there before, or is not empty below the mount, belongs to somebody.
+			if r.NetnsKept {
+				return forget()
+			}
 			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) &&
 				!errors.Is(err, unix.EBUSY) {
 				return fmt.Errorf("remove %s: %w", dir, err)
 			}
 		}
-		return n.updateRecord(func(r *record) { r.NetnsDir = false })
+		return forget()
 	})
 }
 
