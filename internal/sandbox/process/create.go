@@ -183,6 +183,9 @@ func (r *Runtime) writeSpec(ctx context.Context, cfg api.SandboxConfig, plan mou
 			return err
 		}
 	}
+	if err := modeMountPoints(f.rootfs, plan.mounts); err != nil {
+		return err
+	}
 	// Below a mount it is the mount's, and the runtime's to make.
 	if !slices.ContainsFunc(plan.fill, func(v volumeFill) bool { return strings.HasPrefix(spec.Process.Cwd+"/", v.target+"/") }) {
 		if err := makeDirInRoot(f.rootfs, spec.Process.Cwd); err != nil {

@@ -52,6 +52,9 @@ func TestInside(t *testing.T) {
 		"tmpfs": {script: "grep ' /t ' /proc/mounts", change: func(c *api.SandboxConfig) {
 			c.Spec.Mounts = []api.Mount{{Type: "tmpfs", Target: "/t", Options: []string{"size=1m"}}}
 		}, want: "tmpfs /t tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k 0 0\n"},
+		"tmpfs on a directory of the image": {script: "ls -ld /srv | cut -c1-10", change: func(c *api.SandboxConfig) {
+			c.Spec.Mounts = []api.Mount{{Type: "tmpfs", Target: "/srv", Options: []string{"mode=701"}}}
+		}, want: "drwx-----x\n"},
 		"image volume": {script: "cat /srv/data/file; echo x >/srv/data/own", change: func(c *api.SandboxConfig) { c.Image.Volumes = []string{"/srv/data"} }, want: "image\n"},
 		"privileged":   {script: "grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted; ls /dev/loop-control /dev/kmsg 2>/dev/null | head -n 1", change: func(c *api.SandboxConfig) { c.Spec.Privileged = true }, want: "Seccomp:\t0\nmounted\n/dev/kmsg\n"},
 		"not found":    {script: "exec /none", want: "/bin/sh: exec: line 0: /none: not found\n", code: 127},

@@ -298,6 +298,9 @@ func memory(in api.Resources, f facts, need func(field, controller string) error
 	if err := need("memory", "memory"); err != nil {
 		return nil, err
 	}
+	if in.Memory == 0 {
+		return nil, fmt.Errorf("%w: resources.memorySwap: it is a limit of memory and swap together, so it needs resources.memory too (-m)", ErrInvalid)
+	}
 	if in.Memory < minMemory {
 		return nil, fmt.Errorf("%w: resources.memory: %d is below the least possible, %d", ErrInvalid, in.Memory, minMemory)
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/bulkhead-net/bulkhead/api"
 )
 
@@ -74,5 +76,36 @@ func TestMountPointsOfTheImage(t *testing.T) {
 	}
 	if err := checkMountPoints(root); err != nil {
 		t.Errorf("directories: %v", err)
+	}
+}
+
+// TestModeOfMountPoints: a tmpfs has the mode that is asked for also on a directory of the image, and nothing else gets another mode: neither where
+// a link leads, nor what is another mount's.
+func TestModeOfMountPoints(t *testing.T) {
+	root, outside := t.TempDir(), t.TempDir()
+	for _, dir := range []string{"tmp", "volume/sub", "plain"} {
+		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	must(t, os.WriteFile(filepath.Join(root, "file"), nil, 0o644))
+	must(t, os.Symlink(outside, filepath.Join(root, "out")))
+	mode := []string{"nosuid", "mode=1700"}
+	must(t, modeMountPoints(root, []specs.Mount{
+		{Destination: "/tmp", Type: "tmpfs", Options: mode},
+		{Destination: "/plain", Type: "tmpfs"},
+		{Destination: "/file", Type: "tmpfs", Options: mode},
+		{Destination: "/out", Type: "tmpfs", Options: mode},
+		{Destination: "/absent", Type: "tmpfs", Options: mode},
+		{Destination: "/volume", Type: "bind"},
+		{Destination: "/volume/sub", Type: "tmpfs", Options: mode},
+	}))
+	for path, want := range map[string]os.FileMode{
+		filepath.Join(root, "tmp"): 0o700 | os.ModeDir | os.ModeSticky, filepath.Join(root, "plain"): 0o755 | os.ModeDir, outside: 0o755 | os.ModeDir,
+		filepath.Join(root, "file"): 0o644, filepath.Join(root, "volume/sub"): 0o755 | os.ModeDir,
+	} {
+		st, err := os.Stat(path)
+		must(t, err)
+		if st.Mode() != want {
+			t.Errorf("%s has mode %v, want %v", path, st.Mode(), want)
+		}
 	}
 }

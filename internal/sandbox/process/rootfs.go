@@ -7,9 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,6 +154,51 @@ func makeDirInRoot(root, path string) error {
 		return err
 	}
 	return securejoin.MkdirAll(root, path, 0o755)
+}
+
+// modeMountPoints gives directories of the image that a tmpfs will lie on the mode that is asked for that: runc before 1.1.8 gives the tmpfs the
+// mode of the directory, whatever the mount's options say.
+func modeMountPoints(root string, mounts []specs.Mount) error {
+	for i, m := range mounts {
+		below := func(o specs.Mount) bool { return strings.HasPrefix(m.Destination, o.Destination+"/") }
+		if m.Type != "tmpfs" || slices.ContainsFunc(mounts[:i], below) {
+			continue
+		}
+		for _, o := range m.Options {
+			text, is := strings.CutPrefix(o, "mode=")
+			if !is {
+				continue
+			}
+			mode, err := strconv.ParseUint(text, 8, 12)
+			if err != nil {
+				return fmt.Errorf("%w: tmpfs at %s: mode %q is not an octal number", ErrInvalid, m.Destination, text)
+			}
+			if err := modeInRoot(root, m.Destination, uint32(mode)); err != nil {
+				return fmt.Errorf("set the mode of %s: %w", m.Destination, err)
+			}
+		}
+	}
+	return nil
+}
+
+func modeInRoot(root, path string, mode uint32) error {
+	h, err := securejoin.OpenInRoot(root, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the runtime makes it
+	}
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if st, err := h.Stat(); err != nil || !st.IsDir() {
+		return err // the runtime says what is wrong with it
+	}
+	d, err := securejoin.Reopen(h, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Fchmod(int(d.Fd()), mode)
 }
 
 // checkMountPoints refuses an image in which a file system of the kernel would be mounted somewhere else: the runtime

@@ -124,6 +124,7 @@ func TestSpecRefusals(t *testing.T) {
 		"ulimit upside down":     {spec: api.ContainerSpec{Ulimits: []api.Ulimit{{Name: "core", Soft: 2, Hard: 1}}}, want: "above the hard"},
 		"ulimit twice":           {spec: api.ContainerSpec{Ulimits: []api.Ulimit{{Name: "core"}, {Name: "CORE"}}}, want: "twice"},
 		"little memory":          {spec: api.ContainerSpec{Resources: api.Resources{Memory: 4096}}, want: "least possible"},
+		"swap without memory":    {spec: api.ContainerSpec{Resources: api.Resources{MemorySwap: 32 << 20}}, want: "needs resources.memory too"},
 		"swap below memory":      {spec: api.ContainerSpec{Resources: api.Resources{Memory: 64 << 20, MemorySwap: 32 << 20}}, want: "counts memory too"},
 		"no memory controller":   {spec: api.ContainerSpec{Resources: api.Resources{Memory: 64 << 20}}, facts: noMemory, want: "lack the memory controller"},
 		"no swap accounting":     {spec: api.ContainerSpec{Resources: api.Resources{Memory: 64 << 20, MemorySwap: 64 << 20}}, facts: func(f *facts) { f.swapLimit = false }, want: "does not account swap"},
