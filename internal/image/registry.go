@@ -155,7 +155,7 @@ type guard struct {
 	plain    bool
 }
 
-var errPlainHTTP = errors.New("plain HTTP is not allowed to this registry: give it TLS, or allow plain HTTP for it")
+var errPlainHTTP = errors.New("plain HTTP is not allowed to this registry: give it TLS, or allow plain HTTP (--plain-http of pull and push)")
 
 func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme == "http" && !g.plain {
@@ -229,6 +229,7 @@ func unreached(err error) error {
 		dial    *net.OpError
 		issuer  x509.UnknownAuthorityError
 		host    x509.HostnameError
+		noTLS   tls.RecordHeaderError
 	)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -241,6 +242,8 @@ func unreached(err error) error {
 		return errors.New("its certificate is signed by nobody that this host trusts: install the authority's certificate on this host (update-ca-certificates)")
 	case errors.As(err, &host):
 		return fmt.Errorf("its certificate is for another name: %w", host)
+	case errors.As(err, &noTLS):
+		return fmt.Errorf("it does not speak TLS (%w): check the port; a registry without TLS needs --plain-http of pull and push", noTLS)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return errPlainHTTP
 	case errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout():

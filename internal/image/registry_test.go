@@ -441,3 +441,38 @@ func TestUnreached(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreachedWithoutTLS: what answers a TLS handshake with something else is told of with the flag that helps.
+func TestUnreachedWithoutTLS(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not block
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("what?\r\n"))
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}()
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+ln.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := tr.RoundTrip(req)
+	if err == nil {
+		resp.Body.Close()
+		t.Fatal("it spoke TLS")
+	}
+	if got := registryError(err).Error(); !strings.Contains(got, "does not speak TLS") || !strings.Contains(got, "--plain-http") {
+		t.Errorf("got %q", got)
+	}
+}
