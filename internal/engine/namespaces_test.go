@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
@@ -313,6 +314,27 @@ func TestVanishedCompartment(t *testing.T) {
 			e.t.Errorf("namespaces after a restart: %v", got)
 		}
 		e.ok(e.e.DeleteNamespace(context.Background(), ns.ID)) // although a container is listed
+	})
+}
+
+// TestVanishedCompartmentOfContainer: the doctor says who suffers, and what it says to do helps.
+func TestVanishedCompartmentOfContainer(t *testing.T) {
+	run(t, func(e *env) {
+		id := e.started("c", []string{"run"})
+		ns := must(e.e.Container(id))(e).Namespace
+		e.w.mu.Lock()
+		delete(e.w.kernel[0], namespaceObject(ns))
+		e.w.mu.Unlock()
+		e.e.Wake("test")
+		e.settle()
+		said, _ := e.doctorSays("namespace " + string(ns))
+		if said.Next != "bulkhead restart c" || !strings.Contains(said.Detail, "container c is without a network") {
+			e.t.Errorf("the doctor says %+v", said)
+		}
+		e.ok(e.e.RestartContainer(context.Background(), id, api.StopRequest{}))
+		if said, is := e.doctorSays("namespace " + string(ns)); is {
+			e.t.Errorf("after a restart the doctor says %+v", said)
+		}
 	})
 }
 

@@ -311,13 +311,27 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 			}
 		}
 	}
-	for id, ns := range e.st.namespaces {
-		if ns.Vanished {
-			out = append(out, api.Check{
-				Name: "namespace " + string(id), Status: "warn", Detail: "its compartment was removed by somebody else; its endpoints are detached",
-				Next: "bulkhead namespace rm " + string(id),
-			})
+	return append(out, e.vanishedChecks()...)
+}
+
+// vanishedChecks says what became of compartments that somebody took away. A container's own comes back with its next start.
+func (e *Engine) vanishedChecks() (out []api.Check) {
+	owners := map[hcn.GUID]string{}
+	for _, c := range e.st.containers {
+		if c.Doc.Namespace != "" && c.Shares == "" && c.In == "" {
+			owners[c.Doc.Namespace] = c.Doc.Name
 		}
+	}
+	for id, ns := range e.st.namespaces {
+		if !ns.Vanished {
+			continue
+		}
+		const what = "its compartment was removed by somebody else; its endpoints are detached"
+		c := api.Check{Name: "namespace " + string(id), Status: "warn", Detail: what, Next: "bulkhead namespace rm " + string(id)}
+		if owner := owners[id]; owner != "" {
+			c.Detail, c.Next = what+", and container "+owner+" is without a network", "bulkhead restart "+owner
+		}
+		out = append(out, c)
 	}
 	return out
 }
