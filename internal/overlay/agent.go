@@ -78,7 +78,7 @@ type Agent struct {
 	fresh       map[ownBlock]int64       // blocks that this host has leased, with the revision, until the watch has seen it
 	waiting     map[hcn.GUID]chan answer // who waits for an answer, by the question
 	asked       chan asked
-	lost        chan struct{}     // closed when the host's key was taken from us
+	lost        chan struct{}     // closed when the host's key was taken from us, or changed
 	etcd        uint64            // its own ID of it; 0: not known
 	term        uint64            // the last term of its members that was heard of
 	past        *past             // what is to be brought back to an etcd that was put back to an earlier state; nil: nothing
@@ -87,7 +87,7 @@ type Agent struct {
 	brought     bool              // all that was to be is, and the next snapshot shows it
 	leftUntil   time.Time
 	claimed     int64 // the revision at which this session wrote that key
-	gone        int64 // the newest at which it was seen removed
+	gone        int64 // the newest at which it was seen removed, or changed by somebody
 	taken       bool  // Take has given something
 
 	session, watching error // why there is none just now

@@ -192,11 +192,11 @@ func TestPartition(t *testing.T) {
 }
 
 // TestFrozen: etcd stands still for longer than leases last, and ends them all as it goes on. Nobody loses what he knows of those that are
-// there; who is not goes a little later.
+// there, nor does one that has started again meanwhile; who is not goes a little later.
 func TestFrozen(t *testing.T) {
 	s := startEtcd(t, 1)
 	s.found()
-	a, b, c := s.host(1), s.host(2), s.host(3)
+	a, b, c := s.host(1, remembers(t)), s.host(2), s.host(3)
 	for _, h := range []*testHost{a, b, c} {
 		h.connected()
 	}
@@ -214,6 +214,10 @@ func TestFrozen(t *testing.T) {
 
 	s.members[0].signal(t, syscall.SIGSTOP)
 	c.stop()
+	a.stop()
+	a.start(s, "boot 1")
+	a.take()
+	a.Publish([]Endpoint{eps[a]})
 	time.Sleep(2*testTTL + time.Second) //nolint:forbidigo // the leases' time is over
 	again := endpoint(n, guid(0xe, 9), "other", eps[b].Addrs...)
 	b.Publish([]Endpoint{again}) // with the address of one that is gone
@@ -343,6 +347,16 @@ func TestVandal(t *testing.T) {
 	eventually(t, "a removed key is written again", written)
 	put(key, `{"id":"`+string(id)+`","mac":"02:00:00:00:00:01","addrs":["10.77.0.9"]}`)
 	eventually(t, "a changed key is written again", written)
+	for _, value := range []string{"garbage", `{"id":"` + string(a.id) + `","name":"h1","addrs":["192.0.2.66"]}`} {
+		if _, err := cli.Put(t.Context(), a.keys.host(a.id), value); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a host writes its own key again", func() bool {
+			res, err := cli.Get(t.Context(), a.keys.host(a.id))
+			return err == nil && len(res.Kvs) == 1 && string(res.Kvs[0].Value) == encode(&a.self) && res.Kvs[0].Lease != 0
+		})
+		eventually(t, "its endpoint counts again", func() bool { return b.fact(n.ID, id) != nil && len(b.Status().Problems) == 0 })
+	}
 	if _, err := cli.Delete(t.Context(), a.keys.host(a.id)); err != nil {
 		t.Fatal(err)
 	}

@@ -490,15 +490,15 @@ func (c *cache) nameByBlocks(id hcn.GUID) string {
 }
 
 // reset replaces everything by a snapshot, and marks what that changed. What was recalled counts for nothing: it may be damaged, or of
-// an etcd that was put back to what it was once.
-func (c *cache) reset(entries []entry, rev int64) {
+// an etcd that was put back to what it was once. Keys that keep says stay.
+func (c *cache) reset(entries []entry, rev int64, keep func(key string) bool) {
 	seen := make(map[string]struct{}, len(entries))
 	for _, e := range entries {
 		seen[e.key] = struct{}{}
 	}
 	clear(c.unnamed) // what is still wrong with a key is found again
 	for _, key := range c.known() {
-		if _, ok := seen[key]; !ok {
+		if _, ok := seen[key]; !ok && !keep(key) {
 			c.put(entry{key: key, deleted: true})
 		}
 	}

@@ -83,7 +83,7 @@ func TestUnnamedProblems(t *testing.T) {
 	for i := range maxProblems + 10 {
 		fill(c, fmt.Sprintf("/test/v1/x%d", i), "x")
 	}
-	if c.reset(nil, c.rev); len(c.problems)+len(c.unnamed) != 0 {
+	if c.reset(nil, c.rev, func(string) bool { return false }); len(c.problems)+len(c.unnamed) != 0 {
 		t.Errorf("%d and %d are left by a snapshot without them", len(c.problems), len(c.unnamed))
 	}
 }

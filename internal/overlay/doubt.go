@@ -7,12 +7,14 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/bulkhead-net/bulkhead/hcn"
 )
 
 // An etcd that stands still for longer than leases last, as on machines that are paused, ends them as it goes on, before anybody could have
 // kept his. All hosts are there, and would take from each other's data planes what they publish again a moment later. So a host that has
 // just been without etcd for so long does not believe at once that others have ended: what a lease's end removes stays until it is
-// published again, or until the others have had their time to come back.
+// published again, or until the others have had their time to come back. So it is after a restart of the daemon by which its lease has ended.
 
 // doubt is what an agent does not believe yet. Guarded by the agent's mu.
 type doubt struct {
@@ -25,27 +27,29 @@ type doubt struct {
 // patience is how long etcd may be silent before leases end that nobody gave up, and how long others have after that.
 func (a *Agent) patience() time.Duration { return a.cfg.TTL * 2 / 3 }
 
-// heardOf notes that etcd keeps this host's lease.
-func (a *Agent) heardOf() {
+// heardOf notes that etcd keeps this host's lease; kept: one that it had before this agent began.
+func (a *Agent) heardOf(kept bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	if a.silent(now) {
+	if a.silent(now) && (!kept || !a.doubt.heard.IsZero()) {
 		a.doubt.until = now.Add(a.patience())
 	}
 	a.doubt.heard = now
 }
 
-// silent tells that etcd has said nothing for long. Locked: a.mu.
+// silent tells that etcd has said nothing for long, or nothing yet to one that goes on with what another has known. Locked: a.mu.
 func (a *Agent) silent(now time.Time) bool {
-	return !a.doubt.heard.IsZero() && now.Sub(a.doubt.heard) > a.patience()
+	if a.doubt.heard.IsZero() {
+		return a.cfg.known != nil
+	}
+	return now.Sub(a.doubt.heard) > a.patience()
 }
 
 // doubted are the revisions among events at which a host ended, while that is not believed. A lease's end removes all that it had by one.
 // Locked: a.mu.
 func (a *Agent) doubted(events []*clientv3.Event) map[int64]bool {
-	now := time.Now()
-	if !a.silent(now) && !now.Before(a.doubt.until) {
+	if !a.shaken() {
 		return nil
 	}
 	out := map[int64]bool{}
@@ -58,6 +62,39 @@ func (a *Agent) doubted(events []*clientv3.Event) map[int64]bool {
 		}
 	}
 	return out
+}
+
+// shaken tells that what has ended is not believed at once. Locked: a.mu.
+func (a *Agent) shaken() bool {
+	now := time.Now()
+	return a.silent(now) || now.Before(a.doubt.until)
+}
+
+// missed are the hosts that a snapshot lacks, while it is not believed that they have ended. Locked: a.mu.
+func (a *Agent) missed(entries []entry) map[hcn.GUID]bool {
+	if !a.shaken() {
+		return nil
+	}
+	out := map[hcn.GUID]bool{}
+	for id := range a.cache.hosts {
+		out[id] = id != a.self.ID
+	}
+	for _, e := range entries {
+		if p, err := a.keys.parse(e.key); err == nil && p.kind == kindHost {
+			delete(out, p.id)
+		}
+	}
+	return out
+}
+
+// holdMissed keeps a key that a snapshot lacks, if it is of one of these hosts. Locked: a.mu.
+func (a *Agent) holdMissed(key string, rev int64, missed map[hcn.GUID]bool) bool {
+	p, err := a.keys.parse(key)
+	host := p.host
+	if p.kind == kindHost {
+		host = p.id
+	}
+	return err == nil && missed[host] && a.hold(entry{key: key, deleted: true, rev: rev}, map[int64]bool{rev: true})
 }
 
 // hold keeps what an event removes, if it does so at one of these revisions. Locked: a.mu.

@@ -94,7 +94,7 @@ func TestMemory(t *testing.T) {
 	}
 	// The etcd may be one that was put back: what it says counts, whatever the revisions are.
 	other := Host{ID: guid(0xa, 1), Name: "renamed", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.7")}}
-	got.reset([]entry{{key: got.keys.host(other.ID), value: []byte(encode(&other)), created: 2, rev: got.hosts[other.ID].rev}}, 2)
+	got.reset([]entry{{key: got.keys.host(other.ID), value: []byte(encode(&other)), created: 2, rev: got.hosts[other.ID].rev}}, 2, func(string) bool { return false })
 	if u := got.changes(); got.hosts[other.ID].v.Name != "renamed" || len(got.endpoints)+len(got.networks)+len(got.blocks)+len(got.balancers.all) != 0 || len(u.Endpoints) != 5 || u.Endpoints[EndpointKey{guid(0xb, 1), guid(0xe, 3)}] != nil {
 		t.Errorf("after etcd was read: %+v", u)
 	}

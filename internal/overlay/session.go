@@ -19,7 +19,7 @@ import (
 // keep takes the host's place in the cluster and keeps it until something breaks: the lease ended, its key was removed, etcd is
 // away. It returns no nil.
 func (a *Agent) keep(ctx context.Context) error {
-	lease, rev, err := a.claim(ctx)
+	lease, rev, kept, err := a.claim(ctx)
 	if err != nil {
 		return err
 	}
@@ -29,7 +29,7 @@ func (a *Agent) keep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the host's lease: %w", err)
 	}
-	a.heardOf()
+	a.heardOf(kept)
 	lost, void := a.begin(lease, rev)
 	if err := a.lookBack(ctx); errors.Is(err, errPutBack) { // else it is looked at again
 		return err
@@ -48,14 +48,14 @@ func (a *Agent) keep(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-lost:
-			return errors.New("the host's key was removed")
+			return errors.New("the host's key was removed or changed")
 		case <-void:
 			return errPutBack
 		case ka, ok := <-alive:
 			if !ok {
 				return fmt.Errorf("the host's lease ended: %w", ErrAway)
 			}
-			a.heardOf()
+			a.heardOf(false)
 			if a.suspicious(ka.ResponseHeader) || time.Since(looked) > lookBackEvery {
 				looked = time.Now()
 				if err := a.lookBack(ctx); errors.Is(err, errPutBack) {
@@ -85,7 +85,7 @@ func (a *Agent) renewHost(ctx context.Context, lease clientv3.LeaseID) error {
 	if !changed {
 		return nil
 	}
-	now, rev, err := a.claim(ctx)
+	now, rev, _, err := a.claim(ctx)
 	if err != nil {
 		return fmt.Errorf("publish the host's own record: %w", err)
 	}
@@ -118,8 +118,9 @@ func (a *Agent) begin(lease clientv3.LeaseID, rev int64) (lost, void <-chan stru
 	return a.lost, a.void
 }
 
-// claim puts the host's key under a lease: the one that it had, if that is alive, or a new one. It gives the revision of that.
-func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
+// claim puts the host's key under a lease: the one that it had, if that is alive, or a new one. It gives the revision of that, and whether
+// the lease is the old one.
+func (a *Agent) claim(ctx context.Context) (lease clientv3.LeaseID, rev int64, kept bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
 	defer cancel()
 	a.mu.Lock()
@@ -129,18 +130,18 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
 	key := a.keys.host(self.ID)
 	res, err := a.cli.Txn(ctx).Then(clientv3.OpGet(a.keys.schema()), clientv3.OpGet(key), clientv3.OpGet(a.keys.forgotten(self.ID))).Commit()
 	if err != nil {
-		return 0, 0, fmt.Errorf("read the host's key: %w", err)
+		return 0, 0, false, fmt.Errorf("read the host's key: %w", err)
 	}
 	got := res.Responses
 	if kvs := got[0].GetResponseRange().Kvs; len(kvs) == 0 {
-		return 0, 0, noCluster(a.keys)
+		return 0, 0, false, noCluster(a.keys)
 	} else if err := checkSchema(a.keys, kvs[0].Value); err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	if kvs := got[2].GetResponseRange().Kvs; len(kvs) > 0 {
-		return 0, 0, forgottenError(kvs[0].Value)
+		return 0, 0, false, forgottenError(kvs[0].Value)
 	}
-	lease, mod := clientv3.LeaseID(0), int64(0)
+	mod := int64(0)
 	if kvs := got[1].GetResponseRange().Kvs; len(kvs) > 0 {
 		mod = kvs[0].ModRevision
 		old, err := decode[Host](kindHost, kvs[0].Value)
@@ -148,7 +149,7 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
 		live := kvs[0].Lease != 0 && terr == nil && ttl.TTL > 0
 		switch {
 		case err == nil && live && old.Boot != self.Boot && old.Session != self.Session:
-			return 0, 0, fmt.Errorf("%w: %q with the addresses %v lives under %s; if it is this host before its restart, this ends by itself within %s, "+
+			return 0, 0, false, fmt.Errorf("%w: %q with the addresses %v lives under %s; if it is this host before its restart, this ends by itself within %s, "+
 				"if it is a copy of this host, `bulkhead cluster leave --force` on one of the two and join it anew", ErrTwin, old.Name, old.Addrs, self.ID, a.cfg.TTL)
 		case live:
 			lease = clientv3.LeaseID(kvs[0].Lease)
@@ -157,10 +158,11 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
 			}
 		}
 	}
-	if lease == 0 {
+	kept = lease != 0
+	if !kept {
 		g, err := a.cli.Grant(ctx, max(1, int64(a.cfg.TTL/time.Second)))
 		if err != nil {
-			return 0, 0, fmt.Errorf("get a lease: %w", err)
+			return 0, 0, false, fmt.Errorf("get a lease: %w", err)
 		}
 		lease = g.ID
 	}
@@ -168,12 +170,12 @@ func (a *Agent) claim(ctx context.Context) (clientv3.LeaseID, int64, error) {
 		If(clientv3.Compare(clientv3.ModRevision(key), "=", mod), absent(a.keys.forgotten(self.ID)), present(a.keys.schema())).
 		Then(clientv3.OpPut(key, encode(&self), clientv3.WithLease(lease))).Commit()
 	if err != nil {
-		return 0, 0, fmt.Errorf("publish the host: %w", err)
+		return 0, 0, false, fmt.Errorf("publish the host: %w", err)
 	}
 	if !put.Succeeded {
-		return 0, 0, errors.New("somebody else changed the host's key just now")
+		return 0, 0, false, errors.New("somebody else changed the host's key just now")
 	}
-	return lease, put.Header.Revision, nil
+	return lease, put.Header.Revision, kept, nil
 }
 
 func absent(key string) clientv3.Cmp { return clientv3.Compare(clientv3.CreateRevision(key), "=", 0) }

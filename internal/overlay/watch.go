@@ -75,7 +75,8 @@ func (a *Agent) list(ctx context.Context) error {
 	}
 	a.brought = false
 	clear(a.doubt.held)
-	a.cache.reset(entries, rev)
+	missed := a.missed(entries)
+	a.cache.reset(entries, rev, func(key string) bool { return a.holdMissed(key, rev, missed) })
 	a.takeOwn(entries, rev)
 	a.synced = true
 	a.saveSoon()
@@ -343,8 +344,10 @@ func (a *Agent) ownEvent(e entry) {
 	switch {
 	case p.kind == kindCheck, p.kind == kindChecked:
 		a.advanceChecks()
-	case p.kind == kindHost && p.id == a.self.ID && e.deleted:
-		a.loseSession(e.rev)
+	case p.kind == kindHost && p.id == a.self.ID:
+		if e.deleted || string(e.value) != encode(&a.self) && !a.rereg { // somebody else has changed it
+			a.loseSession(e.rev)
+		}
 	case p.kind == kindHost && e.deleted: // what it had counts no more
 		for at := range a.own.refused {
 			a.retryBalancers(at.network)
