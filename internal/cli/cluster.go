@@ -82,7 +82,10 @@ below the prefix. With --member the host also runs a member of the cluster's etc
 three or five hosts should.
 
 The files named are read by the daemon, and again for each connection, so certificates
-can be renewed in place. After an error the host is in no cluster.`,
+can be renewed in place. After an error the host is in no cluster.
+
+A host that is in the cluster of the token, and has lost its etcd because that has moved
+to other addresses, looks for it where the token says, and keeps what it has.`,
 		Example: `  bulkhead join bulkhead1.eyJhIjpbIjE5Mi4wLjIuMTo…
   bulkhead join --member bulkhead1.eyJhIjpbIjE5Mi4wLjIuMTo…
   bulkhead join --etcd https://192.0.2.1:2379 --etcd https://192.0.2.2:2379 \

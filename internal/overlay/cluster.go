@@ -357,7 +357,7 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 		Memory: c.memory(), known: known, after: after,
 		Client: cli, Prefix: cfg.Etcd.Prefix, Host: h, TTL: c.opt.TTL, Changed: c.opt.Changed, Log: c.log, Probe: c.opt.Probe, Answer: c.opt.Answer,
 		Measured: func(found []PathFound) int { return c.measured(r.agent, found) },
-		Why:      func(ctx context.Context, err error) error { return because(ctx, cfg.Etcd, err) },
+		Why:      func(ctx context.Context, err error) error { return lostBy(cfg, because(ctx, cfg.Etcd, err)) },
 	})
 	r.wg.Go(func() { r.agent.Run(ctx) })
 	if cfg.Own {
@@ -369,6 +369,15 @@ func (c *Cluster) start(ctx context.Context, r *running, cfg *config) error {
 		return c.openDoor(ctx, r, cfg)
 	}
 	return nil
+}
+
+// lostBy adds to why etcd cannot be reached what is to be done where it has moved.
+func lostBy(cfg *config, err error) error {
+	var gone unreachable
+	if cfg.Own && cfg.Member == nil && errors.As(err, &gone) {
+		return fmt.Errorf("%w; if etcd's members have other addresses now, make a token on one of their hosts (`bulkhead cluster token`) and give it to `bulkhead join` here", err)
+	}
+	return err
 }
 
 // awaitMember waits until the member that was started answers.

@@ -249,7 +249,7 @@ func TestMembership(t *testing.T) {
 	}
 	// A copy of what it had is good until its time is over, and not renewed.
 	door := netip.AddrPortFrom(b.addr, b.run.agent.Self().Join)
-	if _, err := askSigned(t.Context(), door, nil, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}}); err == nil || !strings.Contains(err.Error(), "is not in the cluster now") {
+	if _, err := askDoor(t.Context(), door, "renew", renewal{}, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}}); err == nil || !strings.Contains(err.Error(), "is not in the cluster now") {
 		t.Errorf("a host that has left asks for a certificate: %v", err)
 	}
 	if err := e.Leave(t.Context(), false); err == nil || !strings.Contains(err.Error(), "in no cluster") {

@@ -242,10 +242,16 @@ func because(ctx context.Context, e Etcd, err error) error {
 		return err
 	}
 	if why := Why(ctx, e); why != nil && ctx.Err() == nil {
-		return fmt.Errorf("etcd cannot be reached: %w", why)
+		return unreachable{why}
 	}
 	return err
 }
+
+// unreachable says why etcd is not there.
+type unreachable struct{ why error }
+
+func (u unreachable) Error() string { return "etcd cannot be reached: " + u.why.Error() }
+func (u unreachable) Unwrap() error { return u.why }
 
 // silent errors do not say why nobody answered.
 func silent(err error) bool {

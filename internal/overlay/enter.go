@@ -51,7 +51,7 @@ func (c *Cluster) enter(ctx context.Context, req Request, attempt func(ctx conte
 	was := c.cfg
 	c.mu.Unlock()
 	if was != nil {
-		return nil, fmt.Errorf("this host is in cluster %s already: `bulkhead cluster leave` first", was.Cluster)
+		return nil, alreadyIn(was)
 	}
 	h := Host{ID: hcn.NewGUID(), Name: req.Name, Addrs: req.Addrs, Version: c.opt.Version}
 	if err := h.check(); err != nil {
@@ -240,11 +240,19 @@ func (c *Cluster) startMember(ctx context.Context, cfg *config) (*clientv3.Clien
 	return cli, m, nil
 }
 
-// Join gets into the cluster of a token; member asks to run a member of its etcd here.
+// Join gets into the cluster of a token; member asks to run a member of its etcd here. A host that is in that cluster, and has lost etcd, looks
+// for it where the token says.
 func (c *Cluster) Join(ctx context.Context, req Request, token string, asMember bool) (Result, error) {
 	t, err := ParseToken(token)
 	if err != nil {
 		return Result{}, err
+	}
+	if c.isOurs(t) {
+		res, err := c.findAgain(ctx, t, asMember)
+		if err != nil {
+			err = fmt.Errorf("join the cluster: %w", err)
+		}
+		return res, err
 	}
 	cfg, err := c.enter(ctx, req, func(ctx context.Context, cfg *config) error {
 		cfg.Own = true

@@ -77,6 +77,7 @@ func (d *door) serve(ctx context.Context, ln net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/join", d.join)
 	mux.HandleFunc("POST /v1/renew", d.renew)
+	mux.HandleFunc("POST /v1/where", d.where)
 	hosts := x509.NewCertPool()
 	hosts.AddCert(d.ca.cert)
 	srv := &http.Server{

@@ -2,7 +2,9 @@ package overlay
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -154,6 +156,62 @@ func TestMemberMoves(t *testing.T) {
 	b.follows(a, b)
 	if after := readPid(filepath.Join(b.opt.RunDir, "etcd.pid")); *after != *before {
 		t.Errorf("etcd was started again without need: %v, before %v", after, before)
+	}
+}
+
+// TestFoundAgain: where the only member moves, the other hosts cannot hear of it; a new token says where it is, to those of its cluster alone.
+func TestFoundAgain(t *testing.T) {
+	a, b := newMembership(t, 1), newMembership(t, 2)
+	if _, err := a.Init(t.Context(), a.request(), ""); err != nil {
+		t.Fatal(err)
+	}
+	token, err := a.Token(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, err := b.Join(t.Context(), b.request(), token, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Join(t.Context(), b.request(), token, false); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("join again without need: %v", err)
+	}
+	if err := a.Move([]netip.Addr{a.loses()}); err != nil {
+		t.Fatal(err)
+	}
+	a.connected()
+	testhost.Eventually(t, 40*time.Second, func() error {
+		if s := b.Status(t.Context()); s.Status.Connected {
+			return errors.New("b has not noticed")
+		}
+		return nil
+	})
+	if err := lostBy(b.cfg, because(t.Context(), b.cfg.Etcd, context.DeadlineExceeded)); !strings.Contains(err.Error(), "`bulkhead join` here") {
+		t.Errorf("b says: %v", err)
+	}
+	if _, err := b.Join(t.Context(), b.request(), token, false); err == nil || !strings.Contains(err.Error(), "as the token says") {
+		t.Errorf("a token from before: %v", err)
+	}
+	if token, err = a.Token(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Join(t.Context(), b.request(), token, true); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("become a member by the way: %v", err)
+	}
+	now, err := b.Join(t.Context(), b.request(), token, false)
+	if err != nil || now.Host != was.Host || now.Cluster != was.Cluster {
+		t.Fatalf("%+v, %v; it was %+v", now, err, was)
+	}
+	b.follows(a)
+
+	// Who shows no certificate of a host is told nothing.
+	door := netip.AddrPortFrom(a.addr, a.cfg.Member.Port+2)
+	pool, err := readCAs(a.file(fileCA), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ans, err := askDoor(t.Context(), door, "where", struct{}{}, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool}); err == nil || len(ans.Endpoints) > 0 || !strings.Contains(err.Error(), "no certificate") {
+		t.Errorf("without a certificate: %+v, %v", ans, err)
 	}
 }
 

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -12,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -145,37 +143,13 @@ func (c *Cluster) askRenewal(ctx context.Context, a *Agent, csr []byte, pair tls
 		if h.Join == 0 {
 			continue
 		}
-		cert, err := askSigned(ctx, netip.AddrPortFrom(h.Addrs[0], h.Join), csr, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}})
+		ans, err := askDoor(ctx, netip.AddrPortFrom(h.Addrs[0], h.Join), "renew", renewal{csr}, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}})
 		if err == nil {
-			return cert, nil
+			return ans.Cert, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", h.Name, err))
 	}
 	return nil, errors.Join(errs...)
-}
-
-func askSigned(ctx context.Context, addr netip.AddrPort, csr []byte, cfg *tls.Config) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 4*opTimeout)
-	defer cancel()
-	tr := &http.Transport{TLSClientConfig: cfg, DialContext: (&net.Dialer{Timeout: opTimeout}).DialContext, TLSHandshakeTimeout: opTimeout, DisableKeepAlives: true}
-	defer tr.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr.String()+"/v1/renew", bytes.NewReader([]byte(encode(renewal{csr}))))
-	if err != nil {
-		return nil, err
-	}
-	res, err := (&http.Client{Transport: tr}).Do(r)
-	if err != nil {
-		return nil, Explain(err)
-	}
-	defer res.Body.Close()
-	var ans joinAnswer
-	if err := json.NewDecoder(io.LimitReader(res.Body, maxJoin)).Decode(&ans); err != nil {
-		return nil, fmt.Errorf("read the answer: %w", err)
-	}
-	if ans.Error != "" || res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("it says: %.400s", ans.Error)
-	}
-	return ans.Cert, nil
 }
 
 // renew signs again for a host that shows the certificate it has.
@@ -195,14 +169,23 @@ func (d *door) renew(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(ans)
 }
 
-func (d *door) signAgain(ctx context.Context, conn *tls.ConnectionState, csr []byte) ([]byte, error) {
+// certified is the host whose certificate was shown.
+func certified(conn *tls.ConnectionState) (hcn.GUID, error) {
 	if conn == nil || len(conn.VerifiedChains) == 0 {
-		return nil, errors.New("no certificate of the cluster's was shown")
+		return "", errors.New("no certificate of the cluster's was shown")
 	}
 	name := conn.PeerCertificates[0].Subject.CommonName
 	id, err := hcn.ParseGUID(strings.TrimPrefix(name, "host "))
 	if err != nil || name != "host "+string(id) {
-		return nil, fmt.Errorf("the certificate is of %.60q, which is no host", name)
+		return "", fmt.Errorf("the certificate is of %.60q, which is no host", name)
+	}
+	return id, nil
+}
+
+func (d *door) signAgain(ctx context.Context, conn *tls.ConnectionState, csr []byte) ([]byte, error) {
+	id, err := certified(conn)
+	if err != nil {
+		return nil, err
 	}
 	leave, err := enter(ctx, d.asking)
 	if err != nil {
@@ -222,5 +205,5 @@ func (d *door) signAgain(ctx context.Context, conn *tls.ConnectionState, csr []b
 	if len(res.Responses[1].GetResponseRange().Kvs) == 0 { // it has left, or does not live
 		return nil, fmt.Errorf("host %s is not in the cluster now", id)
 	}
-	return d.ca.sign(csr, name, nil, time.Now())
+	return d.ca.sign(csr, "host "+string(id), nil, time.Now())
 }
