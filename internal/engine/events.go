@@ -222,9 +222,13 @@ func (e *Engine) report(drift []plan.Drift) {
 		} else {
 			kind, _, _ := strings.Cut(d.Object, " ")
 			e.opt.Meter.Repair(kind)
-			e.log.Warn("drift repaired", "object", d.Object, "id", d.ID, "found", d.Found)
+			e.log.Warn("drift repaired", "object", d.Object, "id", d.ID, "found", d.Found, "by", d.By)
 		}
-		e.event("drift", action, d.ID, d.Object, map[string]string{"found": d.Found})
+		told := map[string]string{"found": d.Found}
+		if d.By != "" {
+			told["by"] = d.By
+		}
+		e.event("drift", action, d.ID, d.Object, told)
 	}
 }
 

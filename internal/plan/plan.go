@@ -374,6 +374,7 @@ type Drift struct {
 	Object string // what was wrong: "link bhp…", "table inet bulkhead"
 	ID     string // the port, network or namespace it belongs to
 	Found  string // "missing", "down", "program detached", …
+	By     string // whose doing it may be, as the kernel tells it of rulesets: "nft (pid 4711)"
 }
 
 // Change is what an object was and what it becomes; nil means absent.

@@ -343,6 +343,9 @@ func TestStreams(t *testing.T) {
 		t.Fatal("a flush was not noticed")
 	}
 	drift := tp.sync()
+	if len(drift) != 1 || !strings.HasPrefix(drift[0].By, "nft (pid ") {
+		t.Errorf("whose doing it was: %+v", drift)
+	}
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("the repair took %v", took)
 	} else {

@@ -114,7 +114,10 @@ func (a *Applier) reconcile(ctx context.Context, want elements) (have *listing, 
 		if have, err = a.k.list(); err != nil {
 			return nil, err
 		}
-		drift := a.drift(have)
+		drift, who := a.drift(have), a.commits.blame()
+		for i := range drift {
+			drift[i].By = who
+		}
 		if have.exists && have.seal == seal(have.static) {
 			err = a.k.write(have.elements.without(want), want.without(have.elements))
 		} else {

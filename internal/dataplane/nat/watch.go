@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +22,30 @@ type commits struct {
 	mu   sync.Mutex
 	ours map[uint32]bool
 	c    *netlink.Conn // to ask for the generation, kept open
+	// others are the programs that changed the ruleset since it was last compared, the first of them.
+	others []string
+}
+
+// maxOthers bounds whom a repair is said to be needed by.
+const maxOthers = 3
+
+// note remembers who changed the ruleset.
+func (c *commits) note(who string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.others) < maxOthers && !slices.Contains(c.others, who) {
+		c.others = append(c.others, who)
+	}
+}
+
+// blame is who changed the ruleset since the last call: one of them is to thank for what is found now. Empty when nobody
+// was heard, as before the watch began.
+func (c *commits) blame() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	who := strings.Join(c.others, ", ")
+	c.others = nil
+	return who
 }
 
 // commit runs a function that makes one commit, and remembers its generation. The watch waits meanwhile, so it cannot
@@ -120,5 +146,7 @@ func (a *Applier) foreignCommit(m netlink.Message) (string, bool) {
 	if err != nil || a.commits.forget(g.id) {
 		return "", false
 	}
-	return fmt.Sprintf("nftables: changed by %s (pid %d)", g.name, g.pid), true
+	who := fmt.Sprintf("%s (pid %d)", g.name, g.pid)
+	a.commits.note(who)
+	return "nftables: changed by " + who, true
 }
