@@ -20,7 +20,11 @@ import (
 
 // checks are the lines of the doctor's report that need the parts below the
 // engine: the kernel's features, other firewalls, the container runtime.
-func checks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, vms *vm.Host, wg *wireguard.Applier) func(context.Context) []api.Check {
+func (p *parts) checks(ctx context.Context) []api.Check {
+	return append(hostChecks(p.filter, p.sw, p.runtime, p.vms, p.wg)(ctx), nameChecks(p.engine, p.names)...)
+}
+
+func hostChecks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, vms *vm.Host, wg *wireguard.Applier) func(context.Context) []api.Check {
 	return func(ctx context.Context) []api.Check {
 		var out []api.Check
 		for _, f := range vswitch.Probe() {

@@ -110,7 +110,7 @@ Containers do not depend on it: stopping or restarting it cuts no connection.`,
 	f.StringVar(&c.wireguard, "wireguard", string(wireguard.Auto), "what encrypts what networks send to other hosts: auto, kernel or user-space; auto takes the kernel's WireGuard where it has one")
 	f.IntVar(&c.namespacePool, "namespace-pool", 8, "compartments kept ready, to attach faster, and half as many with a vNIC")
 	f.BoolVar(&c.dnsForwardSingle, "dns-forward-single-label", false, "ask the upstreams for unknown names of one label too, for LANs with such names")
-	f.StringVar(&c.dockerPlugin, "docker-plugin", "", "unix socket to answer dockerd on, /run/docker/plugins/bulkhead.sock: `docker network create -d bulkhead` makes networks then (default nowhere)")
+	f.StringVar(&c.dockerPlugin, "docker-plugin", "", "unix socket to answer dockerd on, /run/docker/plugins/bulkhead.sock: docker network create -d bulkhead makes networks then (default nowhere)")
 	f.StringVar(&c.dockerAPI, "docker-api", "/run/docker.sock", "dockerd's socket, which is asked for the names of its containers")
 	return cmd
 }
@@ -291,7 +291,7 @@ func (c *daemonConfig) wire(ctx context.Context, p *parts, log *slog.Logger) (er
 		Leases:    newLeases(p.dev, func() *engine.Engine { return p.engine }, log),
 		LeaseWait: c.leaseWait,
 		Probe:     c.probe,
-		Checks:    checks(p.filter, p.sw, p.runtime, p.vms, p.wg),
+		Checks:    p.checks,
 		Info:      c.info(ctx, p),
 		AskHost:   askHost,
 		Pools4:    pools,

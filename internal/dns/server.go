@@ -154,7 +154,7 @@ func (s *server) quick(buf, msg []byte, client netip.Addr, tcp bool) ([]byte, *t
 func (s *server) local(buf []byte, q *query, client netip.Addr, limit int, v *verdict, began time.Time) []byte {
 	if v.kind == kindRefuse {
 		s.count.refused.Add(1)
-		s.failed(q, client, v.reason)
+		s.count.fail(Failure{Time: time.Now(), Client: client, Name: q.folded, Type: typeName(q.typ), Reason: v.reason, Refused: true})
 		s.trace(q, client, "refused", v.reason, began)
 		r := newReply(buf, q, rcodeRefused, false, limit, edeProhibited)
 		return r.done()

@@ -44,6 +44,8 @@ type Failure struct {
 	Name   string
 	Type   string
 	Reason string
+	// Refused is about a question that nobody is to answer: of a closed network, for a name outside.
+	Refused bool
 }
 
 const keptFailures = 32

@@ -285,6 +285,7 @@ func (e *Engine) Doctor(ctx context.Context) []api.Check {
 	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
+	out = append(out, e.mtuCheck())
 	out = append(out, e.asideChecks()...)
 	out = append(out, e.leaseChecks()...)
 	out = append(out, e.tunnelChecks()...)
@@ -335,6 +336,33 @@ func (e *Engine) vanishedChecks() (out []api.Check) {
 	}
 	return out
 }
+
+// mtuCheck is the doctor's line about the size of packets: the uplink's, and what containers send on each network. Locked: e.mu.
+func (e *Engine) mtuCheck() api.Check {
+	c := api.Check{Name: "MTU", Status: "ok", Detail: "there is no default route; networks that reach out are taken to carry " + itoa(e.facts.UplinkMTU)}
+	if e.facts.Uplink != "" {
+		c.Detail = fmt.Sprintf("the uplink %s carries packets of %d bytes", e.facts.Uplink, e.facts.UplinkMTU)
+	}
+	var nets []string
+	for id, n := range e.st.networks {
+		s := cmp.Or(n.Doc.Name, string(id)) + " " + itoa(plan.SwitchMTU(n, &e.facts))
+		if n.Uplink != "" {
+			s += " by " + n.Uplink
+		}
+		nets = append(nets, s)
+	}
+	slices.Sort(nets)
+	if more := len(nets) - maxListed; more > 0 {
+		nets = append(nets[:maxListed], fmt.Sprintf("%d more", more))
+	}
+	if len(nets) > 0 {
+		c.Detail += "; containers send up to: " + strings.Join(nets, ", ")
+	}
+	return c
+}
+
+// maxListed bounds a list within a line.
+const maxListed = 16
 
 // leftoverWait is how long something may take to go after its row: devices are
 // deleted in groups, in the background.
