@@ -113,6 +113,10 @@ type NetworkAttachment struct {
 	// DNSFirst has the network's name servers asked before those of the container's other
 	// networks (HCN: OverrideDNSServerOrder).
 	DNSFirst bool `json:"dnsFirst,omitempty"`
+	// RateOut and RateIn are what the container may send and receive on the network, in bytes per
+	// second (HCN: QOS); 0 is no bound.
+	RateOut uint64 `json:"rateOut,omitempty"`
+	RateIn  uint64 `json:"rateIn,omitempty"`
 }
 
 // PublishedPort publishes ports of the host to the container.

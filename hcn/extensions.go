@@ -215,3 +215,15 @@ type IncomingQosSetting struct {
 }
 
 func (IncomingQosSetting) validate(string) error { return nil }
+
+// RatePolicies are the policies that bound what an endpoint sends and receives, in bytes per second; 0 is no bound and needs none.
+func RatePolicies(out, in uint64) []EndpointPolicy {
+	var policies []EndpointPolicy
+	if out > 0 {
+		policies = append(policies, NewEndpointPolicy(QOS, QosPolicySetting{MaximumOutgoingBandwidthInBytes: out}))
+	}
+	if in > 0 {
+		policies = append(policies, NewEndpointPolicy(IncomingQOS, IncomingQosSetting{MaximumIncomingBandwidthInBytes: in}))
+	}
+	return policies
+}

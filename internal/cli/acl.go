@@ -71,7 +71,7 @@ protocols do not; what the layer lets pass the other rules judge.`,
 						Hint("give it another --id, or bulkhead acl rm %s %s", args[0], rule.Id)
 				}
 			}
-			if err := changeACLs(cmd.Context(), c, e.ID, hcn.RequestTypeAdd, hcn.NewEndpointPolicy(hcn.ACL, rule)); err != nil {
+			if err := changePolicies(cmd.Context(), c, e.ID, hcn.RequestTypeAdd, hcn.NewEndpointPolicy(hcn.ACL, rule)); err != nil {
 				return f.inFlags(err)
 			}
 			_, err = fmt.Fprintln(a.Stdout, clean(rule.Id))
@@ -198,7 +198,7 @@ func aclEndpoint(ctx context.Context, c *client.Client, word, network string) (*
 	return nil, api.Errorf(api.KindConflict, "container %s is on several networks: %s", word, strings.Join(all, ", ")).Hint("say which with --network")
 }
 
-func changeACLs(ctx context.Context, c *client.Client, id hcn.GUID, what hcn.RequestType, policies ...hcn.EndpointPolicy) error {
+func changePolicies(ctx context.Context, c *client.Client, id hcn.GUID, what hcn.RequestType, policies ...hcn.EndpointPolicy) error {
 	r, err := hcn.NewEndpointPolicyRequest(what, policies)
 	if err != nil {
 		return err
@@ -348,7 +348,7 @@ func newACLRmCmd(a *app) *cobra.Command {
 					return api.Errorf(api.KindNotFound, "%s has no rule of its own with the ID %q", args[0], id).Hint("bulkhead acl ls %s", args[0])
 				}
 			}
-			return changeACLs(cmd.Context(), c, e.ID, hcn.RequestTypeRemove, gone...)
+			return changePolicies(cmd.Context(), c, e.ID, hcn.RequestTypeRemove, gone...)
 		},
 	}
 	cmd.ValidArgsFunction = a.completeFirst(a.completeEndpoints)

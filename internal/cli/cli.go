@@ -172,6 +172,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		grouped(groupNetworks, newFlowsCmd(a)),
 		grouped(groupNetworks, newRulesCmd(a)),
 		grouped(groupNetworks, newACLCmd(a)),
+		grouped(groupNetworks, newRateCmd(a)),
 		grouped(groupNetworks, newCaptureCmd(a)),
 		grouped(groupImages, newImageCmd(a)),
 		grouped(groupImages, newPullCmd(a)),

@@ -101,6 +101,7 @@ func newEndpointCreateCmd(a *app) *cobra.Command {
 	var ports publishFlags
 	var priority int
 	var isolated, dnsFirst, byHost bool
+	var rateOut, rateIn rateValue
 	cmd := &cobra.Command{
 		Use:   "create [flags]",
 		Short: "Create an endpoint on a network",
@@ -124,6 +125,7 @@ removed; namespace attach gives a compartment the vNIC.`,
 			}
 			to := list[0]
 			to.Interface, to.GatewayPriority, to.Isolated, to.DNSFirst = iface, priority, isolated, dnsFirst
+			to.RateOut, to.RateIn = uint64(rateOut), uint64(rateIn)
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -161,6 +163,8 @@ removed; namespace attach gives a compartment the vNIC.`,
 	flags.StringVar(&elsewhere, "remote-host", "", "the endpoint is on another host of an overlay, which has this address; give its --ip and --mac-address there")
 	flags.BoolVar(&byHost, "by-host", false, "the endpoint is a machine outside of the network, which is reached by the host at --ip and --ip6: as a back end of load balancers")
 	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
+	flags.Var(&rateOut, "rate-out", rateOutUsage)
+	flags.Var(&rateIn, "rate-in", rateInUsage)
 	flags.BoolVar(&dnsFirst, "dns-first", false, dnsFirstUsage)
 	addPublishFlags(cmd, &ports)
 	completeFlag(cmd, "network", a.completeNetworks)
@@ -190,6 +194,7 @@ func endpointDocument(name string, network hcn.GUID, to api.NetworkAttachment, p
 	if len(to.Aliases) > 0 {
 		doc.Policies = append(doc.Policies, hcn.NewEndpointPolicy(hcn.Aliases, hcn.AliasesSetting{Names: to.Aliases}))
 	}
+	doc.Policies = append(doc.Policies, hcn.RatePolicies(to.RateOut, to.RateIn)...)
 	for _, p := range ports {
 		doc.Policies = append(doc.Policies, portMappings(p)...)
 	}

@@ -180,6 +180,11 @@ func TestNetworkFlags(t *testing.T) {
 			networkFlags{networks: []string{"lan:alias=a"}, ip6: "fd00::7", mac: "00-15-5D-00-00-07", aliases: []string{"b"}},
 			`["",[{"network":"lan","addresses":["fd00::7"],"mac":"00-15-5D-00-00-07","aliases":["a","b"]}]]`,
 		},
+		"rates": {
+			networkFlags{networks: []string{"lan:rate-out=10mbit,rate-in=1.5Gbit/s"}},
+			`["",[{"network":"lan","rateOut":1250000,"rateIn":187500000}]]`,
+		},
+		"bad rate":            {networkFlags{networks: []string{"a:rate-out=10"}}, ""},
 		"two":                 {networkFlags{networks: []string{"a", "b"}}, `["",[{"network":"a"},{"network":"b"}]]`},
 		"two and an address":  {networkFlags{networks: []string{"a", "b"}, ip: "10.0.0.1"}, ""},
 		"none and another":    {networkFlags{networks: []string{"none", "b"}}, ""},
@@ -380,4 +385,17 @@ func FuzzNetwork(f *testing.F) {
 			t.Errorf("%q gives %+v", s, n)
 		}
 	})
+}
+
+func TestParseRate(t *testing.T) {
+	for in, want := range map[string]uint64{"0": 0, "0mbit": 0, "8bit": 1, "800kbit": 100_000, "10Mbit/s": 1_250_000, "2.5gbit": 312_500_000, "1tbit": 125_000_000_000} {
+		if got, err := parseRate(in); err != nil || got != want {
+			t.Errorf("%s: %d, %v, want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "10", "10m", "-1mbit", "mbit", "1e3bit", "7bit", "1.2.3mbit", "9999999999tbit", "10mbyte"} {
+		if got, err := parseRate(in); err == nil {
+			t.Errorf("%q is taken as %d", in, got)
+		}
+	}
 }

@@ -66,7 +66,7 @@ containers, state) is on a disk of its own, a file that takes the space of what 
 	flags.StringVar(&f.restart, "restart", "unless-stopped", "restart it when it ends: no, on-failure[:N], always or unless-stopped")
 	flags.DurationVar(&wait, "wait", 5*time.Minute, "how long its daemon may take to answer; 0 to not wait for it")
 	n := &f.network
-	flags.StringArrayVar(&n.networks, "network", nil, "its uplink: NAME[:ip=…,ip6=…,mac=…,alias=…,interface=…,gw-priority=N,isolated=true,dns-first=true]")
+	flags.StringArrayVar(&n.networks, "network", nil, "its uplink: NAME[:ip=…,ip6=…,mac=…,alias=…,interface=…,gw-priority=N,isolated=true,dns-first=true,rate-out=10mbit,rate-in=10mbit]")
 	flags.StringVar(&n.ip, "ip", "", "IPv4 address on the only network")
 	flags.StringVar(&n.ip6, "ip6", "", "IPv6 address on the only network")
 	flags.StringVar(&n.mac, "mac-address", "", "MAC on the only network")

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,11 +117,13 @@ func newNetworkConnectCmd(a *app) *cobra.Command {
 	var iface string
 	var priority int
 	var isolated, dnsFirst bool
+	var rateOut, rateIn rateValue
 	cmd := &cobra.Command{
 		Use:   "connect [flags] NETWORK CONTAINER",
 		Short: "Connect a container with a further network",
 		Long: `Gives a container a vNIC on a further network, also while it runs. Which network has
-the default route is decided by --gw-priority: the highest wins.`,
+the default route is decided by --gw-priority: the highest wins, and among equal ones the
+network that was joined first. Where that decides, it is said on standard error.`,
 		Example: `  bulkhead network connect lan web
   bulkhead network connect --ip 10.7.0.9 --alias www --gw-priority 10 lan web`,
 		Args:              needArgs(2, 2, "network or container"),
@@ -143,11 +146,16 @@ the default route is decided by --gw-priority: the highest wins.`,
 			}
 			to.Isolated = to.Isolated || isolated
 			to.DNSFirst = to.DNSFirst || dnsFirst
+			to.RateOut, to.RateIn = cmp.Or(uint64(rateOut), to.RateOut), cmp.Or(uint64(rateIn), to.RateIn)
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			return c.ConnectContainer(cmd.Context(), args[1], to)
+			if err := c.ConnectContainer(cmd.Context(), args[1], to); err != nil || a.plans != nil {
+				return err
+			}
+			a.warnGateways(cmd.Context(), c, args[1])
+			return nil
 		},
 	}
 	flags := cmd.Flags()
@@ -158,6 +166,8 @@ the default route is decided by --gw-priority: the highest wins.`,
 	flags.StringVar(&iface, "interface", "", "name of the interface in the container")
 	flags.IntVar(&priority, "gw-priority", 0, "priority for the default route")
 	flags.BoolVar(&isolated, "isolated", false, isolatedUsage)
+	flags.Var(&rateOut, "rate-out", rateOutUsage)
+	flags.Var(&rateIn, "rate-in", rateInUsage)
 	flags.BoolVar(&dnsFirst, "dns-first", false, dnsFirstUsage+", from the container's next start")
 	return cmd
 }

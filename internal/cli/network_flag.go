@@ -147,8 +147,18 @@ func setNetworkOption(n *api.NetworkAttachment, key, value string) error {
 			return fmt.Errorf("dns-first %q is neither true nor false", value)
 		}
 		n.DNSFirst = on
+	case "rate-out", "rate-in":
+		rate, err := parseRate(value)
+		if err != nil {
+			return err
+		}
+		if key == "rate-out" {
+			n.RateOut = rate
+		} else {
+			n.RateIn = rate
+		}
 	default:
-		return fmt.Errorf("the option %q is not known: use ip, ip6, mac, alias, interface, gw-priority, isolated or dns-first", key)
+		return fmt.Errorf("the option %q is not known: use ip, ip6, mac, alias, interface, gw-priority, isolated, dns-first, rate-out or rate-in", key)
 	}
 	return nil
 }
@@ -169,6 +179,12 @@ func parseFamily(s string, want6 bool) (netip.Addr, error) {
 
 // isolatedUsage is the help of --isolated.
 const isolatedUsage = "exchange nothing with other endpoints of the network; the host and what is behind it stay reachable"
+
+// rateOutUsage and rateInUsage are the help of --rate-out and --rate-in.
+const (
+	rateOutUsage = "what it may send, like 10mbit; see bulkhead rate"
+	rateInUsage  = "what it may receive, likewise"
+)
 
 // dnsFirstUsage is the help of --dns-first.
 const dnsFirstUsage = "ask this network's name servers before those of the compartment's other networks"

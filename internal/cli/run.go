@@ -130,6 +130,9 @@ func (a *app) create(cmd *cobra.Command, f *specFlags, args []string, run bool) 
 	}
 	_, asked, _ := f.ports.parse()
 	announce(a.Stderr, spec.Publish, func(p api.PublishedPort) string { return asked[p] })
+	if len(spec.Networks) > 1 {
+		a.warnGateways(cmd.Context(), c, created.ID)
+	}
 	return c, created, nil
 }
 

@@ -97,7 +97,7 @@ func (f *specFlags) addLimits(cmd *cobra.Command) {
 func (f *specFlags) addNetwork(a *app, cmd *cobra.Command) {
 	flags, n := cmd.Flags(), &f.network
 	flags.StringArrayVar(&n.networks, "network", nil,
-		"join NAME[:ip=…,ip6=…,mac=…,alias=…,interface=…,gw-priority=N,isolated=true,dns-first=true]; none; container:NAME to share its compartment; or namespace:NAME for a VM whose compartment that is")
+		"join NAME[:ip=…,ip6=…,mac=…,alias=…,interface=…,gw-priority=N,isolated=true,dns-first=true,rate-out=10mbit,rate-in=10mbit]; none; container:NAME to share its compartment; or namespace:NAME for a VM whose compartment that is")
 	flags.StringVar(&n.ip, "ip", "", "IPv4 address on the only network")
 	flags.StringVar(&n.ip6, "ip6", "", "IPv6 address on the only network")
 	flags.StringVar(&n.mac, "mac-address", "", "MAC on the only network")

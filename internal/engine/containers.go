@@ -376,6 +376,7 @@ func networkedEndpoint(n *plan.Network, a api.NetworkAttachment, servers []strin
 	if a.DNSFirst {
 		doc.Flags |= hcn.OverrideDNSServerOrder
 	}
+	doc.Policies = append(doc.Policies, hcn.RatePolicies(a.RateOut, a.RateIn)...)
 	return doc, nil
 }
 
