@@ -6,6 +6,24 @@ import "slices"
 // decoded and checked like any other and then refused, because a setting accepted without effect is a defect: somebody would
 // believe in a packet filter that is not there. Who implements a part adds it here, and nothing else has to change.
 
+// ClaimedVersion is the one of the service that clients derive features from: the highest whose features are all there (ADR 9).
+func ClaimedVersion() Version { return Version{Major: 15, Minor: 0} }
+
+// Claim is what the service says of itself.
+type Claim struct {
+	Version
+	// Features are those of later versions that are there as well. Clients of Windows do not know this member; that of package hcsshim/hcn does.
+	Features []string `json:",omitempty"`
+}
+
+// FeatureModifyLoadbalancer is that load balancers change in place.
+const FeatureModifyLoadbalancer = "ModifyLoadbalancer"
+
+// ClaimOf is the claim of a version, with what is there besides.
+func ClaimOf(v Version) Claim {
+	return Claim{Version: v, Features: []string{FeatureModifyLoadbalancer}}
+}
+
 // supportedNetworkTypes are the types that can be created.
 var supportedNetworkTypes = []NetworkType{NAT, Internal, Private, Transparent, L2Bridge, L2Tunnel, Overlay}
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/client"
 )
 
@@ -38,8 +39,11 @@ func call(method, path, request string, out any) error {
 		}
 	}
 	answer, err := c.HNS(ctx, method, path, body)
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
+	switch {
+	case api.IsKind(err, api.KindUnavailable):
+		return fmt.Errorf("failed during hnsCallRawResponse: hnsCall failed in Win32: The interface is unknown. (0x6b5) %w", err)
+	case err != nil:
+		return fmt.Errorf("hns failed with error : %w", err) // the words that users of this API compare
 	}
 	if len(answer) == 0 || out == nil {
 		return nil

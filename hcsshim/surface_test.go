@@ -17,24 +17,30 @@ import (
 	"testing"
 )
 
-// windows is a checkout of the Windows client, from which the lists are made anew.
-var windows = flag.String("windows", "", "checkout of the Windows client to make testdata/version*.txt from")
+// windows and hnslib are checkouts, from which the lists are made anew.
+var (
+	windows = flag.String("windows", "", "checkout of the Windows client to make testdata/version*.txt from")
+	hnslib  = flag.String("hnslib", "", "checkout of the client for networks alone, hnslib, to make testdata/hnslib.txt from")
+)
 
-// TestSurface: what the Windows client exports, which testdata lists, is here with the same signatures and members. Lines that begin with a
+// TestSurface: what the Windows client exports, and what hnslib does besides, which testdata lists, is here with the same signatures and members. Lines that begin with a
 // minus are not, and are no oversight; a line of that kind that is here after all is to lose it.
 func TestSurface(t *testing.T) {
 	for version, of := range map[string]struct {
 		dir    string
+		from   string
 		theirs []string
+		beside string
 	}{
-		"version1": {".", []string{"hns*.go", "errors.go"}},
-		"version2": {"hcn", []string{"hcn/*.go"}},
+		"version1": {".", *windows, []string{"hns*.go", "errors.go"}, ""},
+		"version2": {"hcn", *windows, []string{"hcn/*.go"}, ""},
+		"hnslib":   {"hcn", *hnslib, []string{"hcn/*.go"}, "version2"},
 	} {
 		t.Run(version, func(t *testing.T) {
 			ours := surface(t, []string{filepath.Join(of.dir, "*.go")}, "")
 			list := filepath.Join("testdata", version+".txt")
-			if *windows != "" {
-				remember(t, list, surface(t, inside(*windows, of.theirs), filepath.Join(*windows, "internal", "hns")), ours)
+			if of.from != "" {
+				remember(t, list, of.beside, surface(t, inside(of.from, of.theirs), filepath.Join(of.from, "internal", "hns")), ours)
 			}
 			b, err := os.ReadFile(list)
 			if err != nil {
@@ -62,10 +68,20 @@ func inside(dir string, patterns []string) (out []string) {
 	return out
 }
 
-func remember(t *testing.T, file string, theirs, ours []string) {
+func remember(t *testing.T, file, beside string, theirs, ours []string) {
 	t.Helper()
 	var b bytes.Buffer
+	var listed []byte
+	if beside != "" {
+		var err error
+		if listed, err = os.ReadFile(filepath.Join("testdata", beside+".txt")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, line := range theirs {
+		if strings.Contains("\n"+string(listed), "\n"+line+"\n") || strings.Contains("\n"+string(listed), "\n- "+line+"\n") {
+			continue
+		}
 		if _, is := slices.BinarySearch(ours, line); !is {
 			b.WriteString("- ")
 		}

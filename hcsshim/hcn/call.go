@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"time"
 
+	"github.com/bulkhead-net/bulkhead/api"
 	"github.com/bulkhead-net/bulkhead/client"
 	document "github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -109,7 +111,7 @@ func list[T any](kind string, q HostComputeQuery) ([]T, error) {
 		return nil, err
 	}
 	var ids []string
-	if err := send("enumerate "+kind, http.MethodGet, "/"+kind, values, nil, &ids); err != nil {
+	if err := send("hcnEnumerate"+noun[kind]+"s", http.MethodGet, "/"+kind, values, nil, &ids); err != nil {
 		return nil, err
 	}
 	detail, err := queryText(HostComputeQuery{SchemaVersion: q.SchemaVersion, Flags: q.Flags})
@@ -119,7 +121,7 @@ func list[T any](kind string, q HostComputeQuery) ([]T, error) {
 	var out []T
 	for _, id := range ids {
 		var doc T
-		err := send("query "+kind, http.MethodGet, "/"+kind+"/"+url.PathEscape(id), detail, nil, &doc)
+		err := send("hcnQuery"+noun[kind]+"Properties", http.MethodGet, "/"+kind+"/"+url.PathEscape(id), detail, nil, &doc)
 		if IsNotFoundError(err) {
 			continue
 		}
@@ -145,27 +147,33 @@ func first[T any](kind string, q HostComputeQuery, none error) (*T, error) {
 
 func create[T any](kind string, doc *T) (*T, error) {
 	made := new(T)
-	if err := send("create in "+kind, http.MethodPost, "/"+kind, nil, doc, made); err != nil {
+	if err := send("hcnCreate"+noun[kind], http.MethodPost, "/"+kind, nil, doc, made); err != nil {
 		return nil, err
 	}
 	return made, nil
 }
 
 func remove(kind, id string) error {
-	return send("delete of "+kind, http.MethodDelete, "/"+kind+"/"+url.PathEscape(id), nil, nil, nil)
+	return send("hcnDelete"+noun[kind], http.MethodDelete, "/"+kind+"/"+url.PathEscape(id), nil, nil, nil)
 }
 
 func modify(kind, id string, request any) error {
-	return send("modify of "+kind, http.MethodPost, "/"+kind+"/"+url.PathEscape(id)+"/modify", nil, request, nil)
+	return send("hcnModify"+noun[kind], http.MethodPost, "/"+kind+"/"+url.PathEscape(id)+"/modify", nil, request, nil)
 }
 
 // settings encodes those of a request.
 func settings(v any) (json.RawMessage, error) { return json.Marshal(v) }
 
+// noun is what the kinds of objects are called in the names of Windows' functions, which begin its errors.
+var noun = map[string]string{networks: "Network", endpoints: "Endpoint", namespaces: "Namespace", loadBalancers: "LoadBalancer", sdnRoutes: "SdnRoute"}
+
 // wrap gives an error of the daemon the type that users of this API look for.
 func wrap(operation string, err error) error {
 	if e, ok := errors.AsType[*document.Error](err); ok {
-		return &HcnError{operation: operation, code: ErrorCode(e.Code), err: e}
+		return &HcnError{operation: operation, code: folded(e.Code), err: e}
+	}
+	if api.IsKind(err, api.KindUnavailable) { // as Windows says it of a service that does not run, which users look for in the text
+		return fmt.Errorf("%s failed in Win32: The interface is unknown. (0x6b5) %w", operation, err)
 	}
 	return err
 }

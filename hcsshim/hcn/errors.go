@@ -3,6 +3,7 @@ package hcn
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	document "github.com/bulkhead-net/bulkhead/hcn"
 )
@@ -12,9 +13,12 @@ type ErrorCode uint32
 
 // The codes that users of this API look for.
 const (
-	ERROR_NOT_FOUND                = ErrorCode(document.ErrElementNotFound)
+	ERROR_NOT_FOUND                = ErrorCode(document.ErrElementNotFound & 0xFFFF)
 	HCN_E_NETWORK_NOT_FOUND        = ErrorCode(document.ErrNetworkNotFound)
 	HCN_E_ENDPOINT_NOT_FOUND       = ErrorCode(document.ErrEndpointNotFound)
+	HCN_E_ADAPTER_NOT_FOUND        = ErrorCode(document.ErrAdapterNotFound)
+	HCN_E_PORT_NOT_FOUND           = ErrorCode(document.ErrPortNotFound)
+	HCN_E_INVALID_IP               = ErrorCode(document.ErrInvalidIP)
 	HCN_E_PORT_ALREADY_EXISTS      = ErrorCode(document.ErrPortAlreadyExists)
 	HCN_E_REQUEST_UNSUPPORTED      = ErrorCode(document.ErrRequestUnsupported)
 	HCN_E_ADDR_INVALID_OR_RESERVED = ErrorCode(document.ErrAddrInvalidOrReserved)
@@ -28,13 +32,28 @@ type HcnError struct { //nolint:revive // its name in that API
 	err       *document.Error
 }
 
-func (e *HcnError) Error() string { return e.operation + ": " + e.err.Error() }
+// Error is in the words of Windows, with the code in them, since there are users who look for these; what the daemon says of it follows.
+func (e *HcnError) Error() string {
+	text, detail := e.err.Text, e.err.Detail
+	if text == "" {
+		text, detail = detail, ""
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%s failed in Win32: %s (0x%x) %s", e.operation, text, uint32(e.code), detail), " ")
+}
 
 // Unwrap gives the daemon's own error.
 func (e *HcnError) Unwrap() error { return e.err }
 
 // Code of the error.
 func (e *HcnError) Code() ErrorCode { return e.code }
+
+// folded is the code as Windows' client has it: of a Win32 error its number alone.
+func folded(c document.ErrorCode) ErrorCode {
+	if c>>16 == 0x8007 {
+		c &= 0xFFFF
+	}
+	return ErrorCode(c)
+}
 
 // CheckErrorWithCode tells whether an error has a code.
 func CheckErrorWithCode(err error, code ErrorCode) bool {
@@ -49,6 +68,23 @@ func IsElementNotFoundError(err error) bool { return CheckErrorWithCode(err, ERR
 func IsPortAlreadyExistsError(err error) bool {
 	return CheckErrorWithCode(err, HCN_E_PORT_ALREADY_EXISTS)
 }
+
+// IsNetworkNotFoundError tells whether the service has no such network.
+func IsNetworkNotFoundError(err error) bool { return CheckErrorWithCode(err, HCN_E_NETWORK_NOT_FOUND) }
+
+// IsEndpointNotFoundError tells whether the service has no such endpoint.
+func IsEndpointNotFoundError(err error) bool {
+	return CheckErrorWithCode(err, HCN_E_ENDPOINT_NOT_FOUND)
+}
+
+// IsPortNotFoundError tells whether the switch has no such port.
+func IsPortNotFoundError(err error) bool { return CheckErrorWithCode(err, HCN_E_PORT_NOT_FOUND) }
+
+// IsAdapterNotFoundError tells whether the host has no such NIC.
+func IsAdapterNotFoundError(err error) bool { return CheckErrorWithCode(err, HCN_E_ADAPTER_NOT_FOUND) }
+
+// IsInvalidIPError tells whether an address is none, or in no subnet.
+func IsInvalidIPError(err error) bool { return CheckErrorWithCode(err, HCN_E_INVALID_IP) }
 
 // IsNotImplemented tells whether the service does not do that.
 func IsNotImplemented(err error) bool {

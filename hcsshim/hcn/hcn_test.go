@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,8 +97,11 @@ func serve(t *testing.T) *service {
 		delete(s.docs, r.PathValue("id"))
 		answer(w, nil)
 	})
+	m.HandleFunc("DELETE /hcn/v2/{kind}/nobody", func(w http.ResponseWriter, _ *http.Request) {
+		refuse(w, http.StatusNotFound, 0x80070490, "Element not found. nobody has it")
+	})
 	m.HandleFunc("GET /hns/v1/globals/version", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]any{"Success": true, "Output": map[string]int{"Major": 9, "Minor": 3}})
+		answer(w, map[string]any{"Success": true, "Output": map[string]any{"Major": 9, "Minor": 3, "Features": []string{"ModifyLoadbalancer"}}})
 	})
 	srv := &http.Server{Handler: m, ReadHeaderTimeout: time.Minute}
 	go func() { _ = srv.Serve(ln) }()
@@ -114,7 +118,7 @@ func TestPodNetwork(t *testing.T) {
 	if err := hcn.HostRouteSupported(); err != nil {
 		t.Error(err)
 	}
-	if f := hcn.GetSupportedFeatures(); !f.Api.V2 || !f.DSR || f.SetPolicy || !f.Slash32EndpointPrefixes {
+	if f := hcn.GetSupportedFeatures(); !f.Api.V2 || !f.DSR || f.SetPolicy || !f.Slash32EndpointPrefixes || !f.ModifyLoadbalancer || f.Accelnet {
 		t.Errorf("features of 9.3: %+v", f)
 	}
 	network, err := (&hcn.HostComputeNetwork{
@@ -151,7 +155,8 @@ func TestPodNetwork(t *testing.T) {
 	if err := endpoint.ApplyPolicy(hcn.RequestTypeUpdate, hcn.PolicyEndpointRequest{Policies: endpoint.Policies}); err != nil || s.last["RequestType"] != "Update" {
 		t.Errorf("sent %v: %v", s.last, err)
 	}
-	if _, err := network.CreateEndpoint(&hcn.HostComputeEndpoint{Name: "taken"}); !hcn.IsPortAlreadyExistsError(err) || hcn.IsNotFoundError(err) {
+	if _, err := network.CreateEndpoint(&hcn.HostComputeEndpoint{Name: "taken"}); !hcn.IsPortAlreadyExistsError(err) || hcn.IsNotFoundError(err) ||
+		err.Error() != "hcnCreateEndpoint failed in Win32: The specified port already exists. (0x803b0013)" {
 		t.Errorf("a port that is taken: %v", err)
 	}
 	if err := endpoint.Delete(); err != nil {
@@ -168,7 +173,7 @@ func TestPodNetwork(t *testing.T) {
 // TestNoDaemon: what cannot be reached is an error, and has no features.
 func TestNoDaemon(t *testing.T) {
 	t.Setenv("BULKHEAD_HOST", "unix:///nonexistent/s")
-	if _, err := hcn.ListNetworks(); err == nil || hcn.IsNotFoundError(err) {
+	if _, err := hcn.ListNetworks(); err == nil || hcn.IsNotFoundError(err) || !strings.Contains(err.Error(), "hcnEnumerateNetworks failed in Win32: The interface is unknown. (0x6b5) ") {
 		t.Errorf("no daemon: %v", err)
 	}
 	if f := hcn.GetSupportedFeatures(); f.Api.V2 {
@@ -244,5 +249,14 @@ func TestUpdateLoadBalancer(t *testing.T) {
 	}
 	if ends, ok := s.last["HostComputeEndpoints"].([]any); !ok || len(ends) != 2 || s.last["ID"] != lb.Id {
 		t.Errorf("sent %v", s.last)
+	}
+}
+
+// TestWin32Code: what comes from Windows itself has its number alone, as clients compare it.
+func TestWin32Code(t *testing.T) {
+	serve(t)
+	err := (&hcn.HostComputeNamespace{Id: "nobody"}).Delete()
+	if !hcn.IsElementNotFoundError(err) || !hcn.CheckErrorWithCode(err, 0x490) || !hcn.IsNotFoundError(err) || err.Error() != "hcnDeleteNamespace failed in Win32: Element not found. (0x490) nobody has it" {
+		t.Errorf("%v", err)
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/bulkhead-net/bulkhead/client"
+	document "github.com/bulkhead-net/bulkhead/hcn"
 )
 
 // Globals are what the service says of itself.
@@ -76,18 +78,28 @@ func (r VersionRanges) has(v Version) bool {
 
 // GetGlobals asks the service for its version.
 func GetGlobals() (*Globals, error) {
-	g := &Globals{}
-	err := with("query of the version", func(ctx context.Context, c *client.Client) error {
-		raw, err := c.HNS(ctx, "GET", "/globals/version", nil)
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(raw, &g.Version)
-	})
+	c, err := claimed()
 	if err != nil {
 		return nil, err
 	}
-	return g, nil
+	return &Globals{Version: c.Version}, nil
+}
+
+// claim is what the service says of itself: a version, and features of later ones that it has as well.
+type claim struct {
+	Version
+	Features []string
+}
+
+func claimed() (c claim, err error) {
+	err = with("hnsCall", func(ctx context.Context, client *client.Client) error {
+		raw, err := client.HNS(ctx, "GET", "/globals/version", nil)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, &c)
+	})
+	return c, err
 }
 
 // AclFeatures are what rules can say.
@@ -127,7 +139,8 @@ type SupportedFeatures struct {
 	Accelnet                 bool        `json:"Accelnet"`
 }
 
-func featuresOf(v Version) SupportedFeatures {
+func featuresOf(c claim) SupportedFeatures {
+	v := c.Version
 	acl := HNSVersion1803.has(v)
 	return SupportedFeatures{
 		Acl:          AclFeatures{acl, acl, acl, acl},
@@ -137,25 +150,25 @@ func featuresOf(v Version) SupportedFeatures {
 		SessionAffinity: SessionAffinityVersion.has(v), IPv6DualStack: IPv6DualStackVersion.has(v), SetPolicy: SetPolicyVersion.has(v),
 		VxlanPort: VxlanPortVersion.has(v), L4Proxy: L4ProxyPolicyVersion.has(v), L4WfpProxy: L4WfpProxyPolicyVersion.has(v),
 		TierAcl: TierAclPolicyVersion.has(v), NetworkACL: NetworkACLPolicyVersion.has(v), NestedIpSet: NestedIpSetVersion.has(v),
-		DisableHostPort: DisableHostPortVersion.has(v), ModifyLoadbalancer: ModifyLoadbalancerVersion.has(v), Accelnet: AccelnetVersion.has(v),
+		DisableHostPort: DisableHostPortVersion.has(v), ModifyLoadbalancer: ModifyLoadbalancerVersion.has(v) || slices.Contains(c.Features, document.FeatureModifyLoadbalancer), Accelnet: AccelnetVersion.has(v),
 	}
 }
 
 // GetSupportedFeatures asks for the features of the service. Without an answer it has none.
 func GetSupportedFeatures() SupportedFeatures {
-	g, err := GetGlobals()
+	c, err := claimed()
 	if err != nil {
 		return SupportedFeatures{}
 	}
-	return featuresOf(g.Version)
+	return featuresOf(c)
 }
 
 var cached = sync.OnceValues(func() (SupportedFeatures, error) { //nolint:gochecknoglobals // what this API promises
-	g, err := GetGlobals()
+	c, err := claimed()
 	if err != nil {
 		return SupportedFeatures{}, err
 	}
-	return featuresOf(g.Version), nil
+	return featuresOf(c), nil
 })
 
 // GetCachedSupportedFeatures asks once.

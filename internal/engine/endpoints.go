@@ -475,6 +475,5 @@ func (e *Engine) EndpointStats(id hcn.GUID) (api.NetworkStats, error) {
 	return s, nil
 }
 
-// HCNVersion is the lowest HCN version at which clients use the v2 API at all.
-// What else it promises belongs to overlay networks, and those are refused.
-func (e *Engine) HCNVersion() hcn.Version { return hcn.Version{Major: 9, Minor: 2} }
+// HCNVersion is the HCN version that clients derive features from.
+func (e *Engine) HCNVersion() hcn.Version { return hcn.ClaimedVersion() }

@@ -92,7 +92,7 @@ func (c hnsCall) creation() creation { return creation{body: c.body, v1: true, i
 func (s *Server) hnsCall(ctx context.Context, c hnsCall) (any, error) {
 	switch c.verb() {
 	case "GET globals/version":
-		return s.backend.HCNVersion(), nil
+		return hcn.ClaimOf(s.backend.HCNVersion()), nil
 	case "GET networks", "GET endpoints", "GET namespaces", "GET policylists":
 		return hnsList(s.hnsKind(c))
 	case "GET activities", "GET plugins":
