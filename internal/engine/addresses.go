@@ -217,7 +217,7 @@ func (t *txn) pickMAC(doc *hcn.HostComputeEndpoint, n *plan.Network) (plan.MAC, 
 		if err != nil {
 			return plan.MAC{}, err
 		}
-		if holder, ok := macs[plan.MAC(b)]; ok {
+		if holder, ok := macs[plan.MAC(b)]; ok && !doc.ByHost(&n.Doc) {
 			return plan.MAC{}, hcn.Errorf(hcn.ErrInvalidEndpoint, "MacAddress: %s belongs to %s on network %q: choose another, or leave it out", doc.MacAddress, holder, n.Doc.Name)
 		}
 		return plan.MAC(b), nil

@@ -139,3 +139,30 @@ func TestRemoteEndpoints(t *testing.T) {
 		}
 	})
 }
+
+// TestMACsOutside: clients give every machine outside of an overlay the MAC of the host, and one of their own endpoints as well: it is never
+// on the switch. What is there has a MAC of its own.
+func TestMACsOutside(t *testing.T) {
+	run(t, func(e *env) {
+		e.underlay()
+		n := must(e.network(overlayDoc("blue", 61, 5001, hostRoute)))(e)
+		const mac = `,"MacAddress":"02-00-00-00-EE-01"`
+		far := func(ip, mac string) string {
+			return epDoc(n.ID, `"Flags":1,"IpConfigurations":[{"IpAddress":"`+ip+`"}],"Policies":[{"Type":"ProviderAddress","Settings":{"ProviderAddress":"192.0.2.1"}}]`+mac)
+		}
+		first := must(e.endpoint(far("10.96.0.1", mac)))(e)
+		must(e.endpoint(epDoc(n.ID, `"IpConfigurations":[{"IpAddress":"10.61.0.9"}]`+mac)))(e)
+		must(e.endpoint(far("10.96.0.2", mac)))(e)
+		if err := e.e.DeleteEndpoint(bg, first.ID); err != nil {
+			e.t.Fatal(err)
+		}
+		for name, doc := range map[string]string{
+			"here":      epDoc(n.ID, `"IpConfigurations":[{"IpAddress":"10.61.0.10"}]`+mac),
+			"elsewhere": far("10.61.0.11", mac),
+		} {
+			if _, err := e.endpoint(doc); hcn.CodeOf(err) != hcn.ErrInvalidEndpoint || !strings.Contains(err.Error(), "MacAddress") {
+				e.t.Errorf("a MAC twice, %s: %v", name, err)
+			}
+		}
+	})
+}

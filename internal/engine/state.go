@@ -289,7 +289,9 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 		for _, a := range old.Addrs {
 			drop(s.addrs, net, a.Addr())
 		}
-		drop(s.macs, net, old.MAC)
+		if s.macs[net][old.MAC] == id {
+			drop(s.macs, net, old.MAC)
+		}
 		for _, f := range plan.Forwards(old) {
 			k := portKey{f.Protocol, f.Port}
 			if s.ports[k][id]--; s.ports[k][id] <= 0 {
@@ -315,7 +317,10 @@ func (s *state) setEndpoint(id hcn.GUID, row *plan.Endpoint) {
 	for _, a := range row.Addrs {
 		insert(s.addrs, net, a.Addr(), id)
 	}
-	insert(s.macs, net, row.MAC, id)
+	// A machine outside of the network is met by the host, whatever its MAC: clients give all of them that of the host.
+	if n := s.networks[net]; n == nil || !row.Doc.ByHost(&n.Doc) {
+		insert(s.macs, net, row.MAC, id)
+	}
 	for _, f := range plan.Forwards(row) {
 		k := portKey{f.Protocol, f.Port}
 		insert(s.ports, k, id, s.ports[k][id]+1)
