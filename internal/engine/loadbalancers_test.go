@@ -78,6 +78,9 @@ func TestSourceVIP(t *testing.T) {
 			var got []string
 			as := ""
 			for _, s := range p.Balancers[lb.ID].Services {
+				if !s.Host && s.Self != s.VIP {
+					e.t.Errorf("%s: a back end that is its own client sees %s, for which nobody on the link answers", what, s.Self)
+				}
 				if !s.Host || s.VIP.Is6() {
 					continue
 				}
@@ -105,6 +108,13 @@ func TestSourceVIP(t *testing.T) {
 		check("after a restart", "10.7.0.99", own, "203.0.113.9")
 		e.ok(e.e.DeleteEndpoint(bg, source.ID))
 		check("it is deleted", "", own)
+		other := must(e.balancer(strings.Replace(lbDoc(2, here.ID), `"FrontendVIPs"`, `"SourceVIP":"10.99.0.99","FrontendVIPs"`, 1)))(e)
+		e.settle()
+		for _, s := range e.e.plan.Balancers[other.ID].Services {
+			if want := "10.99.0.99"; !s.Host && s.VIP.Is4() && s.Self.String() != want {
+				e.t.Errorf("a back end that is its own client sees %s, want %s", s.Self, want)
+			}
+		}
 	})
 }
 

@@ -213,8 +213,9 @@ func compileBalancer(in *Intent, b *LoadBalancer) *Balancer {
 				Protocol: uint8(m.Protocol), VIP: vip, Port: m.External(), Spread: Spread(m.DistributionType),
 				Keep: m.Flags&hcn.EnablePreserveDip != 0, Self: vip,
 			}
-			if self, err := netip.ParseAddr(b.Doc.SourceVIP); err == nil && self.Unmap().Is4() == vip.Is4() {
-				s.Self = self.Unmap()
+			// In a subnet the back end would look for it on the link, where an endpoint in no compartment does not answer.
+			if self := b.SourceVIP(); self.IsValid() && self.Is4() == vip.Is4() && n.Doc.SubnetOf(self) == nil {
+				s.Self = self
 			}
 			s.Backends = ends(vip.Is4(), s.Keep, m.Behind())
 			out.Services = append(out.Services, s)
