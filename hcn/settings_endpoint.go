@@ -163,6 +163,13 @@ func (s PortMappingPolicySetting) Overlaps(o PortMappingPolicySetting) bool {
 	return true
 }
 
+// Divides reports whether two mappings of one endpoint at all addresses, one of which is meant for IPv6 alone, divide a port: the other has
+// the IPv4 addresses then.
+func (s PortMappingPolicySetting) Divides(o PortMappingPolicySetting) bool {
+	return s.VIP == "" && o.VIP == "" && s.IPv6Only() != o.IPv6Only() && s.Protocol == o.Protocol && s.ExternalPort == o.ExternalPort &&
+		(s.ExternalPort != 0 || s.InternalPort == o.InternalPort)
+}
+
 // covers reports whether a mapping on all addresses includes a.
 func (s PortMappingPolicySetting) covers(a netip.Addr) bool {
 	return (s.Scope == "" || !a.IsLoopback()) && (!s.IPv6Only() || a.Is6())

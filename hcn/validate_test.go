@@ -323,6 +323,8 @@ func TestEndpointValidate(t *testing.T) {
 		{"mapping twice", policies(mapping, mapping), ErrPortAlreadyExists, "Policies[1]"},
 		{"mapping and one address", policies(mapping, strings.Replace(mapping, `"Protocol":6`, `"Protocol":6,"VIP":"192.0.2.1"`, 1)), ErrPortAlreadyExists, "8080/TCP"},
 		{"mapping of both protocols", policies(mapping, strings.Replace(mapping, `"Protocol":6`, `"Protocol":17`, 1)), 0, ""},
+		{"one mapping for each family", policies(`{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80,"ExternalPort":8080,"Flags":1}}`, `{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80,"ExternalPort":8080,"Flags":3}}`), 0, ""},
+		{"two mappings for IPv6", policies(`{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80,"ExternalPort":8080,"Flags":2}}`, `{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":81,"ExternalPort":8080,"Flags":3}}`), ErrPortAlreadyExists, "8080"},
 		{"mappings to pick", policies(`{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":80}}`, `{"Type":"PortMapping","Settings":{"Protocol":6,"InternalPort":81}}`), 0, ""},
 		{"lan and loopback", policies(strings.Replace(mapping, `"Protocol":6`, `"Protocol":6,"Scope":"lan"`, 1), strings.Replace(mapping, `"Protocol":6`, `"Protocol":6,"VIP":"127.0.0.1"`, 1)), 0, ""},
 

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -30,5 +31,29 @@ func TestForwardsHidden(t *testing.T) {
 	p.recompileHost(d)
 	if !p.Host.Forward4 || p.Host.Forward6 {
 		t.Errorf("the host forwards %+v, want IPv4 alone", p.Host)
+	}
+}
+
+// TestForwardsByFamily: of two mappings at all addresses the one for IPv6 alone has these, and the other the IPv4 ones.
+func TestForwardsByFamily(t *testing.T) {
+	e := &Endpoint{Addrs: []netip.Prefix{netip.MustParsePrefix("10.7.0.2/24"), netip.MustParsePrefix("fd07::2/64")}}
+	both := hcn.PortMappingPolicySetting{Protocol: hcn.ProtocolTCP, InternalPort: 80, ExternalPort: 8080, Flags: hcn.NatLocalRoutedVip}
+	six := hcn.PortMappingPolicySetting{Protocol: hcn.ProtocolTCP, InternalPort: 81, ExternalPort: 8080, Flags: hcn.NatIPv6}
+	for name, tc := range map[string]struct {
+		policies []hcn.EndpointPolicy
+		want     string
+	}{
+		"alone":         {[]hcn.EndpointPolicy{both.Policy()}, "[10.7.0.2:80 [fd07::2]:80]"},
+		"both":          {[]hcn.EndpointPolicy{both.Policy(), six.Policy()}, "[10.7.0.2:80 [fd07::2]:81]"},
+		"the other way": {[]hcn.EndpointPolicy{six.Policy(), both.Policy()}, "[[fd07::2]:81 10.7.0.2:80]"},
+	} {
+		e.Doc.Policies = tc.policies
+		var got []netip.AddrPort
+		for _, f := range Forwards(e) {
+			got = append(got, f.To)
+		}
+		if fmt.Sprint(got) != tc.want {
+			t.Errorf("%s: to %v, want %s", name, got, tc.want)
+		}
 	}
 }

@@ -293,7 +293,7 @@ func Forwards(e *Endpoint) []Forward {
 		case m.Scope == hcn.ScopeLAN, e.OneMAC: // no answer comes back to the loopback
 			scope = ScopeLAN
 		}
-		var has4, has6 bool
+		has4, has6 := false, !m.IPv6Only() && slices.ContainsFunc(mappings, m.Divides)
 		for _, a := range e.Addrs {
 			v4 := a.Addr().Is4()
 			if one && bind.Is4() != v4 || m.IPv6Only() && v4 || v4 && has4 || !v4 && has6 {
