@@ -54,7 +54,20 @@ func DeviceName(prefix string, id PortID) string {
 
 // NamespacePath is where the compartment of an HCN namespace is bound.
 func NamespacePath(id hcn.GUID) string {
-	return NetnsDir + "/hns-" + strings.ToLower(string(id))
+	return NetnsDir + "/" + namespacePrefix + strings.ToLower(string(id))
+}
+
+const namespacePrefix = "hns-"
+
+// IsNamespaceName tells that a name in NetnsDir is that of a compartment of ours: no other program makes such a one. What merely begins like
+// it may be anybody's.
+func IsNamespaceName(name string) bool {
+	rest, is := strings.CutPrefix(name, namespacePrefix)
+	if !is {
+		return false
+	}
+	id, err := hcn.ParseGUID(rest)
+	return OwnNamespace(hcn.GUID(rest)) || err == nil && rest == id.Lower()
 }
 
 // Alias is the interface alias that marks a device as ours. The kernel takes at

@@ -7,15 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
-
-// compartmentPrefix starts the file names of our compartments; nobody else's start with it.
-const compartmentPrefix = "hns-"
 
 // bornWith are the settings of a new compartment. A vNIC's addresses and routes come from the plan alone, so it shall
 // not ask for a router. Duplicate detection and the kernel's own link-local address need no setting: the addresses of
@@ -239,8 +235,8 @@ func (n *Netdev) bind(ns int, path string) error {
 
 // checkPath keeps a bad plan from making or removing files anywhere else.
 func (n *Netdev) checkPath(ns *plan.Namespace) error {
-	if filepath.Dir(ns.Path) != n.opts.NetnsDir || !strings.HasPrefix(filepath.Base(ns.Path), compartmentPrefix) {
-		return fmt.Errorf("compartment path %s is not %s/%s…", ns.Path, n.opts.NetnsDir, compartmentPrefix)
+	if filepath.Dir(ns.Path) != n.opts.NetnsDir || !plan.IsNamespaceName(filepath.Base(ns.Path)) {
+		return fmt.Errorf("compartment path %s is not %s/hns-GUID", ns.Path, n.opts.NetnsDir)
 	}
 	return nil
 }
@@ -295,7 +291,7 @@ func (n *Netdev) listNamespaces() (paths []string, err error) {
 			return fmt.Errorf("list compartments: %w", err)
 		}
 		for _, e := range entries {
-			if strings.HasPrefix(e.Name(), compartmentPrefix) {
+			if plan.IsNamespaceName(e.Name()) {
 				paths = append(paths, filepath.Join(n.opts.NetnsDir, e.Name()))
 			}
 		}

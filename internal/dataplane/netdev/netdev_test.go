@@ -232,7 +232,7 @@ func TestOthersThingsSurvive(t *testing.T) {
 		ip link add veth0 type veth peer name veth1; ip addr add 10.9.9.1/24 dev veth0; ip link set veth0 up
 		ip link add bhp0 type veth peer name x0; ip link set bhp0 alias "someone else"
 		ip link add bhh0 type bridge
-		ip netns add other; ip route add 10.88.0.0/16 via 10.9.9.9`)
+		ip netns add other; ip netns add hns-other; ip netns add HNS-`+guid('C', 7).Lower()+`; ip route add 10.88.0.0/16 via 10.9.9.9`)
 	others := dump(t, h)
 	p := sample()
 	apply(t, n, &plan.Plan{}, p)
@@ -363,11 +363,12 @@ func TestCrashLeftovers(t *testing.T) {
 	one, gone := p.Ports[plan.EndpointPortID(guid('E', 1))], plan.DeviceName(plan.PortPrefix, "gone")
 	dead := "hns-" + guid('C', 1).Lower()
 	h.Run(t, "bash", "-c", fmt.Sprintf(`set -e
-		touch /run/netns/%[1]s /run/netns/hns-dead              # killed before the bind
-		ip netns add hns-gone                                   # no longer wanted
+		touch /run/netns/%[1]s /run/netns/%[6]s                 # killed before the bind
+		ip netns add %[7]s                                      # no longer wanted
 		ip link add %[2]s group %[4]d type veth peer name half0 # killed before the alias, wanted
 		ip link add %[3]s group %[4]d type veth peer name half1 # the same, not wanted
-		ip link add bhpdying group %[5]d type veth peer name half2`, dead, one.Device, gone, groupOurs, groupDying))
+		ip link add bhpdying group %[5]d type veth peer name half2`, dead, one.Device, gone, groupOurs, groupDying,
+		"hns-"+guid('C', 8).Lower(), "hns-"+guid('C', 9).Lower()))
 	apply(t, n, &plan.Plan{}, p)
 	if _, err := resync(t, n, p); err != nil {
 		t.Fatal(err)

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-net/bulkhead/internal/plan"
 )
 
 // watchState is shared by the watcher and those whose doings it shall overlook.
@@ -351,7 +352,7 @@ func (w *watcher) readInotify() error {
 		switch {
 		case mask&(unix.IN_Q_OVERFLOW|unix.IN_DELETE_SELF) != 0:
 			w.wake("events of " + w.n.opts.NetnsDir + " were lost")
-		case !strings.HasPrefix(name, compartmentPrefix), w.n.watch.wasExpected(path):
+		case !plan.IsNamespaceName(name), w.n.watch.wasExpected(path):
 		default:
 			w.wake("compartment " + path + " changed")
 		}
