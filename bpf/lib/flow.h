@@ -19,6 +19,9 @@
 #define IDLE_ONE_WAY (30 * SECOND)
 /* A connection that the rules have cut: as long as its ends go on trying. */
 #define IDLE_CUT (900 * SECOND)
+/* The same when one of them has tried to end it. Nobody lets more than two minutes pass between two
+ * tries: after that it has given up, or is gone. */
+#define IDLE_CUT_ENDING (180 * SECOND)
 
 #define RING_NO_WAKEUP 1
 
@@ -109,10 +112,10 @@ static __always_inline int is_closed(const struct flow *f)
 static __always_inline __u64 patience(const struct flow *f, __u8 proto)
 {
 	if (proto == IPPROTO_TCP) {
+		if (f->state & FLOW_CUT)
+			return f->state & (FLOW_RESET | FLOW_FIN_A | FLOW_FIN_B) ? IDLE_CUT_ENDING : IDLE_CUT;
 		if (is_closed(f))
 			return IDLE_CLOSED;
-		if (f->state & FLOW_CUT)
-			return IDLE_CUT;
 		if (f->state & FLOW_MIDWAY) /* its packets pass without it, too */
 			return IDLE_REPLIED;
 		return f->state & FLOW_REPLIED ? IDLE_TCP : IDLE_TCP_OPENING;
@@ -160,8 +163,12 @@ __noinline int rule_add(__u32 port, __u32 rule, __u64 matches, __u64 packets, __
 	if (!s) {
 		struct rule_stats first = {.matches = matches, .packets = packets, .bytes = bytes};
 
-		bpf_map_update_elem(&bh_rulestats_v1, &key, &first, BPF_NOEXIST);
-		return 0;
+		if (!bpf_map_update_elem(&bh_rulestats_v1, &key, &first, BPF_NOEXIST))
+			return 0;
+		/* Another CPU was faster, and has made room for this one, too; or the table is full. */
+		s = bpf_map_lookup_elem(&bh_rulestats_v1, &key);
+		if (!s)
+			return 0;
 	}
 	s->matches += matches;
 	s->packets += packets;

@@ -333,13 +333,19 @@ static __always_inline int weigh(const struct flow *f, const struct pkt *p, int 
 
 /* The rules have cut a connection: its packets are dropped, in both directions, and its
  * flow stays for the case that they let it go on. Whose rules: an answer is judged by
- * those that its question was. */
-static __always_inline int cut(struct flow *f, struct pkt *p, const struct dest *d, int back, int step)
+ * those that its question was. What its ends try is seen all the same: there is nothing to
+ * wait for when they have ended it. */
+static __always_inline int cut(struct flow *f, struct pkt *p, const struct dest *d, int end, int step)
 {
-	__u32 whose = (step == DROP_POLICY_IN) != back ? d->port : p->ifindex;
+	__u32 whose = (step == DROP_POLICY_IN) != (f->opener != end) ? d->port : p->ifindex;
 
-	if (!(f->state & FLOW_CUT))
+	if (!(f->state & FLOW_CUT) && !is_closed(f))
 		__sync_fetch_and_or(&f->state, FLOW_CUT);
+	if (f->state & FLOW_CUT) {
+		f->seen = bpf_ktime_get_coarse_ns();
+		if (p->tcp & (TCP_FIN | TCP_RST) || f->state & FLOW_RESET)
+			flow_tcp(f, p, end);
+	}
 	rule_add(whose, p->rule, 1, 1, p->len);
 	if (whose != p->ifindex)
 		p->at = whose;
@@ -380,7 +386,7 @@ static __always_inline int judge_again(struct pkt *p, struct question *q, struct
 	else
 		step = rules_back(p, q, to->out, from->in);
 	if (step)
-		return cut(f, p, d, f->opener != end, step);
+		return cut(f, p, d, end, step);
 	if (p->rule_out != f->rule_out || p->rule != f->rule_in)
 		change_rules(f, p);
 	if (f->state & FLOW_CUT)

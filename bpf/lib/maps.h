@@ -99,6 +99,10 @@ TABLE(bh_rulestats_v1, PERCPU_HASH, 1 << 18, struct rule_stat_key, struct rule_s
 FIXED(bh_config_v1, ARRAY, 1, __u32, struct config);
 FIXED(bh_pending_v1, ARRAY, 1, __u32, struct pending);
 
+/* The daemon's own: not 0 while a change is going on, at whose end it raises the generation. One that finds it when it
+ * starts raises it for the one that has not come to that. */
+FIXED(bh_unsettled_v1, ARRAY, 1, __u32, __u32);
+
 /* Connections. Not an LRU: a flood of new flows may not push out one that others rely
  * on, so each port has a share, and the silent ones are swept out. */
 TABLE(bh_flows_v4, HASH, MAX_FLOWS, struct flow_key, struct flow);

@@ -766,6 +766,7 @@ const (
 	bpfMapBhSwitchesV2     = "bh_switches_v2"
 	bpfMapBhTrafficV1      = "bh_traffic_v1"
 	bpfMapBhTurnsV2        = "bh_turns_v2"
+	bpfMapBhUnsettledV1    = "bh_unsettled_v1"
 	bpfMapBhVectorsV1      = "bh_vectors_v1"
 	bpfMapBhVipsV2         = "bh_vips_v2"
 	bpfMapBhVnisV1         = "bh_vnis_v1"
@@ -881,6 +882,7 @@ type bpfMapSpecs struct {
 	BhSwitchesV2     *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhTrafficV1      *ebpf.MapSpec `ebpf:"bh_traffic_v1"`
 	BhTurnsV2        *ebpf.MapSpec `ebpf:"bh_turns_v2"`
+	BhUnsettledV1    *ebpf.MapSpec `ebpf:"bh_unsettled_v1"`
 	BhVectorsV1      *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 	BhVipsV2         *ebpf.MapSpec `ebpf:"bh_vips_v2"`
 	BhVnisV1         *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
@@ -962,6 +964,7 @@ type bpfMaps struct {
 	BhSwitchesV2     *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhTrafficV1      *ebpf.Map `ebpf:"bh_traffic_v1"`
 	BhTurnsV2        *ebpf.Map `ebpf:"bh_turns_v2"`
+	BhUnsettledV1    *ebpf.Map `ebpf:"bh_unsettled_v1"`
 	BhVectorsV1      *ebpf.Map `ebpf:"bh_vectors_v1"`
 	BhVipsV2         *ebpf.Map `ebpf:"bh_vips_v2"`
 	BhVnisV1         *ebpf.Map `ebpf:"bh_vnis_v1"`
@@ -1013,6 +1016,7 @@ func (m *bpfMaps) Close() error {
 		m.BhSwitchesV2,
 		m.BhTrafficV1,
 		m.BhTurnsV2,
+		m.BhUnsettledV1,
 		m.BhVectorsV1,
 		m.BhVipsV2,
 		m.BhVnisV1,

@@ -3,9 +3,16 @@ package vswitch
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	th "github.com/bulkhead-net/bulkhead/internal/testhost"
@@ -135,5 +142,55 @@ func TestRuleCountersOfDrops(t *testing.T) {
 			err = errors.New("not counted")
 		}
 		return err
+	})
+}
+
+// TestFirstCountsOfTwoCPUs: a rule decides for the first time on two CPUs at once, and both have counted.
+func TestFirstCountsOfTwoCPUs(t *testing.T) {
+	const rules = 100
+	p := newPair(t, AttachAuto)
+	each := make([]plan.Rule, rules)
+	for i := range each {
+		each[i] = own(plan.Block, unix.IPPROTO_UDP, 1000+uint16(i))
+	}
+	p.b = p.replace(p.b, func(b *plan.Port) { b.Policy.In = list(plan.Allow, each...) })
+	var at [2]atomic.Int64
+	var both sync.WaitGroup
+	for me := range 2 {
+		conn, err := p.hostA.ListenPacket("udp", netip.AddrPortFrom(p.a.Addrs[0], 7000+uint16(me)).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		both.Go(func() {
+			runtime.LockOSThread() // and never unlocked: the thread ends with its one CPU
+			var one unix.CPUSet
+			one.Set(me % runtime.NumCPU())
+			if err := unix.SchedSetaffinity(0, &one); err != nil {
+				t.Error(err)
+			}
+			for i := range rules {
+				at[me].Store(int64(i) + 1)
+				for late := time.Now().Add(10 * time.Millisecond); at[1-me].Load() <= int64(i) && time.Now().Before(late); {
+				}
+				to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.b.Addrs[0], 1000+uint16(i)))
+				if _, err := conn.WriteTo([]byte("x"), to); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	both.Wait()
+	th.Eventually(t, 5*time.Second, func() error {
+		c, err := p.lab.a.RuleCounters(p.b.ID)
+		if err != nil {
+			return err
+		}
+		for i := range uint32(rules) {
+			if n := c[i+1]; n.Matches != 2 || n.Packets != 2 {
+				return fmt.Errorf("rule %d has decided %d times, about %d packets, want 2", i+1, n.Matches, n.Packets)
+			}
+		}
+		return nil
 	})
 }

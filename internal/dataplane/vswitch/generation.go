@@ -47,6 +47,33 @@ func (a *Applier) setConfig(c bpfConfig) error {
 	return nil
 }
 
+// begin precedes the first write of a change. A daemon that is killed before it has settled that may have written rules under
+// which no flow was judged, and the next one finds nothing left to write.
+func (a *Applier) begin() error {
+	if a.shadow != nil {
+		return nil
+	}
+	return a.mark(1)
+}
+
+// mark is no write that anybody asks for: it comes and goes with those of a change.
+func (a *Applier) mark(unsettled uint32) error {
+	if err := a.objs.BhUnsettledV1.Update(new(uint32), &unsettled, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map %s: %w", bpfMapBhUnsettledV1, err)
+	}
+	return nil
+}
+
+// takeOver has the flows judged again if the last daemon has not come to the end of a change.
+func (a *Applier) takeOver() error {
+	var unsettled uint32
+	if err := a.objs.BhUnsettledV1.Lookup(new(uint32), &unsettled); err != nil {
+		return fmt.Errorf("read map %s: %w", bpfMapBhUnsettledV1, err)
+	}
+	a.policies.changed = unsettled != 0
+	return nil
+}
+
 // settle ends a change: flows that were judged before it are judged again, and rules that
 // no port has any more go when no packet can be at them.
 func (a *Applier) settle() error {
@@ -59,6 +86,9 @@ func (a *Applier) settle() error {
 		if err = a.raiseGeneration(); err == nil {
 			a.policies.changed, a.balance.changed = false, false
 		}
+	}
+	if err == nil {
+		err = a.mark(0)
 	}
 	a.collectLater()
 	return err

@@ -263,3 +263,40 @@ func TestClosedFlowsGo(t *testing.T) {
 		t.Errorf("the connection that a blind reset did not end has the flows %v, then %v", flows, after)
 	}
 }
+
+// TestCutConnectionsThatEnd: of a connection that the rules have cut its ends may still say that they have ended it. Then
+// it is gone three minutes after the last try, and not a quarter of an hour.
+func TestCutConnectionsThatEnd(t *testing.T) {
+	w := newWire(t, AttachAuto)
+	for family, last := range []string{"FA", "R"} {
+		w.play(t, family, handshake(1000, 80))
+		w.play(t, family, handshake(1001, 80))
+		w.rulesA(list(plan.Block), nil)
+		w.play(t, family, []step{
+			{"data of the one", false, tcp(1000, 80, "PA"), policyOut},
+			{"data of the other", false, tcp(1001, 80, "PA"), policyOut},
+			{"its end", false, tcp(1001, 80, last), policyOut},
+		})
+		w.rulesA(nil, nil)
+	}
+	for k, f := range w.flowTable() {
+		if k.Proto == unix.IPPROTO_TCP {
+			f.Seen -= uint64(200 * time.Second)
+			w.in(func() error { return w.lab.a.objs.BhFlowsV4.Put(&k, &f) })
+		}
+	}
+	th.Eventually(t, 6*time.Second, func() error {
+		for family := range 2 {
+			left := w.flowsOf(w.ga[family], w.gb[family])
+			for k := range left {
+				if k.Aport == 1001 || k.Bport == 1001 {
+					return fmt.Errorf("there is %+v", k)
+				}
+			}
+			if len(left) != 1 {
+				t.Fatalf("family %d: %d flows are left, want the one whose ends go on trying", family, len(left))
+			}
+		}
+		return nil
+	})
+}

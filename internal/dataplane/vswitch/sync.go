@@ -37,6 +37,9 @@ func (a *Applier) sync(ctx context.Context, p *plan.Plan) ([]plan.Drift, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := a.begin(); err != nil {
+		return nil, err
+	}
 	if err := a.list(); err != nil {
 		return nil, err
 	}

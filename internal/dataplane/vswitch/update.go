@@ -22,6 +22,9 @@ func (a *Applier) Update(ctx context.Context, p *plan.Plan, d *plan.Delta) error
 }
 
 func (a *Applier) update(ctx context.Context, p *plan.Plan, d *plan.Delta) error {
+	if err := a.begin(); err != nil {
+		return err
+	}
 	if !a.listed {
 		if err := a.list(); err != nil {
 			return err
@@ -98,7 +101,12 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 		if c.New != nil || old == nil {
 			continue
 		}
-		cut = true
+		if !cut {
+			if err := a.begin(); err != nil {
+				return err
+			}
+			cut = true
+		}
 		err := errors.Join(
 			a.tables.near.forget(old.index), a.tables.ports.drop(old.index),
 			dropMissing(a.tables.macs, old.macs, nil),
@@ -108,7 +116,11 @@ func (a *Applier) Cut(_ context.Context, d *plan.Delta) error {
 		}
 	}
 	if cut { // the flows to them know the way without these maps
-		errs = append(errs, a.raiseGeneration())
+		if err := a.raiseGeneration(); err != nil {
+			errs = append(errs, err)
+		} else {
+			errs = append(errs, a.mark(0))
+		}
 		if a.offload != nil {
 			errs = append(errs, a.offload.passStack())
 		}

@@ -618,6 +618,7 @@ const (
 	uplinkMapBhSweeperV1       = "bh_sweeper_v1"
 	uplinkMapBhSwitchesV2      = "bh_switches_v2"
 	uplinkMapBhTrafficV1       = "bh_traffic_v1"
+	uplinkMapBhUnsettledV1     = "bh_unsettled_v1"
 	uplinkMapBhVectorsV1       = "bh_vectors_v1"
 	uplinkMapBhVnisV1          = "bh_vnis_v1"
 	uplinkMapBhVtepsV1         = "bh_vteps_v1"
@@ -725,6 +726,7 @@ type uplinkMapSpecs struct {
 	BhSweeperV1       *ebpf.MapSpec `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.MapSpec `ebpf:"bh_switches_v2"`
 	BhTrafficV1       *ebpf.MapSpec `ebpf:"bh_traffic_v1"`
+	BhUnsettledV1     *ebpf.MapSpec `ebpf:"bh_unsettled_v1"`
 	BhVectorsV1       *ebpf.MapSpec `ebpf:"bh_vectors_v1"`
 	BhVnisV1          *ebpf.MapSpec `ebpf:"bh_vnis_v1"`
 	BhVtepsV1         *ebpf.MapSpec `ebpf:"bh_vteps_v1"`
@@ -802,6 +804,7 @@ type uplinkMaps struct {
 	BhSweeperV1       *ebpf.Map `ebpf:"bh_sweeper_v1"`
 	BhSwitchesV2      *ebpf.Map `ebpf:"bh_switches_v2"`
 	BhTrafficV1       *ebpf.Map `ebpf:"bh_traffic_v1"`
+	BhUnsettledV1     *ebpf.Map `ebpf:"bh_unsettled_v1"`
 	BhVectorsV1       *ebpf.Map `ebpf:"bh_vectors_v1"`
 	BhVnisV1          *ebpf.Map `ebpf:"bh_vnis_v1"`
 	BhVtepsV1         *ebpf.Map `ebpf:"bh_vteps_v1"`
@@ -852,6 +855,7 @@ func (m *uplinkMaps) Close() error {
 		m.BhSweeperV1,
 		m.BhSwitchesV2,
 		m.BhTrafficV1,
+		m.BhUnsettledV1,
 		m.BhVectorsV1,
 		m.BhVnisV1,
 		m.BhVtepsV1,

@@ -181,6 +181,9 @@ func (a *Applier) open(opts Options) error {
 	if err := a.configure(opts.FlowsPerPort); err != nil {
 		return err
 	}
+	if err := a.takeOver(); err != nil {
+		return err
+	}
 	var err error
 	if a.dev, err = newDeviceIndex(); err != nil {
 		return err
@@ -266,7 +269,7 @@ func mapsOf(o *bpfObjects) map[string]*ebpf.Map {
 		bpfMapBhSwitchesV2: o.BhSwitchesV2, bpfMapBhMembersV1: o.BhMembersV1, bpfMapBhStatsV1: o.BhStatsV1, bpfMapBhTrafficV1: o.BhTrafficV1, bpfMapBhNearV1: o.BhNearV1,
 		bpfMapBhPoliciesV1: o.BhPoliciesV1, bpfMapBhPrefixesV1: o.BhPrefixesV1, bpfMapBhServicesV1: o.BhServicesV1,
 		bpfMapBhSetsV1: o.BhSetsV1, bpfMapBhClassesV1: o.BhClassesV1, bpfMapBhVectorsV1: o.BhVectorsV1,
-		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1,
+		bpfMapBhRulesV1: o.BhRulesV1, bpfMapBhRulestatsV1: o.BhRulestatsV1, bpfMapBhConfigV1: o.BhConfigV1, bpfMapBhPendingV1: o.BhPendingV1, bpfMapBhUnsettledV1: o.BhUnsettledV1,
 		bpfMapBhFlowsV4: o.BhFlowsV4, bpfMapBhSweeperV1: o.BhSweeperV1, bpfMapBhSharesV4: o.BhSharesV4, bpfMapBhFragmentsV1: o.BhFragmentsV1,
 		bpfMapBhOffloadCallsV1: o.BhOffloadCallsV1, bpfMapBhRatesV1: o.BhRatesV1, bpfMapBhSteerV2: o.BhSteerV2, bpfMapBhLansV1: o.BhLansV1, bpfMapBhBucketsV1: o.BhBucketsV1,
 		bpfMapBhFlowlogV1: o.BhFlowlogV1, bpfMapBhLostV1: o.BhLostV1, bpfMapBhScratchV7: o.BhScratchV7,
