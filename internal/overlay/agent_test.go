@@ -438,6 +438,35 @@ func TestSchema(t *testing.T) {
 	if _, err := Find(t.Context(), cli, "/test"); err == nil || !strings.Contains(err.Error(), "no record of Bulkhead's") {
 		t.Errorf("find: %v", err)
 	}
+
+	// Who is in a cluster whose record is changed, or removed, goes on when it is what it was.
+	if _, err := cli.Delete(t.Context(), "/test/schema"); err != nil {
+		t.Fatal(err)
+	}
+	s.found()
+	a.connected()
+	was, err := cli.Get(t.Context(), "/test/schema")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, do := range []clientv3.Op{clientv3.OpPut("/test/schema", `{"version":2}`), clientv3.OpDelete("/test/schema")} {
+		if _, err := cli.Do(t.Context(), do); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is noticed", func() bool { return !a.Status().Connected })
+		if _, err := cli.Put(t.Context(), "/test/schema", string(was.Kvs[0].Value)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "what comes after is seen", func() bool {
+			res, err := cli.Put(t.Context(), a.keys.host(guid(0xa, 9)), encode(&Host{ID: guid(0xa, 9), Name: "h9", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.9")}}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			return a.waitFor(ctx, res.Header.Revision) == nil && a.Status().Connected
+		})
+	}
 }
 
 // TestClash: VNI, name, ID and prefix that somebody has are refused with whose they are.

@@ -278,11 +278,12 @@ func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 			e.value, e.deleted = nil, true
 		}
 		if e.key == a.keys.schema() {
-			if e.deleted {
-				a.mu.Unlock()
-				return noCluster(a.keys)
+			err := noCluster(a.keys)
+			if !e.deleted {
+				err = checkSchema(a.keys, e.value)
 			}
-			if err := checkSchema(a.keys, e.value); err != nil {
+			if err != nil {
+				a.synced, a.recalled = false, true // what is there by then is read anew: this event would come again and again
 				a.mu.Unlock()
 				return err
 			}
