@@ -198,7 +198,7 @@ func TestCluster(t *testing.T) {
 	for _, n := range []*node{a, b, c} {
 		n.stop(syscall.SIGTERM)
 		n.Run(t, made.binary, "reset", "--yes")
-		if out := n.Run(t, "sh", "-c", "pgrep -l etcd || true; pgrep -f 'bulkhead [w]ireguard' || true; ls /run/netns /run/wireguard 2>/dev/null || true"); strings.TrimSpace(out) != "" {
+		if out := n.Run(t, "sh", "-c", "pgrep -l etcd || true; pgrep -f 'bulkhead [w]ireguard' || true; find /run/netns /run/wireguard -mindepth 1 2>/dev/null || true"); strings.TrimSpace(out) != "" {
 			t.Errorf("%s: reset leaves %s", n.name, out)
 		}
 	}
