@@ -435,9 +435,14 @@ func (c *Cluster) Token(ctx context.Context, valid time.Duration) (string, error
 	defer cancel()
 	var addrs []netip.AddrPort
 	for _, h := range r.agent.Hosts() {
-		if h.Join != 0 {
-			addrs = append(addrs, netip.AddrPortFrom(h.Addrs[0], h.Join))
+		if h.Join == 0 {
+			continue
 		}
+		at := h.Addrs[0]
+		if h.ID == cfg.Host { // etcd may not have said yet that this host has moved
+			at = cfg.Addrs[0]
+		}
+		addrs = append(addrs, netip.AddrPortFrom(at, h.Join))
 	}
 	if len(addrs) == 0 {
 		return "", errors.New("no host of the cluster that runs a member of etcd is there just now: start one")
