@@ -170,6 +170,11 @@ func (s PortMappingPolicySetting) Divides(o PortMappingPolicySetting) bool {
 		(s.ExternalPort != 0 || s.InternalPort == o.InternalPort)
 }
 
+// Repeats reports whether two mappings of one endpoint publish the same port twice.
+func (s PortMappingPolicySetting) Repeats(o PortMappingPolicySetting) bool {
+	return s.Overlaps(o) && !s.Divides(o)
+}
+
 // covers reports whether a mapping on all addresses includes a.
 func (s PortMappingPolicySetting) covers(a netip.Addr) bool {
 	return (s.Scope == "" || !a.IsLoopback()) && (!s.IPv6Only() || a.Is6())

@@ -168,7 +168,7 @@ func (e *HostComputeEndpoint) validatePolicies() error {
 		}
 		switch s := v.(type) {
 		case PortMappingPolicySetting:
-			if slices.ContainsFunc(mappings, func(o PortMappingPolicySetting) bool { return s.Overlaps(o) && !s.Divides(o) }) {
+			if slices.ContainsFunc(mappings, s.Repeats) {
 				return invalid(ErrPortAlreadyExists, at, "port %d/%s is published by another policy of this endpoint",
 					s.ExternalPort, s.Protocol)
 			}

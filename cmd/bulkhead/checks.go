@@ -9,59 +9,55 @@ import (
 	"strings"
 
 	"github.com/bulkhead-net/bulkhead/api"
-	"github.com/bulkhead-net/bulkhead/internal/dataplane/nat"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/netdev"
 	"github.com/bulkhead-net/bulkhead/internal/dataplane/vswitch"
-	"github.com/bulkhead-net/bulkhead/internal/dataplane/wireguard"
 	"github.com/bulkhead-net/bulkhead/internal/plan"
 	"github.com/bulkhead-net/bulkhead/internal/sandbox/process"
-	"github.com/bulkhead-net/bulkhead/internal/sandbox/vm"
 )
 
 // checks are the lines of the doctor's report that need the parts below the
 // engine: the kernel's features, other firewalls, the container runtime.
 func (p *parts) checks(ctx context.Context) []api.Check {
-	return append(hostChecks(p.filter, p.sw, p.runtime, p.vms, p.wg)(ctx), nameChecks(p.engine, p.names)...)
+	return append(p.hostChecks(ctx), nameChecks(p.engine, p.names)...)
 }
 
-func hostChecks(filter *nat.Applier, sw *vswitch.Applier, runtime *process.Runtime, vms *vm.Host, wg *wireguard.Applier) func(context.Context) []api.Check {
-	return func(ctx context.Context) []api.Check {
-		var out []api.Check
-		for _, f := range vswitch.Probe() {
-			c := api.Check{Name: "kernel: " + f.Name, Status: "ok", Detail: f.Detail}
-			if !f.OK {
-				c.Status, c.Next = "warn", "use Linux "+f.Since+" or later for it"
-				if f.Needed {
-					c.Status = "fail"
-				}
+// hostChecks are those of the host and of what works for us there.
+func (p *parts) hostChecks(ctx context.Context) []api.Check {
+	var out []api.Check
+	for _, f := range vswitch.Probe() {
+		c := api.Check{Name: "kernel: " + f.Name, Status: "ok", Detail: f.Detail}
+		if !f.OK {
+			c.Status, c.Next = "warn", "use Linux "+f.Since+" or later for it"
+			if f.Needed {
+				c.Status = "fail"
 			}
-			out = append(out, c)
 		}
-		out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(sw.Mode())}, offloadCheck(sw), wireguardCheck(wg))
-		out = append(out, forwarding("net/ipv4/ip_forward", "IPv4"), forwarding("net/ipv6/conf/all/forwarding", "IPv6"))
-		out = append(out, neighbourChecks()...)
-		foreign, err := filter.Foreign(ctx)
-		if err != nil {
-			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: err.Error()})
-		}
-		for _, f := range foreign {
-			out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: f, Next: foreignNext(f)})
-		}
-		if err == nil && len(foreign) == 0 {
-			out = append(out, api.Check{Name: "other firewalls", Status: "ok", Detail: "none forbids forwarding"})
-		}
-		counters, err := filter.Counters()
-		if err == nil {
-			var parts []string
-			for name, c := range counters {
-				if c.Packets > 0 {
-					parts = append(parts, fmt.Sprintf("%s %d", name, c.Packets))
-				}
-			}
-			out = append(out, api.Check{Name: "netfilter drops", Status: "ok", Detail: strings.Join(parts, ", ")})
-		}
-		return append(append(out, runtimeChecks(runtime.Probe(ctx))...), vmCheck(ctx, vms))
+		out = append(out, c)
 	}
+	out = append(out, api.Check{Name: "switch", Status: "ok", Detail: "programs are attached by " + string(p.sw.Mode())}, offloadCheck(p.sw), wireguardCheck(p.wg))
+	out = append(out, forwarding("net/ipv4/ip_forward", "IPv4"), forwarding("net/ipv6/conf/all/forwarding", "IPv6"))
+	out = append(out, neighbourChecks()...)
+	foreign, err := p.filter.Foreign(ctx)
+	if err != nil {
+		out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: err.Error()})
+	}
+	for _, f := range foreign {
+		out = append(out, api.Check{Name: "other firewalls", Status: "warn", Detail: f, Next: foreignNext(f)})
+	}
+	if err == nil && len(foreign) == 0 {
+		out = append(out, api.Check{Name: "other firewalls", Status: "ok", Detail: "none forbids forwarding"})
+	}
+	counters, err := p.filter.Counters()
+	if err == nil {
+		var parts []string
+		for name, c := range counters {
+			if c.Packets > 0 {
+				parts = append(parts, fmt.Sprintf("%s %d", name, c.Packets))
+			}
+		}
+		out = append(out, api.Check{Name: "netfilter drops", Status: "ok", Detail: strings.Join(parts, ", ")})
+	}
+	return append(append(out, runtimeChecks(p.runtime.Probe(ctx))...), vmCheck(ctx, p.vms))
 }
 
 // offloadCheck says whether flows across the host are carried past its stack.

@@ -61,7 +61,7 @@ protocols do not; what the layer lets pass the other rules judge.`,
 			if err != nil {
 				return err
 			}
-			e, err := aclEndpoint(cmd.Context(), c, args[0], f.network)
+			e, err := policyEndpoint(cmd.Context(), c, args[0], f.network)
 			if err != nil {
 				return err
 			}
@@ -171,8 +171,8 @@ func protocolNumbers(list string) string {
 	return strings.Join(words, ",")
 }
 
-// aclEndpoint finds the endpoint that a word means: one of a container, or by itself.
-func aclEndpoint(ctx context.Context, c *client.Client, word, network string) (*hcn.HostComputeEndpoint, error) {
+// policyEndpoint finds the endpoint that a word means: one of a container, or by itself.
+func policyEndpoint(ctx context.Context, c *client.Client, word, network string) (*hcn.HostComputeEndpoint, error) {
 	one, err := c.Container(ctx, word)
 	if isNotFound(err) {
 		return endpoints(c).find(ctx, word)
@@ -244,7 +244,7 @@ rules shows all rules that apply to it, in their order.`,
 	cmd.Flags().StringVar(&network, "network", "", "which of the container's endpoints, by its network")
 	completeFlag(cmd, "network", a.completeNetworks)
 	a.shows(cmd, func(c *client.Client, form string, args []string) error {
-		e, err := aclEndpoint(cmd.Context(), c, args[0], network)
+		e, err := policyEndpoint(cmd.Context(), c, args[0], network)
 		if err != nil {
 			return err
 		}
@@ -332,7 +332,7 @@ func newACLRmCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			e, err := aclEndpoint(cmd.Context(), c, args[0], network)
+			e, err := policyEndpoint(cmd.Context(), c, args[0], network)
 			if err != nil {
 				return err
 			}

@@ -45,7 +45,7 @@ exist too. A direction that is not named keeps its rate; 0 lifts it.`,
 			if err != nil {
 				return err
 			}
-			e, err := aclEndpoint(cmd.Context(), c, args[0], network)
+			e, err := policyEndpoint(cmd.Context(), c, args[0], network)
 			if err != nil {
 				return err
 			}

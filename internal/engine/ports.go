@@ -28,7 +28,7 @@ func (t *txn) claimPorts(row, old *plan.Endpoint) error {
 	}
 	for i, m := range mine {
 		for j := range i {
-			if m.Overlaps(mine[j]) && !m.Divides(mine[j]) {
+			if m.Repeats(mine[j]) {
 				return hcn.Errorf(hcn.ErrPortAlreadyExists, "port %d/%s is published twice in the same document", m.ExternalPort, m.Protocol)
 			}
 		}

@@ -94,14 +94,11 @@ func (a *Agent) holdMissed(key string, rev int64, missed map[hcn.GUID]bool) bool
 	if p.kind == kindHost {
 		host = p.id
 	}
-	return err == nil && missed[host] && a.hold(entry{key: key, deleted: true, rev: rev}, map[int64]bool{rev: true})
+	return err == nil && missed[host] && a.hold(entry{key: key, deleted: true, rev: rev})
 }
 
-// hold keeps what an event removes, if it does so at one of these revisions. Locked: a.mu.
-func (a *Agent) hold(e entry, revs map[int64]bool) bool {
-	if !e.deleted || !revs[e.rev] {
-		return false
-	}
+// hold keeps what is removed with a host, and tells whether it is of that kind. Locked: a.mu.
+func (a *Agent) hold(e entry) bool {
 	switch p, err := a.keys.parse(e.key); {
 	case err != nil || p.kind == kindHost && p.id == a.self.ID:
 		return false

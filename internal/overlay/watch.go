@@ -288,7 +288,7 @@ func (a *Agent) takeIn(res *clientv3.WatchResponse) error {
 				return err
 			}
 		}
-		if a.skips(e.key) || a.hold(e, doubted) {
+		if a.skips(e.key) || e.deleted && doubted[e.rev] && a.hold(e) {
 			continue
 		}
 		a.release(e)
